@@ -1,0 +1,108 @@
+"""Multi-head attention, over itself or over a memory, whole or one position at a time."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+KeysValues = tuple[Tensor, Tensor]
+"""Keys and values, each float (B, heads, N, D / heads)."""
+
+
+def attention_mask(mask: Tensor | None, causal: bool, queries: int) -> Tensor | None:
+    """Key padding (bool (B, N) or None) and causality in one mask bool (B, 1, 1 or T, N).
+
+    Query t of T sees key n of N where n <= t + N - T: the last query sees every key.
+    """
+    if mask is None:
+        return None
+    if not causal:
+        return mask[:, None, None, :]
+    keys = mask.shape[1]
+    seen = torch.ones(queries, keys, dtype=torch.bool, device=mask.device).tril(keys - queries)
+    return mask[:, None, None, :] & seen
+
+
+class Attention(nn.Module):
+    """Scaled dot-product attention with `heads` heads (Vaswani et al. 2017, equation 1).
+
+    A query that may look at nothing gets the zero vector before the output map, never NaN.
+
+    Args:
+        dim: width of the queries and of the result.
+        heads: number of heads; divides `dim`.
+        dropout: probability of dropping an attention weight.
+        memory_dim: width of what is attended over; None: the queries' own sequence, so `dim`.
+    """
+
+    def __init__(self, dim: int, *, heads: int, dropout: float = 0.0, memory_dim: int | None = None) -> None:
+        super().__init__()
+        if heads < 1 or dim % heads != 0:
+            raise ValueError(f"dim {dim} is not divisible by heads {heads}; choose a multiple of the heads.")
+        self.heads = heads
+        self.dropout = dropout
+        self.query = nn.Linear(dim, dim)
+        self.key_value = nn.Linear(dim if memory_dim is None else memory_dim, 2 * dim)
+        self.output = nn.Linear(dim, dim)
+        for linear in (self.query, self.key_value, self.output):
+            nn.init.xavier_uniform_(linear.weight)
+            nn.init.zeros_(linear.bias)
+
+    def _split(self, x: Tensor) -> Tensor:
+        """(B, T, D) to (B, heads, T, D / heads)."""
+        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+    def keys_values(self, memory: Tensor) -> KeysValues:
+        """Keys and values of a memory float (B, N, memory_dim), to be computed once and used often."""
+        keys, values = self.key_value(memory).chunk(2, dim=-1)
+        return self._split(keys), self._split(values)
+
+    def forward(
+        self, x: Tensor, memory: Tensor | None = None, *, mask: Tensor | None = None, causal: bool = False
+    ) -> Tensor:
+        """Attend from x (B, T, dim) over `memory` (B, N, memory_dim), or over x itself when it is None.
+
+        Args:
+            x: float (B, T, dim).
+            memory: float (B, N, memory_dim).
+            mask: bool (B, N), True where there is something to look at; None when everywhere.
+            causal: position t sees positions 0 ... t only.
+        """
+        return self.attend(x, self.keys_values(x if memory is None else memory), mask=mask, causal=causal)
+
+    def attend(
+        self, x: Tensor, keys_values: KeysValues, *, mask: Tensor | None = None, causal: bool = False
+    ) -> Tensor:
+        """`forward` over keys and values computed before. Causal: the last of x sees every key."""
+        keys, values = keys_values
+        square = causal and x.shape[1] == keys.shape[2]
+        if causal and not square and mask is None:
+            mask = keys.new_ones(keys.shape[0], keys.shape[2], dtype=torch.bool)
+        allowed = attention_mask(mask, causal, x.shape[1])
+        seen = None if allowed is None else allowed.any(dim=-1, keepdim=True)
+        if allowed is not None and seen is not None:
+            allowed = allowed | ~seen  # a softmax over nothing is NaN: look everywhere, and zero it below
+        attended = F.scaled_dot_product_attention(
+            self._split(self.query(x)),
+            keys,
+            values,
+            attn_mask=allowed,
+            dropout_p=self.dropout if self.training else 0.0,
+            is_causal=square and allowed is None,
+        )
+        if seen is not None:
+            attended = attended.masked_fill(~seen, 0.0)
+        return self.output(attended.transpose(1, 2).flatten(2))
+
+    def weights(self, x: Tensor, keys_values: KeysValues, *, mask: Tensor | None = None) -> Tensor:
+        """Where x (B, T, dim) looks, averaged over heads: float (B, T, N), rows summing to 1.
+
+        A row that may look at nothing is all zeros.
+        """
+        query, keys = self._split(self.query(x)), keys_values[0]
+        scores = query @ keys.transpose(-2, -1) * query.shape[-1] ** -0.5
+        if mask is not None:
+            scores = scores.masked_fill(~mask[:, None, None, :], torch.finfo(scores.dtype).min)
+        weights = scores.softmax(dim=-1).mean(dim=1)
+        return weights if mask is None else weights * mask[:, None, :]
