@@ -1,0 +1,104 @@
+"""Scenes of objects and what may be said of them: the grammar behind the drawn dataset `shapes`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import product
+from typing import Literal, NamedTuple
+
+__all__ = ["COLOURS", "HELD_OUT", "SHAPES", "SIZES", "Scene", "Scenes", "Thing", "describe"]
+
+SIZES = ("small", "large")
+COLOURS = ("red", "green", "blue", "yellow", "purple", "cyan", "black")
+SHAPES = ("circle", "square", "triangle", "star", "cross", "ring")
+
+HELD_OUT = frozenset(  # never trained on: each of these shapes and colours is, but in other company
+    [
+        ("yellow", "circle"),
+        ("purple", "square"),
+        ("red", "triangle"),
+        ("green", "star"),
+        ("blue", "cross"),
+        ("black", "ring"),
+    ]
+)
+
+# axis -> what the first is to the second, what the second is to the first; the left-most, top-most comes first
+RELATIONS = {
+    "horizontal": (("left of", "to the left of"), ("right of", "to the right of")),
+    "vertical": (("above", "over"), ("below", "under")),
+}
+OPENINGS = ("", "there is ")
+
+
+class Thing(NamedTuple):
+    """One object."""
+
+    size: str
+    colour: str
+    shape: str
+
+    def __str__(self) -> str:
+        return f"a {self.size} {self.colour} {self.shape}"
+
+
+class Scene(NamedTuple):
+    """Objects from left to right or from top to bottom; a single one has no axis."""
+
+    things: tuple[Thing, ...]
+    axis: Literal["horizontal", "vertical"] | None
+
+
+ALL_THINGS = [Thing(*choice) for choice in product(SIZES, COLOURS, SHAPES)]
+HELD_OUT_THINGS = [thing for thing in ALL_THINGS if thing[1:] in HELD_OUT]
+SEEN_THINGS = [thing for thing in ALL_THINGS if thing[1:] not in HELD_OUT]
+
+
+def describe(scene: Scene) -> tuple[str, ...]:
+    """Every description of a scene that counts as right; no other scene shares one of them."""
+    if scene.axis is None:
+        return tuple(opening + str(scene.things[0]) for opening in OPENINGS)
+    names = [str(thing) for thing in scene.things]
+    forth, back = RELATIONS[scene.axis]
+    readings = [(names, word) for word in forth] + [(names[::-1], word) for word in back]
+    return tuple(opening + f" {word} ".join(order) for opening in OPENINGS for order, word in readings)
+
+
+class Scenes(Sequence[Scene]):
+    """Every scene of so many distinct objects, in a fixed order, none of them stored.
+
+    Args:
+        count: objects in a scene.
+        held_out: exactly one of the objects is a combination of `HELD_OUT`; otherwise none is.
+    """
+
+    def __init__(self, count: int, held_out: bool = False) -> None:
+        self.count = count
+        self.held_out = held_out
+        self._axes: tuple[Literal["horizontal", "vertical"] | None, ...]
+        self._axes = (None,) if count == 1 else ("horizontal", "vertical")
+
+    def __len__(self) -> int:
+        drawn_from_seen = self.count - self.held_out
+        strangers = len(HELD_OUT_THINGS) * self.count if self.held_out else 1
+        return len(self._axes) * strangers * math.perm(len(SEEN_THINGS), drawn_from_seen)
+
+    def __getitem__(self, rank):  # type: ignore[no-untyped-def]  # one scene, or a list of them for a slice
+        if isinstance(rank, slice):
+            return [self[i] for i in range(*rank.indices(len(self)))]
+        if not 0 <= rank < len(self):
+            raise IndexError(f"scene {rank} of {len(self)}")
+        rank, axis = divmod(rank, len(self._axes))
+        pool, things = list(SEEN_THINGS), []
+        stranger = None
+        if self.held_out:
+            rank, place = divmod(rank, self.count)
+            rank, which = divmod(rank, len(HELD_OUT_THINGS))
+            stranger = (place, HELD_OUT_THINGS[which])
+        for _ in range(self.count - self.held_out):  # the rank's digits in a shrinking base: no object twice
+            rank, which = divmod(rank, len(pool))
+            things.append(pool.pop(which))
+        if stranger is not None:
+            things.insert(*stranger)
+        return Scene(tuple(things), self._axes[axis])
