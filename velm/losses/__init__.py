@@ -1,0 +1,1 @@
+"""Losses: how well pictures and sentences match, and how probable the sentence is."""

@@ -1,0 +1,147 @@
+"""Captioning: -log P(y | X, W) a token, without ever holding the logits of all tokens."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from velm.losses.base import Loss, full_precision
+from velm.outputs import IGNORE, Batch, VisionLanguageOutput
+
+__all__ = ["CaptioningLoss", "linear_cross_entropy"]
+
+
+class CaptioningLoss(Loss):
+    """Cross-entropy of the next token, in nats, averaged over the predicted tokens (eos included).
+
+    Padding is left out before anything is multiplied, and the output projection is applied to a few hundred
+    tokens at a time. Where the batch says `target_count`, the sum is divided by that instead of by its own
+    number of tokens, so that the mean over several devices is exact. The decoder's own penalty is added.
+
+    Args:
+        label_smoothing: the share of the target spread over the whole vocabulary, in [0, 1)
+            (arXiv 1512.00567).
+        chunk_size: tokens whose logits exist at the same time; changes memory and speed, not the result.
+    """
+
+    requires = frozenset({"decoder"})
+
+    def __init__(self, *, label_smoothing: float = 0.0, chunk_size: int = 512) -> None:
+        super().__init__()
+        if not 0 <= label_smoothing < 1:
+            raise ValueError(f"label_smoothing {label_smoothing} is not in [0, 1).")
+        if chunk_size < 1:
+            raise ValueError(f"chunk_size {chunk_size} is below 1: it is a number of tokens.")
+        self.label_smoothing, self.chunk_size = label_smoothing, chunk_size
+
+    def forward(self, output: VisionLanguageOutput, batch: Batch) -> Tensor:
+        self.check(output)
+        decoder, labels, projection = output.decoder, output.labels, output.output_projection
+        assert decoder is not None and labels is not None and projection is not None
+        if decoder.hidden.shape[:2] != labels.shape:
+            raise ValueError(
+                f"The decoder's hidden states are {tuple(decoder.hidden.shape[:2])} (batch, tokens) and the "
+                f"labels {tuple(labels.shape)}: hidden state t must predict label t."
+            )
+        predicted = labels != IGNORE
+        labels = labels[predicted]
+        total = linear_cross_entropy(
+            decoder.hidden[predicted], projection.weight, projection.bias, labels,
+            self.label_smoothing, self.chunk_size,
+        )  # fmt: skip
+        count = batch.target_count if batch.target_count is not None else max(len(labels), 1)
+        loss = total / count
+        return loss if decoder.penalty is None else loss + decoder.penalty
+
+
+def linear_cross_entropy(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    labels: Tensor,
+    label_smoothing: float = 0.0,
+    chunk_size: int = 512,
+) -> Tensor:
+    """`cross_entropy(hidden @ weight.T + bias, labels, reduction="sum")`, its logits made in chunks.
+
+    Args:
+        hidden: float (n, D').
+        weight: float (V, D').
+        bias: float (V,), or None.
+        labels: int64 (n,), each in [0, V).
+        label_smoothing: as in `CaptioningLoss`.
+        chunk_size: rows of `hidden` multiplied at a time.
+    """
+    if not torch.is_grad_enabled():  # the gradient is made in the forward pass: say that nobody wants it
+        hidden, weight, bias = hidden.detach(), weight.detach(), None if bias is None else bias.detach()
+    result: Tensor = _LinearCrossEntropy.apply(hidden, weight, bias, labels, label_smoothing, chunk_size)
+    return result
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    """Each chunk's gradient is made while its logits are at hand, and scaled in the backward pass.
+
+    Making the logits again in the backward pass (a checkpoint) costs a third matrix product of four;
+    torch's own `linear_cross_entropy` is younger than the torch we support, and slower on a CPU.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        labels: Tensor,
+        smooth: float,
+        size: int,
+    ) -> Tensor:
+        kind = hidden.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
+        wanted = dict(zip(("hidden", "weight", "bias"), ctx.needs_input_grad, strict=False))
+        wide = torch.float64 if dtype == torch.float64 else torch.float32
+        total = torch.zeros((), dtype=wide, device=hidden.device)
+        d_hidden = torch.empty_like(hidden) if wanted["hidden"] else None
+        d_weight = torch.zeros_like(weight) if wanted["weight"] else None
+        d_bias = torch.zeros_like(bias) if bias is not None and wanted["bias"] else None
+        with torch.autocast(kind, enabled=False):
+            matrix = weight.to(dtype)
+            for start in range(0, len(hidden), size):
+                rows = hidden[start : start + size].to(dtype)
+                loss, gradient = _chunk(rows, matrix, bias, labels[start : start + size], smooth)
+                total += loss
+                gradient = gradient.to(dtype)
+                if d_hidden is not None:
+                    d_hidden[start : start + size] = gradient @ matrix
+                if d_weight is not None:
+                    d_weight += gradient.T @ rows
+                if d_bias is not None:
+                    d_bias += gradient.sum(0)
+        ctx.gradients = d_hidden, d_weight, d_bias
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:
+        scaled = (g if g is None else g * scale.to(g.dtype) for g in ctx.gradients)
+        return (*scaled, None, None, None)
+
+
+def _chunk(
+    rows: Tensor, matrix: Tensor, bias: Tensor | None, labels: Tensor, smooth: float
+) -> tuple[Tensor, Tensor]:
+    """The summed loss of a few rows, and its gradient by their logits: softmax minus the smoothed target."""
+    logits = full_precision(rows @ matrix.T)
+    if bias is not None:
+        logits += bias
+    log_norm = logits.logsumexp(1)
+    of_label = logits.gather(1, labels[:, None]).squeeze(1)
+    target = (1 - smooth) * of_label + (smooth * logits.mean(1) if smooth else 0)
+    loss = (log_norm - target).sum()
+    gradient = logits.sub_(log_norm[:, None]).exp_()
+    if smooth:
+        gradient -= smooth / logits.shape[1]
+    gradient[torch.arange(len(labels), device=labels.device), labels] -= 1 - smooth
+    return loss, gradient
