@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from velm.layers.attention import Attention, KeysValues
@@ -70,22 +71,46 @@ class TransformerBlock(nn.Module):
         Returns:
             float (B, T, dim).
         """
-        x = x + self.dropout(self.attention(self.attention_norm(x), mask=mask, causal=causal))
         if (memory is None) != (self.memory_attention is None):
             raise ValueError(
                 f"memory is {'missing' if memory is None else 'given'} but the block was built "
                 f"{'with' if memory is None else 'without'} a memory_dim."
             )
-        if self.memory_attention is not None and memory is not None:
-            x = self.look(x, self.memory_attention.keys_values(memory), memory_mask)
+        x = self.listen(x, mask, causal)
+        if memory is not None:
+            x = self.look(x, self.memory_keys_values(memory), memory_mask)
         return self.think(x)
 
+    def listen(self, x: Tensor, mask: Tensor | None = None, causal: bool = False) -> Tensor:
+        """The part that attends over the sequence itself."""
+        return x + self.dropout(self.attention(self.attention_norm(x), mask=mask, causal=causal))
+
+    def remember(self, x: Tensor, past: KeysValues | None) -> tuple[Tensor, KeysValues]:
+        """`listen` for the next position alone, x (B, 1, dim), after a `past`; and the past with it in."""
+        x_normed = self.attention_norm(x)
+        keys, values = self.attention.keys_values(x_normed)
+        if past is not None:
+            keys, values = torch.cat([past[0], keys], dim=2), torch.cat([past[1], values], dim=2)
+        return x + self.dropout(self.attention.attend(x_normed, (keys, values))), (keys, values)
+
+    def memory_keys_values(self, memory: Tensor) -> KeysValues:
+        """What `look` and `weights` take, computed once for a memory float (B, N, memory_dim)."""
+        return self._over_memory()[1].keys_values(memory)
+
     def look(self, x: Tensor, keys_values: KeysValues, memory_mask: Tensor | None = None) -> Tensor:
-        """The part that attends over the memory, given as keys and values."""
-        assert self.memory_norm is not None and self.memory_attention is not None
-        attended = self.memory_attention.attend(self.memory_norm(x), keys_values, mask=memory_mask)
-        return x + self.dropout(attended)
+        """The part that attends over the memory."""
+        norm, attention = self._over_memory()
+        return x + self.dropout(attention.attend(norm(x), keys_values, mask=memory_mask))
+
+    def weights(self, x: Tensor, keys_values: KeysValues, memory_mask: Tensor | None = None) -> Tensor:
+        """Where `look` looks, averaged over heads: float (B, T, N)."""
+        norm, attention = self._over_memory()
+        return attention.weights(norm(x), keys_values, mask=memory_mask)
 
     def think(self, x: Tensor) -> Tensor:
-        """The part that looks at one position at a time."""
+        """The part that works on each position alone."""
         return x + self.dropout(self.mlp(self.mlp_norm(x)))
+
+    def _over_memory(self) -> tuple[nn.LayerNorm, Attention]:
+        assert self.memory_norm is not None and self.memory_attention is not None, "built without memory_dim"
+        return self.memory_norm, self.memory_attention

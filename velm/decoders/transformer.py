@@ -1,0 +1,162 @@
+"""A Transformer decoder: causal self-attention, attention over the memory, a cache for both."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from velm.decoders.base import Decoder, DecoderState
+from velm.layers.attention import KeysValues
+from velm.layers.shared import Shared
+from velm.layers.transformer import TransformerBlock
+from velm.outputs import DecoderOutput
+
+
+@dataclass(frozen=True)
+class TransformerState(DecoderState):
+    """Keys and values of everything seen so far.
+
+    Attributes:
+        decoder: whose state it is.
+        memory: keys and values of the memory for each block (block 0 first), and the memory's mask.
+        past: for each block, keys and values of the tokens fed, each (R, heads, t, D / heads).
+        length: tokens fed, t.
+        query: float (R, 1, D), what the last block asked the memory in the last step; None before the first.
+    """
+
+    decoder: TransformerDecoder
+    memory: Shared
+    past: tuple[KeysValues, ...] = ()
+    length: int = 0
+    query: Tensor | None = None
+
+    @property
+    def attention(self) -> Tensor | None:  # type: ignore[override]
+        """float (R, N) of the last block, averaged over heads; worked out when asked for, at no cost if not."""
+        return self.decoder.weights(self)
+
+    def keys_values(self, block: int) -> KeysValues:
+        """Keys and values of the memory for a block."""
+        keys, values = self.memory.tensors[2 * block : 2 * block + 2]
+        assert keys is not None and values is not None
+        return keys, values
+
+    def select(self, rows: Tensor) -> TransformerState:
+        past = tuple((k.index_select(0, rows), v.index_select(0, rows)) for k, v in self.past)
+        query = None if self.query is None else self.query.index_select(0, rows)
+        return replace(self, memory=self.memory.select(rows), past=past, query=query)
+
+
+class TransformerDecoder(Decoder):
+    """Pre-norm Transformer decoder (Vaswani et al. 2017) with learned positions.
+
+    Args:
+        vocab_size: number of tokens.
+        pad_id: the padding token; padding comes after the sentence, where causality hides it.
+        memory_dim: width of the memory.
+        dim: width.
+        depth: number of blocks.
+        heads: attention heads of a block; divides `dim`.
+        mlp_ratio: hidden width of the MLP as a multiple of `dim`.
+        dropout: probability, on the embeddings and on what each part of a block adds.
+        max_length: longest sequence, in tokens, bos included.
+        tie_embeddings: the output projection's weight is the token embedding (Press and Wolf 2017).
+    """
+
+    max_length: int
+
+    def __init__(
+        self,
+        *,
+        vocab_size: int,
+        memory_dim: int,
+        pad_id: int = 0,
+        dim: int = 256,
+        depth: int = 4,
+        heads: int = 4,
+        mlp_ratio: float = 4.0,
+        dropout: float = 0.0,
+        max_length: int = 128,
+        tie_embeddings: bool = True,
+    ) -> None:
+        super().__init__()
+        if depth < 1:
+            raise ValueError(f"depth {depth} is too small; a Transformer decoder has at least 1 block.")
+        self.max_length = max_length
+        self.embedding = nn.Embedding(vocab_size, dim, padding_idx=pad_id)
+        self.positions = nn.Parameter(torch.randn(max_length, dim) * dim**-0.5)
+        self.memory_norm = nn.LayerNorm(memory_dim)
+        self.dropout = nn.Dropout(dropout)
+        self.blocks = nn.ModuleList(
+            TransformerBlock(dim, heads=heads, mlp_ratio=mlp_ratio, dropout=dropout, memory_dim=memory_dim)
+            for _ in range(depth)
+        )
+        self.norm = nn.LayerNorm(dim)
+        self.output_projection = nn.Linear(dim, vocab_size)
+        nn.init.normal_(self.embedding.weight, std=dim**-0.5)
+        nn.init.zeros_(self.output_projection.bias)
+        if tie_embeddings:
+            self.output_projection.weight = self.embedding.weight
+
+    def forward(self, tokens: Tensor, memory: Tensor, memory_mask: Tensor | None = None) -> Tensor:
+        return self.norm(self._blocks(tokens, memory, memory_mask)[0])
+
+    def decode(self, tokens: Tensor, memory: Tensor, memory_mask: Tensor | None = None) -> DecoderOutput:
+        """With the last block's attention, averaged over heads, when not training."""
+        x, query, keys_values = self._blocks(tokens, memory, memory_mask)
+        if self.training:
+            return DecoderOutput(self.norm(x))
+        return DecoderOutput(self.norm(x), self._layers()[-1].weights(query, keys_values, memory_mask))
+
+    def start(self, memory: Tensor, memory_mask: Tensor | None = None) -> TransformerState:
+        memory = self.memory_norm(memory)
+        keys_values = [tensor for block in self._layers() for tensor in block.memory_keys_values(memory)]
+        return TransformerState(self, Shared((*keys_values, memory_mask)))
+
+    def step(self, token: Tensor, state: DecoderState) -> tuple[Tensor, TransformerState]:
+        assert isinstance(state, TransformerState)
+        x = query = self._embed(token[:, None], start=state.length)
+        past = []
+        for index, block in enumerate(self._layers()):
+            query, remembered = block.remember(x, state.past[index] if state.past else None)
+            past.append(remembered)
+            grouped = state.memory.group(query[:, 0])  # the beams of a sentence are queries of one memory
+            looked = block.look(grouped, state.keys_values(index), state.memory.tensors[-1])
+            x = block.think(looked.flatten(0, 1)[:, None])
+        logits = self.output_projection(self.norm(x[:, 0]))
+        return logits, replace(state, past=tuple(past), length=state.length + 1, query=query)
+
+    def weights(self, state: TransformerState) -> Tensor | None:
+        """Where the last step of the last block looked, float (R, N); None before the first step."""
+        if state.query is None:
+            return None
+        keys_values, mask = state.keys_values(len(self.blocks) - 1), state.memory.tensors[-1]
+        grouped = state.memory.group(state.query[:, 0])
+        return self._layers()[-1].weights(grouped, keys_values, mask).flatten(0, 1)
+
+    def _layers(self) -> list[TransformerBlock]:
+        return cast("list[TransformerBlock]", list(self.blocks))
+
+    def _blocks(
+        self, tokens: Tensor, memory: Tensor, memory_mask: Tensor | None
+    ) -> tuple[Tensor, Tensor, KeysValues]:
+        """The last block's result, what it asked the memory, and the keys and values it asked."""
+        memory = self.memory_norm(memory)
+        x = query = self._embed(tokens)
+        for block in self._layers():
+            keys_values = block.memory_keys_values(memory)
+            query = block.listen(x, causal=True)
+            x = block.think(block.look(query, keys_values, memory_mask))
+        return x, query, keys_values
+
+    def _embed(self, tokens: Tensor, start: int = 0) -> Tensor:
+        end = start + tokens.shape[1]
+        if end > self.max_length:
+            raise ValueError(
+                f"a sequence of {end} tokens does not fit the decoder's max_length {self.max_length}; "
+                "shorten the sentences or build the decoder with a larger max_length."
+            )
+        return self.dropout(self.embedding(tokens) + self.positions[start:end])
