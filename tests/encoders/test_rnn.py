@@ -1,0 +1,151 @@
+"""The recurrent text encoder: its formula by hand, and padding that is never seen."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from velm.encoders.rnn import RNNEncoder
+
+CELLS = ["tanh", "gru", "lstm"]
+POOLINGS = ["last", "mean", "max", "attention"]
+KINDS = [(cell, "last", both) for cell in CELLS for both in (False, True)]
+KINDS += [("gru", pooling, both) for pooling in POOLINGS[1:] for both in (False, True)]
+
+
+def build(cell="gru", pooling="last", bidirectional=False, **options):
+    torch.manual_seed(0)
+    encoder = RNNEncoder(
+        vocab_size=11, dim=8, cell=cell, pooling=pooling, bidirectional=bidirectional, **options
+    )
+    return encoder.double().eval()
+
+
+def sentences():
+    mask = torch.arange(6) < torch.tensor([4, 6, 2])[:, None]
+    generator = torch.Generator().manual_seed(1)
+    return torch.randint(1, 11, (3, 6), generator=generator) * mask, mask
+
+
+def close(left, right):
+    torch.testing.assert_close(left, right, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_shapes_and_dtype(kind):
+    tokens, mask = sentences()
+    output = build(*kind, layers=2)(tokens, mask)
+    assert output.features.shape == (3, 6, 8) and output.pooled.shape == (3, 8)
+    assert output.features.dtype == output.pooled.dtype == torch.float64
+    assert output.mask is mask and output.grid is None
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_more_padding_changes_nothing(kind):
+    tokens, mask = sentences()
+    encoder = build(*kind, layers=2)
+    output = encoder(tokens, mask)
+    longer = encoder(nn.functional.pad(tokens, (0, 3)), nn.functional.pad(mask, (0, 3)))
+    close(longer.pooled, output.pooled)
+    close(longer.features[:, :6], output.features)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_the_padding_holds_does_not_matter(kind):
+    tokens, mask = sentences()
+    encoder = build(*kind)
+    output, other = encoder(tokens, mask), encoder(torch.where(mask, tokens, 7), mask)
+    close(other.pooled, output.pooled)
+    close(other.features, output.features)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_batch_of_one_equals_its_row(kind):
+    tokens, mask = sentences()
+    encoder = build(*kind)
+    output = encoder(tokens, mask)
+    for row, length in enumerate(mask.sum(dim=1).tolist()):
+        alone = encoder(tokens[row : row + 1, :length], mask[row : row + 1, :length])
+        close(alone.pooled[0], output.pooled[row])
+        close(alone.features[0], output.features[row, :length])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradient_reaches_every_parameter(kind):
+    tokens, mask = sentences()
+    encoder = build(*kind, layers=2)
+    encoder(tokens, mask).pooled.square().sum().backward()
+    assert not [name for name, p in encoder.named_parameters() if p.grad is None or not p.grad.any()]
+
+
+def test_the_plain_cell_is_its_formula():
+    encoder = build("tanh", embed_dim=5)
+    nn.init.normal_(encoder.rnn.bias_ih_l0)
+    tokens, mask = sentences()
+    W, U, b = encoder.rnn.weight_ih_l0, encoder.rnn.weight_hh_l0, encoder.rnn.bias_ih_l0
+    output = encoder(tokens, mask)
+    for row, length in enumerate(mask.sum(dim=1).tolist()):
+        h = torch.zeros(8, dtype=torch.float64)
+        for t in range(length):
+            h = torch.tanh(W @ encoder.embedding.weight[tokens[row, t]] + U @ h + b)
+            close(output.features[row, t], h)
+        close(output.pooled[row], h)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_last_is_where_each_direction_ends(cell):
+    tokens, mask = sentences()
+    output = build(cell, bidirectional=True, layers=2)(tokens, mask)
+    forward, backward = output.pooled.chunk(2, dim=-1)
+    close(forward, output.features[torch.arange(3), mask.sum(dim=1) - 1, :4])
+    close(backward, output.features[:, 0, 4:])
+
+
+@pytest.mark.parametrize("both", [False, True])
+def test_reading_backwards_is_only_for_both_directions(both):
+    tokens, mask = sentences()
+    encoder = build(bidirectional=both)
+    changed = tokens.clone()
+    changed[:, 1] = changed[:, 1] % 10 + 1
+    before, after = encoder(tokens, mask).features[:, 0], encoder(changed, mask).features[:, 0]
+    assert torch.equal(before, after) is not both
+
+
+def test_dropout_is_off_in_eval_and_on_in_training():
+    tokens, mask = sentences()
+    encoder = build(dropout=0.5, layers=2)
+    assert torch.equal(encoder(tokens, mask).pooled, encoder(tokens, mask).pooled)
+    encoder.train()
+    assert not torch.equal(encoder(tokens, mask).pooled, encoder(tokens, mask).pooled)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_saved_equals_loaded(kind):
+    tokens, mask = sentences()
+    encoder, other = build(*kind), RNNEncoder(
+        vocab_size=11, dim=8, cell=kind[0], pooling=kind[1], bidirectional=kind[2]
+    )
+    other = other.double().eval()
+    other.load_state_dict(encoder.state_dict())
+    assert torch.equal(other(tokens, mask).pooled, encoder(tokens, mask).pooled)
+
+
+def test_it_remembers_the_first_of_many_words():
+    tokens = torch.randint(1, 11, (2, 40), generator=torch.Generator().manual_seed(0))
+    tokens[1, 1:] = tokens[0, 1:]
+    tokens[:, 0] = torch.tensor([1, 2])
+    for cell in CELLS:
+        pooled = build(cell)(tokens, torch.ones_like(tokens, dtype=torch.bool)).pooled
+        assert (pooled[0] - pooled[1]).abs().max() > 1e-9, cell
+
+
+def test_errors_settle_the_matter():
+    with pytest.raises(ValueError, match="Unknown cell 'elman'. Available: tanh, gru, lstm"):
+        RNNEncoder(vocab_size=5, cell="elman")
+    with pytest.raises(ValueError, match="dim 7 is odd, but two directions share it"):
+        RNNEncoder(vocab_size=5, dim=7, bidirectional=True)
+    with pytest.raises(ValueError, match="layers is 0"):
+        RNNEncoder(vocab_size=5, layers=0)
+    with pytest.raises(ValueError, match="Unknown pooling 'sum'"):
+        RNNEncoder(vocab_size=5, pooling="sum")

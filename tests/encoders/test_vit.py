@@ -1,0 +1,106 @@
+"""The Vision Transformer: patches row by row, any grid, and a class token that stays out of the features."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from velm.encoders.vit import ViTEncoder
+
+KINDS = [(positions, pooling) for positions in ("sine", "learned") for pooling in ("class", "mean", "attention")]
+
+
+def build(positions="sine", pooling="mean", **options):
+    torch.manual_seed(0)
+    options = {"dim": 8, "depth": 2, "heads": 2, "patch_size": 4, "position_grid": 3} | options
+    return ViTEncoder(positions=positions, pooling=pooling, **options).double().eval()
+
+
+def pictures(*shape):
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+
+def close(left, right):
+    torch.testing.assert_close(left, right, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("size", [(12, 12), (8, 20), (4, 4)])
+def test_any_grid(kind, size):
+    output = build(*kind)(pictures(2, 3, *size))
+    rows, columns = size[0] // 4, size[1] // 4
+    assert output.grid == (rows, columns) and output.mask is None
+    assert output.features.shape == (2, rows * columns, 8) and output.pooled.shape == (2, 8)
+    assert output.features.dtype == output.pooled.dtype == torch.float64
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_batch_of_one_equals_its_row(kind):
+    encoder, images = build(*kind), pictures(3, 3, 8, 12)
+    output = encoder(images)
+    for row in range(3):
+        alone = encoder(images[row : row + 1])
+        close(alone.pooled[0], output.pooled[row])
+        close(alone.features[0], output.features[row])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradient_reaches_every_parameter(kind):
+    encoder = build(*kind)
+    encoder(pictures(2, 3, 8, 12)).pooled[:, :5].pow(3).sum().backward()
+    assert not [name for name, p in encoder.named_parameters() if p.grad is None or not p.grad.any()]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_patches_lie_row_by_row(kind):
+    encoder = build(*kind, depth=0)  # without blocks a patch sees itself alone
+    images = pictures(1, 3, 8, 12)
+    changed = images.clone()
+    changed[:, :, 4:8, 8:12] += 1  # second row, third column
+    moved = (encoder(images).features - encoder(changed).features).abs().amax(dim=-1)[0] > 1e-9
+    assert moved.tolist() == [False] * 5 + [True]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_where_things_are_matters(kind):
+    encoder, image = build(*kind), pictures(1, 3, 4, 8)
+    swapped = image.roll(4, dims=-1)  # the same two patches, the other way round
+    assert not torch.allclose(encoder(image).pooled, encoder(swapped).pooled, rtol=0, atol=1e-6)
+
+
+def test_mean_is_of_the_features_and_class_is_not_among_them():
+    image = pictures(2, 3, 8, 8)
+    output = build(pooling="mean")(image)
+    close(output.pooled, output.features.mean(dim=1))
+    output = build(pooling="class")(image)
+    assert (output.features - output.pooled[:, None]).abs().amax(dim=-1).min() > 1e-6
+
+
+def test_dropout_is_off_in_eval_and_on_in_training():
+    encoder, images = build(dropout=0.5), pictures(2, 3, 8, 8)
+    assert torch.equal(encoder(images).pooled, encoder(images).pooled)
+    encoder.train()
+    assert not torch.equal(encoder(images).pooled, encoder(images).pooled)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_saved_equals_loaded(kind):
+    encoder, other, images = build(*kind), build(*kind), pictures(2, 3, 8, 12)
+    for parameter in other.parameters():
+        nn.init.normal_(parameter)
+    other.load_state_dict(encoder.state_dict())
+    assert torch.equal(other(images).pooled, encoder(images).pooled)
+
+
+def test_errors_settle_the_matter():
+    with pytest.raises(ValueError, match="dim 100 is not divisible by heads 8"):
+        ViTEncoder(dim=100, heads=8)
+    with pytest.raises(ValueError, match="divisible by 4 .* dim is 18"):
+        ViTEncoder(dim=18, heads=3)
+    with pytest.raises(ValueError, match="position_grid is 0"):
+        ViTEncoder(positions="learned", position_grid=0)
+    with pytest.raises(ValueError, match="10 x 12 pixels cannot be cut into patches of 4 x 4"):
+        build()(pictures(1, 3, 10, 12))
+    with pytest.raises(ValueError, match="2 x 12 pixels cannot be cut into patches of 4 x 4"):
+        build()(pictures(1, 3, 2, 12))

@@ -1,0 +1,88 @@
+"""A sentence read all at once by a Transformer."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import Tensor, nn
+
+from velm.encoders.base import TextEncoder
+from velm.layers.pooling import Pooling
+from velm.layers.positions import LearnedPositions, SinePositions
+from velm.layers.transformer import TransformerBlock
+from velm.outputs import EncoderOutput
+
+
+class TransformerEncoder(TextEncoder):
+    """Word vectors and positions, then pre-norm blocks, then one vector for the sentence.
+
+    CLIP's text tower (Radford et al. 2021) is `causal: true, pooling: last`.
+
+    Args:
+        vocab_size: number of different tokens V.
+        pad_id: the token of padding.
+        dim: width D, divisible by heads; even with sine positions.
+        depth: number of Transformer blocks.
+        heads: attention heads of a block.
+        mlp_ratio: hidden width of a block's MLP, as a multiple of dim.
+        dropout: probability of zeroing a number of what a block adds, and of the words after their positions.
+        max_length: longest sentence, in tokens, bos and eos included.
+        positions: learned (one vector a place) or sine (fixed).
+        pooling: mean over the words, last (eos), first (bos), or attention.
+        causal: a word sees only the words before it and itself.
+    """
+
+    def __init__(
+        self,
+        *,
+        vocab_size: int,
+        pad_id: int = 0,
+        dim: int = 256,
+        depth: int = 4,
+        heads: int = 4,
+        mlp_ratio: float = 4.0,
+        dropout: float = 0.0,
+        max_length: int = 128,
+        positions: Literal["learned", "sine"] = "learned",
+        pooling: Literal["mean", "last", "first", "attention"] = "mean",
+        causal: bool = False,
+    ) -> None:
+        super().__init__()
+        if dim % heads:
+            raise ValueError(f"dim {dim} is not divisible by heads {heads}.")
+        if causal and pooling == "first":
+            raise ValueError(
+                "pooling 'first' with causal: the first token sees only itself; choose 'last', 'mean' or 'attention'."
+            )
+        self.dim = dim
+        self.max_length = max_length
+        self.causal = causal
+        self.embedding = nn.Embedding(vocab_size, dim, padding_idx=pad_id)
+        self.positions: nn.Module = (
+            LearnedPositions(dim, max_length) if positions == "learned" else SinePositions(dim)
+        )
+        self.dropout = nn.Dropout(dropout)
+        self.blocks = nn.ModuleList(
+            TransformerBlock(dim, heads=heads, mlp_ratio=mlp_ratio, dropout=dropout) for _ in range(depth)
+        )
+        self.norm = nn.LayerNorm(dim)
+        self.pooling = Pooling(pooling, dim, heads)
+        self._initialise(pad_id, 0.02 if positions == "learned" else dim**-0.5)
+
+    def _initialise(self, pad_id: int, std: float) -> None:
+        """Words as large as the positions they are added to, so that neither drowns the other."""
+        nn.init.normal_(self.embedding.weight, std=std)
+        self.embedding.weight.data[pad_id].zero_()
+
+    def forward(self, tokens: Tensor, mask: Tensor) -> EncoderOutput:
+        if tokens.shape[1] > self.max_length:
+            raise ValueError(
+                f"A sentence of {tokens.shape[1]} tokens, but max_length is {self.max_length}: "
+                "shorten the sentences (data.max_length) or raise the text encoder's max_length."
+            )
+        x = self.embedding(tokens)
+        x = self.dropout(x + self.positions(x))
+        for block in self.blocks:
+            x = block(x, mask=mask, causal=self.causal)
+        features = self.norm(x)
+        return EncoderOutput(features, self.pooling(features, mask), mask)

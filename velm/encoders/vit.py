@@ -1,0 +1,91 @@
+"""A Vision Transformer: a picture cut into patches, read like a sentence (Dosovitskiy et al. 2021)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from velm.encoders.base import ImageEncoder
+from velm.layers.pooling import Pooling
+from velm.layers.positions import LearnedGridPositions, SineGridPositions
+from velm.layers.transformer import TransformerBlock
+from velm.outputs import EncoderOutput
+
+
+class ViTEncoder(ImageEncoder):
+    """Patches, 2-D positions, pre-norm Transformer blocks, one vector for the whole.
+
+    Any picture whose sides are multiples of the patch will do. The class token, where there is one, is read for
+    `pooled` and left out of `features`, which hold the patches alone, row by row.
+
+    Args:
+        dim: width D, divisible by heads; by 4 with sine positions.
+        depth: number of Transformer blocks.
+        heads: attention heads of a block.
+        patch_size: side of a patch, in pixels.
+        mlp_ratio: hidden width of a block's MLP, as a multiple of dim.
+        dropout: probability of zeroing a number of what a block adds, and of the patches after their positions.
+        positions: sine (fixed, 2-D) or learned (resized bicubically to the grid it meets).
+        position_grid: patches along a side of the grid that learned positions live on; the best is the one
+            trained with, image_size / patch_size.
+        pooling: class (a token of its own that looks at the patches), mean or attention over the patches.
+    """
+
+    def __init__(
+        self,
+        *,
+        dim: int = 192,
+        depth: int = 6,
+        heads: int = 3,
+        patch_size: int = 16,
+        mlp_ratio: float = 4.0,
+        dropout: float = 0.0,
+        positions: Literal["sine", "learned"] = "sine",
+        position_grid: int = 14,
+        pooling: Literal["class", "mean", "attention"] = "mean",
+    ) -> None:
+        super().__init__()
+        if dim % heads:
+            raise ValueError(f"dim {dim} is not divisible by heads {heads}.")
+        self.dim = dim
+        self.patch_size = patch_size
+        self.patches = nn.Conv2d(3, dim, kernel_size=patch_size, stride=patch_size)
+        self.positions: nn.Module = (
+            SineGridPositions(dim) if positions == "sine" else LearnedGridPositions(dim, position_grid)
+        )
+        self.class_token: nn.Parameter | None = None
+        if pooling == "class":
+            self.class_token = nn.Parameter(torch.randn(dim) * 0.02)
+        self.dropout = nn.Dropout(dropout)
+        self.blocks = nn.ModuleList(
+            TransformerBlock(dim, heads=heads, mlp_ratio=mlp_ratio, dropout=dropout) for _ in range(depth)
+        )
+        self.norm = nn.LayerNorm(dim)
+        self.pooling = Pooling("first" if pooling == "class" else pooling, dim, heads)
+
+    def forward(self, images: Tensor) -> EncoderOutput:
+        grid = self._grid(images)
+        x = self.patches(images).flatten(2).transpose(1, 2)
+        x = x + self.positions(grid, x)
+        if self.class_token is not None:
+            token = self.class_token.to(x.dtype).expand(len(x), 1, -1)
+            x = torch.cat([token, x], dim=1)
+        x = self.dropout(x)
+        for block in self.blocks:
+            x = block(x)
+        x = self.norm(x)
+        features = x if self.class_token is None else x[:, 1:]
+        return EncoderOutput(features, self.pooling(x), grid=grid)
+
+    def _grid(self, images: Tensor) -> tuple[int, int]:
+        """(H', W') of a picture, in patches."""
+        height, width = images.shape[-2:]
+        size = self.patch_size
+        if min(height, width) < size or height % size or width % size:
+            raise ValueError(
+                f"A picture of {height} x {width} pixels cannot be cut into patches of {size} x {size}: "
+                f"choose an image_size that is a multiple of patch_size {size}, or another patch_size."
+            )
+        return height // size, width // size

@@ -1,0 +1,139 @@
+"""Where a vector sits: sine and learned positions, along a sentence and over the grid of a picture.
+
+A sentence numbers its tokens 0 ... T - 1, a picture its cells by row and column. Learned positions of a picture
+live on a grid of their own, and are resized to the grid they meet.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+__all__ = ["LearnedGridPositions", "LearnedPositions", "SineGridPositions", "SinePositions", "sine", "sine_grid"]
+
+
+def sine(places: Tensor, dim: int, temperature: float = 10_000.0) -> Tensor:
+    """Sines and cosines of a place at dim / 2 wavelengths (Vaswani et al. 2017, section 3.5).
+
+    Args:
+        places: float or int (...), in tokens or cells.
+        dim: even.
+        temperature: the wavelengths run from 2 pi to nearly 2 pi times this.
+
+    Returns:
+        (..., dim), first the sines, then the cosines; float64 for float64 places, else float32.
+    """
+    if dim % 2:
+        raise ValueError(f"Sine positions need an even dim (a sine and a cosine each); dim is {dim}.")
+    places = places if places.dtype == torch.float64 else places.float()  # bfloat16 cannot count past 256
+    steps = torch.arange(dim // 2, device=places.device, dtype=places.dtype)
+    angles = places[..., None] * temperature ** (-2 * steps / dim)
+    return torch.cat([angles.sin(), angles.cos()], dim=-1)
+
+
+def sine_grid(grid: tuple[int, int], dim: int, like: Tensor, temperature: float = 10_000.0) -> Tensor:
+    """Positions of every cell of a grid, row by row: half of `dim` tells the row, half the column.
+
+    Args:
+        grid: (H', W'), in cells.
+        dim: divisible by 4.
+        like: lends its device and dtype.
+        temperature: as in `sine`.
+
+    Returns:
+        (H' * W', dim).
+    """
+    check_grid_dim(dim)
+    wide = torch.float64 if like.dtype == torch.float64 else torch.float32
+    rows, columns = (
+        sine(torch.arange(n, device=like.device, dtype=wide), dim // 2, temperature) for n in grid
+    )
+    height, width = grid
+    rows = rows[:, None].expand(height, width, -1)
+    columns = columns[None].expand(height, width, -1)
+    return torch.cat([rows, columns], dim=-1).flatten(0, 1).to(like.dtype)
+
+
+def check_grid_dim(dim: int) -> None:
+    """Raise early where `sine_grid` would fail."""
+    if dim % 4:
+        raise ValueError(
+            f"2-D sine positions need a dim divisible by 4 (sine and cosine of row and column); dim is {dim}."
+        )
+
+
+class SinePositions(nn.Module):
+    """(T, D) fixed positions of T tokens."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        if dim % 2:
+            raise ValueError(f"Sine positions need an even dim (a sine and a cosine each); dim is {dim}.")
+        self.dim = dim
+
+    def forward(self, like: Tensor, start: int = 0) -> Tensor:
+        """Positions start ... start + T - 1 for `like` (..., T, D), in its dtype, on its device."""
+        wide = torch.float64 if like.dtype == torch.float64 else torch.float32
+        places = torch.arange(start, start + like.shape[-2], device=like.device, dtype=wide)
+        return sine(places, self.dim).to(like.dtype)
+
+
+class LearnedPositions(nn.Module):
+    """(T, D) positions of T tokens, one learned vector a place.
+
+    Args:
+        dim: width D.
+        max_length: number of places, in tokens.
+    """
+
+    def __init__(self, dim: int, max_length: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(max_length, dim))
+        nn.init.normal_(self.weight, std=0.02)
+
+    def forward(self, like: Tensor, start: int = 0) -> Tensor:
+        """Positions start ... start + T - 1 for `like` (..., T, D)."""
+        stop = start + like.shape[-2]
+        if stop > len(self.weight):
+            raise ValueError(
+                f"{stop} tokens, but there are positions for max_length {len(self.weight)} tokens only: "
+                "shorten the sentences or raise max_length."
+            )
+        return self.weight[start:stop]
+
+
+class SineGridPositions(nn.Module):
+    """(N, D) fixed positions of the cells of any grid; see `sine_grid`."""
+
+    def __init__(self, dim: int, temperature: float = 10_000.0) -> None:
+        super().__init__()
+        check_grid_dim(dim)
+        self.dim, self.temperature = dim, temperature
+
+    def forward(self, grid: tuple[int, int], like: Tensor) -> Tensor:
+        return sine_grid(grid, self.dim, like, self.temperature)
+
+
+class LearnedGridPositions(nn.Module):
+    """(N, D) positions learned on a grid of their own, resized bicubically to the grid asked for.
+
+    Args:
+        dim: width D.
+        grid: cells along a side of the grid of their own.
+    """
+
+    def __init__(self, dim: int, grid: int) -> None:
+        super().__init__()
+        if grid < 1:
+            raise ValueError(f"A grid of positions has at least 1 cell a side; position_grid is {grid}.")
+        self.weight = nn.Parameter(torch.empty(1, dim, grid, grid))
+        nn.init.normal_(self.weight, std=0.02)
+
+    def forward(self, grid: tuple[int, int], like: Tensor) -> Tensor:
+        weight = self.weight
+        if tuple(weight.shape[-2:]) != tuple(grid):
+            # antialias, so that on a smaller grid no learned vector is skipped; wide, since half has no kernel
+            wide = weight if weight.dtype == torch.float64 else weight.float()
+            weight = F.interpolate(wide, size=grid, mode="bicubic", align_corners=False, antialias=True)
+        return weight[0].flatten(1).T.to(like.dtype)
