@@ -47,9 +47,11 @@ def close(left, right):
 def test_shapes_and_dtype(kind):
     tokens, mask = sentences()
     output = build(*kind)(tokens, mask)
-    assert output.features.shape == (3, 6, 8) and output.pooled.shape == (3, 8)
+    assert output.features.shape == (3, 6, 8)
+    assert output.pooled.shape == (3, 8)
     assert output.features.dtype == output.pooled.dtype == torch.float64
-    assert output.mask is mask and output.grid is None
+    assert output.mask is mask
+    assert output.grid is None
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -138,7 +140,7 @@ def test_errors_settle_the_matter():
         build(positions="sine")(torch.ones(1, 10, dtype=torch.long), torch.ones(1, 10, dtype=torch.bool))
     with pytest.raises(ValueError, match="dim 100 is not divisible by heads 8"):
         TransformerEncoder(vocab_size=5, dim=100, heads=8)
-    with pytest.raises(ValueError, match="even dim .* dim is 9"):
+    with pytest.raises(ValueError, match=r"even dim .* dim is 9"):
         TransformerEncoder(vocab_size=5, dim=9, heads=3, positions="sine")
     with pytest.raises(ValueError, match="'first' with causal"):
         TransformerEncoder(vocab_size=5, pooling="first", causal=True)

@@ -30,8 +30,10 @@ def close(left, right):
 def test_any_grid(kind, size):
     output = build(*kind)(pictures(2, 3, *size))
     rows, columns = size[0] // 4, size[1] // 4
-    assert output.grid == (rows, columns) and output.mask is None
-    assert output.features.shape == (2, rows * columns, 8) and output.pooled.shape == (2, 8)
+    assert output.grid == (rows, columns)
+    assert output.mask is None
+    assert output.features.shape == (2, rows * columns, 8)
+    assert output.pooled.shape == (2, 8)
     assert output.features.dtype == output.pooled.dtype == torch.float64
 
 
@@ -96,7 +98,7 @@ def test_saved_equals_loaded(kind):
 def test_errors_settle_the_matter():
     with pytest.raises(ValueError, match="dim 100 is not divisible by heads 8"):
         ViTEncoder(dim=100, heads=8)
-    with pytest.raises(ValueError, match="divisible by 4 .* dim is 18"):
+    with pytest.raises(ValueError, match=r"divisible by 4 .* dim is 18"):
         ViTEncoder(dim=18, heads=3)
     with pytest.raises(ValueError, match="position_grid is 0"):
         ViTEncoder(positions="learned", position_grid=0)

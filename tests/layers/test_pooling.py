@@ -74,7 +74,7 @@ def test_attention_learns_everywhere():
 
 
 def test_errors():
-    with pytest.raises(ValueError, match="Unknown pooling 'sum'. Available: mean, max, first, last, attention"):
+    with pytest.raises(ValueError, match=r"Unknown pooling 'sum'. Available: mean, max, first, last, attention"):
         Pooling("sum", 8)
     with pytest.raises(ValueError, match="dim 10 is not divisible by heads 4"):
         Pooling("attention", 10)

@@ -82,13 +82,13 @@ def test_learned_grid_keeps_what_is_the_same_everywhere():
 
 
 def test_errors_name_the_numbers():
-    with pytest.raises(ValueError, match="even dim .* dim is 7"):
+    with pytest.raises(ValueError, match=r"even dim .* dim is 7"):
         SinePositions(7)
-    with pytest.raises(ValueError, match="even dim .* dim is 7"):
+    with pytest.raises(ValueError, match=r"even dim .* dim is 7"):
         sine(torch.zeros(1), 7)
-    with pytest.raises(ValueError, match="divisible by 4 .* dim is 6"):
+    with pytest.raises(ValueError, match=r"divisible by 4 .* dim is 6"):
         SineGridPositions(6)
-    with pytest.raises(ValueError, match="12 tokens, .* max_length 10"):
+    with pytest.raises(ValueError, match=r"12 tokens, .* max_length 10"):
         LearnedPositions(8, 10)(torch.zeros(1, 12, 8))
     with pytest.raises(ValueError, match="position_grid is 0"):
         LearnedGridPositions(8, 0)

@@ -12,7 +12,7 @@ from velm.encoders.base import TextEncoder
 from velm.layers.pooling import Pooling
 from velm.outputs import EncoderOutput
 
-CELLS: dict[str, type[nn.RNNBase]] = {"tanh": nn.RNN, "gru": nn.GRU, "lstm": nn.LSTM}
+CELLS: dict[str, type[nn.RNN] | type[nn.GRU] | type[nn.LSTM]] = {"tanh": nn.RNN, "gru": nn.GRU, "lstm": nn.LSTM}
 
 
 class RNNEncoder(TextEncoder):

@@ -58,9 +58,7 @@ class TransformerEncoder(TextEncoder):
         self.max_length = max_length
         self.causal = causal
         self.embedding = nn.Embedding(vocab_size, dim, padding_idx=pad_id)
-        self.positions: nn.Module = (
-            LearnedPositions(dim, max_length) if positions == "learned" else SinePositions(dim)
-        )
+        self.positions: nn.Module = LearnedPositions(dim, max_length) if positions == "learned" else SinePositions(dim)
         self.dropout = nn.Dropout(dropout)
         self.blocks = nn.ModuleList(
             TransformerBlock(dim, heads=heads, mlp_ratio=mlp_ratio, dropout=dropout) for _ in range(depth)

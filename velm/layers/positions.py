@@ -10,7 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["LearnedGridPositions", "LearnedPositions", "SineGridPositions", "SinePositions", "sine", "sine_grid"]
+__all__ = [
+    "LearnedGridPositions",
+    "LearnedPositions",
+    "SineGridPositions",
+    "SinePositions",
+    "sine",
+    "sine_grid",
+]
 
 
 def sine(places: Tensor, dim: int, temperature: float = 10_000.0) -> Tensor:
@@ -46,9 +53,7 @@ def sine_grid(grid: tuple[int, int], dim: int, like: Tensor, temperature: float 
     """
     check_grid_dim(dim)
     wide = torch.float64 if like.dtype == torch.float64 else torch.float32
-    rows, columns = (
-        sine(torch.arange(n, device=like.device, dtype=wide), dim // 2, temperature) for n in grid
-    )
+    rows, columns = (sine(torch.arange(n, device=like.device, dtype=wide), dim // 2, temperature) for n in grid)
     height, width = grid
     rows = rows[:, None].expand(height, width, -1)
     columns = columns[None].expand(height, width, -1)
@@ -131,9 +136,9 @@ class LearnedGridPositions(nn.Module):
         nn.init.normal_(self.weight, std=0.02)
 
     def forward(self, grid: tuple[int, int], like: Tensor) -> Tensor:
-        weight = self.weight
+        weight: Tensor = self.weight
         if tuple(weight.shape[-2:]) != tuple(grid):
-            # antialias, so that on a smaller grid no learned vector is skipped; wide, since half has no kernel
+            # antialias, so that a smaller grid skips no learned vector; wide, since half has no kernel
             wide = weight if weight.dtype == torch.float64 else weight.float()
             weight = F.interpolate(wide, size=grid, mode="bicubic", align_corners=False, antialias=True)
         return weight[0].flatten(1).T.to(like.dtype)
