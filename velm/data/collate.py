@@ -1,0 +1,194 @@
+"""Records to samples, samples to batches."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset as TorchDataset
+
+from velm.data.base import DataError, Record
+from velm.data.tokenizers import Tokenizer
+from velm.outputs import Batch
+
+__all__ = ["CaptionItems", "Captions", "Collate", "Item", "check_lengths", "text_counts"]
+
+Captions = Literal["random", "all", "first"]
+
+
+@dataclass
+class Item:
+    """One sample.
+
+    Attributes:
+        image: uint8 (3, H, W), None where the record has no picture.
+        tokens: bos ... eos.
+        target: bos ... eos of what to write, None where it is `tokens`.
+        image_id: the record's place in its split; equal where two samples show the same picture.
+        text_index: which of the record's texts this is.
+    """
+
+    image: Tensor | None
+    tokens: list[int]
+    target: list[int] | None
+    image_id: int
+    text_index: int
+
+
+def text_counts(records: Sequence[Record]) -> np.ndarray:
+    """int (records,), the number of texts of each record; asks `records.text_counts` where there is one."""
+    known = getattr(records, "text_counts", None)
+    return np.asarray([len(r.texts) for r in records] if known is None else known, dtype=np.int64)
+
+
+class CaptionItems(TorchDataset):
+    """The samples of a split, by number or by (epoch, number).
+
+    Which caption of a picture comes, and how the picture is cropped, are functions of (seed, epoch, sample):
+    the number of workers changes nothing, and workers need not be told of a new epoch.
+
+    Args:
+        records: one a picture.
+        tokenizer: makes ids of sentences.
+        transform: `transform(image, rng) -> uint8 (3, H, W)`; None leaves pictures out.
+        captions: 'random', one sample a picture, another of its captions each epoch until all have come;
+            'all', one sample a caption; 'first', one sample a picture, always its first caption.
+        seed: of captions and crops.
+        max_length: tokens, bos and eos included; longer sentences are cut before their eos. None cuts nothing.
+        has_target: samples carry the record's targets too.
+    """
+
+    def __init__(
+        self,
+        *,
+        records: Sequence[Record],
+        tokenizer: Tokenizer,
+        transform: Callable[[Any, np.random.Generator], Tensor] | None,
+        captions: Captions = "random",
+        seed: int = 0,
+        max_length: int | None = None,
+        has_target: bool = False,
+    ) -> None:
+        if captions not in ("random", "all", "first"):
+            raise ValueError(f"captions must be one of random, all, first; got {captions!r}.")
+        if max_length is not None and max_length < 3:
+            raise ValueError(f"max_length must be at least 3 tokens (bos, a word, eos), got {max_length}.")
+        self.records, self.tokenizer, self.transform = records, tokenizer, transform
+        self.captions, self.seed, self.max_length, self.has_target = captions, seed, max_length, has_target
+        counts = text_counts(records)
+        self.picture_of = np.arange(len(counts)) if captions != "all" else np.repeat(np.arange(len(counts)), counts)
+        self._starts = np.cumsum(counts) - counts
+
+    def __len__(self) -> int:
+        return len(self.picture_of)
+
+    def __getitem__(self, key: int | tuple[int, int]) -> Item:
+        epoch, sample = key if isinstance(key, tuple) else (0, key)
+        place = int(self.picture_of[sample])
+        record = self.records[place]
+        text_index = self._text_index(len(record.texts), epoch, sample, place)
+        return Item(
+            image=self._image(record, epoch, sample),
+            tokens=self._ids(record.texts[text_index]),
+            target=self._ids(self._target(record, text_index)) if self.has_target else None,
+            image_id=place,
+            text_index=text_index,
+        )
+
+    def _text_index(self, count: int, epoch: int, sample: int, place: int) -> int:
+        if self.captions == "all":
+            return int(sample - self._starts[place])
+        if self.captions == "first" or count == 1:
+            return 0
+        lap, turn = divmod(epoch, count)  # within a lap of `count` epochs each caption comes once
+        return int(np.random.default_rng((self.seed, 1, lap, place)).permutation(count)[turn])
+
+    def _image(self, record: Record, epoch: int, sample: int) -> Tensor | None:
+        if self.transform is None or record.image is None:
+            return None
+        return self.transform(record.image, np.random.default_rng((self.seed, 2, epoch, sample)))
+
+    def _target(self, record: Record, text_index: int) -> str:
+        if record.targets is None:
+            raise DataError(f"Picture {record.image_id!r} has no target to write; the dataset needs a target column.")
+        return record.targets[text_index]
+
+    def _ids(self, text: str) -> list[int]:
+        return _cut(self.tokenizer.encode(text), self.max_length)
+
+
+def _cut(ids: list[int], max_length: int | None) -> list[int]:
+    if max_length is None or len(ids) <= max_length:
+        return ids
+    return [*ids[: max_length - 1], ids[-1]]
+
+
+class Collate:
+    """Items to a `Batch`, padded to the longest of the batch.
+
+    Args:
+        pad_id: the tokenizer's.
+    """
+
+    def __init__(self, pad_id: int) -> None:
+        self.pad_id = pad_id
+
+    def __call__(self, items: Sequence[Item]) -> Batch:
+        tokens, mask = self._padded([item.tokens for item in items])
+        targets = [item.target for item in items if item.target is not None]
+        target_tokens, target_mask = self._padded(targets) if targets else (None, None)
+        return Batch(
+            images=_stacked([item.image for item in items]),
+            tokens=tokens,
+            mask=mask,
+            image_ids=torch.tensor([item.image_id for item in items]),
+            target_tokens=target_tokens,
+            target_mask=target_mask,
+        )
+
+    def _padded(self, sentences: Sequence[list[int]]) -> tuple[Tensor, Tensor]:
+        lengths = torch.tensor([len(ids) for ids in sentences])
+        longest = int(lengths.max())
+        tokens = torch.tensor([ids + [self.pad_id] * (longest - len(ids)) for ids in sentences])
+        return tokens, torch.arange(longest) < lengths[:, None]
+
+
+def _stacked(images: Sequence[Tensor | None]) -> Tensor | None:
+    """uint8 (B, 3, H, W), black where one of the pictures is missing; None where all are."""
+    shape = next((image.shape for image in images if image is not None), None)
+    if shape is None:
+        return None
+    return torch.stack([torch.zeros(shape, dtype=torch.uint8) if image is None else image for image in images])
+
+
+def check_lengths(
+    records: Sequence[Record], tokenizer: Tokenizer, max_length: int, has_target: bool = False, limit: int = 10_000
+) -> int:
+    """How many sentences are longer than `max_length` tokens and will be cut; warns once if there are any.
+
+    Args:
+        limit: records to look at, evenly spaced; all where there are fewer.
+
+    Returns:
+        the number of long sentences among those looked at.
+    """
+    chosen = np.unique(np.linspace(0, len(records) - 1, min(limit, len(records))).round().astype(int))
+    looked, long, longest = 0, 0, 0
+    for place in chosen.tolist():
+        record = records[place]
+        for text in (*record.texts, *((record.targets or ()) if has_target else ())):
+            length = len(tokenizer.encode(text))
+            looked, long, longest = looked + 1, long + (length > max_length), max(longest, length)
+    if long:
+        warnings.warn(
+            f"{long} of {looked} sentences ({100 * long / looked:.1f}%) are longer than max_length = {max_length} "
+            f"tokens (bos and eos included) and are cut; the longest has {longest}. "
+            f"Set max_length to {longest} to keep them whole.",
+            stacklevel=2,
+        )
+    return long

@@ -1,0 +1,138 @@
+"""Records kept in Arrow columns, and what the file formats ask of their columns and pictures."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Iterable, Sequence
+from typing import Any, overload
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from velm.data.base import DataError, Record
+
+__all__ = ["ROW", "TableRecords", "check_pictures", "existing_path", "nearest"]
+
+ROW = "__row__"  # column: the row's number in its file, from 1, the header not counted
+
+
+class TableRecords(Sequence[Record]):
+    """The records of a split, rows of one picture together, pictures in the order of their first row."""
+
+    def __init__(self, columns: dict[str, pa.Array], picture: np.ndarray, root: str) -> None:
+        """`columns`: 'text', and 'image', 'image_id', 'target' where there are; `picture`: int (rows,)."""
+        self._columns, self._root = columns, root
+        self._order = np.argsort(picture, kind="stable")
+        self.text_counts = np.bincount(picture)
+        self._ends = np.cumsum(self.text_counts)
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    @overload
+    def __getitem__(self, index: int) -> Record: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Record]: ...
+    def __getitem__(self, index: int | slice) -> Record | list[Record]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        place = range(len(self))[index]
+        rows = self._order[self._ends[place] - self.text_counts[place] : self._ends[place]].tolist()
+        image = self._value("image", rows[0])
+        return Record(
+            image_id=self._value("image_id", rows[0]) or image or f"row {self._value(ROW, rows[0])}",
+            image=os.path.join(self._root, image) if image else None,
+            texts=tuple(self._value("text", row) for row in rows),
+            targets=tuple(self._value("target", row) for row in rows) if "target" in self._columns else None,
+        )
+
+    def _value(self, column: str, row: int) -> Any:
+        values = self._columns.get(column)
+        return None if values is None else values[row].as_py()
+
+
+def existing_path(path: str) -> str:
+    """The path itself, or an error that names the nearest file of its folder."""
+    if os.path.exists(path):
+        return path
+    folder = os.path.dirname(path) or "."
+    if not os.path.isdir(folder):
+        raise DataError(f"There is no file {path!r}; its folder {folder!r} does not exist either.")
+    raise DataError(f"There is no file {path!r}.{nearest(os.path.basename(path), os.listdir(folder))}")
+
+
+def nearest(name: str, present: Iterable[str]) -> str:
+    """' Did you mean ...?', or nothing where no name is near."""
+    close = difflib.get_close_matches(name, list(present), n=1)
+    return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def check_pictures(root: str, paths: Iterable[str], where: str) -> None:
+    """See that pictures are there, reading each folder once (a look at each file is slow over a network).
+
+    Raises:
+        DataError: some are not; the message has their number and the first few.
+    """
+    contents: dict[str, set[str]] = {}
+    missing = []
+    count = 0
+    for path in paths:
+        count += 1
+        folder, name = os.path.split(os.path.join(root, path))
+        if folder not in contents:
+            contents[folder] = set(os.listdir(folder)) if os.path.isdir(folder) else set()
+        if name not in contents[folder]:
+            missing.append(path)
+    if missing:
+        listed = ", ".join(missing[:3]) + (" ..." if len(missing) > 3 else "")
+        raise DataError(
+            f"{len(missing)} of the {count} pictures of {where} are not under {root!r}: {listed}. Put them there, or "
+            f"set root to the folder that their paths start from."
+        )
+
+
+def whole(column: pa.ChunkedArray) -> pa.Array:
+    """A column in one piece, for fast access by row."""
+    joined = column.combine_chunks()
+    return joined if isinstance(joined, pa.Array) else pa.concat_arrays(joined.chunks)
+
+
+def distinct(column: pa.ChunkedArray | pa.Array) -> list[str]:
+    """The different texts of a column that are not blank."""
+    return [value for value in pc.unique(column).to_pylist() if value and not value.isspace()]
+
+
+def has_text(column: pa.ChunkedArray | pa.Array) -> pa.ChunkedArray | pa.Array:
+    """bool, False where a text is missing or blank."""
+    return pc.fill_null(pc.greater(pc.utf8_length(pc.utf8_trim_whitespace(column)), 0), False)
+
+
+def codes(column: pa.Array) -> np.ndarray:
+    """int (rows,), equal where the texts are equal, numbered in order of appearance."""
+    return column.dictionary_encode(null_encoding="encode").indices.to_numpy(zero_copy_only=False)
+
+
+def flattened(table: pa.Table, path: str) -> pa.Table:
+    """One row a sentence: lists of sentences, and of targets beside them, are opened."""
+    lists = [n for n in ("text", "target") if n in table.column_names and _is_list(table[n].type)]
+    if not lists:
+        return table
+    if "target" in table.column_names and len(lists) == 1:
+        raise DataError(f"{path!r}: text and target must both be lists or neither; only {lists[0]} is one.")
+    lengths = [pc.fill_null(pc.list_value_length(table[n]), 0) for n in lists]
+    for other in lengths[1:]:
+        if not pc.all(pc.equal(lengths[0], other)).as_py():
+            row = pc.index(pc.equal(lengths[0], other), False).as_py()
+            raise DataError(f"{path!r}, row {row + 1}: {lengths[0][row]} texts but {other[row]} targets.")
+    if pc.any(pc.equal(lengths[0], 0)).as_py():
+        row = pc.index(pc.equal(lengths[0], 0), True).as_py()
+        raise DataError(f"{path!r}, row {row + 1}: its list of texts is empty.")
+    rows = pc.list_parent_indices(whole(table[lists[0]]))
+    opened = {n: pc.list_flatten(whole(table[n])) for n in lists}
+    return pa.table({n: opened[n] if n in opened else table[n].take(rows) for n in table.column_names})
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind)
