@@ -1,0 +1,72 @@
+"""Batch norm folded into the convolution before it: the same function, fewer passes over memory.
+
+In eval mode BN(W x) = (g / s) W x + (b - m g / s), s = sqrt(var + eps): one convolution with a bias. The folded
+layers are a copy beside the module, so its parameters and state dict stay as they are.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+# Only where the class says that its children run in the order they are listed.
+_IN_ORDER = ("Sequential", "BasicBlock", "Bottleneck", "Conv2dNormActivation", "BasicConv2d")
+
+
+def fold_batch_norm(layers: Sequence[nn.Module]) -> nn.Sequential:
+    """A copy in eval mode of `layers`, run one after the other, with every batch norm folded that can be."""
+    with torch.inference_mode(False), torch.no_grad():  # made while validating, used while training
+        folded = copy.deepcopy(nn.Sequential(*layers)).eval().requires_grad_(False)
+        for module in list(folded.modules()):
+            if isinstance(module, nn.Sequential) or type(module).__name__ in _IN_ORDER:
+                _fold_children(module)
+        return folded.to(memory_format=torch.channels_last)
+
+
+def _fold_children(module: nn.Module) -> None:
+    children = list(module.named_children())
+    for (name, convolution), (next_name, norm) in zip(children, children[1:], strict=False):
+        if isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d) and norm.track_running_stats:
+            module._modules[name] = fuse_conv_bn_eval(convolution, norm)
+            module._modules[next_name] = nn.Identity()
+
+
+class FoldedCopy:
+    """The folded copy of some layers, made anew when their weights, device or dtype have changed."""
+
+    def __init__(self) -> None:
+        self._signature: Any = None
+        self._folded: nn.Sequential | None = None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> FoldedCopy:
+        return FoldedCopy()
+
+    def __reduce__(self) -> tuple[type[FoldedCopy], tuple[()]]:
+        return FoldedCopy, ()
+
+    def clear(self) -> None:
+        """Forget the copy, and free its memory."""
+        self._signature = self._folded = None
+
+    def of(self, layers: Sequence[nn.Module]) -> nn.Sequential:
+        """The folded copy of `layers` as they are now."""
+        tensors: list[Tensor] = [t for layer in layers for t in (*layer.parameters(), *layer.buffers())]
+        signature = tuple((t.data_ptr(), 0 if t.is_inference() else t._version, t.device, t.dtype) for t in tensors)
+        if self._folded is None or signature != self._signature:
+            self._folded, self._signature = fold_batch_norm(layers), signature
+        return self._folded
+
+
+def may_fold(layers: Sequence[nn.Module]) -> bool:
+    """Whether folding helps here: batch norm there is, all of it in eval mode, nothing to be learnt or traced."""
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return False
+    if torch.is_grad_enabled() and any(p.requires_grad for layer in layers for p in layer.parameters()):
+        return False
+    norms = [m for layer in layers for m in layer.modules() if isinstance(m, nn.BatchNorm2d)]
+    return bool(norms) and not any(norm.training for norm in norms)

@@ -1,0 +1,95 @@
+"""Whether a part that is being built may read pretrained weights: a checkpoint that is loaded brings its own.
+
+A bridge to somebody else's models asks `pretrained_allowed()` before it opens a weights file or a hub. What it
+must know besides its weights to be built again elsewhere (a configuration that lies in a folder) it states as
+`portable_spec`, options that replace those of its spec when a checkpoint is written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+_allowed: ContextVar[bool] = ContextVar("velm_pretrained_allowed", default=True)
+
+
+@contextmanager
+def skip_pretrained() -> Iterator[None]:
+    """Inside, parts are built with random weights and no weights file or hub is touched."""
+    token = _allowed.set(False)
+    try:
+        yield
+    finally:
+        _allowed.reset(token)
+
+
+def pretrained_allowed() -> bool:
+    """Whether the part being built may read the pretrained weights its options name."""
+    return _allowed.get()
+
+
+def portable_spec(part: nn.Module) -> dict[str, Any]:
+    """Options to put over a part's spec so that it can be built where its weights file or folder is absent."""
+    return dict(getattr(part, "portable_spec", {}))
+
+
+def read_state_dict(path: Path) -> dict[str, Tensor]:
+    """The tensors of a .pth/.pt or .safetensors file; 'state_dict', 'model' and 'module.' wrappings are taken off.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no state dict, or a pickle that wants to run code (which is never run).
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no weights file {str(path)!r} (seen from {Path.cwd()}).")
+    if path.suffix == ".safetensors":
+        from safetensors.torch import load_file
+
+        return load_file(path)
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as cause:
+        raise ValueError(
+            f"{str(path)!r} cannot be read as a state dict of plain tensors ({type(cause).__name__}). Files that run "
+            f"code when loaded are refused: save it again with torch.save(model.state_dict(), path)."
+        ) from cause
+    for key in ("state_dict", "model"):
+        if isinstance(state, dict) and isinstance(state.get(key), dict):
+            state = state[key]
+    if not isinstance(state, dict) or not state or not all(isinstance(v, Tensor) for v in state.values()):
+        raise ValueError(f"{str(path)!r} holds no state dict: a mapping of names to tensors is needed.")
+    return {name.removeprefix("module."): tensor for name, tensor in state.items()}
+
+
+def load_matching(module: nn.Module, state: dict[str, Tensor], *, known: set[str], what: str, source: str) -> None:
+    """Load what `module` has, widened to its dtype; names in `known` that it has no longer are left out.
+
+    Raises:
+        ValueError: a tensor is missing, has another shape, or belongs to no part of the model.
+    """
+    own = module.state_dict()
+    optional = {name for name in own if name.endswith("num_batches_tracked")}
+    missing = sorted(own.keys() - state.keys() - optional)
+    foreign = sorted(state.keys() - known)
+    if not missing and not foreign:
+        module_state = {name: tensor for name, tensor in state.items() if name in own}
+        try:
+            module.load_state_dict(module_state, strict=False)
+            return
+        except RuntimeError as cause:  # the shapes
+            raise ValueError(f"The weights {source!r} do not fit {what}: {cause}") from cause
+    raise ValueError(
+        f"The weights {source!r} do not fit {what}: {_few('missing', missing)}; {_few('not of this model', foreign)}. "
+        f"Give the state dict of the same model, or leave the weights out."
+    )
+
+
+def _few(label: str, names: list[str]) -> str:
+    shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+    return f"{label}: {shown} ({len(names)})" if names else f"{label}: none"
