@@ -60,19 +60,19 @@ class CaptionItems(TorchDataset):
             'all', one sample a caption; 'first', one sample a picture, always its first caption.
         seed: of captions and crops.
         max_length: tokens, bos and eos included; longer sentences are cut before their eos. None cuts nothing.
-        has_target: samples carry the record's targets too.
+        has_target: whether samples carry targets; None, where the record has them.
     """
 
     def __init__(
         self,
-        *,
         records: Sequence[Record],
+        *,
         tokenizer: Tokenizer,
         transform: Callable[[Any, np.random.Generator], Tensor] | None,
         captions: Captions = "random",
         seed: int = 0,
         max_length: int | None = None,
-        has_target: bool = False,
+        has_target: bool | None = None,
     ) -> None:
         if captions not in ("random", "all", "first"):
             raise ValueError(f"captions must be one of random, all, first; got {captions!r}.")
@@ -95,7 +95,7 @@ class CaptionItems(TorchDataset):
         return Item(
             image=self._image(record, epoch, sample),
             tokens=self._ids(record.texts[text_index]),
-            target=self._ids(self._target(record, text_index)) if self.has_target else None,
+            target=self._target(record, text_index),
             image_id=place,
             text_index=text_index,
         )
@@ -113,10 +113,12 @@ class CaptionItems(TorchDataset):
             return None
         return self.transform(record.image, np.random.default_rng((self.seed, 2, epoch, sample)))
 
-    def _target(self, record: Record, text_index: int) -> str:
-        if record.targets is None:
-            raise DataError(f"Picture {record.image_id!r} has no target to write; the dataset needs a target column.")
-        return record.targets[text_index]
+    def _target(self, record: Record, text_index: int) -> list[int] | None:
+        if record.targets is not None and self.has_target is not False:
+            return self._ids(record.targets[text_index])
+        if self.has_target:
+            raise DataError(f"Picture {record.image_id!r} has no target to write; the data must name a target column.")
+        return None
 
     def _ids(self, text: str) -> list[int]:
         return _cut(self.tokenizer.encode(text), self.max_length)
@@ -166,28 +168,28 @@ def _stacked(images: Sequence[Tensor | None]) -> Tensor | None:
     return torch.stack([torch.zeros(shape, dtype=torch.uint8) if image is None else image for image in images])
 
 
-def check_lengths(
-    records: Sequence[Record], tokenizer: Tokenizer, max_length: int, has_target: bool = False, limit: int = 10_000
-) -> int:
+def check_lengths(records: Sequence[Record], tokenizer: Tokenizer, max_length: int, limit: int = 10_000) -> int:
     """How many sentences are longer than `max_length` tokens and will be cut; warns once if there are any.
 
     Args:
         limit: records to look at, evenly spaced; all where there are fewer.
 
     Returns:
-        the number of long sentences among those looked at.
+        the number of long sentences (texts and targets) among those looked at.
     """
-    chosen = np.unique(np.linspace(0, len(records) - 1, min(limit, len(records))).round().astype(int))
-    looked, long, longest = 0, 0, 0
-    for place in chosen.tolist():
-        record = records[place]
-        for text in (*record.texts, *((record.targets or ()) if has_target else ())):
-            length = len(tokenizer.encode(text))
-            looked, long, longest = looked + 1, long + (length > max_length), max(longest, length)
+    places = np.unique(np.linspace(0, len(records) - 1, min(limit, len(records))).round().astype(int))
+    lengths = np.array(
+        [
+            len(tokenizer.encode(text))
+            for record in (records[place] for place in places.tolist())
+            for text in (*record.texts, *(record.targets or ()))
+        ]
+    )
+    long, longest = int((lengths > max_length).sum()), int(lengths.max())
     if long:
         warnings.warn(
-            f"{long} of {looked} sentences ({100 * long / looked:.1f}%) are longer than max_length = {max_length} "
-            f"tokens (bos and eos included) and are cut; the longest has {longest}. "
+            f"{long} of {len(lengths)} sentences ({100 * long / len(lengths):.1f}%) are longer than max_length = "
+            f"{max_length} tokens (bos and eos included) and are cut; the longest has {longest}. "
             f"Set max_length to {longest} to keep them whole.",
             stacklevel=2,
         )

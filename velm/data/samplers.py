@@ -90,6 +90,11 @@ class PictureBatchSampler(Sampler[list]):
         """The order that the next iteration takes."""
         self.epoch = epoch
 
+    @property
+    def sampler(self) -> PictureBatchSampler:
+        """Itself: Lightning calls `set_epoch` on a batch sampler's `sampler`."""
+        return self
+
     def __len__(self) -> int:
         return len(self._sizes)
 

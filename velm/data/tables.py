@@ -198,22 +198,26 @@ class Table(Dataset):
         missing = table.filter(pc.invert(present))
         if missing.num_rows and self.missing_image == "error":
             raise DataError(
-                f"{self.path!r}, row {missing[ROW][0]} (the first below the header is 1): column {self.names['image']!r} "
-                f"names no picture. {missing.num_rows} rows of this split are like that. Set missing_image to 'drop' "
-                f"to leave them out, or to 'blank' to show a black picture."
+                f"{self.path!r}, row {missing[ROW][0]} (the first below the header is 1): column "
+                f"{self.names['image']!r} names no picture. {missing.num_rows} rows of this split are like that. Set "
+                f"missing_image to 'drop' to leave them out, or to 'blank' to show a black picture."
             )
-        if missing.num_rows and self.missing_image == "drop":
+        if self.missing_image == "drop":
             table = table.filter(present)
             if not table.num_rows:
-                raise DataError(f"No row of split {name!r} of {self.path!r} names a picture in {self.names['image']!r}.")
+                column = self.names["image"]
+                raise DataError(f"No row of split {name!r} of {self.path!r} names a picture in column {column!r}.")
         if not self.allow_outside:
-            for path in distinct(table["image"]):
-                if os.path.isabs(path) or os.path.normpath(path).split(os.sep)[0] == os.pardir:
-                    raise DataError(
-                        f"{self.path!r} names the picture {path!r}, which is outside {self.root!r}. Set root to a "
-                        f"folder that paths are relative to, or allow_outside to true if the file is to be trusted."
-                    )
+            self._forbid_outside(distinct(table["image"]))
         return table
+
+    def _forbid_outside(self, paths: list[str]) -> None:
+        for path in paths:
+            if os.path.isabs(path) or os.path.normpath(path).split(os.sep)[0] == os.pardir:
+                raise DataError(
+                    f"{self.path!r} names the picture {path!r}, which is outside {self.root!r}, the folder that paths "
+                    f"are relative to. Set root to another folder, or allow_outside to true to let them lead out."
+                )
 
     def _pictures(self, columns: dict[str, pa.Array]) -> np.ndarray:
         """int (rows,), which picture each row shows, numbered in the order they come."""

@@ -40,7 +40,7 @@ class Tokenizer(ABC):
         """Whether `encode` can be called; True from the start where there is nothing to learn."""
         return True
 
-    def train(self, texts: Iterable[str]) -> None:
+    def train(self, texts: Iterable[str]) -> None:  # noqa: B027 - optional to override
         """Learn the vocabulary from sentences; does nothing where there is nothing to learn."""
 
     def encode(self, text: str) -> list[int]:

@@ -60,8 +60,7 @@ def read_image(image: Any, minimum: int | None = None) -> Image.Image:
 def _from_array(array: np.ndarray) -> Image.Image:
     if array.dtype != np.uint8 or array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (3, 4)):
         raise DataError(
-            f"A picture array must be uint8 of shape (H, W), (H, W, 3) or (H, W, 4); "
-            f"got {array.dtype} {array.shape}."
+            f"A picture array must be uint8 of shape (H, W), (H, W, 3) or (H, W, 4); got {array.dtype} {array.shape}."
         )
     return Image.fromarray(array)
 

@@ -1,0 +1,101 @@
+"""A folder of pictures, each with a .txt of the same name beside it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+
+import numpy as np
+import pyarrow as pa
+
+from velm.data.base import DataError, Dataset
+from velm.data.records import TableRecords
+
+__all__ = ["Folder"]
+
+SPLITS = ("train", "val", "test")
+PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+
+
+class Folder(Dataset):
+    """Pictures with their sentences beside them: `dog.jpg` and `dog.txt`, one sentence a line.
+
+    Where there are subfolders `train`, `val`, `test`, they are the splits. Else the split of a picture follows
+    from a hash of its name: it never changes when others are added.
+
+    Args:
+        path: the folder; its subfolders are looked into.
+        extension: of the files of sentences, UTF-8.
+        val_fraction: part of the pictures for 'val', in [0, 1), where there are no subfolders for splits.
+        test_fraction: part of the pictures for 'test', in [0, 1), likewise.
+    """
+
+    def __init__(
+        self, *, path: str, extension: str = ".txt", val_fraction: float = 0.1, test_fraction: float = 0.1
+    ) -> None:
+        if not os.path.isdir(path):
+            raise DataError(f"There is no folder {path!r}.")
+        if val_fraction < 0 or test_fraction < 0 or val_fraction + test_fraction >= 1:
+            raise ValueError(
+                f"val_fraction {val_fraction} and test_fraction {test_fraction} must not be negative, and must leave "
+                f"something for training: their sum must be below 1."
+            )
+        self.path, self.extension = path, extension if extension.startswith(".") else f".{extension}"
+        self.val_fraction, self.test_fraction = val_fraction, test_fraction
+
+    def split(self, name: str) -> TableRecords:
+        pictures = self._splits()
+        paths = pictures.get(name, [])
+        if not paths:
+            listed = ", ".join(f"{split!r} ({len(found)} pictures)" for split, found in pictures.items() if found)
+            raise DataError(f"{self.path!r} has no split {name!r}. It has: {listed or 'no pictures at all'}.")
+        texts = [self._texts(path) for path in paths]
+        picture = np.repeat(np.arange(len(paths)), [len(sentences) for sentences in texts])
+        image = pa.array(paths, pa.large_string()).take(pa.array(picture))
+        text = pa.array([text for sentences in texts for text in sentences], pa.large_string())
+        return TableRecords({"text": text, "image": image}, picture, self.path)
+
+    def _splits(self) -> dict[str, list[str]]:
+        """The pictures of each split, as sorted paths from the folder."""
+        own = [split for split in SPLITS if os.path.isdir(os.path.join(self.path, split))]
+        if own:
+            return {split: self._pictures(split) for split in own}
+        pictures: dict[str, list[str]] = {split: [] for split in SPLITS}
+        for path in self._pictures("."):
+            pictures[self._by_hash(path)].append(path)
+        return pictures
+
+    def _by_hash(self, path: str) -> str:
+        name = os.path.splitext(path)[0].replace(os.sep, "/")
+        place = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64
+        if place < self.val_fraction:
+            return "val"
+        return "test" if place < self.val_fraction + self.test_fraction else "train"
+
+    def _pictures(self, folder: str) -> list[str]:
+        found, alone = [], []
+        for where, _, files in os.walk(os.path.join(self.path, folder)):
+            present = set(files)
+            for file in files:
+                stem, kind = os.path.splitext(file)
+                if kind.lower() in PICTURES:
+                    path = os.path.normpath(os.path.relpath(os.path.join(where, file), self.path))
+                    (found if stem + self.extension in present else alone).append(path)
+        if alone:
+            listed = ", ".join(sorted(alone)[:3]) + (" ..." if len(alone) > 3 else "")
+            raise DataError(
+                f"{len(alone)} of {len(alone) + len(found)} pictures in {self.path!r} have no {self.extension} file "
+                f"beside them: {listed}. Write one, or move the pictures away."
+            )
+        return sorted(found)
+
+    def _texts(self, picture: str) -> list[str]:
+        path = os.path.join(self.path, os.path.splitext(picture)[0] + self.extension)
+        try:
+            with open(path, encoding="utf-8") as file:
+                texts = [line.strip() for line in file if line.strip()]
+        except UnicodeDecodeError as error:
+            raise DataError(f"{path!r} is not UTF-8: {error}") from error
+        if not texts:
+            raise DataError(f"{path!r} holds no sentence; write one a line.")
+        return texts

@@ -1,0 +1,82 @@
+"""The field's own splits: Karpathy's dataset_coco.json, dataset_flickr8k.json, dataset_flickr30k.json."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from velm.data.base import DataError, Dataset
+from velm.data.records import TableRecords, check_pictures, existing_path
+
+__all__ = ["Karpathy"]
+
+
+class Karpathy(Dataset):
+    """Pictures and sentences as in Karpathy and Fei-Fei 2015, "Deep Visual-Semantic Alignments".
+
+    Args:
+        path: the JSON file.
+        root: folder that the pictures are in (for COCO the one that holds train2014 and val2014); None takes
+            the file's own.
+        restval_to_train: COCO's 'restval' (the validation pictures that are in no split) belongs to 'train', as
+            in most papers.
+        check_files: look whether every picture of a split is there when the split is opened.
+    """
+
+    def __init__(
+        self, *, path: str, root: str | None = None, restval_to_train: bool = True, check_files: bool = True
+    ) -> None:
+        self.path = existing_path(path)
+        self.root = os.path.dirname(os.path.abspath(path)) if root is None else root
+        if not os.path.isdir(self.root):
+            raise DataError(f"root {self.root!r}, the folder of the pictures, does not exist.")
+        self.restval_to_train, self.check_files = restval_to_train, check_files
+        self._images: list[dict[str, Any]] | None = None
+
+    def split(self, name: str) -> TableRecords:
+        images = self._read()
+        wanted = {name, "restval"} if name == "train" and self.restval_to_train else {name}
+        chosen = [image for image in images if image["split"] in wanted]
+        if not chosen:
+            counts = Counter(image["split"] for image in images)
+            listed = ", ".join(f"{split!r} ({count} pictures)" for split, count in counts.items())
+            raise DataError(f"{self.path!r} has no split {name!r}. It has: {listed or 'no pictures at all'}.")
+        paths = [os.path.join(image.get("filepath", ""), image["filename"]) for image in chosen]
+        if self.check_files:
+            check_pictures(self.root, paths, f"split {name!r} of {self.path!r}")
+        texts = [self._texts(image) for image in chosen]
+        picture = np.repeat(np.arange(len(chosen)), [len(sentences) for sentences in texts])
+        ids = [str(image.get("cocoid", image["filename"])) for image in chosen]
+        columns = {
+            "text": pa.array([text for sentences in texts for text in sentences], pa.large_string()),
+            "image": pa.array(paths, pa.large_string()).take(pa.array(picture)),
+            "image_id": pa.array(ids, pa.large_string()).take(pa.array(picture)),
+        }
+        return TableRecords(columns, picture, self.root)
+
+    def _texts(self, image: dict[str, Any]) -> list[str]:
+        texts = [sentence["raw"].strip() for sentence in image["sentences"]]
+        if not texts or not all(texts):
+            raise DataError(f"{self.path!r}: picture {image['filename']!r} has an empty sentence, or none at all.")
+        return texts
+
+    def _read(self) -> list[dict[str, Any]]:
+        if self._images is None:
+            try:
+                with open(self.path, encoding="utf-8") as file:
+                    images = json.load(file)["images"]
+                for image in images:
+                    image["split"], image["filename"], [s["raw"] for s in image["sentences"]]
+            except (ValueError, KeyError, TypeError) as error:
+                raise DataError(
+                    f"{self.path!r} is not one of Karpathy's files, "
+                    '{"images": [{"filename", "split", "sentences": [{"raw"}]}]}: '
+                    f"{type(error).__name__}: {error}"
+                ) from error
+            self._images = images
+        return self._images
