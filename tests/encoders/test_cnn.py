@@ -1,0 +1,147 @@
+"""The convolutional encoder: any picture, neighbours in the batch that do not matter, places that do."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from velm.encoders.cnn import CNNEncoder
+
+KINDS = [
+    (architecture, norm, pooling)
+    for architecture in ("residual", "plain")
+    for norm in ("group", "batch", "none")
+    for pooling in ("mean", "attention")
+]
+
+
+def build(architecture="residual", norm=None, pooling="mean", **options):
+    torch.manual_seed(0)
+    options = {"dim": 16, "widths": [4, 8]} | options
+    return CNNEncoder(architecture=architecture, norm=norm, pooling=pooling, **options).double().eval()
+
+
+def pictures(*shape):
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+
+def close(left, right):
+    torch.testing.assert_close(left, right, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("size", [(16, 16), (24, 9), (31, 17), (5, 5)])
+def test_any_picture_is_halved_three_times(kind, size):
+    output = build(*kind)(pictures(2, 3, *size))
+    rows, columns = -(-size[0] // 8), -(-size[1] // 8)
+    assert output.grid == (rows, columns)
+    assert output.mask is None
+    assert output.features.shape == (2, rows * columns, 16)
+    assert output.pooled.shape == (2, 16)
+    assert output.features.dtype == output.pooled.dtype == torch.float64
+
+
+def test_64_pixels_are_8_cells_by_default():
+    encoder = CNNEncoder().eval()
+    output = encoder(torch.randn(1, 3, 64, 64))
+    assert output.grid == (8, 8)
+    assert output.features.shape == (1, 64, encoder.dim)
+    assert output.pooled.dtype == torch.float32
+
+
+@pytest.mark.parametrize("widths", [[], [4], [4, 4, 8]])
+@pytest.mark.parametrize("architecture", ["residual", "plain"])
+def test_every_stage_halves_the_grid(architecture, widths):
+    output = build(architecture, widths=widths)(pictures(1, 3, 32, 32))
+    side = 16 // 2 ** len(widths)
+    assert output.grid == (side, side)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_batch_of_one_equals_its_row(kind):
+    encoder, images = build(*kind), pictures(3, 3, 16, 24)
+    output = encoder(images)
+    for row in range(3):
+        alone = encoder(images[row : row + 1])
+        close(alone.pooled[0], output.pooled[row])
+        close(alone.features[0], output.features[row])
+
+
+@pytest.mark.parametrize("norm", ["group", "batch"])
+def test_in_training_too_neighbours_matter_to_batch_norm_alone(norm):
+    encoder, images = build(norm=norm).train(), pictures(3, 3, 16, 16)
+    pooled = encoder(images).pooled
+    assert torch.allclose(encoder(images[:1]).pooled[0], pooled[0], rtol=0, atol=1e-10) is (norm == "group")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradient_reaches_every_parameter(kind):
+    encoder = build(*kind, depth=2)
+    encoder(pictures(4, 3, 16, 24)).pooled.pow(3).sum().backward()
+    assert not [name for name, p in encoder.named_parameters() if p.grad is None or not p.grad.any()]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_whole_knows_where_things_are(kind):
+    encoder, image = build(*kind), torch.zeros(1, 3, 64, 64, dtype=torch.float64)
+    image[..., 28:36, 28:36] = 1.0  # far from every edge, so that zero padding gives nothing away
+    moved = encoder(image.roll(8, dims=-1)).pooled
+    assert not torch.allclose(moved, encoder(image).pooled, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("architecture", ["residual", "plain"])
+def test_features_lie_row_by_row(architecture):
+    encoder, images = build(architecture, norm="none", depth=1), torch.zeros(1, 3, 64, 128, dtype=torch.float64)
+    changed = images.clone()
+    changed[..., 12, 100] = 5.0  # pixel row 12 of cell row 1, pixel column 100 of cell column 12
+    difference = (encoder(changed).features - encoder(images).features).norm(dim=-1).view(8, 16)
+    rows, columns = difference.sum(dim=1), difference.sum(dim=0)
+    assert rows[:4].sum() > 0
+    assert rows[6:].sum() == 0
+    assert columns[:8].sum() == 0
+
+
+def test_group_norm_survives_one_cell():
+    output = build(norm="group", dim=8)(pictures(2, 3, 4, 4))
+    assert output.grid == (1, 1)
+    assert (output.pooled[0] - output.pooled[1]).abs().max() > 1e-3
+
+
+def test_a_plain_stack_is_bare_and_a_residual_one_normalised():
+    def kinds(encoder):
+        return {type(module) for module in encoder.modules()}
+
+    assert kinds(build("plain")) & {nn.GroupNorm, nn.BatchNorm2d} == set()
+    assert nn.MaxPool2d in kinds(build("plain"))
+    assert nn.GroupNorm in kinds(build("residual"))
+    assert nn.BatchNorm2d in kinds(build("plain", "batch"))
+
+
+def test_dropout_is_off_in_eval_and_on_in_training():
+    encoder, images = build(dropout=0.5), pictures(2, 3, 16, 16)
+    assert torch.equal(encoder(images).pooled, encoder(images).pooled)
+    encoder.train()
+    assert not torch.equal(encoder(images).pooled, encoder(images).pooled)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_saved_equals_loaded(kind):
+    encoder, other, images = build(*kind), build(*kind), pictures(2, 3, 16, 16)
+    encoder.train()(images)  # moves the running means of batch norm
+    encoder.eval()
+    for parameter in other.parameters():
+        nn.init.normal_(parameter)
+    other.load_state_dict(encoder.state_dict())
+    assert torch.equal(other(images).pooled, encoder(images).pooled)
+
+
+def test_errors_settle_the_matter():
+    with pytest.raises(ValueError, match=r"divisible by 4 .* dim is 130"):
+        CNNEncoder(dim=130)
+    with pytest.raises(ValueError, match=r"Unknown architecture 'resnet'. Available: residual, plain"):
+        CNNEncoder(architecture="resnet")
+    with pytest.raises(ValueError, match=r"Unknown norm 'layer'. Available: group, batch, none"):
+        CNNEncoder(norm="layer")
+    with pytest.raises(ValueError, match=r"depth is 0; at least 1 block"):
+        CNNEncoder(depth=0)
