@@ -1,0 +1,172 @@
+"""The contract of decoders, law by law; the chief one: stepping equals forward."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from velm.decoders.base import Decoder
+from velm.testing.laws import ALL, Outputs, Subject, different, judge_module
+from velm.testing.report import Report
+
+__all__ = ["check_decoder"]
+
+BATCH, TOKENS, POSITIONS = 3, 6, 5
+SOUND = ("raised", "wrong shape")
+
+
+def check_decoder(decoder: Any, *, vocab_size: int = 32, pad_id: int = 0, memory_dim: int = 16) -> Report:
+    """Look at every law of `velm.Decoder`.
+
+    Args:
+        decoder: a callable without arguments that builds a fresh instance, or an instance.
+        vocab_size: the number of ids that it was built for.
+        pad_id: the id that padding holds.
+        memory_dim: the width of the memory that it was built for.
+    """
+    subject = Subject.of(decoder, "decoder")
+    report, module = subject.report, subject.instance
+    if not subject.judge_type(Decoder):
+        return report
+    case = Case(vocab_size, pad_id, memory_dim)
+
+    def probe(module: Any, rows: slice = ALL, dtype: torch.dtype = torch.float32) -> Outputs:
+        hidden = module(case.tokens[rows].clone(), case.memory[rows].to(dtype, copy=True), case.mask[rows].clone())
+        return {"hidden": hidden, "logits": module.output_projection(hidden)}
+
+    first: list[Any] = []
+    with torch.no_grad():
+        report.judge("raised", lambda: first.append(module.eval()(*case.inputs())))
+    report.judge("wrong shape", lambda: _shape(module, first[0], vocab_size), ("raised",))
+    judge_module(subject, probe, SOUND)
+    report.judge("attention", lambda: _attention(module, case), SOUND)
+    same = (*SOUND, "not deterministic in eval")
+    report.judge("looks ahead", lambda: _looks_ahead(module, case), same)
+    report.judge("padding leak", lambda: _memory_padding(module, case), same)
+    report.judge("stepping differs from forward", lambda: _stepping(module, case), same)
+    report.judge("select", lambda: _select(module, case), (*same, "stepping differs from forward"))
+    return report
+
+
+class Case:
+    """A small batch: tokens (B, T), memory (B, N, D) and its mask, of which row 1 is half padding."""
+
+    def __init__(self, vocab_size: int, pad_id: int, memory_dim: int) -> None:
+        generator = torch.Generator().manual_seed(0)
+        tokens = torch.randint(0, vocab_size - 1, (BATCH, TOKENS), generator=generator)
+        self.tokens = tokens + (tokens >= pad_id)
+        self.memory = torch.randn(BATCH, POSITIONS, memory_dim, generator=generator)
+        self.mask = torch.ones(BATCH, POSITIONS, dtype=torch.bool)
+        self.mask[1, 2:] = False
+
+    def inputs(self) -> tuple[Tensor, Tensor, Tensor]:
+        return self.tokens.clone(), self.memory.clone(), self.mask.clone()
+
+
+def _shape(module: Any, hidden: Any, vocab_size: int) -> str | None:
+    projection = getattr(module, "output_projection", None)
+    if not isinstance(projection, nn.Linear) or projection.out_features != vocab_size:
+        return (
+            f".output_projection is {projection}; expected nn.Linear onto {vocab_size} words. "
+            "Build it from the vocab_size that the constructor is handed."
+        )
+    expected = (BATCH, TOKENS, projection.in_features)
+    if not isinstance(hidden, Tensor) or hidden.shape != expected:
+        came = tuple(hidden.shape) if isinstance(hidden, Tensor) else type(hidden).__name__
+        return (
+            f"forward returned {came}; expected hidden states {expected}. Leave the multiplication by "
+            "output_projection to the loss, and what else there is to decode()."
+        )
+    return None
+
+
+@torch.no_grad()
+def _attention(module: Any, case: Case) -> str | None:
+    whole = module.eval().decode(*case.inputs())
+    if gap := different({"hidden": module(*case.inputs())}, {"hidden": whole.hidden}):
+        return f"decode() and forward() disagree: {gap}; expected the same hidden states. Let one call the other."
+    if whole.penalty is not None and (whole.penalty.dim() or not torch.isfinite(whole.penalty)):
+        return f"decode().penalty is {tuple(whole.penalty.shape)}; expected one finite number, float ()."
+    _, state = module.step(case.tokens[:, 0], module.start(case.memory, case.mask))
+    for name, attention, shape in (
+        ("decode().attention", whole.attention, (BATCH, TOKENS, POSITIONS)),
+        ("state.attention", state.attention, (BATCH, POSITIONS)),
+    ):
+        if attention is None:
+            continue
+        if attention.shape != shape:
+            return f"{name} is {tuple(attention.shape)}; expected {shape}, averaged over heads."
+        if not torch.allclose(attention.sum(-1), torch.ones(shape[:-1]), atol=1e-3):
+            return f"rows of {name} sum to {attention.sum(-1).flatten()[0]:.3g}; expected 1. Hand out softmax weights."
+    return None
+
+
+@torch.no_grad()
+def _looks_ahead(module: Any, case: Case) -> str | None:
+    tokens, memory, mask = case.inputs()
+    half = TOKENS // 2
+    other = tokens.clone()
+    other[:, half:] = tokens[:, half:].flip(0).roll(1, 1)
+    module.eval()
+    gap = different(
+        {"hidden": module(tokens, memory, mask)[:, :half]}, {"hidden": module(other, memory, mask)[:, :half]}
+    )
+    return gap and (
+        f"other tokens from position {half} on changed what came before it: {gap}; expected no difference. "
+        "Mask the attention causally, and read only to the left."
+    )
+
+
+@torch.no_grad()
+def _memory_padding(module: Any, case: Case) -> str | None:
+    tokens, memory, mask = case.inputs()
+    module.eval()
+    rubbish = torch.where(mask[:, :, None], memory, 100 * torch.ones_like(memory))
+    gap = different({"hidden": module(tokens, memory, mask)}, {"hidden": module(tokens, rubbish, mask)})
+    if gap:
+        return (
+            f"what stands in the padding of the memory changed the result: {gap}; expected no difference. "
+            "Use memory_mask in every attention and every mean over the memory."
+        )
+    everywhere = torch.ones_like(mask)
+    gap = different({"hidden": module(tokens, memory, None)}, {"hidden": module(tokens, memory, everywhere)})
+    return gap and f"memory_mask None and a mask that is True everywhere: {gap}; expected no difference."
+
+
+@torch.no_grad()
+def _stepping(module: Any, case: Case) -> str | None:
+    tokens, memory, mask = case.inputs()
+    expected = module.output_projection(module.eval()(tokens, memory, mask))
+    state = module.start(memory, mask)
+    for t in range(TOKENS):
+        logits, state = module.step(tokens[:, t], state)
+        if gap := different({"logits": expected[:, t]}, {"logits": logits}):
+            return (
+                f"at step {t} (bos is 0) {gap} from output_projection(forward(...)); expected no difference. "
+                "Look at positions, at the cache, and at what start() computes from the memory."
+            )
+    return None
+
+
+@torch.no_grad()
+def _select(module: Any, case: Case) -> str | None:
+    """Rows repeated and reordered in the middle of a sentence go on as if they had been alone."""
+    rows, half = torch.tensor([2, 0, 0, 1]), TOKENS // 2
+    module.eval()
+    state = module.start(case.memory, case.mask)
+    picked = module.start(case.memory[rows], case.mask[rows])
+    for t in range(half):
+        _, state = module.step(case.tokens[:, t], state)
+        _, picked = module.step(case.tokens[rows, t], picked)
+    state = state.select(rows)
+    for t in range(half, TOKENS):
+        logits, state = module.step(case.tokens[rows, t], state)
+        expected, picked = module.step(case.tokens[rows, t], picked)
+        if gap := different({"logits": expected}, {"logits": logits}):
+            return (
+                f"after state.select({rows.tolist()}) {gap} from those rows stepped from the start; expected no "
+                "difference. Select every tensor of the state: caches, hidden states, memory and its mask."
+            )
+    return None

@@ -1,0 +1,118 @@
+"""The contract of losses, law by law."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from velm.losses.base import Loss
+from velm.outputs import IGNORE, Batch, DecoderOutput, VisionLanguageOutput
+from velm.testing.laws import ALL, Outputs, Subject, different, dtype_kept, state_restored
+from velm.testing.report import Report
+
+__all__ = ["check_loss"]
+
+BATCH, LENGTH, WIDTH, WORDS = 4, 5, 8, 16
+IMAGE_IDS = (0, 1, 1, 2)  # two captions of one picture
+
+
+def check_loss(loss: Any) -> Report:
+    """Look at every law of `velm.Loss`; it is fed what it `requires`, and nothing else.
+
+    Args:
+        loss: a callable without arguments that builds a fresh instance, or an instance.
+    """
+    subject = Subject.of(loss, "loss")
+    report, module = subject.report, subject.instance
+    if not subject.judge_type(Loss):
+        return report
+
+    def probe(module: Any, rows: Any = ALL, dtype: torch.dtype = torch.float32) -> Outputs:
+        return {"the loss": module(*_case(module, rows, dtype)[:2])}
+
+    def alone(rows: slice) -> str | None:
+        return _scalar(probe(module, rows)["the loss"])
+
+    def shuffled() -> str | None:
+        gap = different(probe(module), probe(module, torch.tensor([2, 0, 3, 1])))
+        return gap and f"the same pairs in another order: {gap}; expected no difference. Pair by row, not by place."
+
+    def goes_through() -> str | None:
+        probe(module.eval())
+        return None
+
+    report.judge("raised", goes_through)
+    report.judge("not a scalar", lambda: alone(ALL), ("raised",))
+    sound = ("raised", "not a scalar")
+    report.judge("no gradient", lambda: _gradient(module), sound)
+    report.judge("order matters", shuffled, sound)
+    report.judge("batch of one", lambda: alone(slice(0, 1)), sound)
+    if subject.fresh:
+        report.judge("state not restored", lambda: state_restored(subject.build, probe), sound)
+    report.judge("dtype changed", lambda: dtype_kept(subject.build, probe), sound)
+    return report
+
+
+def _case(module: Any, rows: Any, dtype: torch.dtype) -> tuple[VisionLanguageOutput, Batch, dict[str, Tensor]]:
+    """What the loss requires, the batch, and the leaves that a gradient should reach."""
+    generator = torch.Generator().manual_seed(0)
+    leaves = {
+        name: torch.randn(*shape, generator=generator).to(dtype)[rows].requires_grad_()
+        for name, shape in {
+            "image_embeds": (BATCH, WIDTH),
+            "text_embeds": (BATCH, WIDTH),
+            "decoder": (BATCH, LENGTH - 1, WIDTH),
+        }.items()
+    }
+    tokens = torch.randint(3, WORDS, (BATCH, LENGTH), generator=generator)
+    mask = torch.ones_like(tokens, dtype=torch.bool)
+    mask[1, -1] = False
+    tokens, mask = tokens[rows], mask[rows]
+    labels = tokens[:, 1:].masked_fill(~mask[:, 1:], IGNORE)
+    projection = nn.Linear(WIDTH, WORDS, dtype=dtype)
+    with torch.no_grad():
+        projection.weight.copy_(torch.randn(WORDS, WIDTH, generator=generator))
+        projection.bias.zero_()
+    made: dict[str, Callable[[], dict[str, Any]]] = {
+        "image_embeds": lambda: {"image_embeds": normalize(leaves["image_embeds"], dim=-1)},
+        "text_embeds": lambda: {"text_embeds": normalize(leaves["text_embeds"], dim=-1)},
+        "decoder": lambda: {
+            "decoder": DecoderOutput(leaves["decoder"]),
+            "labels": labels,
+            "output_projection": projection,
+        },
+    }
+    required = sorted(module.requires)
+    if unknown := [name for name in required if name not in made]:
+        raise ValueError(f"requires names {unknown}; expected some of {sorted(made)}")
+    fields = {key: value for name in required for key, value in made[name]().items()}
+    batch = Batch(None, tokens, mask, torch.tensor(IMAGE_IDS)[rows])
+    return VisionLanguageOutput(**fields), batch, {name: leaves[name] for name in required}
+
+
+def _scalar(value: Any) -> str | None:
+    if isinstance(value, Tensor) and value.dim() == 0 and torch.isfinite(value):
+        return None
+    came = f"{tuple(value.shape)} {value.flatten()[:3].tolist()}" if isinstance(value, Tensor) else repr(value)
+    return f"forward returned {came}; expected one finite number, float (). Take the mean over the batch."
+
+
+def _gradient(module: Any) -> str | None:
+    output, batch, leaves = _case(module, ALL, torch.float32)
+    value = module.train()(output, batch)
+    if not value.requires_grad:
+        return "the loss carries no gradient; expected one. Remove detach(), no_grad() or .item() from its way."
+    parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    wanted = {**leaves, **parameters}
+    found = torch.autograd.grad(value, list(wanted.values()), allow_unused=True)
+    missed = [name for name, g in zip(wanted, found, strict=True) if g is None or not torch.isfinite(g).all()]
+    return (
+        f"no finite gradient reaches {', '.join(missed)}; expected one for all that it requires and all that it "
+        "learns. Use them, or take them out of `requires`."
+        if missed
+        else None
+    )
