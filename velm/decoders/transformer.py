@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import cast
 
-import torch
 from torch import Tensor, nn
 
 from velm.decoders.base import Decoder, DecoderState
 from velm.layers.attention import KeysValues
+from velm.layers.positions import LearnedPositions
 from velm.layers.shared import Shared
 from velm.layers.transformer import TransformerBlock
 from velm.outputs import DecoderOutput
@@ -87,7 +87,7 @@ class TransformerDecoder(Decoder):
             raise ValueError(f"depth {depth} is too small; a Transformer decoder has at least 1 block.")
         self.max_length = max_length
         self.embedding = nn.Embedding(vocab_size, dim, padding_idx=pad_id)
-        self.positions = nn.Parameter(torch.randn(max_length, dim) * dim**-0.5)
+        self.positions = LearnedPositions(dim, max_length)
         self.memory_norm = nn.LayerNorm(memory_dim)
         self.dropout = nn.Dropout(dropout)
         self.blocks = nn.ModuleList(
@@ -153,10 +153,5 @@ class TransformerDecoder(Decoder):
         return x, query, keys_values
 
     def _embed(self, tokens: Tensor, start: int = 0) -> Tensor:
-        end = start + tokens.shape[1]
-        if end > self.max_length:
-            raise ValueError(
-                f"a sequence of {end} tokens does not fit the decoder's max_length {self.max_length}; "
-                "shorten the sentences or build the decoder with a larger max_length."
-            )
-        return self.dropout(self.embedding(tokens) + self.positions[start:end])
+        embedded = self.embedding(tokens)
+        return self.dropout(embedded + self.positions(embedded, start))

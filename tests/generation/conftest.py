@@ -1,0 +1,63 @@
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from velm.decoders.base import Decoder, DecoderState
+
+PAD, BOS, EOS = 0, 1, 2
+
+
+@dataclass
+class TableState(DecoderState):
+    memory: torch.Tensor
+    before: torch.Tensor
+    attention: torch.Tensor | None = None
+
+    def select(self, rows):
+        attention = None if self.attention is None else self.attention[rows]
+        return TableState(self.memory[rows], self.before[rows], attention)
+
+
+class TableDecoder(Decoder):
+    """The next token depends on the last two and on the memory, by a random table: no network."""
+
+    def __init__(self, vocab_size=6, seed=0, max_length=None):
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+        self.table = torch.randn(vocab_size, vocab_size, vocab_size, generator=generator) * 1.5
+        self.output_projection = torch.nn.Linear(vocab_size, vocab_size, bias=False)
+        torch.nn.init.eye_(self.output_projection.weight)
+        self.max_length = max_length
+
+    def forward(self, tokens, memory, memory_mask=None):
+        before = torch.cat([torch.zeros_like(tokens[:, :1]), tokens[:, :-1]], dim=1)
+        return self.table[before, tokens] + memory.mean(1)[:, None]
+
+    def start(self, memory, memory_mask=None):
+        return TableState(memory, torch.zeros(len(memory), dtype=torch.int64))
+
+    def step(self, token, state):
+        logits = self.table[state.before, token] + state.memory.mean(1)
+        attention = torch.nn.functional.one_hot(token % state.memory.shape[1], state.memory.shape[1]).float()
+        return logits, TableState(state.memory, token, attention)
+
+
+@pytest.fixture
+def table():
+    return TableDecoder
+
+
+@pytest.fixture
+def write():
+    """`generate` with the ids that all these tests use."""
+    from velm.generation import GenerationConfig, generate
+
+    def write(decoder, memory, mask=None, *, seed=None, suppress=(PAD, BOS), return_attention=False, **config):
+        generator = None if seed is None else torch.Generator().manual_seed(seed)
+        return generate(
+            decoder, memory, mask, bos_id=BOS, eos_id=EOS, pad_id=PAD, config=GenerationConfig(**config),
+            suppress=suppress, generator=generator, return_attention=return_attention,
+        )  # fmt: skip
+
+    return write

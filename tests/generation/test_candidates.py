@@ -1,0 +1,66 @@
+import pytest
+import torch
+
+from velm.generation import GenerationConfig
+from velm.generation.candidates import best, draw, keep_top_k, keep_top_p
+
+P = torch.tensor([[0.1, 0.4, 0.05, 0.25, 0.2]])
+
+
+def kept(log_probs):
+    return log_probs.isfinite()[0].nonzero().flatten().tolist()
+
+
+def test_best_by_hand():
+    totals = torch.tensor([[[0.0, -3.0, -1.0], [-2.0, -0.5, -9.0]]])
+    parents, words = best(totals, 4)
+    assert parents.tolist() == [[0, 1, 0, 1]]
+    assert words.tolist() == [[0, 1, 2, 0]]
+    assert best(totals, 99)[0].shape == (1, 6)
+
+
+def test_top_k():
+    assert kept(keep_top_k(P.log(), 2)) == [1, 3]
+    assert kept(keep_top_k(P.log(), 99)) == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(("mass", "tokens"), [(0.01, [1]), (0.41, [1, 3]), (0.84, [1, 3, 4]), (1.0, [0, 1, 2, 3, 4])])
+def test_top_p(mass, tokens):
+    assert kept(keep_top_p(P.log(), mass)) == tokens
+
+
+def test_draws_follow_the_probabilities():
+    rows = P.log().expand(20000, 5)
+    for temperature in (1.0, 0.5):
+        config = GenerationConfig(temperature=temperature)
+        words = draw(rows, config, torch.Generator().manual_seed(0))
+        expected = P[0] ** (1 / temperature)
+        torch.testing.assert_close(
+            words.bincount(minlength=5) / 20000, expected / expected.sum(), atol=0.015, rtol=0
+        )
+
+
+def test_draws_respect_top_k_and_top_p():
+    rows = P.log().expand(2000, 5)
+    for config in (GenerationConfig(temperature=3.0, top_k=2), GenerationConfig(temperature=1.0, top_p=0.6)):
+        assert set(draw(rows, config, torch.Generator().manual_seed(0)).tolist()) == {1, 3}
+
+
+def test_a_seed_repeats_itself(table, write):
+    memory = torch.zeros(3, 2, 6)
+    one, two, other = (
+        write(table(), memory, temperature=1.5, num_return=4, max_length=8, seed=seed).tokens for seed in (0, 0, 1)
+    )
+    assert torch.equal(one, two)
+    assert one.shape[:2] == (3, 4)
+    assert one.shape != other.shape or not torch.equal(one, other)
+    assert len({tuple(row) for row in one.flatten(0, 1).tolist()}) > 4
+
+
+def test_sampling_only_the_best_is_greedy(table, write):
+    memory = torch.randn(5, 2, 6)
+    greedy = write(table(), memory, max_length=8)
+    sampled = write(table(), memory, max_length=8, temperature=1.0, top_k=1, num_return=2)
+    for r in range(2):
+        assert torch.equal(sampled.tokens[:, r], greedy.tokens[:, 0])
+        torch.testing.assert_close(sampled.scores[:, r], greedy.scores[:, 0])

@@ -1,0 +1,196 @@
+"""The engine against brute force, and the laws of every search."""
+
+from itertools import product
+
+import pytest
+import torch
+
+from velm.decoders.rnn import RNNDecoder
+from velm.decoders.transformer import TransformerDecoder
+
+PAD, BOS, EOS, WORDS = 0, 1, 2, (3, 4, 5)
+
+
+def log_prob(decoder, memory, sentence):
+    """log p of one sentence by teacher forcing."""
+    tokens = torch.tensor([[BOS, *sentence[:-1]]])
+    logits = decoder.output_projection(decoder(tokens, memory))[0].log_softmax(-1)
+    return logits[torch.arange(len(sentence)), torch.tensor(sentence)].sum().item()
+
+
+def exhaustive(decoder, memory, max_length, penalty):
+    """Every sentence that ends within max_length and its score, best first."""
+    found = []
+    for length in range(max_length):
+        for words in product(WORDS, repeat=length):
+            sentence = [*words, EOS]
+            found.append((log_prob(decoder, memory, sentence) / len(sentence) ** penalty, sentence))
+    return sorted(found, reverse=True)
+
+
+def trim(tokens):
+    return [[t for t in row if t != PAD] for row in tokens.tolist()]
+
+
+def decoders():
+    torch.manual_seed(0)
+    options = {"vocab_size": 12, "memory_dim": 6, "dim": 8}
+    rnn, gru = RNNDecoder(**options, gate=True).double(), RNNDecoder(**options, cell="gru").double()
+    return [rnn, gru, TransformerDecoder(**options, depth=2, heads=2, max_length=16).double()]
+
+
+@pytest.mark.parametrize("penalty", [0.0, 0.7, 1.0, 2.0])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_enough_beams_are_exhaustive(table, write, penalty, seed):
+    decoder, memory = table(seed=seed), torch.randn(1, 2, 6, generator=torch.Generator().manual_seed(seed))
+    expected = exhaustive(decoder, memory, 5, penalty)[:7]
+    found = write(decoder, memory, max_length=5, num_beams=400, num_return=7, length_penalty=penalty)
+    assert trim(found.tokens[0]) == [sentence for _, sentence in expected]
+    torch.testing.assert_close(found.scores[0], torch.tensor([score for score, _ in expected]))
+
+
+def test_greedy_is_the_best_token_each_time(table, write):
+    decoder, memory = table(seed=3), torch.randn(8, 2, 6)
+    found = write(decoder, memory, max_length=6)
+    for b in range(8):
+        sentence = []
+        while len(sentence) < 6 and EOS not in sentence:
+            logits = decoder(torch.tensor([[BOS, *sentence]]), memory[b : b + 1])[0, -1].clone()
+            logits[[PAD, BOS]] = -torch.inf
+            sentence.append(int(logits.argmax()))
+        assert trim(found.tokens[b]) == [sentence]
+        expected = log_prob(decoder, memory[b : b + 1], sentence) / len(sentence)
+        assert found.scores[b, 0].item() == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("decoder", decoders(), ids=["lstm", "gru", "transformer"])
+@pytest.mark.parametrize("beams", [1, 3])
+def test_scores_are_those_of_teacher_forcing(decoder, write, beams):
+    memory = torch.randn(5, 4, 6, dtype=torch.float64)
+    found = write(decoder, memory, max_length=7, num_beams=beams, num_return=beams, length_penalty=0.5)
+    decoder.eval()
+    for b in range(5):
+        assert found.scores[b].tolist() == sorted(found.scores[b].tolist(), reverse=True)
+        for r, sentence in enumerate(trim(found.tokens[b])):
+            expected = log_prob(decoder, memory[b : b + 1], sentence) / len(sentence) ** 0.5
+            assert found.scores[b, r].item() == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("decoder", decoders(), ids=["lstm", "gru", "transformer"])
+@pytest.mark.parametrize(
+    "config", [{}, {"num_beams": 4, "num_return": 2}, {"num_beams": 3, "no_repeat_ngram": 2, "min_length": 3}], ids=str
+)
+def test_the_batch_around_does_not_matter(decoder, write, config):
+    memory = torch.randn(32, 4, 6, dtype=torch.float64)
+    mask = torch.rand(32, 4) < 0.8
+    mask[:, 0] = True
+    together = write(decoder, memory, mask, max_length=8, return_attention=True, **config)
+    for b in range(0, 32, 5):
+        alone = write(
+            decoder, memory[b : b + 1], mask[b : b + 1], max_length=8, return_attention=True, **config
+        )
+        length = alone.tokens.shape[2]
+        assert torch.equal(alone.tokens[0], together.tokens[b, :, :length])
+        assert together.tokens[b, :, length:].eq(PAD).all()
+        torch.testing.assert_close(alone.scores[0], together.scores[b])
+        torch.testing.assert_close(alone.attention[0], together.attention[b, :, :length])
+
+
+@pytest.mark.parametrize("decoder", decoders(), ids=["lstm", "gru", "transformer"])
+@pytest.mark.parametrize("beams", [1, 3])
+def test_attention_is_that_of_teacher_forcing(decoder, write, beams):
+    memory = torch.randn(3, 4, 6, dtype=torch.float64)
+    assert write(decoder, memory, max_length=6, num_beams=beams).attention is None
+    found = write(decoder, memory, max_length=6, num_beams=beams, return_attention=True)
+    decoder.eval()
+    for b in range(3):
+        (sentence,) = trim(found.tokens[b])
+        whole = decoder.decode(torch.tensor([[BOS, *sentence[:-1]]]), memory[b : b + 1]).attention
+        torch.testing.assert_close(found.attention[b, 0, : len(sentence)], whole[0])
+        assert found.attention[b, 0, len(sentence) :].eq(0).all()
+
+
+@pytest.mark.parametrize("decoder", decoders(), ids=["lstm", "gru", "transformer"])
+def test_masked_memory_changes_nothing(decoder, write):
+    memory, mask = torch.randn(2, 4, 6, dtype=torch.float64), torch.tensor([[True, True, False, False]] * 2)
+    other = torch.where(mask[:, :, None], memory, 1e3)
+    one, two = (write(decoder, m, mask, max_length=6, num_beams=3) for m in (memory, other))
+    assert torch.equal(one.tokens, two.tokens)
+    assert torch.equal(one.scores, two.scores)
+
+
+@pytest.mark.parametrize("config", [{}, {"num_beams": 4, "num_return": 4}, {"temperature": 2.0, "num_return": 4}])
+def test_shape_of_a_sentence(table, write, config):
+    """Words, then eos once, then padding; nothing that is suppressed."""
+    found = write(table(), torch.randn(6, 2, 6), max_length=7, seed=0, suppress=(PAD, BOS, 4), **config)
+    assert found.tokens.dtype == torch.int64
+    assert found.tokens.shape[:2] == found.scores.shape == (6, config.get("num_return", 1))
+    for row in found.tokens.flatten(0, 1).tolist():
+        sentence = row[: row.index(EOS) + 1] if EOS in row else row
+        assert all(token not in (PAD, BOS, 4) for token in sentence)
+        assert all(token == PAD for token in row[len(sentence) :])
+
+
+def test_more_beams_do_not_score_worse_here(table, write):
+    memory = torch.randn(20, 2, 6, generator=torch.Generator().manual_seed(0))
+    greedy, beams = (write(table(), memory, max_length=8, num_beams=n, min_length=3).scores for n in (1, 8))
+    assert beams.mean() > greedy.mean()
+
+
+def test_ended_comes_before_cut(table, write):
+    """A sentence cut at max_length is handed out only where none has ended."""
+    decoder = table()
+    decoder.table[..., EOS] = -4.0
+    found = write(decoder, torch.zeros(1, 2, 6), max_length=4, num_beams=6, num_return=6)
+    ended = [EOS in row for row in trim(found.tokens[0])]
+    assert ended == sorted(ended, reverse=True)
+    assert set(ended) == {True, False}
+    decoder.table[..., EOS] = -torch.inf
+    assert len(trim(write(decoder, torch.zeros(1, 2, 6), max_length=4).tokens[0])[0]) == 4
+
+
+def test_what_cannot_be_found_is_padding(table, write):
+    found = write(table(), torch.zeros(1, 2, 6), max_length=1, num_beams=5, num_return=5, suppress=(PAD, BOS, 3, 4, 5))
+    assert found.tokens[0].tolist() == [[EOS]] + [[PAD]] * 4
+    assert found.scores[0, 1:].tolist() == [-torch.inf] * 4
+
+
+def test_decoder_max_length_is_respected(table, write):
+    decoder = table(max_length=3)
+    decoder.table[..., EOS] = -torch.inf
+    assert write(decoder, torch.zeros(1, 2, 6), max_length=9).tokens.shape == (1, 1, 3)
+    transformer = decoders()[2]
+    assert write(transformer, torch.randn(2, 4, 6).double(), min_length=30).tokens.shape[2] == 16
+
+
+def test_nobody_left_means_stop(table, write):
+    decoder, steps = table(), []
+    decoder.table[..., EOS] = 50.0
+    step = decoder.step
+    decoder.step = lambda token, state: steps.append(len(token)) or step(token, state)
+    write(decoder, torch.zeros(4, 2, 6), max_length=9)
+    assert steps == [4]
+
+
+def test_sentences_that_are_done_leave(table, write):
+    """Half of the batch ends at once: the rest goes on by itself."""
+    decoder, steps = table(), []
+    memory = torch.zeros(4, 2, 6)
+    memory[:2, :, EOS], memory[2:, :, EOS] = 100.0, -100.0
+    step = decoder.step
+    decoder.step = lambda token, state: steps.append(len(token)) or step(token, state)
+    write(decoder, memory, max_length=3)
+    assert steps == [4, 2, 2]
+
+
+def test_the_decoder_is_put_back(write):
+    decoder = decoders()[0].train()
+    decoder.dropout.eval()
+    one = write(decoder, torch.ones(1, 2, 6).double())
+    assert decoder.training
+    assert not decoder.dropout.training
+    assert torch.equal(one.tokens, write(decoder, torch.ones(1, 2, 6).double()).tokens)
+
+
+def test_no_memories_no_sentences(write):
+    assert write(decoders()[0], torch.zeros(0, 2, 6).double()).tokens.shape == (0, 1, 0)

@@ -1,0 +1,93 @@
+import pytest
+import torch
+
+from velm.layers.attention import Attention, attention_mask
+
+
+def reference(attention, x, memory, allowed):
+    """Equation 1 of Vaswani et al., one head after the other."""
+    heads = []
+    width = x.shape[2] // attention.heads
+    keys, values = attention.key_value(memory).chunk(2, dim=-1)
+    query = attention.query(x)
+    for h in range(attention.heads):
+        part = slice(h * width, (h + 1) * width)
+        scores = query[..., part] @ keys[..., part].transpose(1, 2) / width**0.5
+        heads.append(scores.masked_fill(~allowed, -torch.inf).softmax(-1) @ values[..., part])
+    return attention.output(torch.cat(heads, dim=-1))
+
+
+def test_self_attention_is_the_equation():
+    attention = Attention(12, heads=3).double()
+    x = torch.randn(2, 5, 12, dtype=torch.float64)
+    mask = torch.tensor([[True] * 5, [True] * 3 + [False] * 2])
+    everywhere = mask[:, None, :].expand(2, 5, 5)
+    torch.testing.assert_close(attention(x, mask=mask), reference(attention, x, x, everywhere))
+    causal = everywhere & torch.ones(5, 5, dtype=torch.bool).tril()
+    torch.testing.assert_close(attention(x, mask=mask, causal=True), reference(attention, x, x, causal))
+
+
+def test_memory_attention_is_the_equation():
+    attention = Attention(12, heads=2, memory_dim=7).double()
+    x, memory = torch.randn(2, 3, 12, dtype=torch.float64), torch.randn(2, 6, 7, dtype=torch.float64)
+    allowed = torch.ones(2, 3, 6, dtype=torch.bool)
+    torch.testing.assert_close(attention(x, memory), reference(attention, x, memory, allowed))
+
+
+def test_a_mask_of_true_changes_nothing():
+    attention = Attention(8, heads=2)
+    x = torch.randn(2, 4, 8)
+    for causal in (False, True):
+        everywhere = torch.ones(2, 4, dtype=torch.bool)
+        torch.testing.assert_close(attention(x, causal=causal), attention(x, mask=everywhere, causal=causal))
+
+
+def test_a_cache_continues_the_whole():
+    attention = Attention(8, heads=2).double()
+    x = torch.randn(2, 6, 8, dtype=torch.float64)
+    keys_values = attention.keys_values(x)
+    whole = attention(x, causal=True)
+    torch.testing.assert_close(attention.attend(x[:, 4:], keys_values, causal=True), whole[:, 4:])
+    torch.testing.assert_close(attention.attend(x[:, 5:], keys_values), whole[:, 5:])
+
+
+def test_nothing_to_look_at_is_no_nan():
+    attention = Attention(8, heads=2)
+    x = torch.randn(2, 4, 8, requires_grad=True)
+    mask = torch.tensor([[True] * 4, [False] * 4])
+    for causal in (False, True):
+        result = attention(x, mask=mask, causal=causal)
+        torch.testing.assert_close(result[1], attention.output.bias.expand(4, 8))
+        result.sum().backward()
+        assert x.grad.isfinite().all()
+    weights = attention.weights(x, attention.keys_values(x), mask=mask)
+    assert weights[1].eq(0).all()
+
+
+def test_masked_content_changes_nothing():
+    attention = Attention(8, heads=2)
+    x, memory = torch.randn(1, 3, 8), torch.randn(1, 4, 8)
+    mask = torch.tensor([[True, True, False, True]])
+    other = memory.clone()
+    other[0, 2] = 1000.0
+    assert torch.equal(attention(x, memory, mask=mask), attention(x, other, mask=mask))
+
+
+def test_weights_make_the_result():
+    attention = Attention(8, heads=1).double()
+    x, mask = torch.randn(2, 4, 8, dtype=torch.float64), torch.tensor([[True] * 4, [True, True, False, False]])
+    keys, values = attention.keys_values(x)
+    weights = attention.weights(x, (keys, values), mask=mask)
+    torch.testing.assert_close(weights.sum(-1), torch.ones(2, 4, dtype=torch.float64))
+    torch.testing.assert_close(attention.output(weights @ values[:, 0]), attention(x, mask=mask))
+
+
+def test_causal_mask_ends_at_the_last_key():
+    mask = attention_mask(torch.tensor([[True, True, True]]), True, 2)
+    assert mask is not None
+    assert mask[0, 0].tolist() == [[True, True, False], [True, True, True]]
+
+
+def test_heads_must_divide_dim():
+    with pytest.raises(ValueError, match="dim 100 is not divisible by heads 8"):
+        Attention(100, heads=8)
