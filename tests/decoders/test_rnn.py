@@ -137,7 +137,7 @@ def test_cells_are_those_of_torch(cell):
 
 
 def test_unknown_cell():
-    with pytest.raises(ValueError, match="Unknown cell 'rnn'. Available: lstm, gru"):
+    with pytest.raises(ValueError, match=r"Unknown cell 'rnn'. Available: lstm, gru"):
         build(cell="rnn")
 
 

@@ -82,7 +82,7 @@ def test_longer_than_max_length(inputs):
     _, memory, _ = inputs
     decoder = build()
     assert decoder(torch.ones(4, 9, dtype=torch.int64), memory).shape == (4, 9, 8)
-    with pytest.raises(ValueError, match="10 tokens.*max_length 9"):
+    with pytest.raises(ValueError, match=r"10 tokens.*max_length 9"):
         decoder(torch.ones(4, 10, dtype=torch.int64), memory)
 
 

@@ -35,9 +35,7 @@ def test_draws_follow_the_probabilities():
         config = GenerationConfig(temperature=temperature)
         words = draw(rows, config, torch.Generator().manual_seed(0))
         expected = P[0] ** (1 / temperature)
-        torch.testing.assert_close(
-            words.bincount(minlength=5) / 20000, expected / expected.sum(), atol=0.015, rtol=0
-        )
+        torch.testing.assert_close(words.bincount(minlength=5) / 20000, expected / expected.sum(), atol=0.015, rtol=0)
 
 
 def test_draws_respect_top_k_and_top_p():

@@ -29,14 +29,16 @@ def test_forbidden_repeats_by_hand():
 
 
 @pytest.mark.parametrize("size", [1, 2, 3])
-@pytest.mark.parametrize("config", [{}, {"num_beams": 4, "num_return": 4}, {"temperature": 1.0, "num_return": 4}], ids=str)
+@pytest.mark.parametrize(
+    "config", [{}, {"num_beams": 4, "num_return": 4}, {"temperature": 1.0, "num_return": 4}], ids=str
+)
 def test_no_ngram_twice(table, write, size, config):
     decoder = table()
     decoder.table[..., EOS] = -9.0
     found = write(decoder, torch.zeros(2, 2, 6), max_length=12, no_repeat_ngram=size, seed=0, **config)
     for row in found.tokens.flatten(0, 1).tolist():
         sentence = [token for token in row if token != PAD]
-        ngrams = list(zip(*(sentence[i:] for i in range(size))))
+        ngrams = list(zip(*(sentence[i:] for i in range(size)), strict=False))
         assert len(ngrams) == len(set(ngrams))
 
 

@@ -86,9 +86,7 @@ def test_the_batch_around_does_not_matter(decoder, write, config):
     mask[:, 0] = True
     together = write(decoder, memory, mask, max_length=8, return_attention=True, **config)
     for b in range(0, 32, 5):
-        alone = write(
-            decoder, memory[b : b + 1], mask[b : b + 1], max_length=8, return_attention=True, **config
-        )
+        alone = write(decoder, memory[b : b + 1], mask[b : b + 1], max_length=8, return_attention=True, **config)
         length = alone.tokens.shape[2]
         assert torch.equal(alone.tokens[0], together.tokens[b, :, :length])
         assert together.tokens[b, :, length:].eq(PAD).all()

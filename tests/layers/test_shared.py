@@ -9,9 +9,9 @@ from velm.layers.shared import Shared
 )
 def test_select_reads_what_the_rows_read(rows):
     tensor = torch.arange(3.0)[:, None].expand(3, 2)
-    once = Shared((tensor, None)).select(torch.tensor(rows, dtype=torch.int64))
+    once = Shared((tensor,), tensor[:, :1] > 0).select(torch.tensor(rows, dtype=torch.int64))
     assert once.tensors[0].repeat_interleave(once.copies, 0)[:, 0].tolist() == rows
-    assert once.tensors[1] is None
+    assert once.mask.repeat_interleave(once.copies, 0)[:, 0].tolist() == [row > 0 for row in rows]
 
 
 def test_beams_within_their_sentence_copy_nothing():

@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from velm.decoders.base import Decoder, DecoderState
@@ -21,7 +20,7 @@ class RNNState(DecoderState):
     Attributes:
         hidden: float (R, dim), h.
         cell: float (R, dim), c of an LSTM; h again for a GRU.
-        memory: keys (G, N, A), values (G, N, dim) and the mask of the memory.
+        memory: keys (G, N, A) and values (G, N, dim).
         attention: float (R, N), alpha of the last step; None before the first.
     """
 
@@ -139,7 +138,7 @@ class RNNDecoder(Decoder):
             content = memory_mask[:, :, None].to(values.dtype)
             mean = (values * content).sum(dim=1) / content.sum(dim=1).clamp(min=1)
         hidden, *rest = self.initial(mean).tanh().split(values.shape[2], dim=1)
-        return RNNState(hidden, rest[0] if rest else hidden, Shared((self.key(values), values, memory_mask)))
+        return RNNState(hidden, rest[0] if rest else hidden, Shared((self.key(values), values), memory_mask))
 
     def step(self, token: Tensor, state: DecoderState) -> tuple[Tensor, RNNState]:
         assert isinstance(state, RNNState)
@@ -159,8 +158,7 @@ class RNNDecoder(Decoder):
 
     def _look(self, query: Tensor, memory: Shared) -> tuple[Tensor, Tensor]:
         """Attention float (R, N) and context float (R, dim) for queries float (R, A)."""
-        keys, values, mask = memory.tensors
-        assert keys is not None and values is not None
+        (keys, values), mask = memory.tensors, memory.mask
         scores = (keys[:, None] + memory.group(query)[:, :, None]).tanh() @ self.score.to(keys.dtype)
         if mask is not None:
             scores = scores.masked_fill(~mask[:, None], torch.finfo(scores.dtype).min)

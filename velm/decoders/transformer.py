@@ -21,7 +21,7 @@ class TransformerState(DecoderState):
 
     Attributes:
         decoder: whose state it is.
-        memory: keys and values of the memory for each block (block 0 first), and the memory's mask.
+        memory: keys and values of the memory for each block, block 0 first.
         past: for each block, keys and values of the tokens fed, each (R, heads, t, D / heads).
         length: tokens fed, t.
         query: float (R, 1, D), what the last block asked the memory in the last step; None before the first.
@@ -41,7 +41,6 @@ class TransformerState(DecoderState):
     def keys_values(self, block: int) -> KeysValues:
         """Keys and values of the memory for a block."""
         keys, values = self.memory.tensors[2 * block : 2 * block + 2]
-        assert keys is not None and values is not None
         return keys, values
 
     def select(self, rows: Tensor) -> TransformerState:
@@ -114,7 +113,7 @@ class TransformerDecoder(Decoder):
     def start(self, memory: Tensor, memory_mask: Tensor | None = None) -> TransformerState:
         memory = self.memory_norm(memory)
         keys_values = [tensor for block in self._layers() for tensor in block.memory_keys_values(memory)]
-        return TransformerState(self, Shared((*keys_values, memory_mask)))
+        return TransformerState(self, Shared(tuple(keys_values), memory_mask))
 
     def step(self, token: Tensor, state: DecoderState) -> tuple[Tensor, TransformerState]:
         assert isinstance(state, TransformerState)
@@ -124,7 +123,7 @@ class TransformerDecoder(Decoder):
             query, remembered = block.remember(x, state.past[index] if state.past else None)
             past.append(remembered)
             grouped = state.memory.group(query[:, 0])  # the beams of a sentence are queries of one memory
-            looked = block.look(grouped, state.keys_values(index), state.memory.tensors[-1])
+            looked = block.look(grouped, state.keys_values(index), state.memory.mask)
             x = block.think(looked.flatten(0, 1)[:, None])
         logits = self.output_projection(self.norm(x[:, 0]))
         return logits, replace(state, past=tuple(past), length=state.length + 1, query=query)
@@ -133,16 +132,14 @@ class TransformerDecoder(Decoder):
         """Where the last step of the last block looked, float (R, N); None before the first step."""
         if state.query is None:
             return None
-        keys_values, mask = state.keys_values(len(self.blocks) - 1), state.memory.tensors[-1]
+        keys_values, mask = state.keys_values(len(self.blocks) - 1), state.memory.mask
         grouped = state.memory.group(state.query[:, 0])
         return self._layers()[-1].weights(grouped, keys_values, mask).flatten(0, 1)
 
     def _layers(self) -> list[TransformerBlock]:
         return cast("list[TransformerBlock]", list(self.blocks))
 
-    def _blocks(
-        self, tokens: Tensor, memory: Tensor, memory_mask: Tensor | None
-    ) -> tuple[Tensor, Tensor, KeysValues]:
+    def _blocks(self, tokens: Tensor, memory: Tensor, memory_mask: Tensor | None) -> tuple[Tensor, Tensor, KeysValues]:
         """The last block's result, what it asked the memory, and the keys and values it asked."""
         memory = self.memory_norm(memory)
         x = query = self._embed(tokens)

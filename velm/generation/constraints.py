@@ -53,7 +53,7 @@ class Constraints:
 def forbid_repeats(log_probs: Tensor, tokens: Tensor, size: int) -> Tensor:
     """Forbid tokens that would complete an n-gram of `size` tokens for the second time.
 
-        tokens  a b c a b    size 3    the last two, a b, were followed by c: c is forbidden
+    tokens  a b c a b    size 3    the last two, a b, were followed by c: c is forbidden
     """
     if tokens.shape[1] < size:
         return log_probs

@@ -1,7 +1,7 @@
 """Writing: steps any decoder on the contract start / step / select, until every sentence has ended.
 
-    start ─ step ─ log p ─ constraints ─ best or drawn ─┬─ eos: finished
-              └────────────── select ────────────────── ┴─ others: live
+start ─ step ─ log p ─ constraints ─ best or drawn ─┬─ eos: finished
+          └────────────── select ────────────────── ┴─ others: live
 """
 
 from __future__ import annotations
@@ -144,9 +144,7 @@ class _Search:
         looked = None if looked is None else looked.unflatten(0, live.totals.shape)
         return live.extend(parents, words, totals[rows, parents, words], looked), parents
 
-    def _go_on(
-        self, candidates: Live, parents: Tensor, done: Tensor, width: int
-    ) -> tuple[Live, Tensor, Tensor]:
+    def _go_on(self, candidates: Live, parents: Tensor, done: Tensor, width: int) -> tuple[Live, Tensor, Tensor]:
         """The hypotheses that go on, the rows of the state that they continue, and which sentences are done.
 
         Sentences that are done leave once they are a quarter of the batch: leaving costs a copy of the memory.

@@ -71,9 +71,7 @@ class Attention(nn.Module):
         """
         return self.attend(x, self.keys_values(x if memory is None else memory), mask=mask, causal=causal)
 
-    def attend(
-        self, x: Tensor, keys_values: KeysValues, *, mask: Tensor | None = None, causal: bool = False
-    ) -> Tensor:
+    def attend(self, x: Tensor, keys_values: KeysValues, *, mask: Tensor | None = None, causal: bool = False) -> Tensor:
         """`forward` over keys and values computed before. Causal: the last of x sees every key."""
         keys, values = keys_values
         square = causal and x.shape[1] == keys.shape[2]

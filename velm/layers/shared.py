@@ -13,11 +13,13 @@ class Shared:
     """Tensors of G memories, read by R = G * copies rows; row r reads memory r // copies.
 
     Attributes:
-        tensors: each (G, ...); None stays None.
+        tensors: each (G, ...).
+        mask: bool (G, N) of the memories; None where there is content everywhere.
         copies: how many neighbouring rows read the same memory.
     """
 
-    tensors: tuple[Tensor | None, ...]
+    tensors: tuple[Tensor, ...]
+    mask: Tensor | None = None
     copies: int = 1
 
     def group(self, rows: Tensor) -> Tensor:
@@ -34,12 +36,13 @@ class Shared:
         copies = int(counts[0]) if len(counts) else 1
         if not bool((counts == copies).all()):
             memories, copies = owners, 1
-        count = next(len(tensor) for tensor in self.tensors if tensor is not None)
-        if torch.equal(memories, torch.arange(count)):
-            return Shared(self.tensors, copies)
+        if torch.equal(memories, torch.arange(len(self.tensors[0]))):
+            return Shared(self.tensors, self.mask, copies)
         index = memories.to(rows.device)
-        return Shared(tuple(None if t is None else t.index_select(0, index) for t in self.tensors), copies)
+        mask = None if self.mask is None else self.mask.index_select(0, index)
+        return Shared(tuple(tensor.index_select(0, index) for tensor in self.tensors), mask, copies)
 
     def first(self, count: int) -> Shared:
         """The first `count` memories, as views; for rows that have a memory each."""
-        return Shared(tuple(None if t is None else t[:count] for t in self.tensors), self.copies)
+        mask = None if self.mask is None else self.mask[:count]
+        return Shared(tuple(tensor[:count] for tensor in self.tensors), mask, self.copies)

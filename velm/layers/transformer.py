@@ -112,5 +112,6 @@ class TransformerBlock(nn.Module):
         return x + self.dropout(self.mlp(self.mlp_norm(x)))
 
     def _over_memory(self) -> tuple[nn.LayerNorm, Attention]:
-        assert self.memory_norm is not None and self.memory_attention is not None, "built without memory_dim"
+        assert self.memory_norm is not None, "built without memory_dim"
+        assert self.memory_attention is not None
         return self.memory_norm, self.memory_attention
