@@ -46,9 +46,7 @@ def test_shuffling_pairs_leaves_the_value(kind: type[Loss]) -> None:
 def test_pictures_and_texts_may_change_places(kind: type[Loss]) -> None:
     image, text = embeddings(6)
     loss = kind()
-    assert torch.allclose(
-        run(loss, image, text, [0, 1, 1, 2, 3, 3]), run(loss, text, image, [0, 1, 1, 2, 3, 3])
-    )
+    assert torch.allclose(run(loss, image, text, [0, 1, 1, 2, 3, 3]), run(loss, text, image, [0, 1, 1, 2, 3, 3]))
 
 
 @pytest.mark.parametrize("kind", LOSSES)
@@ -71,7 +69,9 @@ def test_one_picture_only_has_a_finite_gradient(kind: type[Loss]) -> None:
         image.requires_grad_()
         value = run(kind(), image, text, ids)
         value.backward()
-        assert value.isfinite() and image.grad is not None and image.grad.isfinite().all()
+        assert value.isfinite()
+        assert image.grad is not None
+        assert image.grad.isfinite().all()
         if kind is not SigmoidLoss:  # nothing to tell apart, nothing to pay
             assert value == 0
 
@@ -129,7 +129,7 @@ def test_contrastive_by_hand() -> None:
     # rows:    s_00 = 1 and s_11 = 1 are matches, everything else is 0; scale 2; distinct pictures
     value = of_similarities(ContrastiveLoss(temperature=0.5), torch.eye(2), [0, 1])
     assert value.item() == pytest.approx(math.log(1 + math.exp(-2)), abs=1e-6)
-    # pictures 0 0 1: rows 0 and 1 have matches at 1 and 0 and a negative at 0; row 2 a match and two negatives
+    # pictures 0 0 1: rows 0 and 1 have matches at 1 and 0 and a negative at 0; row 2 a match, two negatives
     value = of_similarities(ContrastiveLoss(temperature=0.5), torch.eye(3), [0, 0, 1])
     easy, even = math.log(1 + math.exp(-2)), math.log(2)
     alone = math.log(1 + 2 * math.exp(-2))
@@ -148,7 +148,15 @@ def test_contrastive_scale_stops_at_its_bound_and_comes_back() -> None:
         loss.log_scale.fill_(5.0)
     run(loss, image, text).backward()
     assert loss.logged()["logit_scale"] == pytest.approx(20.0, rel=1e-5)
-    assert loss.log_scale.grad is not None and loss.log_scale.grad > 0  # noise: a lower scale is better
+    assert loss.log_scale.grad is not None
+    assert loss.log_scale.grad > 0
+
+
+def test_two_forward_passes_before_one_backward() -> None:
+    loss = ContrastiveLoss()
+    first, second = (run(loss, *embeddings(4, seed=seed, dtype=torch.float32)) for seed in (0, 1))
+    (first + second).backward()
+    assert loss.log_scale.grad is not None
 
 
 def test_contrastive_scale_can_be_fixed() -> None:

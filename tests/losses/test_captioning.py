@@ -20,9 +20,7 @@ def batch(count: Tensor | None = None) -> Batch:
     return Batch(images=None, tokens=None, mask=None, image_ids=torch.arange(B), target_count=count)
 
 
-def output(
-    bias: bool = True, dtype: torch.dtype = torch.float64, padding: bool = True
-) -> VisionLanguageOutput:
+def output(bias: bool = True, dtype: torch.dtype = torch.float64, padding: bool = True) -> VisionLanguageOutput:
     torch.manual_seed(0)
     projection = nn.Linear(D, V, bias=bias, dtype=dtype)
     labels = torch.randint(V, (B, T))
@@ -34,13 +32,16 @@ def output(
 
 
 def reference(out: VisionLanguageOutput, smoothing: float = 0.0) -> Tensor:
-    assert out.decoder is not None and out.labels is not None and out.output_projection is not None
+    assert out.decoder is not None
+    assert out.labels is not None
+    assert out.output_projection is not None
     logits = out.output_projection(out.decoder.hidden).flatten(0, 1)
     return cross_entropy(logits, out.labels.flatten(), ignore_index=IGNORE, label_smoothing=smoothing)
 
 
 def gradients(value: Tensor, out: VisionLanguageOutput) -> tuple[Tensor, ...]:
-    assert out.decoder is not None and out.output_projection is not None
+    assert out.decoder is not None
+    assert out.output_projection is not None
     return torch.autograd.grad(value, [out.decoder.hidden, *out.output_projection.parameters()])
 
 
@@ -78,7 +79,8 @@ def test_no_information_is_log_v() -> None:
 def test_padding_changes_nothing() -> None:
     out = output()
     longer = output()
-    assert out.decoder is not None and out.labels is not None
+    assert out.decoder is not None
+    assert out.labels is not None
     noise = torch.randn(B, 2, D, dtype=torch.float64)
     longer.decoder = DecoderOutput(torch.cat([out.decoder.hidden, noise], 1))
     longer.labels = torch.cat([out.labels, torch.full((B, 2), IGNORE)], 1)
@@ -126,9 +128,7 @@ def test_two_backward_passes_of_one_graph() -> None:
     out = output()
     value = CaptioningLoss()(out, batch())
     assert out.decoder is not None
-    first, second = (
-        torch.autograd.grad(value * k, out.decoder.hidden, retain_graph=True)[0] for k in (1.0, 3.0)
-    )
+    first, second = (torch.autograd.grad(value * k, out.decoder.hidden, retain_graph=True)[0] for k in (1.0, 3.0))
     assert torch.allclose(3 * first, second)
 
 
@@ -139,11 +139,7 @@ class _Largest(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
         result = func(*args, **(kwargs or {}))
-        made = [
-            t.numel()
-            for t in (result if isinstance(result, (tuple, list)) else [result])
-            if isinstance(t, Tensor)
-        ]
+        made = [t.numel() for t in (result if isinstance(result, (tuple, list)) else [result]) if isinstance(t, Tensor)]
         self.largest = max([self.largest, *made])
         return result
 
@@ -178,7 +174,8 @@ def test_without_gradient_none_is_made() -> None:
     out = output()
     with torch.no_grad():
         value = CaptioningLoss()(out, batch())
-    assert value.item() == pytest.approx(reference(out).item()) and not value.requires_grad
+    assert value.item() == pytest.approx(reference(out).item())
+    assert not value.requires_grad
 
 
 def test_a_missing_decoder_is_named() -> None:

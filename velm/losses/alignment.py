@@ -27,7 +27,8 @@ class _AlignmentLoss(Loss):
     def forward(self, output: VisionLanguageOutput, batch: Batch) -> Tensor:
         self.check(output)
         image, text, ids = output.image_embeds, output.text_embeds, batch.image_ids
-        assert image is not None and text is not None
+        assert image is not None
+        assert text is not None
         if not len(image) == len(text) == len(ids):
             raise ValueError(
                 f"{type(self).__name__} wants a row a pair: image_embeds has {len(image)}, "
@@ -70,9 +71,7 @@ class ContrastiveLoss(_AlignmentLoss):
             before it is used, so that at the bound it still has a gradient and can come down.
     """
 
-    def __init__(
-        self, *, temperature: float = 0.07, learnable: bool = True, max_scale: float = 100.0
-    ) -> None:
+    def __init__(self, *, temperature: float = 0.07, learnable: bool = True, max_scale: float = 100.0) -> None:
         super().__init__()
         if not max_scale > 0:
             raise ValueError(f"max_scale {max_scale} is not above 0.")

@@ -40,7 +40,9 @@ class CaptioningLoss(Loss):
     def forward(self, output: VisionLanguageOutput, batch: Batch) -> Tensor:
         self.check(output)
         decoder, labels, projection = output.decoder, output.labels, output.output_projection
-        assert decoder is not None and labels is not None and projection is not None
+        assert decoder is not None
+        assert labels is not None
+        assert projection is not None
         if decoder.hidden.shape[:2] != labels.shape:
             raise ValueError(
                 f"The decoder's hidden states are {tuple(decoder.hidden.shape[:2])} (batch, tokens) and the "
@@ -129,9 +131,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return (*scaled, None, None, None)
 
 
-def _chunk(
-    rows: Tensor, matrix: Tensor, bias: Tensor | None, labels: Tensor, smooth: float
-) -> tuple[Tensor, Tensor]:
+def _chunk(rows: Tensor, matrix: Tensor, bias: Tensor | None, labels: Tensor, smooth: float) -> tuple[Tensor, Tensor]:
     """The summed loss of a few rows, and its gradient by their logits: softmax minus the smoothed target."""
     logits = full_precision(rows @ matrix.T)
     if bias is not None:

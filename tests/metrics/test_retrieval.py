@@ -1,0 +1,150 @@
+"""Retrieval: ranks against a plain sort, ties against the model, any of a picture's texts is right."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from velm.metrics.retrieval import recall_at_k, retrieval_metrics, retrieval_ranks, unique_pictures
+
+
+def gallery(pictures: int = 23, dim: int = 6, noise: float = 0.6) -> tuple[Tensor, Tensor, Tensor]:
+    """1 to 4 texts a picture, in no order."""
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.arange(pictures).repeat_interleave(1 + torch.arange(pictures) % 4)
+    ids = ids[torch.randperm(len(ids), generator=generator)]
+    image = normalize(torch.randn(pictures, dim, generator=generator, dtype=torch.float64), dim=1)
+    text = image[ids] + noise * torch.randn(len(ids), dim, generator=generator, dtype=torch.float64)
+    return image, normalize(text, dim=1), ids
+
+
+def by_sorting(image: Tensor, text: Tensor, ids: Tensor) -> tuple[list[int], list[int]]:
+    scores = image @ text.T
+    to_text = [
+        min(row.argsort(descending=True).tolist().index(j) + 1 for j in (ids == i).nonzero().flatten().tolist())
+        for i, row in enumerate(scores)
+    ]
+    to_image = [column.argsort(descending=True).tolist().index(int(ids[j])) + 1 for j, column in enumerate(scores.T)]
+    return to_text, to_image
+
+
+@pytest.mark.parametrize("block_size", [1, 7, 23, 1024])
+def test_ranks_equal_a_full_sort(block_size: int) -> None:
+    to_text, to_image = by_sorting(*gallery())
+    ranks = retrieval_ranks(*gallery(), block_size=block_size)
+    assert ranks.image_to_text.tolist() == to_text
+    assert ranks.text_to_image.tolist() == to_image
+
+
+def test_recall_by_hand() -> None:
+    # picture 0 finds its second text first; picture 1 finds a text of 0 before its own
+    image = torch.tensor([[1.0, 0.0], [0.6, 0.8]])
+    text = torch.tensor([[0.0, 1.0], [1.0, 0.0], [0.5, 0.0]])
+    ids = [0, 0, 1]
+    # scores: picture 0: 0 1 .5    picture 1: .8 .6 .3
+    assert recall_at_k(image, text, ids, 1) == (0.5, 1 / 3)
+    assert recall_at_k(image, text, ids, 2) == (0.5, 1.0)
+    assert recall_at_k(image, text, ids, 3) == (1.0, 1.0)
+    assert retrieval_ranks(image, text, ids).image_to_text.tolist() == [1, 3]
+
+
+def test_a_collapsed_model_finds_nothing() -> None:
+    _, _, ids = gallery()
+    image, text = torch.ones(23, 4), torch.ones(len(ids), 4)
+    assert recall_at_k(image, text, ids, 10) == (0.0, 0.0)
+    ranks = retrieval_ranks(image, text, ids)
+    assert ranks.text_to_image.unique().tolist() == [23]
+    assert (ranks.image_to_text == 1 + len(ids) - ids.bincount()).all()
+
+
+def test_nan_finds_nothing() -> None:
+    image, text, ids = gallery()
+    assert recall_at_k(image * torch.nan, text, ids, 10) == (0.0, 0.0)
+
+
+def test_a_tie_between_texts_of_one_picture_is_no_tie() -> None:
+    image = torch.eye(2)
+    assert recall_at_k(image, image[[0, 0, 1]], [0, 0, 1], 1) == (1.0, 1.0)
+
+
+def test_order_of_texts_and_pictures_changes_nothing() -> None:
+    image, text, ids = gallery()
+    expected = retrieval_metrics(image, text, ids)
+    order, places = torch.arange(len(ids)).flip(0), torch.arange(len(image)).flip(0)
+    assert retrieval_metrics(image[places], text[order], places[ids[order]]) == expected
+
+
+def test_lists_and_arrays_are_welcome() -> None:
+    image, text, ids = gallery()
+    expected = recall_at_k(image, text, ids, 2)
+    assert recall_at_k(image.numpy(), text.numpy(), np.asarray(ids, dtype=np.int32), 2) == expected
+    assert recall_at_k(image.tolist(), text.tolist(), ids.tolist(), 2) == pytest.approx(expected)
+
+
+def test_names_are_those_of_metrics_json() -> None:
+    figures = retrieval_metrics(*gallery())
+    assert list(figures) == [
+        f"{direction}/{name}"
+        for direction in ("image_to_text", "text_to_image")
+        for name in ("recall@1", "recall@5", "recall@10", "median_rank")
+    ]
+    ranks = retrieval_ranks(*gallery())
+    assert figures["text_to_image/recall@5"] == (ranks.text_to_image <= 5).double().mean()
+    assert figures["image_to_text/median_rank"] == ranks.image_to_text.median()
+
+
+def test_pairs_become_pictures() -> None:
+    image, text, ids = gallery()
+    paired, numbers = image[ids], 1000 - 7 * ids
+    pictures, rows = unique_pictures(paired, numbers)
+    assert torch.equal(pictures[rows], paired)
+    assert len(pictures) == len(image)
+    assert retrieval_metrics(pictures, text, rows) == retrieval_metrics(image, text, ids)
+
+
+def test_memory_is_that_of_a_block() -> None:
+    class Largest(TorchDispatchMode):
+        largest: int = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            result = func(*args, **(kwargs or {}))
+            if isinstance(result, Tensor):
+                self.largest = max(self.largest, result.numel())
+            return result
+
+    image, text, ids = gallery(pictures=200)
+    with Largest() as mode:
+        retrieval_ranks(image, text, ids, block_size=10)
+    assert mode.largest <= 10 * len(text) < len(image) * len(text) / 10
+
+
+@pytest.mark.parametrize(
+    ("image", "text", "ids", "message"),
+    [
+        (torch.eye(2), torch.eye(3), [0, 1, 1], r"image_embeds \(2, 2\) and text_embeds \(3, 3\)"),
+        (torch.eye(2), torch.eye(2), [0], r"image_ids is torch.int64 \(1,\).*each of the 2 texts"),
+        (torch.eye(2), torch.eye(2), [0.0, 1.0], r"image_ids is torch.float32"),
+        (
+            torch.eye(2),
+            torch.eye(2),
+            [1, 2],
+            r"runs from 1 to 2, but image_embeds has rows 0 to 1.*unique_pictures",
+        ),
+        (torch.eye(2), torch.eye(2), [0, 0], r"1 of 2 pictures have no text.*unique_pictures"),
+        (torch.eye(2)[:0], torch.eye(2)[:0], torch.arange(0), r"0 pictures, 0 texts"),
+    ],
+)
+def test_bad_input_is_refused(image: Tensor, text: Tensor, ids: list[int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        recall_at_k(image, text, ids, 1)
+
+
+def test_bad_k_and_bad_pairs_are_refused() -> None:
+    with pytest.raises(ValueError, match="k 0 is below 1"):
+        recall_at_k(torch.eye(2), torch.eye(2), [0, 1], 0)
+    with pytest.raises(ValueError, match="image_embeds has 2 rows and image_ids 3"):
+        unique_pictures(torch.eye(2), [0, 1, 2])
