@@ -132,8 +132,10 @@ def test_a_single_picture_is_no_list(pipeline, single):
 def test_empty_text_and_wrong_options(pipeline, pictures):
     with pytest.raises(PipelineError, match=r"texts\[1\] is ' '; it takes a sentence that is not empty"):
         pipeline.embed_texts(["a star", " "])
-    with pytest.raises(PipelineError, match=r"unexpected keyword argument 'num_beam'.*Options of writing: .*num_beams"):
+    with pytest.raises(PipelineError, match=r"Unknown \['num_beam'\]\. Options of writing: .*num_beams"):
         pipeline.caption(pictures, num_beam=5)
+    with pytest.raises(PipelineError, match="num_return 3 is more than num_beams 1"):
+        pipeline.caption(pictures, num_return=3)
     with pytest.raises(PipelineError, match="batch_size 0 is too small"):
         pipeline.embed_images(pictures, batch_size=0)
 
@@ -150,6 +152,11 @@ def test_an_unreadable_picture_is_named(pipeline, pictures, tmp_path):
         pipeline.caption([pictures[0], tmp_path / "broken.jpg"], batch_size=1)
     with pytest.raises(DataError, match=r"nowhere\.jpg"):
         pipeline.caption([tmp_path / "nowhere.jpg"])
+
+
+def test_a_device_that_is_not_there(pipeline, write_checkpoint):
+    with pytest.raises(PipelineError, match=r"Cannot compute on the device 'nonsense': \w"):
+        load(write_checkpoint(), device="nonsense")
 
 
 def test_the_model_is_in_eval_mode_and_public_names_lead_here(pipeline):

@@ -5,10 +5,9 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from velm.checkpoint import build_from_checkpoint, build_tokenizer, read_checkpoint
 from velm.data.collate import Collate, Item
+from velm.data.reading import read_batches
 from velm.data.tokenizers import Tokenizer
 from velm.data.transforms import EvalTransform, transform_from_config
 from velm.generation import Generated, GenerationConfig, generate
@@ -29,7 +29,7 @@ __all__ = ["Caption", "Pipeline", "PipelineError", "load"]
 Picture = str | os.PathLike[str] | Image.Image | np.ndarray
 
 
-class PipelineError(ValueError):
+class PipelineError(SpecError):
     """The model cannot do what was asked, or was asked in the wrong form; the message says what to do."""
 
 
@@ -68,8 +68,11 @@ class Pipeline:
         data: dict[str, Any] | None = None,
         device: str | torch.device = "cpu",
     ) -> None:
-        self.device = torch.device(device)
-        self.model = model.to(self.device).eval()
+        try:
+            self.device = torch.device(device)
+            self.model = model.to(self.device).eval()
+        except (RuntimeError, AssertionError) as error:  # torch: no such device, or built without it
+            raise PipelineError(f"Cannot compute on the device {device!r}: {str(error).splitlines()[0]}") from error
         self.tokenizer, self.transform, self.max_length = tokenizer, transform, max_length
         self.aligned = model.aligned if aligned is None else model.aligned and aligned
         self.data = data or {}
@@ -110,13 +113,11 @@ class Pipeline:
         self.require_decoder()
         config = self.generation_config(**options)
         pictures, sentences = self._sources(images, texts)
-        count = len(sentences if pictures is None else pictures)
-        encoded_images = iter(()) if pictures is None else self.encode_images(pictures, batch_size=batch_size)
+        seen = None if pictures is None else self.encode_images(pictures, batch_size=batch_size)
         found: list[list[Caption]] = []
-        for start in range(0, count, batch_size):
-            image = None if pictures is None else next(encoded_images)
+        for start in range(0, len(pictures or sentences or ()), _positive(batch_size)):
             text = None if sentences is None else self.encode_texts(sentences[start : start + batch_size])
-            found += self.write(image, text, config)
+            found += self.write(None if seen is None else next(seen), text, config)
         return found
 
     def embed_images(self, images: Sequence[Picture], *, batch_size: int = 64) -> Tensor:
@@ -144,7 +145,7 @@ class Pipeline:
 
     def encode_images(self, images: Sequence[Any], *, batch_size: int) -> Iterator[EncoderOutput]:
         """The image encoder's output batch by batch; the next batch is read by threads meanwhile."""
-        for pixels in self._read(images, batch_size):
+        for pixels in read_batches(images, self.transform, _positive(batch_size)):
             with torch.inference_mode():
                 encoded = self.model.encode_image(pixels.to(self.device))
             yield encoded
@@ -161,9 +162,8 @@ class Pipeline:
             )
         cut = [t if len(t) <= self.max_length else [*t[: self.max_length - 1], t[-1]] for t in ids]
         batch = Collate(self.tokenizer.pad_id)([Item(None, tokens, None, 0, 0) for tokens in cut]).to(self.device)
-        assert batch.tokens is not None and batch.mask is not None
         with torch.inference_mode():
-            return self.model.encode_text(batch.tokens, batch.mask)
+            return self.model.encode_text(cast(Tensor, batch.tokens), cast(Tensor, batch.mask))
 
     def embed_image(self, image: EncoderOutput) -> Tensor:
         """Joint embedding of pictures already encoded, float (B, E), on the CPU."""
@@ -192,19 +192,20 @@ class Pipeline:
 
     def generation_config(self, **options: Any) -> GenerationConfig:
         """How to write, given what was set; unless set, a sentence may be as long as those trained with."""
+        known = GenerationConfig.__dataclass_fields__
+        if options.keys() - known:
+            raise PipelineError(f"Unknown {sorted(options.keys() - known)}. Options of writing: {', '.join(known)}.")
         try:
             return GenerationConfig(**{"max_length": self.max_length - 1, **options})  # bos is not written
-        except TypeError as error:
-            known = ", ".join(GenerationConfig.__dataclass_fields__)
-            raise PipelineError(f"{str(error).partition(' ')[2]}. Options of writing: {known}.") from error
+        except ValueError as error:
+            raise PipelineError(str(error)) from error
 
     def require_decoder(self) -> None:
         """Raise PipelineError where the model cannot write."""
         if not self.writes:
             raise PipelineError(
                 "This model has no decoder, so it cannot write captions: it was trained for alignment only. Train one "
-                "with `decoder:` and `losses: {captioning: ...}` in its config; embed_images, embed_texts and score "
-                "(retrieval) work with this one."
+                "with `decoder:` and `losses: {captioning: ...}`; embed_images, embed_texts and score work with this."
             )
 
     def require_alignment(self) -> None:
@@ -212,8 +213,7 @@ class Pipeline:
         if not self.aligned:
             raise PipelineError(
                 "This model was not trained to align pictures with sentences, so it has no embeddings to compare. "
-                "Train one with an image_encoder, a text_encoder and `losses: {contrastive: ...}` in its config; "
-                "caption works with this one."
+                "Train one with image_encoder, text_encoder and `losses: {contrastive: ...}`; caption works with this."
             )
 
     def _sources(
@@ -233,22 +233,6 @@ class Pipeline:
             raise PipelineError(f"One text a picture: got {len(pictures)} images and {len(sentences)} texts.")
         return pictures, sentences
 
-    def _read(self, images: Sequence[Any], batch_size: int) -> Iterator[Tensor]:
-        """uint8 (b, 3, H, W) batch by batch, one batch ahead of what is used."""
-        starts = range(0, len(images), _positive(batch_size))
-        with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-            pending: list[list[Future[Tensor]]] = []
-            try:
-                for start in starts:
-                    chunk = [images[i] for i in range(start, min(start + batch_size, len(images)))]
-                    pending.append([pool.submit(self.transform, image) for image in chunk])
-                    if len(pending) > 1:
-                        yield torch.stack([future.result() for future in pending.pop(0)])
-                for futures in pending:
-                    yield torch.stack([future.result() for future in futures])
-            finally:
-                pool.shutdown(wait=False, cancel_futures=True)
-
     def _worded(self, generated: Generated) -> list[list[Caption]]:
         tokens, scores = generated.tokens.tolist(), generated.scores.tolist()
         return [
@@ -262,11 +246,7 @@ class Pipeline:
 
 
 def load(
-    path: str | Path,
-    device: str | torch.device = "cpu",
-    *,
-    ema: bool = True,
-    plugins: Sequence[str] = (),
+    path: str | Path, device: str | torch.device = "cpu", *, ema: bool = True, plugins: Sequence[str] = ()
 ) -> Pipeline:
     """A pipeline from a checkpoint: no Lightning, no pretrained weights, no code from the file.
 

@@ -1,0 +1,152 @@
+"""Evaluation: any-of retrieval, captions against references, each picture encoded once."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from velm.data.base import DataError, Record
+from velm.data.shapes import Shapes
+from velm.evaluation.evaluate import evaluate, figures
+from velm.evaluation.predictions import Predictions, Written, predict
+from velm.metrics import retrieval_metrics
+from velm.pipeline import PipelineError, load
+
+RETRIEVAL = {
+    f"{way}/{figure}"
+    for way in ("image_to_text", "text_to_image")
+    for figure in ("recall@1", "recall@5", "recall@10", "median_rank")
+}
+CAPTION = {
+    f"caption/{name}" for name in ("bleu1", "bleu2", "bleu3", "bleu4", "rouge_l", "cider", "exact_match", "distinct")
+}
+
+
+@pytest.fixture
+def records():
+    return Shapes(test_size=7, image_size=32).split("test")
+
+
+@pytest.fixture
+def pipeline(write_checkpoint):
+    return load(write_checkpoint())
+
+
+def translated(records):
+    return [
+        Record(r.image_id, r.image, r.texts[:2] + r.texts[:1], tuple(f"target {i} {k}" for k in range(3)))
+        for i, r in enumerate(records)
+    ]
+
+
+def test_the_names_are_those_of_metrics_json(pipeline, records):
+    found = evaluate(pipeline, records, max_length=5)
+    assert set(found) == RETRIEVAL | CAPTION
+    assert all(isinstance(value, float) for value in found.values())
+
+
+def test_the_batch_size_changes_nothing(pipeline, records):
+    one, all_at_once = (predict(pipeline, records, batch_size=b, max_length=5) for b in (1, 7))
+    assert one.written == all_at_once.written
+    assert torch.allclose(one.image_embeds, all_at_once.image_embeds, atol=1e-5)
+    assert torch.allclose(one.text_embeds, all_at_once.text_embeds, atol=1e-5)
+
+
+def test_it_is_what_the_pipeline_says(pipeline, records):
+    found = predict(pipeline, records, batch_size=3, num_beams=2)
+    images = [record.image for record in records]
+    assert [written.caption for written in found.written] == pipeline.caption(images, num_beams=2)
+    assert [written.references for written in found.written] == [record.texts for record in records]
+    assert torch.allclose(found.image_embeds, pipeline.embed_images(images), atol=1e-5)
+    texts = [text for record in records for text in record.texts]
+    assert torch.allclose(found.text_embeds, pipeline.embed_texts(texts), atol=1e-5)
+    expected = retrieval_metrics(found.image_embeds, found.text_embeds, found.image_ids)
+    assert figures(found).items() >= expected.items()
+
+
+def test_the_gallery_may_hold_the_first_texts_only(pipeline, records):
+    found = predict(pipeline, records, texts_per_image=2, max_length=3)
+    assert found.image_ids.tolist() == [i for i in range(7) for _ in range(2)]
+    assert [written.references for written in found.written] == [record.texts for record in records]  # all the same
+
+
+def test_each_picture_is_encoded_once(pipeline, records):
+    seen = []
+    hook = pipeline.model.image_encoder.register_forward_hook(lambda m, args, out: seen.append(len(args[0])))
+    evaluate(pipeline, records, batch_size=4, max_length=3)
+    hook.remove()
+    assert seen == [4, 3]
+
+
+def test_any_of_its_texts_is_right_by_hand():
+    eye = torch.eye(3)
+    found = figures(Predictions(eye, eye[[0, 1, 1, 2]], torch.tensor([0, 1, 1, 2])))
+    assert found["image_to_text/recall@1"] == found["text_to_image/recall@1"] == 1.0
+    assert "caption/bleu4" not in found
+
+
+def test_exact_match_by_hand():
+    rows = [
+        Written("0", None, "a red circle", ("A circle that is red.", "A red circle")),
+        Written("1", None, "a red circle", ("a blue circle",)),
+    ]
+    found = figures(Predictions(written=rows))
+    assert found["caption/exact_match"] == 0.5
+    assert found["caption/distinct"] == 0.5
+    assert set(found) == CAPTION
+
+
+def test_alignment_only_and_captioning_only(write_checkpoint, records):
+    aligner = load(write_checkpoint(decoder=None, losses={"contrastive": {}}))
+    assert set(evaluate(aligner, records)) == RETRIEVAL
+    with pytest.warns(UserWarning, match="left out"):
+        writer = load(write_checkpoint(losses={"captioning": {}}))
+    assert set(evaluate(writer, records, max_length=3)) == CAPTION
+
+
+@pytest.mark.parametrize("memory", [["text"], ["image", "text"]])
+def test_text_in_the_memory_is_held_against_targets(write_checkpoint, records, memory):
+    changes = {"memory": memory, "losses": {"captioning": {}}, "image_encoder": None}
+    if "image" in memory:
+        del changes["image_encoder"]
+    translator = load(write_checkpoint(**changes))
+    rows = translated(records)
+    found = predict(translator, rows, batch_size=2, max_length=4)
+    assert len(found.written) == 14  # two different texts a picture; the third is the first again
+    assert found.written[0].references == ("target 0 0", "target 0 2")
+    assert found.written[3].references == ("target 1 1",)
+    assert found.written[3].text == rows[1].texts[1]
+    texts = [text for row in rows for text in row.texts[:2]]
+    images = [row.image for row in rows for _ in range(2)] if "image" in memory else None
+    assert [written.caption for written in found.written] == translator.caption(images, texts, max_length=4)
+    assert set(figures(found)) == CAPTION
+
+    with pytest.raises(DataError, match=r"has no target, and the decoder attends over the text: name the column"):
+        evaluate(translator, records)
+
+
+def test_targets_are_the_references_where_there_are_any(pipeline, records):
+    found = predict(pipeline, translated(records), max_length=3)
+    assert found.written[2].references == ("target 2 0", "target 2 1", "target 2 2")
+
+
+def test_progress_is_told(pipeline, records):
+    told = []
+    evaluate(pipeline, records, batch_size=3, max_length=2, progress=lambda done, total: told.append((done, total)))
+    assert told == [(3, 7), (6, 7), (7, 7)]
+
+
+def test_what_cannot_be_evaluated(pipeline, records):
+    with pytest.raises(DataError, match="no records to evaluate on"):
+        evaluate(pipeline, [])
+    with pytest.raises(DataError, match="texts_per_image 0 is too small"):
+        evaluate(pipeline, records, texts_per_image=0)
+    with pytest.raises(DataError, match="batch_size 0 is too small"):
+        evaluate(pipeline, records, batch_size=0)
+    with pytest.raises(PipelineError, match=r"Unknown \['beams'\]"):
+        evaluate(pipeline, records, beams=3)
+    with pytest.raises(DataError, match="Record 'x' has no picture"):
+        evaluate(pipeline, [Record("x", None, ("a",))])
+    with pytest.raises(DataError, match="Record 'x' has no sentence"):
+        evaluate(pipeline, [Record("x", np.zeros((32, 32, 3), np.uint8), ())])

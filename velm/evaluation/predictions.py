@@ -1,0 +1,173 @@
+"""What a model says about every picture of a split: each one is read and encoded once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from velm.data.base import DataError, Record
+from velm.generation import GenerationConfig
+from velm.outputs import EncoderOutput
+from velm.pipeline import Pipeline
+
+__all__ = ["Predictions", "Written", "predict"]
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Written:
+    """A sentence that the model wrote.
+
+    Attributes:
+        image_id: of the record.
+        text: the sentence that was attended to; None where there was only the picture.
+        caption: what was written.
+        references: what would have been right.
+    """
+
+    image_id: str
+    text: str | None
+    caption: str
+    references: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Everything that figures are made of.
+
+    Attributes:
+        image_embeds: float (n, E), a row a record; None where the model does not align.
+        text_embeds: float (m, E), the gallery.
+        image_ids: int64 (m,), the row of the record that each text belongs to.
+        written: None where the model does not write.
+    """
+
+    image_embeds: Tensor | None = None
+    text_embeds: Tensor | None = None
+    image_ids: Tensor | None = None
+    written: list[Written] | None = None
+
+
+def predict(
+    pipeline: Pipeline,
+    records: Sequence[Record],
+    *,
+    batch_size: int = 64,
+    texts_per_image: int | None = None,
+    progress: Progress | None = None,
+    **options: Any,
+) -> Predictions:
+    """Embed and caption a split.
+
+    Args:
+        pipeline: what to measure.
+        records: one a picture.
+        batch_size: pictures at a time.
+        texts_per_image: how many sentences of a picture, the first ones, enter the gallery (and are attended to,
+            where the decoder reads the text); None takes all.
+        progress: called with (records done, records in all) after every batch.
+        **options: fields of `velm.generation.GenerationConfig`.
+
+    Raises:
+        DataError: there are no records, or they lack the pictures, texts or targets that the model needs.
+    """
+    if not len(records):
+        raise DataError("There are no records to evaluate on.")
+    if batch_size < 1:
+        raise DataError(f"batch_size {batch_size} is too small; it is at least 1.")
+    if texts_per_image is not None and texts_per_image < 1:
+        raise DataError(f"texts_per_image {texts_per_image} is too small; it is at least 1, or left out for all.")
+    config = pipeline.generation_config(**options)
+    embeds: list[Tensor] = []
+    gallery: list[tuple[int, str]] = []
+    written: list[Written] = []
+    for start, chunk, image in _encoded(pipeline, records, batch_size):
+        if pipeline.aligned and image is not None:
+            embeds.append(pipeline.embed_image(image))
+            gallery += [(start + row, text) for row, r in enumerate(chunk) for text in r.texts[:texts_per_image]]
+        if pipeline.writes:
+            reads_text = "text" in pipeline.model.memory_sources
+            wanted = [(row, *each) for row, r in enumerate(chunk) for each in _wanted(r, reads_text, texts_per_image)]
+            for part in range(0, len(wanted), batch_size):
+                written += _written(pipeline, chunk, image, wanted[part : part + batch_size], config)
+        if progress is not None:
+            progress(start + len(chunk), len(records))
+    found = Predictions(written=written if pipeline.writes else None)
+    if not pipeline.aligned:
+        return found
+    return replace(
+        found,
+        image_embeds=torch.cat(embeds),
+        text_embeds=pipeline.embed_texts([text for _, text in gallery]),
+        image_ids=torch.tensor([i for i, _ in gallery]),
+    )
+
+
+def _encoded(
+    pipeline: Pipeline, records: Sequence[Record], batch_size: int
+) -> Iterator[tuple[int, list[Record], EncoderOutput | None]]:
+    """Start, records and encoded pictures batch by batch; None where the model sees no pictures."""
+    sees = pipeline.model.image_encoder is not None
+    images = pipeline.encode_images(_Pictures(records), batch_size=batch_size)
+    for start in range(0, len(records), batch_size):
+        chunk = [records[i] for i in range(start, min(start + batch_size, len(records)))]
+        for record in chunk:
+            if not record.texts:
+                raise DataError(f"Record {record.image_id!r} has no sentence to hold results against.")
+        yield start, chunk, next(images) if sees else None
+
+
+class _Pictures(Sequence[Any]):
+    """The pictures of records, which may be drawn only when they are asked for."""
+
+    def __init__(self, records: Sequence[Record]) -> None:
+        self.records = records
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: Any) -> Any:
+        record = self.records[index]
+        if record.image is None:
+            raise DataError(f"Record {record.image_id!r} has no picture, and the model has an image encoder.")
+        return record.image
+
+
+def _wanted(record: Record, reads_text: bool, limit: int | None) -> list[tuple[str | None, tuple[str, ...]]]:
+    """What to write for a record: pairs of a text to attend to, if any, and the sentences that would be right."""
+    if not reads_text:
+        return [(None, record.targets or record.texts)]
+    if record.targets is None:
+        raise DataError(
+            f"Record {record.image_id!r} has no target, and the decoder attends over the text: name the column of "
+            f"what it is to write, e.g. --data.dataset.target_column=de"
+        )
+    right: dict[str | None, tuple[str, ...]] = {}
+    for text, target in zip(record.texts, record.targets, strict=True):
+        right[text] = (*right.get(text, ()), target)
+    return list(right.items())[:limit]
+
+
+def _written(
+    pipeline: Pipeline,
+    chunk: list[Record],
+    image: EncoderOutput | None,
+    wanted: list[tuple[int, str | None, tuple[str, ...]]],
+    config: GenerationConfig,
+) -> list[Written]:
+    rows, texts, references = zip(*wanted, strict=True)
+    seen = None if image is None else _select(image, torch.tensor(rows, device=image.features.device))
+    read = None if texts[0] is None else pipeline.encode_texts(texts)
+    captions = [candidates[0].text for candidates in pipeline.write(seen, read, config)]
+    ids = [chunk[row].image_id for row in rows]
+    return [Written(*row) for row in zip(ids, texts, captions, references, strict=True)]
+
+
+def _select(output: EncoderOutput, rows: Tensor) -> EncoderOutput:
+    mask = None if output.mask is None else output.mask[rows]
+    return replace(output, features=output.features[rows], pooled=output.pooled[rows], mask=mask)
