@@ -73,7 +73,8 @@ class Folder(Dataset):
         return "test" if place < self.val_fraction + self.test_fraction else "train"
 
     def _pictures(self, folder: str) -> list[str]:
-        found, alone = [], []
+        found: list[str] = []
+        alone: list[str] = []
         for where, _, files in os.walk(os.path.join(self.path, folder)):
             present = set(files)
             for file in files:

@@ -1,242 +1,17 @@
-"""Tables of picture paths and sentences: CSV, TSV, JSON lines, Parquet; one row a sentence.
-
-Columns stay in Arrow; a `Record` is made when it is asked for, so a split costs little more than its text.
-"""
+"""Tables by their format: CSV, TSV, JSON lines, Parquet. Their options are those of `Table`."""
 
 from __future__ import annotations
 
 import io
 import json
-import os
-from abc import abstractmethod
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from velm.data.base import DataError, Dataset
-from velm.data.records import (
-    ROW,
-    TableRecords,
-    check_pictures,
-    codes,
-    distinct,
-    existing_path,
-    flattened,
-    has_text,
-    nearest,
-    whole,
-)
+from velm.data.base import DataError
+from velm.data.table import Table
 
-__all__ = ["CSV", "JSONL", "TSV", "Parquet", "Table"]
-
-MissingImage = Literal["error", "drop", "blank"]
-
-
-class Table(Dataset):
-    """What the four formats share; a subclass reads the file.
-
-    Args:
-        path: the file; `.gz` is unpacked while reading (not Parquet).
-        root: folder that picture paths are relative to; None takes the file's own.
-        image_column: column of picture paths; None for data without pictures.
-        text_column: column of sentences; in JSON lines and Parquet a row may hold a list of them.
-        target_column: column of what to write for the sentence (translation, answer); None where there is none.
-        split_column: column that says which split a row is in; None puts every row into 'train'.
-        image_id_column: column of picture ids: rows with the same one are one picture; None goes by the
-            picture's path, and by the row without pictures.
-        splits: what the file calls a split, where it is not 'train', 'val', 'test': `{val: dev}`. Values of
-            the split column that are not named here keep their names.
-        missing_image: what to do with a row without a picture path: 'error'; 'drop' the row; 'blank' shows
-            a black picture.
-        check_files: look whether every picture of a split is there when the split is opened.
-        allow_outside: let picture paths lead out of `root` (absolute, or by '..').
-        allow_overlap: let a picture be in two splits.
-    """
-
-    def __init__(
-        self,
-        *,
-        path: str,
-        root: str | None = None,
-        image_column: str | None = "image_path",
-        text_column: str = "text",
-        target_column: str | None = None,
-        split_column: str | None = "split",
-        image_id_column: str | None = "image_id",
-        splits: dict[str, str] | None = None,
-        missing_image: MissingImage = "error",
-        check_files: bool = True,
-        allow_outside: bool = False,
-        allow_overlap: bool = False,
-    ) -> None:
-        self.path = existing_path(path)
-        self.root = os.path.dirname(os.path.abspath(path)) if root is None else root
-        if not os.path.isdir(self.root):
-            raise DataError(f"root {self.root!r}, the folder of the pictures, does not exist.")
-        self.names = {
-            name: column
-            for name, column in {
-                "image": image_column,
-                "text": text_column,
-                "target": target_column,
-                "split": split_column,
-                "image_id": image_id_column,
-            }.items()
-            if column is not None
-        }
-        self.splits = splits or {}
-        self.missing_image, self.check_files = missing_image, check_files
-        self.allow_outside, self.allow_overlap = allow_outside, allow_overlap
-        self._read: pa.Table | None = None
-
-    @abstractmethod
-    def columns(self) -> list[str]:
-        """The names of the file's columns."""
-
-    @abstractmethod
-    def read(self, columns: list[str]) -> pa.Table:
-        """Some of the file's columns, every row."""
-
-    def split(self, name: str) -> TableRecords:
-        table = self._rows(name)
-        self._require_text(table, "text")
-        if "target" in self.names:
-            self._require_text(table, "target")
-        if "image" in self.names:
-            table = self._with_images(table, name)
-        columns = {column: whole(table[column]) for column in table.column_names if column != "split"}
-        records = TableRecords(columns, self._pictures(columns), self.root)
-        if self.check_files and "image" in columns:
-            check_pictures(self.root, distinct(columns["image"]), f"split {name!r} of {self.path!r}")
-        return records
-
-    def _rows(self, name: str) -> pa.Table:
-        table = self._table()
-        if "split" not in self.names:
-            if name == "train" and table.num_rows:
-                return table
-            raise DataError(
-                f"{self.path!r} has no split {name!r}: split_column is null, so its {table.num_rows} rows are 'train'. "
-                f"Name the column that holds the split."
-            )
-        chosen = table.filter(pc.equal(table["split"], self.splits.get(name, name)))
-        if not chosen.num_rows:
-            ours = {theirs: our for our, theirs in self.splits.items()}
-            found = pc.value_counts(table["split"]).to_pylist()
-            listed = ", ".join(f"{ours.get(v['values'], v['values'])!r} ({v['counts']} rows)" for v in found)
-            raise DataError(
-                f"{self.path!r} has no rows of split {self.splits.get(name, name)!r} in column "
-                f"{self.names['split']!r}. It has: {listed or 'no rows at all'}. "
-                f"If a split has another name there, say so: splits: {{{name}: <its name>}}."
-            )
-        return chosen
-
-    def _table(self) -> pa.Table:
-        """The columns in use under our names, one row a sentence, with `ROW`; read once."""
-        if self._read is None:
-            self._require_columns()
-            raw = self.read(list(dict.fromkeys(self.names.values())))
-            table = pa.table({ours: raw[theirs] for ours, theirs in self.names.items()})
-            table = table.append_column(ROW, pa.array(np.arange(1, table.num_rows + 1)))
-            table = self._as_text(flattened(table, self.path))
-            if not self.allow_overlap:
-                self._forbid_overlap(table)
-            self._read = table
-        return self._read
-
-    def _require_columns(self) -> None:
-        present = self.columns()
-        for ours, theirs in self.names.items():
-            if theirs not in present:
-                option = f"{ours}_column"
-                absent = "" if ours == "text" else f", or {option} to null if there is none"
-                raise DataError(
-                    f"{self.path!r} has no column {theirs!r}.{nearest(theirs, present)} "
-                    f"Its columns: {', '.join(present)}. Set {option} to the right one{absent}."
-                )
-
-    def _as_text(self, table: pa.Table) -> pa.Table:
-        for place, name in enumerate(table.column_names):
-            column = table[name]
-            if name == ROW or pa.types.is_large_string(column.type):
-                continue
-            if pa.types.is_nested(column.type) or pa.types.is_binary(column.type):
-                raise DataError(f"Column {self.names[name]!r} of {self.path!r} must hold text, not {column.type}.")
-            table = table.set_column(place, name, pc.cast(column, pa.large_string()))
-        return table
-
-    def _forbid_overlap(self, table: pa.Table) -> None:
-        if "split" not in self.names or not {"image_id", "image"} & set(self.names):
-            return
-        key = "image_id" if "image_id" in self.names else "image"
-        if self.splits:
-            table = table.filter(pc.is_in(table["split"], pa.array(self.splits.values(), pa.large_string())))
-        pairs = table.select([key, "split"]).group_by([key, "split"]).aggregate([])
-        counts = pairs.group_by(key).aggregate([("split", "count"), ("split", "list")])
-        twice = counts.filter(pc.and_(pc.greater(counts["split_count"], 1), has_text(counts[key])))
-        if twice.num_rows:
-            some = [f"{row[key]!r} in {' and '.join(row['split_list'])}" for row in twice.slice(0, 3).to_pylist()]
-            raise DataError(
-                f"{twice.num_rows} pictures of {self.path!r} are in more than one split: {'; '.join(some)}"
-                f"{' ...' if twice.num_rows > 3 else ''}. Figures on such a split say nothing. "
-                f"Mend the column {self.names['split']!r}, or set allow_overlap to true."
-            )
-
-    def _require_text(self, table: pa.Table, name: str) -> None:
-        empty = table.filter(pc.invert(has_text(table[name])))
-        if empty.num_rows:
-            raise DataError(
-                f"{self.path!r}, row {empty[ROW][0]} (the first below the header is 1): column {self.names[name]!r} is "
-                f"empty. {empty.num_rows} rows of this split are like that; fill or remove them."
-            )
-
-    def _with_images(self, table: pa.Table, name: str) -> pa.Table:
-        """The rows that stay, their picture paths seen to."""
-        present = has_text(table["image"])
-        missing = table.filter(pc.invert(present))
-        if missing.num_rows and self.missing_image == "error":
-            raise DataError(
-                f"{self.path!r}, row {missing[ROW][0]} (the first below the header is 1): column "
-                f"{self.names['image']!r} names no picture. {missing.num_rows} rows of this split are like that. Set "
-                f"missing_image to 'drop' to leave them out, or to 'blank' to show a black picture."
-            )
-        if self.missing_image == "drop":
-            table = table.filter(present)
-            if not table.num_rows:
-                column = self.names["image"]
-                raise DataError(f"No row of split {name!r} of {self.path!r} names a picture in column {column!r}.")
-        if not self.allow_outside:
-            self._forbid_outside(distinct(table["image"]))
-        return table
-
-    def _forbid_outside(self, paths: list[str]) -> None:
-        for path in paths:
-            if os.path.isabs(path) or os.path.normpath(path).split(os.sep)[0] == os.pardir:
-                raise DataError(
-                    f"{self.path!r} names the picture {path!r}, which is outside {self.root!r}, the folder that paths "
-                    f"are relative to. Set root to another folder, or allow_outside to true to let them lead out."
-                )
-
-    def _pictures(self, columns: dict[str, pa.Array]) -> np.ndarray:
-        """int (rows,), which picture each row shows, numbered in the order they come."""
-        rows = len(columns[ROW])
-        if "image_id" not in columns and "image" not in columns:
-            return np.arange(rows)
-        picture = codes(columns["image_id"] if "image_id" in columns else columns["image"])
-        if "image" in columns and "image_id" in columns:
-            image = codes(columns["image"])
-            first = np.unique(picture, return_index=True)[1]
-            differ = np.flatnonzero(image != image[first][picture])
-            if len(differ):
-                row = int(differ[0])
-                one, other = columns["image"][int(first[picture[row]])], columns["image"][row]
-                raise DataError(
-                    f"{self.path!r}, row {columns[ROW][row]}: picture id {columns['image_id'][row].as_py()!r} has two "
-                    f"pictures, {one.as_py()!r} and {other.as_py()!r}. One id, one picture."
-                )
-        return picture
+__all__ = ["CSV", "JSONL", "TSV", "Parquet"]
 
 
 class _Delimited(Table):
@@ -280,11 +55,14 @@ class TSV(_Delimited):
 class JSONL(Table):
     """One JSON object a line, UTF-8; the sentences of a row may be a list."""
 
+    _kept: dict[str, list[Any]] | None = None  # between `columns` and `read`, so that the file is parsed once
+
     def columns(self) -> list[str]:
-        return list(self._values())
+        self._kept = self._values()
+        return list(self._kept)
 
     def read(self, columns: list[str]) -> pa.Table:
-        values = self._values()
+        values, self._kept = self._kept or self._values(), None
         return pa.table({column: self._column(column, values[column]) for column in columns})
 
     def _values(self) -> dict[str, list[Any]]:
