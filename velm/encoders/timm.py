@@ -1,0 +1,163 @@
+"""Any image model of timm as an image encoder."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from velm.encoders.base import ImageEncoder
+from velm.layers.freezing import eval_frozen, trace_shapes
+from velm.layers.pooling import Pooling
+from velm.layers.pretrained import load_matching, pretrained_allowed, read_state_dict
+from velm.outputs import EncoderOutput
+
+__all__ = ["TimmEncoder"]
+
+
+class TimmEncoder(ImageEncoder):
+    """A timm model up to its last feature map; pixels are normalised as the model expects it.
+
+    Stages are timm's own coarse groups (stem, stages or blocks, last norm). Frozen ones stay in eval mode.
+
+    Args:
+        model_name: timm's name, such as 'vit_small_patch16_224' or 'resnet50.a1_in1k'; the part after 'timm/'.
+        pretrained: download timm's weights (kept in the Hugging Face cache).
+        weights: path of a state dict of this model (.pth, .safetensors) in place of a download.
+        trainable: 'all', 'none', or how many stages, counted from the last, are trained.
+        dim: width D of a linear projection of the features; null: no projection, the model's own width.
+        pooling: 'mean', 'max' or 'attention' over the positions, or 'class', the class token of those that have one.
+    """
+
+    def __init__(
+        self,
+        *,
+        model_name: str,
+        pretrained: bool = False,
+        weights: str | None = None,
+        trainable: Literal["none", "all"] | int = "all",
+        dim: int | None = None,
+        pooling: Literal["mean", "max", "attention", "class"] = "mean",
+    ) -> None:
+        super().__init__()
+        timm = _import_timm()
+        _check_name(timm, model_name)
+        if dim is not None and dim < 1:
+            raise ValueError(f"dim is the width of the projected features, at least 1; got {dim}.")
+        self.model = _create(timm, model_name, pretrained and weights is None and pretrained_allowed())
+        if weights is not None and pretrained_allowed():
+            _load(self.model, Path(weights), model_name)
+        self.image_mean = tuple(self.model.pretrained_cfg["mean"])
+        self.image_std = tuple(self.model.pretrained_cfg["std"])
+        self.prefix = int(getattr(self.model, "num_prefix_tokens", 0))
+        if pooling == "class" and self.prefix == 0:
+            raise ValueError(f"timm/{model_name} has no class token; pooling is one of mean, max, attention.")
+        self._stage_of, width = _used(self.model, model_name)
+        self.dim = width if dim is None else dim
+        self.projection = nn.Identity() if dim is None else nn.Linear(width, dim)
+        self.pooling = None if pooling == "class" else Pooling(pooling, self.dim)
+        self.portable_spec: dict[str, Any] = {"pretrained": False, "weights": None}
+        self._freeze(trainable)
+
+    def forward(self, images: Tensor) -> EncoderOutput:
+        raw = self.model.forward_features(images)
+        if raw.dim() == 3:
+            grid = self._grid((images.shape[2], images.shape[3]), raw.shape[1] - self.prefix)
+            positions = self.projection(raw)
+            features = positions[:, self.prefix :]
+        else:
+            channels_last = getattr(self.model, "output_fmt", "NCHW") == "NHWC"
+            raw = raw if channels_last else raw.permute(0, 2, 3, 1)
+            grid = (raw.shape[1], raw.shape[2])
+            features = positions = self.projection(raw.flatten(1, 2))
+        pooled = positions[:, 0] if self.pooling is None else self.pooling(features)
+        return EncoderOutput(features, pooled, grid=grid)
+
+    def train(self, mode: bool = True) -> TimmEncoder:
+        super().train(mode)
+        eval_frozen(self.model)
+        return self
+
+    def _grid(self, size: tuple[int, int], count: int) -> tuple[int, int]:
+        """The grid of `count` tokens of a picture of `size` (H, W) pixels."""
+        embed = getattr(self.model, "patch_embed", None)
+        if hasattr(embed, "dynamic_feat_size"):
+            rows, columns = embed.dynamic_feat_size(size)
+            if rows * columns == count:
+                return rows, columns
+        rows = round((count * size[0] / size[1]) ** 0.5)
+        if rows < 1 or count % rows != 0:
+            raise ValueError(
+                f"{type(self.model).__name__} makes {count} tokens of {size[0]} x {size[1]} pixels, which lie on no "
+                f"grid of that shape; choose square pictures or another model."
+            )
+        return rows, count // rows
+
+    def _freeze(self, trainable: str | int) -> None:
+        order = sorted(set(self._stage_of.values()))
+        count = {"none": 0, "all": len(order)}.get(trainable, -1) if isinstance(trainable, str) else trainable
+        if not 0 <= count <= len(order):
+            raise ValueError(
+                f"trainable is 'none', 'all' or a number of stages from 0 to {len(order)} "
+                f"for {type(self.model).__name__}; got {trainable!r}."
+            )
+        learnt = set(order[len(order) - count :])
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_(self._stage_of.get(name) in learnt)
+        self.train(self.training)
+
+
+def _import_timm() -> Any:
+    try:
+        return importlib.import_module("timm")
+    except ImportError as cause:
+        raise ImportError("timm/* needs timm, which is not installed: pip install 'velm[timm]'") from cause
+
+
+def _check_name(timm: Any, model_name: str) -> None:
+    if timm.is_model(model_name.removeprefix("hf_hub:")) or model_name.startswith(("hf_hub:", "hf-hub:")):
+        return
+    near = difflib.get_close_matches(model_name, timm.list_models(), n=3)
+    guess = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
+    raise ValueError(f"timm {timm.__version__} has no model {model_name!r}.{guess} All names: timm.list_models().")
+
+
+def _create(timm: Any, model_name: str, pretrained: bool) -> Any:
+    """The model without its classifier, taking pictures of any size where it can."""
+    for sizes in ({"dynamic_img_size": True}, {"strict_img_size": False}, {}):
+        try:
+            return timm.create_model(model_name, pretrained=pretrained, num_classes=0, **sizes)
+        except TypeError:  # an argument this architecture does not have
+            if not sizes:
+                raise
+        except OSError as cause:
+            raise OSError(
+                f"The weights of timm/{model_name} cannot be downloaded: {cause}. Without a network, fetch the file "
+                f"elsewhere and give its path as weights, or set pretrained: false."
+            ) from cause
+    raise AssertionError("the last attempt returns or raises")
+
+
+def _used(model: Any, model_name: str) -> tuple[dict[str, float], int]:
+    """The stage of each parameter that the features depend on, and their width."""
+    from timm.models import group_parameters
+
+    raw, used = trace_shapes(model, model.forward_features, (1, *model.pretrained_cfg["input_size"]))
+    if not isinstance(raw, Tensor) or raw.dim() not in (3, 4):
+        raise ValueError(f"timm/{model_name} makes no single feature map, so it cannot encode; choose another model.")
+    groups: dict[str, float] = {}
+    if hasattr(model, "group_matcher"):
+        groups = group_parameters(model, model.group_matcher(coarse=True), reverse=True)
+    width = raw.shape[1] if raw.dim() == 4 and getattr(model, "output_fmt", "NCHW") == "NCHW" else raw.shape[-1]
+    return {name: groups.get(name, 0) for name, _ in model.named_parameters() if name in used}, width
+
+
+def _load(model: Any, path: Path, model_name: str) -> None:
+    state = read_state_dict(path)
+    heads = model.pretrained_cfg.get("classifier") or ()
+    for head in (heads,) if isinstance(heads, str) else heads:
+        state = {name: tensor for name, tensor in state.items() if not name.startswith(f"{head}.")}
+    load_matching(model, state, known=set(model.state_dict()), what=f"timm/{model_name}", source=str(path))

@@ -1,0 +1,51 @@
+"""Parts that are not to be learnt: no gradient, and no dropout or moving batch statistics either."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def eval_frozen(module: nn.Module) -> None:
+    """Put every part of `module` whose parameters are all frozen into eval mode, whatever mode it was set to."""
+    parameters = list(module.parameters())
+    if parameters and not any(parameter.requires_grad for parameter in parameters):
+        module.eval()
+        return
+    for child in module.children():
+        eval_frozen(child)
+
+
+class _Call(nn.Module):
+    """A module whose forward is any function of it."""
+
+    def __init__(self, module: nn.Module, function: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.module, self.function = module, function
+
+    def forward(self, images: Tensor) -> Any:
+        return self.function(images)
+
+
+def trace_shapes(module: nn.Module, function: Callable[[Tensor], Any], size: tuple[int, ...]) -> tuple[Any, set[str]]:
+    """What `function`, which runs parts of `module`, makes of a float of `size`, without computing anything.
+
+    Returns:
+        the result, of tensors without data, and the names of the parameters that it depends on: one that stands idle
+        (a classifier's norm, a pooler that nobody asks) would get no gradient, which DDP does not forgive.
+    """
+    was_training = module.training
+    call = _Call(module, function).eval()
+    meta = {name: p.detach().to("meta").requires_grad_() for name, p in call.named_parameters()}
+    buffers = {name: b.to("meta") for name, b in call.named_buffers()}
+    with torch.enable_grad(), torch.inference_mode(False):
+        result = torch.func.functional_call(call, {**meta, **buffers}, (torch.empty(size, device="meta"),))
+    module.train(was_training)
+    parts = result if isinstance(result, (tuple, list)) else [result]
+    scalars = [part.sum() for part in parts if isinstance(part, Tensor)]
+    gradients = torch.autograd.grad(scalars, list(meta.values()), allow_unused=True)
+    used = {name.removeprefix("module.") for name, g in zip(meta, gradients, strict=True) if g is not None}
+    return result, used
