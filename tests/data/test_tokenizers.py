@@ -13,20 +13,38 @@ TEXTS = [
     "Two dogs run; a cat sits.",
     "ein Mädchen läuft (schnell)",
 ]
-ODD = ["", "   ", "<eos>", "<pad> <unk> <bos>", "naïve 😀 犬", "two  spaces", "UPPER lower", "e\u0301", "a\nb\tc", "[SEP] </s>"]
+ODD = [
+    "",
+    "   ",
+    "<eos>",
+    "<pad> <unk> <bos>",
+    "naïve 😀 犬",
+    "two  spaces",
+    "UPPER lower",
+    "e\u0301",
+    "a\nb\tc",
+    "[SEP] </s>",
+]
 
 
 def folder_of(tmp_path: Path, name: str, **special: str) -> str:
     """A pretrained tokenizer as the hub would hold it: word pieces, and the special tokens that are given."""
     from tokenizers import Tokenizer as Backend
-    from tokenizers import models, normalizers, pre_tokenizers
+    from tokenizers import decoders, models, normalizers, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *"abcdefghijklmnopqrstuvwxyz.,<>[]", *(f"##{c}" for c in "abcdefghijklmnopqrstuvwxyz")]
+    words = [
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        *"abcdefghijklmnopqrstuvwxyz.,<>[]",
+        *(f"##{c}" for c in "abcdefghijklmnopqrstuvwxyz"),
+    ]
     backend = Backend(models.WordPiece({w: i for i, w in enumerate(words)}, unk_token="[UNK]"))
     backend.normalizer = normalizers.BertNormalizer()
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    backend.decoder = __import__("tokenizers").decoders.WordPiece()
+    backend.decoder = decoders.WordPiece()
     backend.enable_truncation(3)
     PreTrainedTokenizerFast(tokenizer_object=backend, **special).save_pretrained(tmp_path / name)
     return str(tmp_path / name)
@@ -49,7 +67,9 @@ def test_special_ids_are_distinct_and_in_the_vocabulary(tokenizer: Tokenizer) ->
 
 
 @pytest.mark.parametrize("text", TEXTS + ODD)
-def test_a_sentence_begins_with_bos_and_ends_with_eos_and_holds_no_other_special_id(tokenizer: Tokenizer, text: str) -> None:
+def test_a_sentence_begins_with_bos_and_ends_with_eos_and_holds_no_other_special_id(
+    tokenizer: Tokenizer, text: str
+) -> None:
     first, *content, last = tokenizer.encode(text)
     assert (first, last) == (tokenizer.bos_id, tokenizer.eos_id)
     assert not {tokenizer.pad_id, tokenizer.bos_id, tokenizer.eos_id} & set(content)
@@ -171,5 +191,5 @@ def test_shared_and_missing_special_tokens_get_new_ids(tmp_path: Path) -> None:
 
 
 def test_no_tokenizer_there(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="No tokenizer could be loaded from .*neither a folder"):
+    with pytest.raises(ValueError, match=r"No tokenizer could be loaded from .*neither a folder"):
         HFTokenizer(model_name=str(tmp_path / "nothing"))

@@ -16,7 +16,7 @@ from velm.data.base import DataError, Record
 from velm.data.tokenizers import Tokenizer
 from velm.outputs import Batch
 
-__all__ = ["CaptionItems", "Captions", "Collate", "Item", "check_lengths", "text_counts"]
+__all__ = ["CaptionItems", "Captions", "Collate", "Item", "check_lengths", "cut", "pad_tokens", "text_counts"]
 
 Captions = Literal["random", "all", "first"]
 
@@ -121,10 +121,11 @@ class CaptionItems(TorchDataset):
         return None
 
     def _ids(self, text: str) -> list[int]:
-        return _cut(self.tokenizer.encode(text), self.max_length)
+        return cut(self.tokenizer.encode(text), self.max_length)
 
 
-def _cut(ids: list[int], max_length: int | None) -> list[int]:
+def cut(ids: list[int], max_length: int | None) -> list[int]:
+    """A sentence of at most `max_length` tokens that still ends with its eos."""
     if max_length is None or len(ids) <= max_length:
         return ids
     return [*ids[: max_length - 1], ids[-1]]
@@ -141,9 +142,9 @@ class Collate:
         self.pad_id = pad_id
 
     def __call__(self, items: Sequence[Item]) -> Batch:
-        tokens, mask = self._padded([item.tokens for item in items])
+        tokens, mask = pad_tokens([item.tokens for item in items], self.pad_id)
         targets = [item.target for item in items if item.target is not None]
-        target_tokens, target_mask = self._padded(targets) if targets else (None, None)
+        target_tokens, target_mask = pad_tokens(targets, self.pad_id) if targets else (None, None)
         return Batch(
             images=_stacked([item.image for item in items]),
             tokens=tokens,
@@ -153,11 +154,13 @@ class Collate:
             target_mask=target_mask,
         )
 
-    def _padded(self, sentences: Sequence[list[int]]) -> tuple[Tensor, Tensor]:
-        lengths = torch.tensor([len(ids) for ids in sentences])
-        longest = int(lengths.max())
-        tokens = torch.tensor([ids + [self.pad_id] * (longest - len(ids)) for ids in sentences])
-        return tokens, torch.arange(longest) < lengths[:, None]
+
+def pad_tokens(sentences: Sequence[list[int]], pad_id: int) -> tuple[Tensor, Tensor]:
+    """Sentences padded to the longest of them: tokens int64 (B, T) and mask bool (B, T)."""
+    lengths = torch.tensor([len(ids) for ids in sentences])
+    longest = int(lengths.max())
+    tokens = torch.tensor([ids + [pad_id] * (longest - len(ids)) for ids in sentences])
+    return tokens, torch.arange(longest) < lengths[:, None]
 
 
 def _stacked(images: Sequence[Tensor | None]) -> Tensor | None:
