@@ -65,11 +65,8 @@ class TransformerEncoder(TextEncoder):
         )
         self.norm = nn.LayerNorm(dim)
         self.pooling = Pooling(pooling, dim, heads)
-        self._initialise(pad_id, 0.02 if positions == "learned" else dim**-0.5)
-
-    def _initialise(self, pad_id: int, std: float) -> None:
-        """Words as large as the positions they are added to, so that neither drowns the other."""
-        nn.init.normal_(self.embedding.weight, std=std)
+        # words as large as the positions they are added to: next to sines, small ones drown and learn far slower
+        nn.init.normal_(self.embedding.weight, std=0.02 if positions == "learned" else 0.5**0.5)
         self.embedding.weight.data[pad_id].zero_()
 
     def forward(self, tokens: Tensor, mask: Tensor) -> EncoderOutput:
