@@ -97,7 +97,9 @@ def test_an_unreadable_picture_is_named_with_its_cause(tmp_path: Path) -> None:
         read_image(tmp_path / "none.jpg")
 
 
-@pytest.mark.parametrize("array", [np.zeros((4, 4, 3), np.float32), np.zeros((3, 4, 4, 3), np.uint8), np.zeros((3, 4, 5), np.uint8)])
+@pytest.mark.parametrize(
+    "array", [np.zeros((4, 4, 3), np.float32), np.zeros((3, 4, 4, 3), np.uint8), np.zeros((3, 4, 5), np.uint8)]
+)
 def test_wrong_arrays_are_refused(array: np.ndarray) -> None:
     with pytest.raises(DataError, match=r"must be uint8 of shape .*; got"):
         read_image(array)
@@ -108,7 +110,9 @@ def test_other_things_are_refused() -> None:
         read_image(3)
 
 
-@pytest.mark.parametrize("transform", [EvalTransform(image_size=16), TrainTransform(image_size=16, flip=True, color_jitter=0.3)])
+@pytest.mark.parametrize(
+    "transform", [EvalTransform(image_size=16), TrainTransform(image_size=16, flip=True, color_jitter=0.3)]
+)
 @pytest.mark.parametrize("size", [(16, 16), (40, 20), (7, 9), (1, 1), (1, 50)])
 def test_any_picture_becomes_a_square_of_bytes(transform, size: tuple[int, int]) -> None:
     pixels = transform(gradient(*size), rng())
