@@ -102,7 +102,8 @@ class RNNDecoder(Decoder):
         self.dropout = nn.Dropout(dropout)
         self.memory_dropout = nn.Dropout(memory_dropout)
         self.output_projection = nn.Linear(embed_dim, vocab_size)
-        nn.init.uniform_(self.embedding.weight, -0.1, 0.1)
+        nn.init.normal_(self.embedding.weight, std=embed_dim**-0.5)  # vectors of length 1: logits of size 1,
+        nn.init.normal_(self.from_token.weight)  # and gates that tell words apart from the first step on
         nn.init.zeros_(self.output_projection.bias)
         if cell == "lstm":
             nn.init.ones_(self.from_token.bias[dim : 2 * dim])  # a cell that remembers at first
