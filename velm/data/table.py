@@ -29,8 +29,6 @@ from velm.data.records import (
 
 __all__ = ["Table"]
 
-MissingImage = Literal["error", "drop", "blank"]
-
 
 class Table(Dataset):
     """What the four formats share; a subclass reads the file.
@@ -64,7 +62,7 @@ class Table(Dataset):
         split_column: str | None = "split",
         image_id_column: str | None = "image_id",
         splits: dict[str, str] | None = None,
-        missing_image: MissingImage = "error",
+        missing_image: Literal["error", "drop", "blank"] = "error",
         check_files: bool = True,
         allow_outside: bool = False,
         allow_overlap: bool = False,
