@@ -102,13 +102,16 @@ class RNNDecoder(Decoder):
         self.dropout = nn.Dropout(dropout)
         self.memory_dropout = nn.Dropout(memory_dropout)
         self.output_projection = nn.Linear(embed_dim, vocab_size)
+        self._initialise(dim, embed_dim)
+        if tie_embeddings:
+            self.output_projection.weight = self.embedding.weight
+
+    def _initialise(self, dim: int, embed_dim: int) -> None:
         nn.init.normal_(self.embedding.weight, std=embed_dim**-0.5)  # vectors of length 1: logits of size 1,
         nn.init.normal_(self.from_token.weight)  # and gates that tell words apart from the first step on
         nn.init.zeros_(self.output_projection.bias)
-        if cell == "lstm":
+        if self.cell == "lstm":
             nn.init.ones_(self.from_token.bias[dim : 2 * dim])  # a cell that remembers at first
-        if tie_embeddings:
-            self.output_projection.weight = self.embedding.weight
 
     def forward(self, tokens: Tensor, memory: Tensor, memory_mask: Tensor | None = None) -> Tensor:
         return self.decode(tokens, memory, memory_mask).hidden
