@@ -131,6 +131,12 @@ def test_targets_are_the_references_where_there_are_any(pipeline, records):
     assert found.written[2].references == ("target 2 0", "target 2 1", "target 2 2")
 
 
+def test_a_missing_picture_among_others_is_black(pipeline, records):
+    found = predict(pipeline, [records[0], Record("x", None, ("a star",))], max_length=3)
+    black = pipeline.embed_images([np.zeros((32, 32, 3), np.uint8)])
+    assert torch.allclose(found.image_embeds[1:], black, atol=1e-5)
+
+
 def test_progress_is_told(pipeline, records):
     told = []
     evaluate(pipeline, records, batch_size=3, max_length=2, progress=lambda done, total: told.append((done, total)))
@@ -146,7 +152,7 @@ def test_what_cannot_be_evaluated(pipeline, records):
         evaluate(pipeline, records, batch_size=0)
     with pytest.raises(PipelineError, match=r"Unknown \['beams'\]"):
         evaluate(pipeline, records, beams=3)
-    with pytest.raises(DataError, match="Record 'x' has no picture"):
+    with pytest.raises(DataError, match="None of the 1 records has a picture"):
         evaluate(pipeline, [Record("x", None, ("a",))])
     with pytest.raises(DataError, match="Record 'x' has no sentence"):
         evaluate(pipeline, [Record("x", np.zeros((32, 32, 3), np.uint8), ())])

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -113,6 +114,8 @@ def _encoded(
 ) -> Iterator[tuple[int, list[Record], EncoderOutput | None]]:
     """Start, records and encoded pictures batch by batch; None where the model sees no pictures."""
     sees = pipeline.model.image_encoder is not None
+    if sees and not any(record.image is not None for record in records):
+        raise DataError(f"None of the {len(records)} records has a picture, and the model has an image encoder.")
     images = pipeline.encode_images(_Pictures(records), batch_size=batch_size)
     for start in range(0, len(records), batch_size):
         chunk = [records[i] for i in range(start, min(start + batch_size, len(records)))]
@@ -123,7 +126,7 @@ def _encoded(
 
 
 class _Pictures(Sequence[Any]):
-    """The pictures of records, which may be drawn only when they are asked for."""
+    """The pictures of records, which may be drawn only when they are asked for; black where one has none."""
 
     def __init__(self, records: Sequence[Record]) -> None:
         self.records = records
@@ -132,10 +135,8 @@ class _Pictures(Sequence[Any]):
         return len(self.records)
 
     def __getitem__(self, index: Any) -> Any:
-        record = self.records[index]
-        if record.image is None:
-            raise DataError(f"Record {record.image_id!r} has no picture, and the model has an image encoder.")
-        return record.image
+        image = self.records[index].image
+        return np.zeros((1, 1, 3), np.uint8) if image is None else image
 
 
 def _wanted(record: Record, reads_text: bool, limit: int | None) -> list[tuple[str | None, tuple[str, ...]]]:

@@ -1,0 +1,124 @@
+"""`velm caption`: lines in order, folders, JSON, and a bad picture that does not take the others down."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from velm.cli import main as velm
+from velm.commands.caption import find_pictures
+from velm.pipeline import load
+
+
+@pytest.fixture
+def folder(tmp_path):
+    rng = np.random.default_rng(0)
+    (tmp_path / "pictures" / "more").mkdir(parents=True)
+    for name in ("b.png", "a.jpg", "more/c.JPG"):
+        pixels = rng.integers(0, 256, (32, 40, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "pictures" / name, format="PNG" if "png" in name else "JPEG")
+    (tmp_path / "pictures" / "notes.txt").write_text("no picture")
+    return tmp_path / "pictures"
+
+
+def test_a_line_a_picture_path_tab_caption(write_checkpoint, folder, capsys):
+    checkpoint = write_checkpoint()
+    pictures = [str(folder / "b.png"), str(folder / "a.jpg")]
+    assert velm(["caption", str(checkpoint), *pictures, "--num_beams", "3", "--max_length", "4"]) == 0
+    lines = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
+    expected = load(checkpoint).caption(pictures, num_beams=3, max_length=4)
+    assert lines == [[path, caption] for path, caption in zip(pictures, expected, strict=True)]
+
+
+def test_options_may_stand_anywhere_and_batches_change_nothing(write_checkpoint, folder, capsys):
+    checkpoint, pictures = str(write_checkpoint()), [str(folder / "b.png"), str(folder / "a.jpg")]
+    assert velm(["caption", checkpoint, "--max_length", "4", *pictures]) == 0
+    first = capsys.readouterr().out
+    assert velm(["caption", "--batch_size", "1", checkpoint, pictures[0], "--max_length", "4", pictures[1]]) == 0
+    assert capsys.readouterr().out == first
+
+
+def test_a_folder_is_all_the_pictures_in_it(folder):
+    found = [str(folder / name) for name in ("a.jpg", "b.png", "more/c.JPG")]
+    assert find_pictures([str(folder)]) == found
+    assert find_pictures([str(folder / "b.png"), str(folder / "more")]) == [found[1], found[2]]
+
+
+def test_json_with_scores(write_checkpoint, folder, capsys):
+    arguments = ["--json", "--num_beams", "3", "--num_return", "2", "--max_length", "4"]
+    assert velm(["caption", str(write_checkpoint()), str(folder), *arguments]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["image"] for row in rows] == find_pictures([str(folder)])
+    for row in rows:
+        assert len(row["captions"]) == 2
+        assert row["captions"][0]["score"] >= row["captions"][1]["score"]
+
+
+def test_samples_of_a_seed_can_be_had_again(write_checkpoint, folder, capsys):
+    arguments = ["caption", str(write_checkpoint()), str(folder), "--temperature", "2.0", "--num_return", "3"]
+    outputs = []
+    for seed in ("1", "1", "2"):
+        assert velm([*arguments, "--seed", seed]) == 0
+        outputs.append(capsys.readouterr().out)
+    assert outputs[0] == outputs[1] != outputs[2]
+    assert len(outputs[0].splitlines()) == 9
+
+
+def test_an_unreadable_picture_is_named_and_the_others_are_captioned(write_checkpoint, folder, capsys):
+    (folder / "aa.jpg").write_bytes(b"no picture")
+    assert velm(["caption", str(write_checkpoint()), str(folder)]) == 1
+    captured = capsys.readouterr()
+    assert [line.split("\t")[0].rsplit("/")[-1] for line in captured.out.splitlines()] == ["a.jpg", "b.png", "c.JPG"]
+    assert "aa.jpg" in captured.err
+    assert len(captured.err.strip().splitlines()) == 1
+
+
+def test_text_in_the_memory(write_checkpoint, folder, capsys):
+    both = str(write_checkpoint(memory=["image", "text"], losses={"captioning": {}}))
+    picture = str(folder / "a.jpg")
+    assert velm(["caption", both, picture, "--text", "a red circle"]) == 0
+    assert capsys.readouterr().out.startswith(f"{picture}\t")
+    assert velm(["caption", both, picture, picture, "--text", "a red circle"]) == 2
+    assert "--text is given 1 times for 2 pictures" in capsys.readouterr().err
+    assert velm(["caption", both, picture]) == 2
+    assert "attends over image and text" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["nowhere.ckpt", "{picture}"], "No checkpoint at nowhere.ckpt"),
+        (["{checkpoint}", "nowhere.jpg"], "There is no picture or folder 'nowhere.jpg'"),
+        (["{checkpoint}", "{empty}"], "has no pictures; looked for .bmp"),
+        (["{checkpoint}", "{picture}", "--num_return", "3"], "num_return 3 is more than num_beams 1"),
+        (["{checkpoint}", "{picture}", "--device", "nonsense"], "Cannot compute on the device 'nonsense'"),
+        (
+            ["{checkpoint}", "{picture}", "--plugins", "nowhere_at_all"],
+            "The plugin 'nowhere_at_all' cannot be imported",
+        ),
+    ],
+)
+def test_bad_input_is_told_without_a_traceback(write_checkpoint, folder, tmp_path, capsys, arguments, words):
+    (tmp_path / "empty").mkdir()
+    known = {"checkpoint": write_checkpoint(), "picture": folder / "a.jpg", "empty": tmp_path / "empty"}
+    assert velm(["caption", *(argument.format(**known) for argument in arguments)]) == 2
+    captured = capsys.readouterr()
+    assert words in captured.err
+    assert captured.err.startswith("velm caption: ")
+    assert captured.out == ""
+
+
+def test_no_decoder(write_checkpoint, folder, capsys):
+    aligner = write_checkpoint(decoder=None, losses={"contrastive": {}})
+    assert velm(["caption", str(aligner), str(folder)]) == 2
+    assert "has no decoder, so it cannot write captions" in capsys.readouterr().err
+
+
+def test_misspelt_options_are_refused(write_checkpoint, folder, capsys):
+    with pytest.raises(SystemExit) as stop:
+        velm(["caption", str(write_checkpoint()), str(folder), "--num_beam", "3"])
+    assert stop.value.code == 2
+    assert "--num_beam" in capsys.readouterr().err

@@ -1,0 +1,103 @@
+"""`velm evaluate`: files written, and the dataset is what was trained on unless something else was typed."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from PIL import Image
+
+from velm.cli import main as velm
+from velm.commands.evaluate import dataset_spec
+from velm.registry import SpecError
+
+FAST = ["--max_length", "3"]
+
+
+def test_metrics_and_captions_are_written(write_checkpoint, tmp_path, capsys):
+    assert velm(["evaluate", str(write_checkpoint()), "--output", str(tmp_path / "a" / "b"), *FAST]) == 0
+    figures = json.loads((tmp_path / "a" / "b" / "metrics.json").read_text())
+    assert {"image_to_text/recall@1", "text_to_image/median_rank", "caption/bleu4", "caption/exact_match"} <= set(
+        figures
+    )
+    rows = [json.loads(line) for line in (tmp_path / "a" / "b" / "captions.jsonl").read_text().splitlines()]
+    assert len(rows) == 6
+    assert set(rows[0]) == {"image_id", "caption", "references"}
+    output = capsys.readouterr().out
+    for name, value in figures.items():
+        assert f"{name} " in output
+        assert f"{value:.4f}" in output
+    assert "6 pictures and" in output
+
+
+def test_the_dataset_can_be_changed_from_the_command_line(write_checkpoint, tmp_path, capsys):
+    arguments = ["evaluate", str(write_checkpoint()), "--output", str(tmp_path), *FAST, "--texts_per_image", "2"]
+    assert velm([*arguments, "--data.dataset.test_size=3"]) == 0
+    assert "3 pictures and 6 texts of the split 'test'" in capsys.readouterr().out
+    assert velm([*arguments, "--data.dataset.val_size", "4", "--split", "val"]) == 0
+    assert "4 pictures and 8 texts of the split 'val'" in capsys.readouterr().out
+
+
+def test_another_dataset_altogether(write_checkpoint, tmp_path, capsys):
+    for name in ("a", "b"):
+        Image.new("RGB", (32, 32)).save(tmp_path / f"{name}.png")
+    (tmp_path / "rows.csv").write_text(
+        "image_path,text,split,image_id\na.png,a red circle,test,0\nb.png,a blue square,test,1\n"
+    )
+    arguments = ["evaluate", str(write_checkpoint()), "--output", str(tmp_path / "out"), *FAST, "--data.dataset"]
+    assert velm([*arguments, f"{{name: csv, path: {tmp_path / 'rows.csv'}}}"]) == 0
+    assert "2 pictures and 2 texts" in capsys.readouterr().out
+
+
+def test_alignment_only_writes_no_captions(write_checkpoint, tmp_path):
+    aligner = write_checkpoint(decoder=None, losses={"contrastive": {}})
+    assert velm(["evaluate", str(aligner), "--output", str(tmp_path / "out")]) == 0
+    assert not (tmp_path / "out" / "captions.jsonl").exists()
+    assert not any("caption" in name for name in json.loads((tmp_path / "out" / "metrics.json").read_text()))
+
+
+def test_what_was_typed_changes_what_is_stored():
+    stored = {"name": "csv", "path": "a.csv", "split_column": "split"}
+    assert dataset_spec(stored, []) == stored
+    assert dataset_spec("shapes", [("test_size", 3)]) == {"name": "shapes", "test_size": 3}
+    assert dataset_spec(stored, [("path", "b.csv")]) == stored | {"path": "b.csv"}
+    assert dataset_spec(stored, [("name", "csv"), ("path", "b.csv")]) == stored | {"path": "b.csv"}
+    assert dataset_spec(stored, [("name", "shapes"), ("test_size", 3)]) == {"name": "shapes", "test_size": 3}
+    assert dataset_spec(stored, [("", {"name": "folder", "path": "x"}), ("path", "y")]) == {
+        "name": "folder",
+        "path": "y",
+    }
+    assert dataset_spec(stored, [("columns.image", "i")])["columns"] == {"image": "i"}
+    assert stored == {"name": "csv", "path": "a.csv", "split_column": "split"}
+    with pytest.raises(SpecError, match=r"--data\.dataset\.path\.x: 'path' is 'a\.csv', which has no parts"):
+        dataset_spec(stored, [("path.x", 1)])
+    with pytest.raises(SpecError, match=r"stores no dataset\. Name one: --data\.dataset '\{name: csv"):
+        dataset_spec(None, [("path", "a.csv")])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--split", "nonsense"], "The split 'nonsense' of shapes does not exist"),
+        (["--data.dataset.tset_size=3"], "Did you mean 'test_size'?"),
+        (["--data.dataset.name=shape"], "Did you mean 'shapes'?"),
+        (["--data.dataset.test_size"], "--data.dataset.test_size needs a value"),
+        (["--data.dataset={"], "The value of --data.dataset is no YAML"),
+        (["--data.dataset", "{name: csv, path: nowhere.csv}"], "nowhere.csv"),
+        (["--texts_per_image", "0"], "texts_per_image 0 is too small"),
+        (["--num_beams", "0"], "num_beams 0 is too small"),
+    ],
+)
+def test_bad_input_is_told_without_a_traceback(write_checkpoint, tmp_path, capsys, arguments, words):
+    assert velm(["evaluate", str(write_checkpoint()), "--output", str(tmp_path / "out"), *arguments]) == 2
+    captured = capsys.readouterr()
+    assert words in captured.err
+    assert captured.err.startswith("velm evaluate: ")
+    assert not (tmp_path / "out").exists()
+
+
+def test_other_options_are_refused(write_checkpoint, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        velm(["evaluate", str(write_checkpoint()), "--output", str(tmp_path), "--data.tokenizer=word"])
+    assert stop.value.code == 2
+    assert "--data.tokenizer" in capsys.readouterr().err

@@ -1,0 +1,149 @@
+"""`velm evaluate`: the figures of a checkpoint on a split, and every caption it wrote."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from velm.commands.options import add_loading, add_writing, load_pipeline, writing
+from velm.registry import SpecError, datasets, split_spec
+
+if TYPE_CHECKING:
+    from velm.data.base import Dataset
+    from velm.evaluation.predictions import Written
+
+__all__ = ["dataset_spec", "main"]
+
+_PREFIX = "--data.dataset"
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run `velm evaluate`: prints a table, writes metrics.json and captions.jsonl.
+
+    Raises:
+        CheckpointError, PipelineError, SpecError, DataError: nothing can be measured; `velm` prints the message.
+    """
+    args, changes = _parse(argv)
+    pipeline = load_pipeline(args)
+    if pipeline.writes:
+        pipeline.generation_config(**writing(args))
+    spec = dataset_spec(pipeline.data.get("dataset"), changes)
+    dataset: Dataset = datasets.build(spec)
+    records = dataset.split(args.split)
+
+    from velm.evaluation.evaluate import figures
+    from velm.evaluation.predictions import predict
+
+    found = predict(
+        pipeline,
+        records,
+        batch_size=args.batch_size,
+        texts_per_image=args.texts_per_image,
+        progress=_show_progress if sys.stderr.isatty() else None,
+        **writing(args),
+    )
+    measured = figures(found)
+    args.output.mkdir(parents=True, exist_ok=True)
+    (args.output / "metrics.json").write_text(json.dumps(measured, indent=2) + "\n", encoding="utf-8")
+    if found.written is not None:
+        _write_captions(args.output / "captions.jsonl", found.written)
+    print(_table(measured))
+    texts = "" if found.text_embeds is None else f" and {len(found.text_embeds)} texts"
+    print(f"\n{len(records)} pictures{texts} of the split {args.split!r}; written to {args.output}")
+    return 0
+
+
+def dataset_spec(stored: Any, changes: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """The dataset's spec: what the checkpoint stores, changed by what was typed, in the order typed.
+
+    Args:
+        stored: the spec of the checkpoint; None where it has none.
+        changes: (path below `data.dataset`, value); an empty path stands for the whole spec. Another name than
+            the stored one begins a new spec: options of one dataset mean nothing to another.
+
+    Raises:
+        SpecError: there is neither a stored spec nor a typed one, or a path leads into something that has no parts.
+    """
+    spec: dict[str, Any] = {}
+    if stored:
+        name, options = split_spec(stored, "dataset")
+        spec = {"name": name, **options}
+    for path, value in changes:
+        if not path or (path == "name" and value != spec.get("name")):
+            name, options = split_spec(value, "dataset")
+            spec = {"name": name, **options}
+            continue
+        *outer, last = path.split(".")
+        place = spec
+        for key in outer:
+            place = place.setdefault(key, {})
+            if not isinstance(place, dict):
+                raise SpecError(f"{_PREFIX}.{path}: {key!r} is {place!r}, which has no parts.")
+        place[last] = value
+    if "name" not in spec:
+        raise SpecError(f"The checkpoint stores no dataset. Name one: {_PREFIX} '{{name: csv, path: captions.csv}}'.")
+    return spec
+
+
+def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[tuple[str, Any]]]:
+    """The options, and the changes to the dataset in the order typed."""
+    import yaml
+
+    rest, changes = [], []
+    words = iter(argv)
+    for word in words:
+        if word != _PREFIX and not word.startswith((f"{_PREFIX}.", f"{_PREFIX}=")):
+            rest.append(word)
+            continue
+        key, equals, text = word.partition("=")
+        value = text if equals else next(words, None)
+        if value is None:
+            raise SpecError(f"{key} needs a value, e.g. {_PREFIX}.path=captions.csv.")
+        try:
+            changes.append((key.removeprefix(_PREFIX).lstrip("."), yaml.safe_load(value)))
+        except yaml.YAMLError as error:
+            raise SpecError(f"The value of {key} is no YAML: {value!r}.") from error
+    return _parser().parse_args(rest), changes
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="velm evaluate",
+        description="Recall both ways, BLEU, ROUGE-L, CIDEr-D and exact match of a checkpoint on a split.",
+        epilog=f"The dataset is the one trained on. Another: {_PREFIX} '{{name: csv, path: captions.csv}}'; another "
+        f"option of it: {_PREFIX}.path=captions.csv.",
+        allow_abbrev=False,
+    )
+    add_loading(parser)
+    parser.add_argument("--split", default="test", help="split of the dataset (default test)")
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="for metrics.json, captions.jsonl")
+    parser.add_argument(
+        "--texts_per_image",
+        type=int,
+        metavar="K",
+        help="sentences of a picture, the first ones, in the gallery (default all)",
+    )
+    add_writing(parser)
+    return parser
+
+
+def _write_captions(path: Path, written: Sequence[Written]) -> None:
+    """One line of JSON a caption: image_id, text (what was attended to, if any), caption, references."""
+    with path.open("w", encoding="utf-8") as file:
+        for row in written:
+            kept = {key: value for key, value in asdict(row).items() if value is not None}
+            file.write(json.dumps(kept, ensure_ascii=False) + "\n")
+
+
+def _table(measured: Mapping[str, float]) -> str:
+    width = max(map(len, measured))
+    return "\n".join(f"{name.ljust(width)}  {value:9.4f}" for name, value in measured.items())
+
+
+def _show_progress(done: int, total: int) -> None:
+    print(f"\r{done}/{total} pictures", end="\n" if done == total else "", file=sys.stderr, flush=True)

@@ -1,0 +1,64 @@
+"""Options that several commands share: which checkpoint, on which device, and how to write."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from velm.pipeline import Pipeline
+
+__all__ = ["add_loading", "add_writing", "load_pipeline", "writing"]
+
+_WRITING: dict[str, tuple[type, str]] = {
+    "num_beams": (int, "beams of the search; 1 is greedy"),
+    "max_length": (int, "most tokens to write; as long as the sentences trained with, if left out"),
+    "min_length": (int, "fewest tokens to write"),
+    "length_penalty": (float, "above 1 favours long sentences, below 1 short ones"),
+    "temperature": (float, "sample at this temperature in place of searching"),
+    "top_k": (int, "sample among the k likeliest tokens only"),
+    "top_p": (float, "sample among the likeliest tokens that have this probability together"),
+    "no_repeat_ngram": (int, "no sequence of so many tokens comes twice in a sentence"),
+    "num_return": (int, "sentences for each picture"),
+}
+
+
+def add_loading(parser: argparse.ArgumentParser) -> None:
+    """CHECKPOINT, --device, --batch_size, --plugins."""
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a .ckpt that `velm fit` wrote")
+    parser.add_argument("--device", default="cpu", help="where to compute, e.g. cuda (default cpu)")
+    parser.add_argument("--batch_size", type=_count, default=32, metavar="N", help="pictures at a time (default 32)")
+    parser.add_argument(
+        "--plugins", metavar="A,B.py", help="modules or .py files whose decorators register parts, if they have moved"
+    )
+
+
+def add_writing(parser: argparse.ArgumentParser) -> None:
+    """The fields of `GenerationConfig`, and --seed; what is left out keeps its default."""
+    group = parser.add_argument_group("how to write")
+    for name, (kind, text) in _WRITING.items():
+        group.add_argument(f"--{name}", type=kind, metavar="N" if kind is int else "X", help=text)
+    group.add_argument("--seed", type=int, metavar="N", help="of samples")
+
+
+def writing(args: argparse.Namespace) -> dict[str, Any]:
+    """The fields of `GenerationConfig` that were given."""
+    return {name: getattr(args, name) for name in _WRITING if getattr(args, name) is not None}
+
+
+def load_pipeline(args: argparse.Namespace) -> Pipeline:
+    """The pipeline that the options of `add_loading` name; --seed, if any, is set."""
+    from velm.pipeline import load
+
+    if args.seed is not None:
+        import torch
+
+        torch.manual_seed(args.seed)
+    return load(args.checkpoint, device=args.device, plugins=args.plugins.split(",") if args.plugins else ())
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is too small; it is at least 1")
+    return value
