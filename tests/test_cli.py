@@ -1,0 +1,57 @@
+"""The command line's door: cheap help, no torch before it is needed, messages instead of tracebacks."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from velm import cli
+
+
+def modules_after(code: str) -> set[str]:
+    script = f"import sys, json\n{code}\nprint('MODULES' + json.dumps(sorted(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    return set(json.loads(done.stdout.split("MODULES")[1]))
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["plugins"], ["plugins", "--json"], ["--version"]])
+def test_help_and_listing_import_no_torch(arguments: list[str]) -> None:
+    loaded = modules_after(f"from velm import cli\nassert cli.main({arguments!r}) == 0")
+    assert not loaded & {"torch", "lightning", "transformers", "torchvision", "numpy", "jsonargparse"}
+
+
+def test_import_velm_imports_nothing_heavy() -> None:
+    assert not modules_after("import velm") & {"torch", "lightning", "numpy", "velm.registry"}
+
+
+def test_import_of_public_names_imports_no_lightning() -> None:
+    code = "import velm\nvelm.ImageEncoder, velm.build_model, velm.load, velm.metrics.bleu, velm.datasets"
+    assert not modules_after(code) & {"lightning", "pytorch_lightning", "transformers"}
+
+
+def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([]) == 0
+    printed = capsys.readouterr().out
+    assert all(f"\n  {command} " in printed for command in cli.COMMANDS)
+
+
+def test_unknown_command_suggests_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["evalute"]) == 2
+    assert "unknown command 'evalute'. Did you mean 'evaluate'?" in capsys.readouterr().err
+
+
+def test_wrong_input_is_a_message_and_not_a_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["plugins", "show", "image_encoders", "vitt"]) == 2
+    assert "Did you mean 'vit'?" in capsys.readouterr().err
+
+
+def test_public_names_all_resolve() -> None:
+    import velm
+
+    for name in velm.__all__:
+        assert getattr(velm, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = velm.nothing

@@ -1,0 +1,68 @@
+"""VELM: vision-enhanced language modelling. Plug in encoders, align, caption.
+
+The public names below are looked up when first used, so that `import velm` costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from velm import metrics as metrics
+    from velm.data.base import Dataset as Dataset
+    from velm.data.base import Record as Record
+    from velm.data.tokenizers import Tokenizer as Tokenizer
+    from velm.decoders.base import Decoder as Decoder
+    from velm.encoders.base import EncoderOutput as EncoderOutput
+    from velm.encoders.base import ImageEncoder as ImageEncoder
+    from velm.encoders.base import TextEncoder as TextEncoder
+    from velm.losses.base import Loss as Loss
+    from velm.model import VisionLanguageModel as VisionLanguageModel
+    from velm.model import build_model as build_model
+    from velm.pipeline import Pipeline as Pipeline
+    from velm.pipeline import load as load
+    from velm.registry import datasets as datasets
+    from velm.registry import decoders as decoders
+    from velm.registry import image_encoders as image_encoders
+    from velm.registry import losses as losses
+    from velm.registry import text_encoders as text_encoders
+    from velm.registry import tokenizers as tokenizers
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "ImageEncoder": "velm.encoders.base",
+    "TextEncoder": "velm.encoders.base",
+    "EncoderOutput": "velm.outputs",
+    "Decoder": "velm.decoders.base",
+    "Loss": "velm.losses.base",
+    "Dataset": "velm.data.base",
+    "Record": "velm.data.base",
+    "Tokenizer": "velm.data.tokenizers",
+    "VisionLanguageModel": "velm.model",
+    "build_model": "velm.model",
+    "Pipeline": "velm.pipeline",
+    "load": "velm.pipeline",
+    "image_encoders": "velm.registry",
+    "text_encoders": "velm.registry",
+    "decoders": "velm.registry",
+    "losses": "velm.registry",
+    "datasets": "velm.registry",
+    "tokenizers": "velm.registry",
+}
+__all__ = ["__version__", "metrics", *_HOME]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "metrics":
+        return importlib.import_module("velm.metrics")
+    if name not in _HOME:
+        raise AttributeError(f"module 'velm' has no attribute {name!r}; it has {', '.join(sorted(__all__))}")
+    value = getattr(importlib.import_module(_HOME[name]), name)
+    globals()[name] = value  # `velm.decoders` is the registry, also after the package of that name was imported
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

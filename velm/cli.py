@@ -1,0 +1,86 @@
+"""`velm`: one word picks a command; what the command needs is imported only then."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+
+COMMANDS = {
+    "fit": ("velm.training.run", "train what a YAML describes"),
+    "validate": ("velm.training.run", "measure a checkpoint on the validation split"),
+    "test": ("velm.training.run", "measure a checkpoint on the test split"),
+    "predict": ("velm.training.run", "caption the test split"),
+    "caption": ("velm.commands.caption", "describe pictures with a checkpoint"),
+    "evaluate": ("velm.commands.evaluate", "recall, BLEU, ROUGE-L, CIDEr-D of a checkpoint"),
+    "plugins": ("velm.commands.plugins", "list, show and check encoders, decoders, losses, datasets, tokenizers"),
+}
+TRAINER = "velm.training.run"
+
+
+def usage() -> str:
+    """The text of `velm --help`."""
+    lines = [f"  {name:<10} {text}" for name, (_, text) in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: velm COMMAND ...",
+            "",
+            "Vision-enhanced language modelling: plug in encoders, align, caption.",
+            "",
+            *lines,
+            "",
+            "  velm fit --config configs/quickstart.yaml    learn to describe drawn scenes in minutes",
+            "  velm COMMAND --help                          its options",
+            "  velm --version",
+        ]
+    )
+
+
+def main(args: list[str] | None = None) -> int:
+    """Run a command; the exit code: 0 done, 1 a check failed, 2 the input was wrong."""
+    args = sys.argv[1:] if args is None else args
+    if not args or args[0] in ("-h", "--help"):
+        print(usage())
+        return 0
+    if args[0] == "--version":
+        from velm import __version__
+
+        print(f"velm {__version__}")
+        return 0
+    if args[0] not in COMMANDS:
+        print(_unknown(args[0]), file=sys.stderr)
+        return 2
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())  # my_pkg.encoders:MyEncoder without packaging
+    module = importlib.import_module(COMMANDS[args[0]][0])
+    try:
+        if COMMANDS[args[0]][0] == TRAINER:
+            module.main(args)
+            return 0
+        return int(module.main(args[1:]) or 0)
+    except Exception as error:
+        if not _expected(error) or os.environ.get("VELM_TRACEBACK"):
+            raise
+        print(f"velm {args[0]}: {error}", file=sys.stderr)
+        return 2
+
+
+def _expected(error: Exception) -> bool:
+    """Whether an error speaks of the user's input, so that its message says all there is to say."""
+    from velm.data.base import DataError
+    from velm.manifest import CheckpointError
+    from velm.registry import DuplicateNameError, PluginError, SpecError
+
+    return isinstance(error, SpecError | PluginError | DuplicateNameError | DataError | CheckpointError)
+
+
+def _unknown(command: str) -> str:
+    import difflib
+
+    near = difflib.get_close_matches(command, COMMANDS, n=1)
+    guess = f" Did you mean {near[0]!r}?" if near else ""
+    return f"velm: unknown command {command!r}.{guess} Commands: {', '.join(COMMANDS)}."
+
+
+if __name__ == "__main__":
+    sys.exit(main())

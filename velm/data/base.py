@@ -1,0 +1,45 @@
+"""The contract of a dataset: splits by name, each a sequence of records, one record a picture."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+__all__ = ["Dataset", "DataError", "Record"]
+
+
+class DataError(ValueError):
+    """Something is wrong with the data itself; the message names the file and the place in it."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """One picture and its sentences.
+
+    Attributes:
+        image_id: the same for the same picture, whatever the split.
+        image: a path, a PIL image, a uint8 array (H, W, 3), or None where the data has no pictures.
+        texts: its sentences; every one of them is right for the picture.
+        targets: what to write for the sentence of the same index (translation, answers), else None.
+        metadata: whatever else is known, plain Python (boxes in pixels, attributes).
+    """
+
+    image_id: str
+    image: Any
+    texts: tuple[str, ...]
+    targets: tuple[str, ...] | None = None
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+
+class Dataset(ABC):
+    """A named source of records. Constructors take keyword arguments with type hints, and read little."""
+
+    @abstractmethod
+    def split(self, name: str) -> Sequence[Record]:
+        """The records of a split ('train', 'val', 'test').
+
+        Raises:
+            DataError: there is no such split, or it is empty; the message lists the splits there are.
+        """

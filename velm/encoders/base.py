@@ -1,0 +1,56 @@
+"""The contract of an encoder: pixels or tokens in, one vector a position and one for the whole out."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from torch import Tensor, nn
+
+from velm.outputs import EncoderOutput
+
+__all__ = ["EncoderOutput", "ImageEncoder", "TextEncoder"]
+
+
+class ImageEncoder(nn.Module, ABC):
+    """Pixels to `EncoderOutput`.
+
+    A subclass takes keyword arguments with type hints, sets `self.dim` in its constructor, and implements
+    `forward`. Pixels arrive normalised with `image_mean` and `image_std` (RGB in [0, 1]); an encoder with
+    pretrained weights sets both to what it was trained with.
+    """
+
+    dim: int
+    image_mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    image_std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+
+    @abstractmethod
+    def forward(self, images: Tensor) -> EncoderOutput:
+        """Encode pictures.
+
+        Args:
+            images: float (B, 3, H, W), normalised.
+
+        Returns:
+            features (B, N, dim), pooled (B, dim), grid (H', W') with H' * W' == N.
+        """
+
+
+class TextEncoder(nn.Module, ABC):
+    """Tokens to `EncoderOutput`; padding never changes a result.
+
+    A constructor that has `vocab_size` or `pad_id` among its arguments is handed the tokenizer's.
+    """
+
+    dim: int
+
+    @abstractmethod
+    def forward(self, tokens: Tensor, mask: Tensor) -> EncoderOutput:
+        """Encode sentences.
+
+        Args:
+            tokens: int64 (B, T), bos ... eos, padded.
+            mask: bool (B, T), True on content.
+
+        Returns:
+            features (B, T, dim), pooled (B, dim), mask (B, T).
+        """

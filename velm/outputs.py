@@ -1,0 +1,111 @@
+"""What flows between the rooms, and the letters its shapes are written in.
+
+B batch, N image positions (or memory positions), T tokens, D width of an encoder, E joint embedding,
+V vocabulary, H x W pixels. Masks are bool and True where there is content.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass
+class EncoderOutput:
+    """What an image or a text encoder makes of its input.
+
+    Attributes:
+        features: float (B, N, D), one vector for each position; (B, T, D) from a text encoder.
+        pooled: float (B, D), one vector for the whole.
+        mask: bool (B, N), True where `features` holds content; None when every position does.
+        grid: (H', W') with H' * W' == N when the positions lie on a picture, row by row; else None.
+    """
+
+    features: Tensor
+    pooled: Tensor
+    mask: Tensor | None = None
+    grid: tuple[int, int] | None = None
+
+
+@dataclass
+class DecoderOutput:
+    """What a decoder makes of a whole sentence under teacher forcing.
+
+    Attributes:
+        hidden: float (B, T, D'), to be multiplied by the output projection.
+        attention: float (B, T, N), where each step looked, rows summing to 1; None if not at hand.
+        penalty: float (), a regulariser that the captioning loss adds as it is; None when there is none.
+    """
+
+    hidden: Tensor
+    attention: Tensor | None = None
+    penalty: Tensor | None = None
+
+
+@dataclass
+class Batch:
+    """A training batch; `batch[:n]` is its first n samples.
+
+    Attributes:
+        images: uint8 (B, 3, H, W) as read, or float already normalised; None without pictures.
+        tokens: int64 (B, T), bos ... eos, padded.
+        mask: bool (B, T), True on bos ... eos.
+        image_ids: int64 (B,), equal where two samples show the same picture.
+        target_tokens: int64 (B, S), bos ... eos, the sentence to write; None where it is `tokens`.
+        target_mask: bool (B, S).
+        target_count: float (), the number of predicted tokens that a mean is taken over, where that is not
+            simply this batch's own (several devices: their mean).
+    """
+
+    images: Tensor | None
+    tokens: Tensor | None
+    mask: Tensor | None
+    image_ids: Tensor
+    target_tokens: Tensor | None = None
+    target_mask: Tensor | None = None
+    target_count: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.image_ids)
+
+    def _map(self, function: Any) -> Batch:
+        changed = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{k: function(v) if isinstance(v, Tensor) else v for k, v in changed.items()})
+
+    def __getitem__(self, rows: slice) -> Batch:
+        return self._map(lambda tensor: tensor[rows] if tensor.dim() else tensor)
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
+        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Batch:
+        return self._map(lambda tensor: tensor.pin_memory())
+
+
+@dataclass
+class VisionLanguageOutput:
+    """Everything a loss may ask for; what the model did not compute is None.
+
+    Attributes:
+        image_embeds: float (B, E), L2-normalised.
+        text_embeds: float (B, E), L2-normalised.
+        image: the image encoder's output.
+        text: the text encoder's output.
+        decoder: hidden states (B, T - 1, D') that predict `labels`.
+        labels: int64 (B, T - 1), the target without its bos; padding holds `IGNORE`.
+        output_projection: linear D' -> V, not yet multiplied.
+    """
+
+    image_embeds: Tensor | None = None
+    text_embeds: Tensor | None = None
+    image: EncoderOutput | None = None
+    text: EncoderOutput | None = None
+    decoder: DecoderOutput | None = None
+    labels: Tensor | None = None
+    output_projection: nn.Linear | None = None
+
+
+IGNORE = -100  # torch's own default ignore_index of cross-entropy

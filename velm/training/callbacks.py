@@ -1,0 +1,99 @@
+"""What a run writes down besides its weights: the panel of captions, the csv of figures, its last words."""
+
+from __future__ import annotations
+
+import csv
+import warnings
+from pathlib import Path
+from typing import Any
+
+import lightning
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
+
+from velm.data.base import Record
+from velm.data.transforms import EvalTransform
+
+
+class CaptionPanel(Callback):
+    """Captions of the same few validation pictures after every validation: a collapse shows at once.
+
+    They go to `panel.txt` in the run's folder and, with the pictures, to TensorBoard.
+    """
+
+    def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        scores = getattr(pl_module, "scores", {}).get("val")
+        if scores is None or trainer.sanity_checking or not scores.captions or not trainer.is_global_zero:
+            return
+        rows = sorted(scores.captions)[: scores.config.panel]
+        lines = [f"{scores.records[row].image_id}\t{scores.captions[row]}" for row in rows]
+        distinct = len(set(scores.captions.values()))
+        head = f"epoch {trainer.current_epoch} step {trainer.global_step}: {distinct} distinct captions of {len(scores.captions)}"
+        if trainer.log_dir is not None:
+            Path(trainer.log_dir).mkdir(parents=True, exist_ok=True)
+            with open(Path(trainer.log_dir) / "panel.txt", "a", encoding="utf-8") as file:
+                file.write("\n".join([head, *lines, "", ""]))
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                self._to_tensorboard(logger, scores.records, rows, scores.captions, trainer.global_step)
+
+    @staticmethod
+    def _to_tensorboard(
+        logger: TensorBoardLogger, records: Any, rows: list[int], captions: dict[int, str], step: int
+    ) -> None:
+        shown = EvalTransform(image_size=128, resize="crop")
+        text = []
+        for row in rows:
+            record: Record = records[row]
+            text.append(f"**{record.image_id}** {captions[row]}")
+            if record.image is not None:
+                logger.experiment.add_image(f"panel/{record.image_id}", shown(record.image), step)
+        logger.experiment.add_text("panel", "  \n".join(text), step)
+
+
+class ResumableCSVLogger(CSVLogger):
+    """`metrics.csv` in the run's folder; a resumed run goes on below the rows that are there."""
+
+    def __init__(self, folder: str | Path) -> None:
+        path = Path(folder)
+        super().__init__(save_dir=path.parent, name=path.name, version="", flush_logs_every_n_steps=50)
+
+    @property
+    @rank_zero_only
+    def experiment(self) -> Any:
+        if self._experiment is not None:
+            return self._experiment
+        file = Path(self.log_dir) / "metrics.csv"
+        kept = list(csv.DictReader(file.read_text(encoding="utf-8").splitlines())) if file.is_file() else []
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # "previous log files will be deleted": they are kept
+            experiment = super().experiment
+        experiment.metrics = [{key: float(value) for key, value in row.items() if value} for row in kept]
+        experiment.save()
+        return experiment
+
+
+class LastWords(Callback):
+    """When training ends, say where everything is and what to type next."""
+
+    def on_fit_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        if trainer.log_dir is None or trainer.fast_dev_run:
+            return
+        folder = Path(trainer.log_dir)
+        try:
+            folder = folder.resolve().relative_to(Path.cwd())
+        except ValueError:
+            pass
+        best = folder / ("best.ckpt" if (folder / "best.ckpt").exists() else "last.ckpt")
+        figures = ", ".join(
+            f"{name.removeprefix('val/')} {float(value):.3f}"
+            for name, value in sorted(trainer.callback_metrics.items())
+            if name in ("val/image_to_text/recall@1", "val/text_to_image/recall@1", "val/caption/bleu4", "val/caption/cider")
+        )
+        rank_zero_info(f"\nLast validation: {figures or 'none'}\nThe run is in {folder}/: config.yaml, metrics.csv, {best.name}, ...")
+        rank_zero_info(f"Next:  velm evaluate {best} --output {folder / 'evaluation'}")
+        if getattr(pl_module.model, "decoder", None) is not None:
+            rank_zero_info(f"       velm caption {best} IMAGE...")
+
+

@@ -1,0 +1,196 @@
+"""The data of a run: a dataset, a tokenizer trained on its training split, transforms, loaders."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import lightning
+import torch
+from torch.utils.data import DataLoader
+
+from velm import registry
+from velm.data.base import DataError, Dataset, Record
+from velm.data.collate import CaptionItems, Collate, check_lengths
+from velm.data.samplers import PictureBatchSampler
+from velm.data.tokenizers import Tokenizer
+from velm.data.transforms import EvalTransform, TrainTransform
+from velm.outputs import Batch
+
+
+@dataclass
+class Augmentation:
+    """What happens to a training picture.
+
+    Args:
+        crop_scale: smallest and largest share of the picture's area that a random crop keeps; None for no crop.
+        flip: mirror half the pictures. Leave it off where sentences say left and right.
+        color_jitter: strength of random brightness, contrast and saturation, as a fraction; 0 for none.
+    """
+
+    crop_scale: tuple[float, float] | None = None
+    flip: bool = False
+    color_jitter: float = 0.0
+
+
+class VisionLanguageData(lightning.LightningDataModule):
+    """Pictures and sentences by name, as batches.
+
+    Args:
+        dataset: spec of a dataset, e.g. {name: csv, path: captions.csv}.
+        tokenizer: spec of a tokenizer; one that learns is trained on the training split's sentences.
+        image_size: side of the square pictures that the encoder gets, in pixels.
+        resize: 'crop' scales the shorter side and cuts the middle out; 'squash' ignores the aspect ratio.
+        augment: what happens to training pictures.
+        batch_size: samples a step and device.
+        eval_batch_size: pictures a step in validation; None: `batch_size`.
+        captions: of a picture's sentences, a 'random' one each epoch, 'all' of them, or the 'first'.
+        max_length: longest sentence in tokens, bos and eos included; longer ones are cut, with a warning.
+        num_workers: processes that read pictures; 0 reads them in the main process.
+        seed: of order, choice of sentence and augmentation; None: the run's `seed_everything`, or 0.
+        plugins: modules or .py files whose decorators register parts.
+    """
+
+    def __init__(
+        self,
+        *,
+        dataset: dict[str, Any] | str,
+        tokenizer: dict[str, Any] | str = "word",
+        image_size: int = 224,
+        resize: Literal["crop", "squash"] = "crop",
+        augment: Augmentation = Augmentation(),  # noqa: B008 - never mutated
+        batch_size: int = 64,
+        eval_batch_size: int | None = None,
+        captions: Literal["random", "all", "first"] = "random",
+        max_length: int = 64,
+        num_workers: int = 0,
+        seed: int | None = None,
+        plugins: list[str] | None = None,
+    ) -> None:
+        super().__init__()
+        for what, number in (("image_size", image_size), ("batch_size", batch_size), ("max_length", max_length)):
+            if number < 1:
+                raise registry.SpecError(f"data.{what} must be at least 1; got {number}.")
+        registry.load_plugins(plugins or ())
+        self.dataset_spec, self.tokenizer_spec = dataset, tokenizer
+        self.image_size, self.resize, self.augment = image_size, resize, augment
+        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size or batch_size
+        self.captions, self.max_length, self.num_workers = captions, max_length, num_workers
+        self.seed = seed
+        self.dataset: Dataset = registry.datasets.build(dataset)
+        self._records: dict[str, Sequence[Record]] = {}
+
+    @property
+    def tokenizer_name(self) -> str:
+        return registry.split_spec(self.tokenizer_spec, "tokenizer")[0]
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """Trained on the sentences (and targets) of the training split."""
+        tokenizer: Tokenizer = registry.tokenizers.build(self.tokenizer_spec)
+        if not tokenizer.trained:
+            tokenizer.train(text for record in self.records("train") for text in _sentences(record))
+        return tokenizer
+
+    @property
+    def vocab_size(self) -> int:
+        return self.tokenizer.vocab_size
+
+    @property
+    def pad_id(self) -> int:
+        return self.tokenizer.pad_id
+
+    @cached_property
+    def has_target(self) -> bool:
+        """Whether the data names a sentence to write apart from the text."""
+        return self.records("train")[0].targets is not None
+
+    def records(self, split: str) -> Sequence[Record]:
+        """The records of a split, read once.
+
+        Raises:
+            DataError: the split is not there or empty.
+        """
+        if split not in self._records:
+            self._records[split] = self.dataset.split(split)
+        return self._records[split]
+
+    def config(self) -> dict[str, Any]:
+        """The plain config of the data, as a checkpoint stores it."""
+        names = ("image_size", "resize", "batch_size", "captions", "max_length", "num_workers")
+        stored = {name: getattr(self, name) for name in names}
+        return {"dataset": self.dataset_spec, "tokenizer": self.tokenizer_spec, "augment": asdict(self.augment), **stored}
+
+    def transform_config(self) -> dict[str, Any]:
+        """The transform that a picture gets outside training."""
+        return EvalTransform(image_size=self.image_size, resize=self.resize).config()
+
+    def setup(self, stage: str) -> None:
+        if stage == "fit":
+            check_lengths(self.records("train"), self.tokenizer, self.max_length)
+
+    def train_dataloader(self) -> DataLoader:
+        items = self._items("train", train=True)
+        sampler = PictureBatchSampler(
+            picture_of=items.picture_of, batch_size=self.batch_size, seed=self._seed(), shuffle=True, drop_last=True,
+            rank=self._rank(), world_size=self._world_size(),
+        )  # fmt: skip
+        return self._loader(items, batch_sampler=sampler)
+
+    def val_dataloader(self) -> DataLoader | list:
+        try:
+            return self._each_picture_once("val")
+        except DataError:
+            if self.trainer is not None and self.trainer.state.fn == "fit":
+                return []  # data without a validation split can be trained on
+            raise
+
+    def test_dataloader(self) -> DataLoader:
+        return self._each_picture_once("test")
+
+    def predict_dataloader(self) -> DataLoader:
+        return self._each_picture_once("test")
+
+    def _each_picture_once(self, split: str) -> DataLoader:
+        items = self._items(split, train=False)
+        mine = range(self._rank(), len(items), self._world_size())
+        return self._loader(items, sampler=list(mine), batch_size=self.eval_batch_size)
+
+    def _items(self, split: str, train: bool) -> CaptionItems:
+        if train:
+            transform: EvalTransform | TrainTransform = TrainTransform(
+                image_size=self.image_size, resize=self.resize, **asdict(self.augment)
+            )
+        else:
+            transform = EvalTransform(image_size=self.image_size, resize=self.resize)
+        return CaptionItems(
+            self.records(split), tokenizer=self.tokenizer, transform=transform, seed=self._seed(),
+            captions=self.captions if train else "first", max_length=self.max_length,
+        )  # fmt: skip
+
+    def _loader(self, items: CaptionItems, **options: Any) -> DataLoader[Batch]:
+        return DataLoader(
+            items,
+            collate_fn=Collate(self.pad_id),
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            pin_memory=torch.cuda.is_available(),
+            **options,
+        )
+
+    def _seed(self) -> int:
+        import os
+
+        return int(os.environ.get("PL_GLOBAL_SEED", 0)) if self.seed is None else self.seed
+
+    def _rank(self) -> int:
+        return 0 if self.trainer is None else self.trainer.global_rank
+
+    def _world_size(self) -> int:
+        return 1 if self.trainer is None else self.trainer.world_size
+
+
+def _sentences(record: Record) -> tuple[str, ...]:
+    return record.texts if record.targets is None else record.texts + record.targets

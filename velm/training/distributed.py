@@ -1,0 +1,63 @@
+"""The whole batch on every device: what makes the loss of many processes the loss of one."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import lightning
+import torch
+from torch import Tensor
+from torch import distributed as dist
+
+from velm.outputs import IGNORE, Batch, VisionLanguageOutput
+
+
+def gather_global(
+    module: lightning.LightningModule, output: VisionLanguageOutput, batch: Batch
+) -> tuple[VisionLanguageOutput, Batch]:
+    """Embeddings and picture ids of every device, with gradient; and the token count that makes means global.
+
+    The gradient is the whole batch's: every rank computes the same loss of the gathered embeddings, the gather's
+    backward sums the ranks' gradients, and DDP's mean divides by the number of ranks again. A mean over tokens
+    becomes global when each rank divides its sum by the mean of the ranks' counts.
+    """
+    if module.trainer.world_size == 1:
+        return output, batch
+    if output.image_embeds is not None and output.text_embeds is not None:
+        ids = module.all_gather(batch.image_ids)
+        assert isinstance(ids, Tensor)
+        output = replace(
+            output,
+            image_embeds=_gather(module, output.image_embeds),
+            text_embeds=_gather(module, output.text_embeds),
+        )
+        batch = replace(batch, image_ids=ids.flatten(0, 1))
+    if output.labels is not None:
+        count = (output.labels != IGNORE).sum().float()
+        dist.all_reduce(count)
+        batch = replace(batch, target_count=count / module.trainer.world_size)
+    return output, batch
+
+
+def _gather(module: lightning.LightningModule, embeds: Tensor) -> Tensor:
+    gathered = module.all_gather(embeds, sync_grads=True)
+    assert isinstance(gathered, Tensor)
+    return gathered.flatten(0, 1)
+
+
+def gather_rows(rows: Tensor) -> Tensor:
+    """Rows of all ranks, one after another; ranks may hold different numbers of them. No gradient."""
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return rows
+    parts: list[Tensor | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(parts, rows.cpu())
+    return torch.cat([part for part in parts if part is not None]).to(rows.device)
+
+
+def gather_list(items: list) -> list:
+    """Lists of all ranks, one after another."""
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return items
+    parts: list[list | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(parts, items)
+    return [item for part in parts if part is not None for item in part]

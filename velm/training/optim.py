@@ -1,0 +1,89 @@
+"""AdamW over named towers, and warm-up then cosine."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
+
+
+@dataclass
+class OptimizerConfig:
+    """AdamW, warm-up and cosine decay.
+
+    Args:
+        lr: peak learning rate.
+        weight_decay: decoupled; norms, biases, scales and whatever else has fewer than two dimensions get none.
+        betas: AdamW's moment decays.
+        warmup: fraction of all optimizer steps over which the rate rises linearly from zero.
+        min_lr: the rate at the last step, as a fraction of `lr`.
+        lr_scale: factor on `lr` for a part, e.g. {image_encoder: 0.1}.
+    """
+
+    lr: float = 1e-3
+    weight_decay: float = 0.01
+    betas: tuple[float, float] = (0.9, 0.98)
+    warmup: float = 0.05
+    min_lr: float = 0.0
+    lr_scale: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.lr > 0:
+            raise ValueError(f"optimizer.lr must be positive; got {self.lr}.")
+        if not 0 <= self.warmup < 1:
+            raise ValueError(f"optimizer.warmup is a fraction of all steps, 0 <= warmup < 1; got {self.warmup}.")
+
+
+def parameter_groups(modules: dict[str, nn.Module], config: OptimizerConfig) -> list[dict[str, object]]:
+    """AdamW's groups: one for each part and kind of decay; frozen parameters are in none.
+
+    Args:
+        modules: the parts by name (image_encoder, text_encoder, decoder, losses, ...).
+
+    Raises:
+        ValueError: `lr_scale` names a part that is not there.
+    """
+    unknown = sorted(set(config.lr_scale) - set(modules))
+    if unknown:
+        raise ValueError(f"optimizer.lr_scale names {unknown[0]!r}; the parts are {', '.join(modules)}.")
+    groups: list[dict[str, object]] = []
+    for name, module in modules.items():
+        trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        lr = config.lr * config.lr_scale.get(name, 1.0)
+        decayed = [p for p in trainable if p.dim() >= 2]
+        plain = [p for p in trainable if p.dim() < 2]
+        if decayed:
+            groups.append({"name": name, "params": decayed, "lr": lr, "weight_decay": config.weight_decay})
+        if plain:
+            groups.append({"name": f"{name}/no_decay", "params": plain, "lr": lr, "weight_decay": 0.0})
+    return groups
+
+
+def build_optimizer(modules: dict[str, nn.Module], config: OptimizerConfig) -> torch.optim.Optimizer:
+    """Fused AdamW over the parts."""
+    return torch.optim.AdamW(parameter_groups(modules, config), betas=config.betas, fused=True)
+
+
+def warmup_cosine(step: int, total: int, warmup: float, min_lr: float) -> float:
+    """Factor on the peak rate at an optimizer step.
+
+    ::
+
+        1 |    /---\\__
+          |   /       \\__
+        0 |__/___________\\__ min_lr
+             ^ warmup * total
+    """
+    rise = max(1, round(warmup * total))
+    if step < rise:
+        return (step + 1) / rise
+    progress = min(1.0, (step - rise) / max(1, total - rise))
+    return min_lr + (1 - min_lr) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def build_schedule(optimizer: torch.optim.Optimizer, config: OptimizerConfig, total: int) -> LambdaLR:
+    """`warmup_cosine` for every group; `total` in optimizer steps."""
+    return LambdaLR(optimizer, lambda step: warmup_cosine(step, total, config.warmup, config.min_lr))

@@ -1,0 +1,109 @@
+"""`velm fit / validate / test / predict`: Lightning's command line with VELM's task, data and run folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import lightning
+from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
+
+from velm.registry import SpecError
+from velm.training.callbacks import CaptionPanel, LastWords, ResumableCSVLogger
+from velm.training.datamodule import VisionLanguageData
+from velm.training.task import VisionLanguageTask
+
+MONITOR = "val/score"
+"""The figure that chooses best.ckpt; `SplitScores.compute` states it."""
+
+
+class VelmCLI(LightningCLI):
+    """LightningCLI whose runs live in `runs/<config's stem>/` (or `--trainer.default_root_dir`)."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        help_text = "modules or .py files whose decorators register parts"
+        parser.add_argument("--plugins", type=list[str], default=[], help=help_text)
+        for part in ("model", "data"):
+            parser.link_arguments("plugins", f"{part}.plugins")
+        for given in ("vocab_size", "pad_id"):
+            parser.link_arguments(f"data.{given}", f"model.{given}", apply_on="instantiate")
+
+    def before_instantiate_classes(self) -> None:
+        config = self.config[self.subcommand]
+        folder = Path(config.trainer.default_root_dir or Path("runs") / _stem(config))
+        config.trainer.default_root_dir = str(folder)
+        if self.subcommand == "fit":
+            if config.ckpt_path is None:
+                _set_aside(folder)
+        elif config.ckpt_path is None:
+            best = folder / "best.ckpt"
+            if not best.is_file():
+                raise SpecError(f"`velm {self.subcommand}` found no {best}: train first, or give --ckpt_path.")
+            config.ckpt_path = str(best)
+
+    def instantiate_trainer(self, **kwargs: Any) -> lightning.Trainer:
+        config = self._get(self.config_init, "trainer")
+        folder = Path(config["default_root_dir"])
+        if config["logger"] is None or config["logger"] is True:
+            loggers = [ResumableCSVLogger(folder), TensorBoardLogger(folder.parent, name=folder.name, version="")]
+            kwargs["logger"] = loggers if self.subcommand == "fit" else False
+        kwargs["callbacks"] = [*(config["callbacks"] or []), *self._callbacks(folder, config)]
+        return super().instantiate_trainer(**kwargs)
+
+    def _callbacks(self, folder: Path, config: Any) -> list[Callback]:
+        if self.subcommand != "fit":
+            return []
+        callbacks: list[Callback] = [CaptionPanel(), LastWords()]
+        if config["logger"] is not False:
+            callbacks.append(LearningRateMonitor(logging_interval="step"))
+        if config["enable_checkpointing"] is not False:
+            shared = {"dirpath": folder, "enable_version_counter": False}
+            callbacks.append(ModelCheckpoint(filename="last", save_on_train_epoch_end=True, **shared))
+            if config["limit_val_batches"] != 0:
+                callbacks.append(ModelCheckpoint(filename="best", monitor=MONITOR, mode="max", **shared))
+        return callbacks
+
+    def after_predict(self) -> None:
+        """`velm predict` writes one caption a picture to predictions.jsonl in the run's folder."""
+        path = Path(self.trainer.default_root_dir) / "predictions.jsonl"
+        batches: Any = self.trainer.predict_loop.predictions
+        rows = [row for batch in batches for row in batch]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+        rank_zero_info(f"{len(rows)} captions written to {path}")
+
+
+def _stem(config: Any) -> str:
+    """The name of the run: the first config file's, else 'default'."""
+    files = config.get("config") or []
+    return Path(str(files[0])).stem if files else "default"
+
+
+@rank_zero_only
+def _set_aside(folder: Path) -> None:
+    """Keep an earlier run of the same name: runs/x becomes runs/x.1, x.2, ..."""
+    if not any((folder / name).exists() for name in ("config.yaml", "metrics.csv", "last.ckpt")):
+        return
+    number = 1
+    while folder.with_name(f"{folder.name}.{number}").exists():
+        number += 1
+    kept = folder.with_name(f"{folder.name}.{number}")
+    folder.rename(kept)
+    rank_zero_info(f"An earlier run was in {folder}: it is in {kept} now. To go on with it: --ckpt_path {kept}/last.ckpt")
+
+
+def main(args: ArgsType = None) -> VelmCLI:
+    """Parse, build, run."""
+    return VelmCLI(
+        VisionLanguageTask,
+        VisionLanguageData,
+        args=args,
+        seed_everything_default=0,
+        trainer_defaults={"gradient_clip_val": 1.0, "log_every_n_steps": 10, "use_distributed_sampler": False},
+        save_config_kwargs={"overwrite": True},
+        parser_kwargs={"prog": "velm"},
+    )

@@ -1,0 +1,212 @@
+"""The Lightning module: a model, its losses with their weights, an optimizer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import lightning
+import torch
+from lightning.pytorch.callbacks import EMAWeightAveraging
+from torch import Tensor, nn
+
+from velm import registry
+from velm.checkpoint import pack
+from velm.model import build_model, needs_of
+from velm.outputs import Batch
+from velm.training.distributed import gather_global
+from velm.training.optim import OptimizerConfig, build_optimizer, build_schedule
+from velm.training.validation import SplitScores, ValidationConfig
+
+PARTS = ("image_encoder", "text_encoder", "decoder")
+
+
+class VisionLanguageTask(lightning.LightningModule):
+    """Trains what the losses name: alignment, captioning, or both at once.
+
+    Args:
+        image_encoder: spec of an image encoder, e.g. {name: cnn, dim: 128}.
+        text_encoder: spec of a text encoder.
+        decoder: spec of a decoder; left out for alignment only.
+        losses: {name: {weight: 1.0, options}}; their weighted sum is minimised.
+        embed_dim: width of the joint space.
+        memory: what the decoder attends over: [image], [text] or [image, text].
+        optimizer: learning rate, decay, warm-up.
+        freeze: parts that are not trained: image_encoder, text_encoder, decoder.
+        ema: decay a step of an exponential moving average of the weights, which is then what is validated and
+            saved; None for none.
+        validation: what is measured at every validation.
+        plugins: modules or .py files whose decorators register parts.
+        vocab_size: V; the data module hands it over.
+        pad_id: the padding token; the data module hands it over.
+    """
+
+    def __init__(
+        self,
+        *,
+        image_encoder: dict[str, Any] | str | None = None,
+        text_encoder: dict[str, Any] | str | None = None,
+        decoder: dict[str, Any] | str | None = None,
+        losses: dict[str, dict[str, Any] | None] | None = None,
+        embed_dim: int = 256,
+        memory: list[str] | None = None,
+        optimizer: OptimizerConfig = OptimizerConfig(),  # noqa: B008 - never mutated
+        freeze: list[str] | None = None,
+        ema: float | None = None,
+        validation: ValidationConfig = ValidationConfig(),  # noqa: B008 - never mutated
+        plugins: list[str] | None = None,
+        vocab_size: int | None = None,
+        pad_id: int = 0,
+    ) -> None:
+        super().__init__()
+        weighted = {name: dict(options or {}) for name, options in (losses or {}).items()}
+        if not weighted:
+            raise registry.SpecError("`losses:` lists none; e.g. {contrastive: {weight: 1.0}, captioning: {weight: 2.0}}.")
+        self.spec: dict[str, Any] = {
+            "image_encoder": image_encoder,
+            "text_encoder": text_encoder,
+            "decoder": decoder,
+            "losses": weighted,
+            "embed_dim": embed_dim,
+            "memory": list(memory or ["image"]),
+            "plugins": list(plugins or []),
+            "vocab_size": vocab_size,
+            "pad_id": pad_id,
+        }
+        self.optimizer_config = optimizer
+        self.validation_config = validation
+        self.model = build_model(self.spec)
+        self.losses, self.weights = build_losses(weighted)
+        self.needs = needs_of(weighted)
+        self.frozen = tuple(freeze or ())
+        self._freeze()
+        self.ema = ema
+        self.scores: dict[str, SplitScores] = {}
+
+    def _freeze(self) -> None:
+        for part in self.frozen:
+            module = getattr(self.model, part, None) if part in PARTS else None
+            if module is None:
+                there = [name for name in PARTS if getattr(self.model, name) is not None]
+                raise registry.SpecError(f"freeze names {part!r}; the model's parts are {', '.join(there)}.")
+            module.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> VisionLanguageTask:
+        """As ever, but frozen parts stay in eval mode: their dropout and batch statistics are off."""
+        super().train(mode)
+        for part in self.frozen:
+            getattr(self.model, part).eval()
+        return self
+
+    def setup(self, stage: str) -> None:
+        """Hold data and model against each other before anything is trained."""
+        data = getattr(self.trainer, "datamodule", None)
+        if data is None:
+            return
+        if "decoder" in self.needs and "text" in self.model.memory_sources and not data.has_target:
+            raise registry.SpecError(
+                "The decoder attends over the text (memory: [..., text]), so it cannot be asked to write that same "
+                "text: name the column of the sentence to write, e.g. `data.dataset.target_column: de`, "
+                "or leave text out of `memory:`."
+            )
+        limit = getattr(self.model.decoder, "max_length", None)
+        if limit is not None and data.max_length > limit:
+            raise registry.SpecError(
+                f"data.max_length is {data.max_length} tokens, but the decoder holds {limit}: "
+                f"lower data.max_length or raise model.decoder.max_length."
+            )
+
+    def training_step(self, batch: Batch, batch_index: int) -> Tensor:
+        total, parts = self._losses(batch)
+        values = {f"train/{name}": value.detach() for name, value in {"loss": total, **parts}.items()}
+        self.log_dict(values, prog_bar=True, batch_size=len(batch))
+        for loss in self.losses.values():
+            scalars = {f"train/{name}": value for name, value in loss.logged().items()}  # type: ignore[operator]
+            self.log_dict(scalars, batch_size=len(batch))
+        return total
+
+    def _losses(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        output, batch = gather_global(self, self.model(batch, self.needs), batch)
+        parts = {name: loss(output, batch) for name, loss in self.losses.items()}
+        total = torch.stack([self.weights[name] * value for name, value in parts.items()]).sum()
+        return total, parts
+
+    def on_validation_epoch_start(self) -> None:
+        self._begin("val")
+
+    def validation_step(self, batch: Batch, batch_index: int) -> None:
+        self.scores["val"].update(batch)
+
+    def on_validation_epoch_end(self) -> None:
+        self._end("val")
+
+    def on_test_epoch_start(self) -> None:
+        self._begin("test")
+
+    def test_step(self, batch: Batch, batch_index: int) -> None:
+        self.scores["test"].update(batch)
+
+    def on_test_epoch_end(self) -> None:
+        self._end("test")
+
+    def predict_step(self, batch: Batch, batch_index: int) -> list[dict[str, str]]:
+        """Captions of the batch's pictures: {'image_id': ..., 'caption': ...}."""
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        scores = SplitScores(self, data.records("test"), data.tokenizer, self.validation_config)
+        return scores.captions_of(batch)
+
+    def _begin(self, split: str) -> None:
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        self.scores[split] = SplitScores(self, data.records(split), data.tokenizer, self.validation_config)
+
+    def _end(self, split: str) -> None:
+        figures = self.scores[split].compute()
+        if self.trainer.sanity_checking:
+            return
+        self.log_dict({f"{split}/{name}": float(value) for name, value in figures.items()}, sync_dist=False)
+        self.log(f"{split}/score", float(figures["score"]), prog_bar=True, sync_dist=False)
+
+    def configure_callbacks(self) -> list[lightning.Callback]:
+        return [] if self.ema is None else [EMAWeightAveraging(decay=self.ema)]
+
+    def configure_optimizers(self) -> Any:
+        parts = {name: module for name, module in self.model.named_children()}
+        parts["losses"] = self.losses
+        optimizer = build_optimizer(parts, self.optimizer_config)
+        total = int(self.trainer.estimated_stepping_batches)
+        schedule = build_schedule(optimizer, self.optimizer_config, total)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Make the checkpoint self-contained; see `velm.checkpoint`."""
+        data = getattr(self.trainer, "datamodule", None)
+        if data is None:
+            return
+        checkpoint["velm"] = pack(
+            model=self.model,
+            config=self.spec,
+            tokenizer=data.tokenizer,
+            tokenizer_name=data.tokenizer_name,
+            transform=data.transform_config(),
+            max_length=data.max_length,
+            data=data.config(),
+            target=data.has_target,
+            plugins=self.spec["plugins"],
+        )
+
+
+def build_losses(losses: Mapping[str, Mapping[str, Any] | None]) -> tuple[nn.ModuleDict, dict[str, float]]:
+    """Losses by name, and their weights.
+
+    Raises:
+        SpecError: an unknown loss or option, or a negative weight.
+    """
+    modules, weights = nn.ModuleDict(), {}
+    for name, options in losses.items():
+        rest = dict(options or {})
+        weight = rest.pop("weight", 1.0)
+        if isinstance(weight, bool) or not isinstance(weight, int | float) or weight < 0:
+            raise registry.SpecError(f"The weight of the loss {name!r} is a number >= 0; got {weight!r}.")
+        modules[name] = registry.losses.build({"name": name, **rest})
+        weights[name] = float(weight)
+    return modules, weights
