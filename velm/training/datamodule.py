@@ -73,7 +73,8 @@ class VisionLanguageData(lightning.LightningDataModule):
         for what, number in (("image_size", image_size), ("batch_size", batch_size), ("max_length", max_length)):
             if number < 1:
                 raise registry.SpecError(f"data.{what} must be at least 1; got {number}.")
-        registry.load_plugins(plugins or ())
+        self.plugins = list(plugins or [])
+        registry.load_plugins(self.plugins)
         self.dataset_spec, self.tokenizer_spec = dataset, tokenizer
         self.image_size, self.resize, self.augment = image_size, resize, augment
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size or batch_size

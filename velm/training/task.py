@@ -191,7 +191,7 @@ class VisionLanguageTask(lightning.LightningModule):
             max_length=data.max_length,
             data=data.config(),
             target=data.has_target,
-            plugins=self.spec["plugins"],
+            plugins=list(dict.fromkeys([*self.spec["plugins"], *data.plugins])),
         )
 
 

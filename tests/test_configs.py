@@ -1,0 +1,92 @@
+"""Every config parses, builds and takes a step: shrunk in the ordinary suite, at full size in the slow one."""
+
+from __future__ import annotations
+
+import csv
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from velm import cli
+
+CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
+WEIGHTS = Path(__file__).parents[2] / "shared/data/weights/mobilenet_v2_imagenet.pth"
+
+SMALLER = {
+    "quickstart": [],
+    "flickr8k_cnn_rnn": ["--model.image_encoder.weights=null", "--model.text_encoder.dim=16", "--model.decoder.dim=16"],
+    "flickr8k_vit_transformer": ["--model.image_encoder.depth=1", "--model.decoder.depth=1"],
+    "show_attend_tell": [
+        "--model.image_encoder={name: torchvision/mobilenet_v2, trainable: none}",
+        "--model.decoder.dim=16",
+    ],
+    "translate": ["--model.image_encoder.weights=null", "--model.decoder.depth=1"],
+} | {
+    name: ["--model.image_encoder.depth=1", "--model.text_encoder.depth=1"] for name in ("clip", "siglip", "coca")
+}  # fmt: skip
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    """Twelve pictures with English and German sentences, in all three splits."""
+    rng = np.random.default_rng(0)
+    with open(tmp_path / "captions.csv", "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["image_path", "text", "en", "de", "split", "image_id"])
+        for number in range(12):
+            Image.fromarray(rng.integers(0, 256, (48, 48, 3), dtype=np.uint8)).save(tmp_path / f"{number}.jpg")
+            split = ("train", "val", "test")[max(0, number - 9)]
+            english, german = f"a picture number {number} of noise", f"ein Bild Nummer {number} aus Rauschen"
+            writer.writerow([f"{number}.jpg", english, english, german, split, number])
+    return tmp_path / "captions.csv"
+
+
+def fit(config: Path, table: Path, *more: str) -> int:
+    run = table.parent / "run"
+    options = [
+        "--trainer.max_steps=1", "--trainer.accelerator=cpu", f"--trainer.default_root_dir={run}",
+        "--trainer.enable_progress_bar=false", "--trainer.precision=32-true", "--data.num_workers=0",
+        "--data.batch_size=4", "--trainer.limit_val_batches=1", "--model.validation.max_length=4",
+    ]  # fmt: skip
+    text = config.read_text(encoding="utf-8")
+    if "name: shapes" in text:
+        options.append("--data.dataset={name: shapes, train_size: 8, val_size: 4, test_size: 4}")
+    else:
+        options.append(f"--data.dataset.path={table}")
+    status = cli.main(["fit", "--config", str(config), *options, *more])
+    assert status != 0 or (run / "last.ckpt").is_file()
+    return status
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
+@pytest.mark.filterwarnings("ignore")
+def test_config_takes_a_step(config: Path, table: Path) -> None:
+    size = 64 if config.stem == "quickstart" else 48 if "patch_size: 16" in config.read_text() else 64
+    assert fit(config, table, f"--data.image_size={size}", *SMALLER[config.stem]) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
+@pytest.mark.filterwarnings("ignore")
+def test_config_takes_a_step_at_full_size(config: Path, table: Path) -> None:
+    text = config.read_text(encoding="utf-8")
+    offline = ["--model.image_encoder.weights=null"] if "IMAGENET1K" in text or not WEIGHTS.is_file() else []
+    offline = offline if "weights:" in text else []
+    assert fit(config, table, *offline) == 0
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
+def test_config_says_how_to_run_it(config: Path) -> None:
+    head = config.read_text(encoding="utf-8").split("\nseed_everything")[0]
+    assert all(line.startswith("#") for line in head.splitlines())
+    assert f"velm fit --config configs/{config.name}" in head
+    assert yaml.safe_load(config.read_text(encoding="utf-8"))["seed_everything"] == 0
+
+
+def test_every_config_is_in_the_readme() -> None:
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"configs/(\w+)\.yaml\)", readme)) == {config.stem for config in CONFIGS}
