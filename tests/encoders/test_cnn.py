@@ -12,11 +12,11 @@ KINDS = [
     (architecture, norm, pooling)
     for architecture in ("residual", "plain")
     for norm in ("group", "batch", "none")
-    for pooling in ("mean", "attention")
+    for pooling in ("max", "mean", "attention")
 ]
 
 
-def build(architecture="residual", norm=None, pooling="mean", **options):
+def build(architecture="residual", norm=None, pooling="max", **options):
     torch.manual_seed(0)
     options = {"dim": 16, "widths": [4, 8]} | options
     return CNNEncoder(architecture=architecture, norm=norm, pooling=pooling, **options).double().eval()
@@ -50,6 +50,12 @@ def test_64_pixels_are_8_cells_by_default():
     assert output.pooled.dtype == torch.float32
 
 
+@pytest.mark.parametrize("depth", [0, 1, 2])
+@pytest.mark.parametrize("architecture", ["residual", "plain"])
+def test_depth_keeps_the_grid(architecture, depth):
+    assert build(architecture, depth=depth)(pictures(1, 3, 16, 24)).grid == (2, 3)
+
+
 @pytest.mark.parametrize("widths", [[], [4], [4, 4, 8]])
 @pytest.mark.parametrize("architecture", ["residual", "plain"])
 def test_every_stage_halves_the_grid(architecture, widths):
@@ -77,7 +83,7 @@ def test_in_training_too_neighbours_matter_to_batch_norm_alone(norm):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_gradient_reaches_every_parameter(kind):
-    encoder = build(*kind, depth=2)
+    encoder = build(*kind, depth=1)
     encoder(pictures(4, 3, 16, 24)).pooled.pow(3).sum().backward()
     assert not [name for name, p in encoder.named_parameters() if p.grad is None or not p.grad.any()]
 
@@ -92,7 +98,7 @@ def test_the_whole_knows_where_things_are(kind):
 
 @pytest.mark.parametrize("architecture", ["residual", "plain"])
 def test_features_lie_row_by_row(architecture):
-    encoder, images = build(architecture, norm="none", depth=1), torch.zeros(1, 3, 64, 128, dtype=torch.float64)
+    encoder, images = build(architecture, norm="none", depth=1), torch.zeros(1, 3, 64, 128).double()
     changed = images.clone()
     changed[..., 12, 100] = 5.0  # pixel row 12 of cell row 1, pixel column 100 of cell column 12
     difference = (encoder(changed).features - encoder(images).features).norm(dim=-1).view(8, 16)
@@ -143,5 +149,5 @@ def test_errors_settle_the_matter():
         CNNEncoder(architecture="resnet")
     with pytest.raises(ValueError, match=r"Unknown norm 'layer'. Available: group, batch, none"):
         CNNEncoder(norm="layer")
-    with pytest.raises(ValueError, match=r"depth is 0; at least 1 block"):
-        CNNEncoder(depth=0)
+    with pytest.raises(ValueError, match=r"depth is -1; it counts blocks"):
+        CNNEncoder(depth=-1)

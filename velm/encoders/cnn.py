@@ -22,20 +22,21 @@ class CNNEncoder(ImageEncoder):
 
         pixels ─ stem / 2 ─ stage / 2 ─ stage / 2 ─ + positions ─ `depth` blocks ─ features ─ pooled
 
-    A mean over a picture forgets where things are, and with it 'left of'. So sine positions join the cells before
-    the last blocks, whose ReLUs bind what is seen to where it is seen; the mean keeps that, and a decoder that
-    attends over the features reads it too.
+    One vector for the whole picture forgets where things are, and with it 'left of'. So sine positions join the
+    cells before the last ReLU, which binds what is seen to where it is seen; pooling keeps that, and a decoder that
+    attends over the features reads it too. Drawn scenes are few things on much background: their maximum learns far
+    faster than their mean, which the background fills.
 
     Args:
         dim: width D, divisible by 4 (the 2-D positions).
         architecture: residual (pre-activation blocks, He et al. 2016) or plain (convolution, ReLU, max-pooling).
         widths: channels of the stages before the last, which has dim; every stage halves the grid, so a cell of
             the result spans 2 ** (len(widths) + 1) pixels a side. None: a quarter and a half of dim.
-        depth: blocks (plain: convolution + ReLU) after the positions, on the final grid; at least 1.
+        depth: further blocks (plain: convolution + ReLU) after the positions, on the final grid.
         norm: group (a picture's features do not depend on its neighbours in the batch, nor on the number of
             devices), batch or none. None: group for residual, none for plain.
         dropout: probability of zeroing a channel of a picture's features.
-        pooling: mean or attention over the cells.
+        pooling: max, mean or attention over the cells.
     """
 
     def __init__(
@@ -44,18 +45,18 @@ class CNNEncoder(ImageEncoder):
         dim: int = 128,
         architecture: Literal["residual", "plain"] = "residual",
         widths: list[int] | None = None,
-        depth: int = 1,
+        depth: int = 0,
         norm: Norm | None = None,
         dropout: float = 0.0,
-        pooling: Literal["mean", "attention"] = "mean",
+        pooling: Literal["max", "mean", "attention"] = "max",
     ) -> None:
         super().__init__()
         if architecture not in ("residual", "plain"):
             raise ValueError(f"Unknown architecture '{architecture}'. Available: residual, plain.")
         if norm not in (None, "group", "batch", "none"):
             raise ValueError(f"Unknown norm '{norm}'. Available: group, batch, none.")
-        if depth < 1:
-            raise ValueError(f"depth is {depth}; at least 1 block must follow the positions.")
+        if depth < 0:
+            raise ValueError(f"depth is {depth}; it counts blocks, so at least 0.")
         self.dim = dim
         widths = [dim // 4, dim // 2] if widths is None else list(widths)
         norm = norm or ("group" if architecture == "residual" else "none")
@@ -104,15 +105,15 @@ def _residual(widths: list[int], dim: int, depth: int, norm: Norm) -> tuple[nn.S
 
 
 def _plain(widths: list[int], dim: int, depth: int, norm: Norm) -> tuple[nn.Sequential, nn.Sequential]:
-    """Convolution, ReLU, max-pooling, again and again; `depth` times convolution and ReLU."""
-
-    def layer(channels: int, width: int) -> list[nn.Module]:
-        return [_conv(channels, width), _norm(norm, width), nn.ReLU()]
-
+    """Convolution, ReLU, max-pooling, again and again; the last ReLU of all comes after the positions."""
     stages: list[nn.Module] = []
-    for channels, width in zip([3, *widths], [*widths, dim], strict=True):
-        stages += [*layer(channels, width), nn.MaxPool2d(2, ceil_mode=True)]
-    return nn.Sequential(*stages), nn.Sequential(*(m for _ in range(depth) for m in layer(dim, dim)))
+    for channels, width in pairwise([3, *widths, dim]):
+        stages += [_conv(channels, width), _norm(norm, width), nn.ReLU(), nn.MaxPool2d(2, ceil_mode=True)]
+    del stages[-2]
+    blocks: list[nn.Module] = [nn.ReLU()]
+    for _ in range(depth):
+        blocks += [_conv(dim, dim), _norm(norm, dim), nn.ReLU()]
+    return nn.Sequential(*stages), nn.Sequential(*blocks)
 
 
 def _conv(channels: int, width: int, stride: int = 1) -> nn.Conv2d:
