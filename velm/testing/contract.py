@@ -52,11 +52,19 @@ def check(part: Any, **options: Any) -> Report:
         return subject.report
     for kind, base in BASES.items():
         if isinstance(subject.instance, base):
-            return CHECKS[kind](part, **options)
+            return CHECKS[kind](_reusing(subject, part), **options)
     names = ", ".join(base.__name__ for base in BASES.values())
     message = f"{type(subject.instance).__name__} is none of {names}; derive it from one of them."
     subject.report.judge("wrong type", lambda: message)
     return subject.report
+
+
+def _reusing(subject: Subject, part: Any) -> Any:
+    """The factory again, whose first product is the instance that is already built."""
+    if not subject.fresh:
+        return part
+    built = [subject.instance]
+    return lambda: built.pop() if built else part()
 
 
 def assert_contract(part: Any, **options: Any) -> Report:

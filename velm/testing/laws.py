@@ -158,17 +158,17 @@ def batch_of_one(module: nn.Module, probe: Probe, row: int = 0) -> str | None:
 
 def state_restored(build: Callable[[], Any], probe: Probe) -> str | None:
     """A second instance with the first one's state, saved and loaded, gives the same outputs."""
-    first = build()
+    first, file = build(), io.BytesIO()
     probe(first.train())  # running statistics move
     with torch.no_grad():
         for parameter in first.parameters():
             parameter.add_(torch.randn_like(parameter), alpha=0.02)  # so that a constructor cannot repeat it
-        file = io.BytesIO()
-        torch.save(first.state_dict(), file)
-        file.seek(0)
-        torch.manual_seed(1)
-        second = build()
-        second.load_state_dict(torch.load(file, weights_only=True))
+    torch.save(first.state_dict(), file)
+    file.seek(0)
+    torch.manual_seed(1)
+    second = build()
+    second.load_state_dict(torch.load(file, weights_only=True))
+    with torch.no_grad():
         gap = different(probe(first.eval()), probe(second.eval()))
     return gap and (
         f"a second instance with the first one's state_dict: {gap}; expected the same. Make every tensor that "

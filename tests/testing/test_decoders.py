@@ -1,0 +1,132 @@
+"""Each broken decoder is caught by its fault."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from velm.decoders.base import Decoder, DecoderState
+from velm.outputs import DecoderOutput
+from velm.testing import check, check_decoder
+
+
+class State(DecoderState):
+    def __init__(self, memory: Tensor, total: Tensor, count: int) -> None:
+        self.memory, self.total, self.count = memory, total, count
+
+    def select(self, rows: Tensor) -> State:
+        return State(self.memory[rows], self.total[rows], self.count)
+
+
+class Averages(Decoder):
+    """The smallest right decoder: the mean of the words so far and of the memory."""
+
+    def __init__(self, *, vocab_size: int = 32, memory_dim: int = 16) -> None:
+        super().__init__()
+        self.words = nn.Embedding(vocab_size, memory_dim)
+        self.output_projection = nn.Linear(memory_dim, vocab_size)
+
+    def read(self, memory: Tensor, memory_mask: Tensor | None) -> Tensor:
+        content = memory.new_ones(memory.shape[:2]) if memory_mask is None else memory_mask.to(memory.dtype)
+        return (memory * content[:, :, None]).sum(1) / content.sum(1, keepdim=True)
+
+    def forward(self, tokens: Tensor, memory: Tensor, memory_mask: Tensor | None = None) -> Tensor:
+        words = self.words(tokens)
+        count = torch.arange(1, tokens.shape[1] + 1).to(words.dtype)[:, None]
+        return words.cumsum(1) / count + self.read(memory, memory_mask)[:, None]
+
+    def start(self, memory: Tensor, memory_mask: Tensor | None = None) -> State:
+        read = self.read(memory, memory_mask)
+        return State(read, torch.zeros_like(read), 0)
+
+    def step(self, token: Tensor, state: Any) -> tuple[Tensor, State]:
+        state = State(state.memory, state.total + self.words(token), state.count + 1)
+        return self.output_projection(state.total / state.count + state.memory), state
+
+
+class LooksAhead(Averages):
+    def forward(self, tokens: Tensor, memory: Tensor, memory_mask: Tensor | None = None) -> Tensor:
+        return self.words(tokens).mean(1, keepdim=True) + super().forward(tokens, memory, memory_mask)
+
+
+class MemoryLeak(Averages):
+    def read(self, memory: Tensor, memory_mask: Tensor | None) -> Tensor:
+        return memory.mean(1)
+
+
+class StepsOtherwise(Averages):
+    def step(self, token: Tensor, state: Any) -> tuple[Tensor, State]:
+        return super().step(token, State(state.memory, state.total, 0))
+
+
+class SelectForgets(Averages):
+    def step(self, token: Tensor, state: Any) -> tuple[Tensor, Any]:
+        logits, state = super().step(token, state)
+        state.select = lambda rows: State(state.memory[rows], state.total[: len(rows)].repeat(2, 1)[: len(rows)], 0)
+        return logits, state
+
+
+class ProjectsTooSoon(Averages):
+    def forward(self, tokens: Tensor, memory: Tensor, memory_mask: Tensor | None = None) -> Tensor:
+        return self.output_projection(super().forward(tokens, memory, memory_mask))
+
+
+def test_a_right_decoder_has_no_fault() -> None:
+    assert not check(Averages).faults
+
+
+@pytest.mark.parametrize(
+    ("decoder", "faults"),
+    [
+        (LooksAhead, ["looks ahead", "stepping differs from forward"]),
+        (MemoryLeak, ["padding leak"]),
+        (StepsOtherwise, ["stepping differs from forward"]),
+        (SelectForgets, ["select"]),
+        (ProjectsTooSoon, ["wrong shape"]),
+    ],
+)
+def test_broken_decoders_are_caught_by_name(decoder: type, faults: list[str]) -> None:
+    report = check_decoder(decoder)
+    assert [f.name for f in report.faults] == faults, str(report)
+
+
+class AttentionOfLogits(Averages):
+    def decode(self, tokens: Tensor, memory: Tensor, memory_mask: Tensor | None = None) -> DecoderOutput:
+        hidden = self(tokens, memory, memory_mask)
+        return DecoderOutput(hidden, attention=hidden @ memory.transpose(1, 2))
+
+
+class AttentionByHead(Averages):
+    def step(self, token: Tensor, state: Any) -> tuple[Tensor, Any]:
+        logits, state = super().step(token, state)
+        state.attention = torch.full((len(token), 2, 5), 0.2)
+        return logits, state
+
+
+class DecodesOtherwise(Averages):
+    def decode(self, tokens: Tensor, memory: Tensor, memory_mask: Tensor | None = None) -> DecoderOutput:
+        return DecoderOutput(2 * self(tokens, memory, memory_mask))
+
+
+class PenaltyOfEach(Averages):
+    def decode(self, tokens: Tensor, memory: Tensor, memory_mask: Tensor | None = None) -> DecoderOutput:
+        return DecoderOutput(self(tokens, memory, memory_mask), penalty=torch.ones(len(tokens)))
+
+
+@pytest.mark.parametrize(
+    ("decoder", "message"),
+    [
+        (AttentionOfLogits, r"sum to .* expected 1"),
+        (AttentionByHead, r"state.attention is \(3, 2, 5\); expected \(3, 5\)"),
+        (DecodesOtherwise, r"decode\(\) and forward\(\) disagree"),
+        (PenaltyOfEach, r"penalty is \(3,\); expected one finite number"),
+    ],
+)
+def test_what_decode_hands_out_is_looked_at(decoder: type, message: str) -> None:
+    faults = check_decoder(decoder).faults
+    assert [f.name for f in faults] == ["attention"]
+    assert re.search(message, faults[0].message)

@@ -1,0 +1,275 @@
+"""Each broken encoder is caught by exactly its fault."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import dropout
+
+from velm.encoders.base import ImageEncoder, TextEncoder
+from velm.outputs import EncoderOutput
+from velm.testing import assert_contract, check, check_image_encoder, check_text_encoder
+
+DIM = 8
+
+
+class Patches(ImageEncoder):
+    """The smallest right image encoder: a picture is its 16 x 16 patches."""
+
+    def __init__(self, *, dim: int = DIM) -> None:
+        super().__init__()
+        self.dim = dim
+        self.patch = nn.Conv2d(3, dim, 16, 16)
+
+    def forward(self, images: Tensor) -> EncoderOutput:
+        return self.output(self.patch(images))
+
+    def output(self, maps: Tensor) -> EncoderOutput:
+        features = maps.flatten(2).transpose(1, 2)
+        return EncoderOutput(features, features.mean(1), grid=(maps.shape[2], maps.shape[3]))
+
+
+class Words(TextEncoder):
+    """The smallest right text encoder: the mean of its words."""
+
+    def __init__(self, *, dim: int = DIM, vocab_size: int = 32) -> None:
+        super().__init__()
+        self.dim = dim
+        self.words = nn.Embedding(vocab_size, dim)
+
+    def forward(self, tokens: Tensor, mask: Tensor) -> EncoderOutput:
+        return self.output(self.words(tokens), mask)
+
+    def output(self, features: Tensor, mask: Tensor) -> EncoderOutput:
+        content = mask[:, :, None]
+        pooled = (features * content).sum(1) / content.sum(1)
+        return EncoderOutput(features, pooled, mask=mask)
+
+
+class ImageWrongShape(Patches):
+    def output(self, maps: Tensor) -> EncoderOutput:
+        features = maps.flatten(2)  # (B, dim, N)
+        return EncoderOutput(features, features.mean(2), grid=(maps.shape[2], maps.shape[3]))
+
+
+class TextWrongShape(Words):
+    def output(self, features: Tensor, mask: Tensor) -> EncoderOutput:
+        return EncoderOutput(features, features[:, :1], mask=mask)
+
+
+class PaddingLeak(Words):
+    def output(self, features: Tensor, mask: Tensor) -> EncoderOutput:
+        return EncoderOutput(features, features.mean(1), mask=mask)
+
+
+class ImageNoGradient(Patches):
+    def forward(self, images: Tensor) -> EncoderOutput:
+        with torch.no_grad():
+            return super().forward(images)
+
+
+class TextNoGradient(Words):
+    def __init__(self, *, vocab_size: int = 32) -> None:
+        super().__init__(vocab_size=vocab_size)
+        self.forgotten = nn.Linear(DIM, DIM)
+
+
+class ImageNotDeterministic(Patches):
+    def forward(self, images: Tensor) -> EncoderOutput:
+        return self.output(dropout(self.patch(images), 0.5))
+
+
+class TextNotDeterministic(Words):
+    def forward(self, tokens: Tensor, mask: Tensor) -> EncoderOutput:
+        return self.output(dropout(self.words(tokens), 0.5), mask)
+
+
+class ImageDtypeChanged(Patches):
+    def output(self, maps: Tensor) -> EncoderOutput:
+        return super().output(maps.float())
+
+
+class TextDtypeChanged(Words):
+    def output(self, features: Tensor, mask: Tensor) -> EncoderOutput:
+        out = super().output(features, mask)
+        return EncoderOutput(out.features, out.pooled.float(), mask=mask)
+
+
+class ImageLiesAboutDim(Patches):
+    def __init__(self) -> None:
+        super().__init__()
+        self.dim = 2 * DIM
+
+
+class TextLiesAboutDim(Words):
+    def __init__(self, *, vocab_size: int = 32) -> None:
+        super().__init__(vocab_size=vocab_size)
+        del self.dim
+
+
+class ImageBatchOfOne(Patches):
+    def output(self, maps: Tensor) -> EncoderOutput:
+        out = super().output(maps)
+        return EncoderOutput(out.features, out.pooled.squeeze(), grid=out.grid)
+
+
+class TextBatchOfOne(Words):
+    def output(self, features: Tensor, mask: Tensor) -> EncoderOutput:
+        return super().output(features - features.mean(0), mask)
+
+
+class ImageStateNotRestored(Patches):
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = torch.randn(DIM, 1, 1)  # neither a parameter nor a buffer
+
+    def forward(self, images: Tensor) -> EncoderOutput:
+        return self.output(self.patch(images) * self.scale)
+
+
+class TextStateNotRestored(Words):
+    def __init__(self, *, vocab_size: int = 32) -> None:
+        super().__init__(vocab_size=vocab_size)
+        self.register_buffer("scale", torch.randn(DIM), persistent=False)
+
+    def forward(self, tokens: Tensor, mask: Tensor) -> EncoderOutput:
+        return self.output(self.words(tokens) * self.scale, mask)
+
+
+BROKEN = [
+    (ImageWrongShape, "wrong shape"),
+    (TextWrongShape, "wrong shape"),
+    (PaddingLeak, "padding leak"),
+    (ImageNoGradient, "no gradient"),
+    (TextNoGradient, "no gradient"),
+    (ImageNotDeterministic, "not deterministic in eval"),
+    (TextNotDeterministic, "not deterministic in eval"),
+    (ImageDtypeChanged, "dtype changed"),
+    (TextDtypeChanged, "dtype changed"),
+    (ImageLiesAboutDim, "lies about .dim"),
+    (TextLiesAboutDim, "lies about .dim"),
+    (ImageBatchOfOne, "batch of one"),
+    (TextBatchOfOne, "batch of one"),
+    (ImageStateNotRestored, "state not restored"),
+    (TextStateNotRestored, "state not restored"),
+]
+
+
+@pytest.mark.parametrize("encoder", [Patches, Words])
+def test_right_encoders_have_no_fault(encoder: type) -> None:
+    assert not check(encoder).faults
+
+
+@pytest.mark.parametrize(("encoder", "fault"), BROKEN, ids=lambda value: getattr(value, "__name__", value))
+def test_a_broken_encoder_is_caught_by_exactly_its_fault(encoder: type, fault: str) -> None:
+    report = check(encoder)
+    assert [f.name for f in report.faults] == [fault], str(report)
+    with pytest.raises(AssertionError, match=fault):
+        assert_contract(encoder)
+
+
+def test_the_eight_faults_are_covered() -> None:
+    assert len({fault for _, fault in BROKEN}) == 8
+
+
+class ExtraImageFaults:
+    """Faults beyond the eight, each made by changing one thing of `Patches`."""
+
+    class Untyped(Patches):
+        def __init__(self, dim=DIM, **options):  # type: ignore[no-untyped-def]
+            super().__init__(dim=dim)
+
+    class Raises(Patches):
+        def forward(self, images: Tensor) -> EncoderOutput:
+            raise KeyError("no such map")
+
+    class NoOutput(Patches):
+        def output(self, maps: Tensor) -> Any:
+            return maps.flatten(2).transpose(1, 2)
+
+    class NoGrid(Patches):
+        def output(self, maps: Tensor) -> EncoderOutput:
+            out = super().output(maps)
+            return EncoderOutput(out.features, out.pooled)
+
+    class Transposed(Patches):
+        def output(self, maps: Tensor) -> EncoderOutput:
+            return super().output(maps.transpose(2, 3))
+
+    class InPlace(Patches):
+        def forward(self, images: Tensor) -> EncoderOutput:
+            return super().forward(images.sub_(1.0))
+
+    class Nan(Patches):
+        def output(self, maps: Tensor) -> EncoderOutput:
+            return super().output(maps / 0)
+
+
+@pytest.mark.parametrize(
+    ("encoder", "fault"),
+    [
+        (ExtraImageFaults.Untyped, "untyped option"),
+        (ExtraImageFaults.Raises, "raised"),
+        (ExtraImageFaults.NoOutput, "wrong shape"),
+        (ExtraImageFaults.NoGrid, "wrong shape"),
+        (ExtraImageFaults.Transposed, "fixed image size"),
+        (ExtraImageFaults.InPlace, "changes its input"),
+        (ExtraImageFaults.Nan, "not finite"),
+    ],
+)
+def test_other_faults_of_image_encoders(encoder: type, fault: str) -> None:
+    assert fault in {f.name for f in check_image_encoder(encoder).faults}
+
+
+def test_a_mask_that_is_not_handed_on_is_named() -> None:
+    class NoMask(Words):
+        def output(self, features: Tensor, mask: Tensor) -> EncoderOutput:
+            out = super().output(features, mask)
+            return EncoderOutput(out.features, out.pooled)
+
+    faults = check_text_encoder(NoMask).faults
+    assert [f.name for f in faults] == ["wrong shape"]
+    assert "mask" in faults[0].message
+
+
+def test_a_class_outside_the_contract_is_sent_to_its_base() -> None:
+    faults = check_image_encoder(lambda: nn.Linear(3, 3)).faults
+    assert "velm.encoders.base.ImageEncoder" in {f.name: f.message for f in faults}["wrong type"]
+    assert [f.name for f in check(lambda: nn.Linear(3, 3)).faults] == ["wrong type"]
+
+
+def test_a_factory_that_fails_is_a_fault_with_its_cause() -> None:
+    faults = check(lambda: Patches(dim="wide")).faults  # type: ignore[arg-type]
+    assert [f.name for f in faults] == ["cannot be built"]
+    assert "TypeError" in faults[0].message
+
+
+def test_an_instance_is_left_as_it_was_and_says_what_was_not_checked() -> None:
+    encoder = Patches()
+    before = {name: value.clone() for name, value in encoder.state_dict().items()}
+    generator = torch.get_rng_state()
+    report = check(encoder)
+    assert report.ok
+    assert [r.name for r in report.results if r.status == "skipped"] == ["state not restored"]
+    assert encoder.training
+    assert all(torch.equal(before[k], v) for k, v in encoder.state_dict().items())
+    assert torch.equal(generator, torch.get_rng_state())
+
+
+def test_one_error_lists_every_fault() -> None:
+    class Two(ImageLiesAboutDim, ImageDtypeChanged):
+        pass
+
+    with pytest.raises(AssertionError, match=r"(?s)breaks 2 of.*lies about \.dim: .*dtype changed: "):
+        assert_contract(Two)
+
+
+def test_a_report_reads_as_one_line_a_law() -> None:
+    lines = str(check(ImageDtypeChanged)).splitlines()
+    assert lines[0].startswith("image encoder ")
+    assert lines[0].endswith("ImageDtypeChanged")
+    assert [line.split()[0] for line in lines[1:]].count("FAULT") == 1
+    assert "expected torch.float64" in str(check(ImageDtypeChanged))
