@@ -54,15 +54,21 @@ def test_pooled_feature_map_is_what_torchvision_classifies(name):
     assert torch.allclose(encoder(images).pooled, seen[0], rtol=1e-4, atol=1e-5)
 
 
-def test_vit_equals_torchvision_at_its_own_size():
-    model = models.vit_b_32(image_size=64).eval()
-    encoder = TorchvisionEncoder(model_name="vit_b_32").eval()
-    with pytest.raises(RuntimeError):
-        encoder.trunk.model.load_state_dict({**model.state_dict(), "encoder.ln.weight": torch.ones(3)}, strict=False)
-    encoder.trunk.model.load_state_dict(model.state_dict(), strict=False)  # another grid of positions is taken over
-    images = torch.randn(1, 3, 64, 64)
-    tokens = torch.cat([model.class_token, model._process_input(images)], dim=1)
-    assert torch.allclose(encoder(images).features, model.encoder(tokens)[:, 1:], atol=1e-5)
+def test_vit_equals_torchvision():
+    model = models.vit_b_32().eval()
+    encoder = TorchvisionEncoder(model_name="vit_b_32", features="encoder.layers.encoder_layer_1").eval()
+    encoder.trunk.model.load_state_dict(model.state_dict(), strict=False)
+    images = torch.randn(1, 3, 224, 224)
+    tokens = torch.cat([model.class_token, model._process_input(images)], dim=1) + model.encoder.pos_embedding
+    expected = model.encoder.layers[1](model.encoder.layers[0](tokens))[:, 1:]
+    assert torch.allclose(encoder(images).features, expected, atol=1e-5)
+
+
+def test_vit_weights_for_another_picture_size_are_resized(tmp_path):
+    torch.save(models.vit_b_32(image_size=64).state_dict(), tmp_path / "small.pth")
+    options = {"model_name": "vit_b_32", "features": "encoder.layers.encoder_layer_0"}
+    encoder = TorchvisionEncoder(**options, weights=str(tmp_path / "small.pth"))
+    assert encoder.trunk.model.encoder.pos_embedding.shape[1] == 1 + 7 * 7
 
 
 def test_folding_changes_nothing_but_the_time():
@@ -115,7 +121,9 @@ def test_last_stages_learn_and_the_others_do_not():
 def test_projection_and_attention_pooling():
     encoder = TorchvisionEncoder(**SMALL, trainable="none", dim=12, pooling="attention")
     output = encoder(torch.randn(1, 3, 32, 32))
-    assert encoder.dim == 12 and output.features.shape[-1] == 12 and output.pooled.shape == (1, 12)
+    assert encoder.dim == 12
+    assert output.features.shape[-1] == 12
+    assert output.pooled.shape == (1, 12)
     output.pooled.sum().backward()
     assert encoder.projection.weight.grad is not None
 
@@ -133,7 +141,8 @@ def test_half_precision_weights_file(tmp_path):
     torch.save({"model": model.half().state_dict()}, path)
     encoder = TorchvisionEncoder(**SMALL, weights=str(path))
     loaded = encoder.trunk.model.features[0][0].weight
-    assert loaded.dtype == torch.float32 and torch.equal(loaded, model.features[0][0].weight.float())
+    assert loaded.dtype == torch.float32
+    assert torch.equal(loaded, model.features[0][0].weight.float())
     with skip_pretrained():
         path.unlink()
         rebuilt = TorchvisionEncoder(**SMALL, weights=str(path))
@@ -192,5 +201,6 @@ def test_download_without_a_network_says_what_to_do(monkeypatch):
 def test_the_shared_mobilenet_weights_load():
     state = torch.load(WEIGHTS, weights_only=True)
     encoder = TorchvisionEncoder(model_name="mobilenet_v2", weights=str(WEIGHTS), trainable="none")
-    assert encoder.dim == 1280 and encoder.portable_spec == {"weights": None}
+    assert encoder.dim == 1280
+    assert encoder.portable_spec == {"weights": None}
     assert torch.equal(encoder.trunk.model.features[18][1].running_var, state["features.18.1.running_var"].float())

@@ -100,7 +100,7 @@ class Trunk(nn.Module):
         self.frozen = 0
         self._folded = FoldedCopy()
         if isinstance(model, models.VisionTransformer):
-            model.encoder._register_load_state_dict_pre_hook(_take_position_grid, with_module=True)
+            model.encoder._register_load_state_dict_pre_hook(_fit_positions, with_module=True)
 
     def stages(self) -> list[str]:
         """The steps that have parameters."""
@@ -246,9 +246,10 @@ def _resized_positions(positions: Tensor, grid: tuple[int, int]) -> Tensor:
     return torch.cat([positions[:, :1], cells.flatten(2).transpose(1, 2)], dim=1)
 
 
-def _take_position_grid(encoder: nn.Module, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
-    """Let weights made for pictures of another size bring their own grid of positions."""
+def _fit_positions(encoder: nn.Module, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
+    """Resize positions from weights made for pictures of another size."""
     given = state.get(f"{prefix}pos_embedding")
     own = encoder.pos_embedding
     if given is not None and given.dim() == 3 and given.shape[2] == own.shape[2] and given.shape != own.shape:
-        encoder.pos_embedding = nn.Parameter(own.new_empty(given.shape), requires_grad=own.requires_grad)
+        side = math.isqrt(own.shape[1] - 1)
+        state[f"{prefix}pos_embedding"] = _resized_positions(given.to(own.dtype), (side, side))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -30,7 +31,7 @@ def fold_batch_norm(layers: Sequence[nn.Module]) -> nn.Sequential:
 
 def _fold_children(module: nn.Module) -> None:
     children = list(module.named_children())
-    for (name, convolution), (next_name, norm) in zip(children, children[1:], strict=False):
+    for (name, convolution), (next_name, norm) in pairwise(children):
         if isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d) and norm.track_running_stats:
             module._modules[name] = fuse_conv_bn_eval(convolution, norm)
             module._modules[next_name] = nn.Identity()

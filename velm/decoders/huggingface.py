@@ -1,0 +1,192 @@
+"""Language models of transformers with cross-attention as decoders: GPT-2, BERT, RoBERTa ..."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from velm.decoders.base import Decoder, DecoderState
+from velm.layers import hub
+from velm.layers.freezing import eval_frozen
+
+__all__ = ["HFDecoder"]
+
+_CROSS = ("cross", "encoder_attn", "q_attn")  # weights that a language model trained alone does not have
+
+
+@dataclass
+class HFDecoderState(DecoderState):
+    """Keys and values of the tokens so far and, once, of the memory.
+
+    Attributes:
+        cache: transformers' EncoderDecoderCache; never changed in place.
+        memory: float (B, N, D'), projected.
+        memory_mask: int64 (B, N) or None.
+        length: tokens fed so far.
+    """
+
+    cache: Any
+    memory: Tensor
+    memory_mask: Tensor | None
+    length: int
+
+    def select(self, rows: Tensor) -> HFDecoderState:
+        mask = None if self.memory_mask is None else self.memory_mask.index_select(0, rows)
+        return HFDecoderState(_fork(self.cache, rows), self.memory.index_select(0, rows), mask, self.length)
+
+
+class HFDecoder(Decoder):
+    """A causal language model of transformers that attends over a memory.
+
+    Pretrained weights may lack cross-attention, which is new then; everything else must be there.
+
+    Args:
+        model_name: a hub id or a folder, or with `config` a model type such as 'gpt2', 'bert', 'roberta'; the part
+            after 'hf/'.
+        vocab_size: of the tokenizer; handed over. Pretrained weights want their own tokenizer, to which a few special
+            tokens may have been added (their rows are new).
+        memory_dim: width of the memory; handed over. Projected linearly where it is not the model's own.
+        pad_id: of the tokenizer; handed over.
+        config: hyper-parameters named as in the model's config.json: random weights, nothing is read.
+        pretrained: read the weights; null: yes, unless there is a config.
+        trainable: 'all'; 'cross' leaves only cross-attention and the projection of the memory to be learnt.
+    """
+
+    def __init__(
+        self,
+        *,
+        model_name: str,
+        vocab_size: int,
+        memory_dim: int,
+        pad_id: int = 0,
+        config: dict[str, Any] | None = None,
+        pretrained: bool | None = None,
+        trainable: Literal["all", "cross"] = "all",
+    ) -> None:
+        super().__init__()
+        pretrained = hub.resolve_pretrained(model_name, config, pretrained)
+        decoding = {"is_decoder": True, "add_cross_attention": True}
+        given = None if config is None else {**hub.token_ids(vocab_size, pad_id), **config}
+        language = hub.read_config(model_name, given, decoding)
+        cls = _class_of(language, model_name)
+        if config is not None and language.vocab_size != vocab_size:
+            raise ValueError(
+                f"The config of hf/{model_name} has vocab_size {language.vocab_size}, the tokenizer {vocab_size} "
+                f"tokens. Leave vocab_size out of the config: the tokenizer's is taken."
+            )
+        model = hub.build(cls, language, model_name, pretrained, new_parts=_CROSS)
+        if config is None:
+            hub.fit_vocabulary(model, language, vocab_size, model_name, exact=True)
+        self.output_projection = _take_output(model)
+        self.model = model
+        width = int(language.hidden_size)
+        self.memory_projection = nn.Identity() if memory_dim == width else nn.Linear(memory_dim, width)
+        self.offset = _position_offset(model)
+        self.counts_positions = "position_ids" in inspect.signature(model.base_model.forward).parameters
+        places = getattr(language, "max_position_embeddings", None)
+        self.max_length = None if places is None else int(places) - self.offset
+        if trainable == "cross":
+            for name, parameter in self.model.named_parameters():
+                parameter.requires_grad_(any(part in name for part in _CROSS))
+            self.output_projection.requires_grad_(False)
+        elif trainable != "all":
+            raise ValueError(f"trainable is 'all' or 'cross'; got {trainable!r}.")
+        self.portable_spec: dict[str, Any] = {"config": hub.portable_config(language), "pretrained": False}
+        self.train(self.training)
+
+    def forward(self, tokens: Tensor, memory: Tensor, memory_mask: Tensor | None = None) -> Tensor:
+        mask = None if memory_mask is None else memory_mask.long()
+        return self._run(tokens, self.memory_projection(memory), mask, None, 0)
+
+    def start(self, memory: Tensor, memory_mask: Tensor | None = None) -> HFDecoderState:
+        from transformers import DynamicCache, EncoderDecoderCache
+
+        cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
+        mask = None if memory_mask is None else memory_mask.long()
+        return HFDecoderState(cache, self.memory_projection(memory), mask, 0)
+
+    def step(self, token: Tensor, state: DecoderState) -> tuple[Tensor, HFDecoderState]:
+        assert isinstance(state, HFDecoderState)
+        cache = _fork(state.cache)
+        hidden = self._run(token[:, None], state.memory, state.memory_mask, cache, state.length)
+        after = HFDecoderState(cache, state.memory, state.memory_mask, state.length + 1)
+        return self.output_projection(hidden[:, -1]), after
+
+    def train(self, mode: bool = True) -> HFDecoder:
+        super().train(mode)
+        eval_frozen(self.model)
+        return self
+
+    def _run(self, tokens: Tensor, memory: Tensor, mask: Tensor | None, cache: Any, past: int) -> Tensor:
+        if self.max_length is not None and past + tokens.shape[1] > self.max_length:
+            raise ValueError(
+                f"{past + tokens.shape[1]} tokens, but {type(self.model).__name__} holds {self.max_length}. "
+                f"Shorten the sentences (data.max_length), or raise max_position_embeddings in its config."
+            )
+        total = past + tokens.shape[1]
+        options: dict[str, Any] = {}
+        if self.counts_positions:
+            places = torch.arange(past, total, device=tokens.device) + self.offset
+            options["position_ids"] = places.expand(len(tokens), -1)
+        output = self.model(
+            input_ids=tokens,
+            attention_mask=tokens.new_ones(len(tokens), total),  # padding stands at the end, where nobody looks back
+            encoder_hidden_states=memory,
+            encoder_attention_mask=mask,
+            past_key_values=cache,
+            use_cache=cache is not None,
+            **options,
+        )
+        return output.logits  # hidden states: the output projection was taken out
+
+
+def _class_of(config: Any, model_name: str) -> Any:
+    import transformers
+
+    cls = hub.model_class(config, transformers.MODEL_FOR_CAUSAL_LM_MAPPING)
+    if cls is None or "encoder_hidden_states" not in inspect.signature(cls.forward).parameters:
+        raise ValueError(
+            f"hf/{model_name} is a {config.model_type!r} model, which has no language model with cross-attention over "
+            f"a memory. Among those that have: gpt2, bert, roberta, electra, xlm-roberta, bert-generation, bart, trocr."
+        )
+    return cls
+
+
+def _take_output(model: Any) -> nn.Linear:
+    """Take the last linear map, hidden states to words, out of `model`, which gives hidden states then."""
+    output = model.get_output_embeddings()
+    name = next((name for name, module in model.named_modules() if module is output), None)
+    if name is None or not isinstance(output, nn.Linear):
+        raise ValueError(f"{type(model).__name__} has no linear map onto its words, so it cannot be a decoder here.")
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, nn.Identity())
+    return output
+
+
+def _position_offset(model: Any) -> int:
+    """RoBERTa numbers its positions from pad id + 1 on."""
+    embeddings = getattr(model.base_model, "embeddings", None)
+    if not hasattr(embeddings, "create_position_ids_from_input_ids"):
+        return 0
+    return int(getattr(embeddings, "padding_idx", -1)) + 1
+
+
+def _fork(cache: Any, rows: Tensor | None = None) -> Any:
+    """A copy of an EncoderDecoderCache that can go its own way, with `rows` of it; shares what it can."""
+    from transformers import EncoderDecoderCache
+
+    parts = []
+    for part in (cache.self_attention_cache, cache.cross_attention_cache):
+        part = copy.copy(part)
+        part.layers = [copy.copy(layer) for layer in part.layers]
+        if rows is not None:
+            part.reorder_cache(rows)
+        parts.append(part)
+    fork = EncoderDecoderCache(*parts)
+    fork.is_updated = dict(cache.is_updated)
+    return fork

@@ -1,0 +1,255 @@
+"""Vision and text models of transformers as encoders: CLIP, SigLIP, DINOv2, ViT; BERT, RoBERTa, CLIP's text ..."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from velm.encoders.base import ImageEncoder, TextEncoder
+from velm.layers import hub
+from velm.layers.freezing import eval_frozen, trace_shapes
+from velm.layers.pooling import Pooling
+from velm.outputs import EncoderOutput
+
+__all__ = ["HFImageEncoder", "HFTextEncoder"]
+
+_CLIP = ([0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711])
+_HALF = ([0.5, 0.5, 0.5], [0.5, 0.5, 0.5])
+_NORMALISATION = {"clip": _CLIP, "siglip": _HALF, "siglip2": _HALF, "vit": _HALF, "beit": _HALF}  # others: ImageNet's
+
+
+class HFImageEncoder(ImageEncoder):
+    """A vision model of transformers; of a model with two towers, its vision tower.
+
+    Class and register tokens are left out of the features. Pictures of another size than the model's own get its
+    positions interpolated.
+
+    Args:
+        model_name: a hub id or a folder, or with `config` a model type such as 'vit', 'clip_vision_model',
+            'siglip_vision_model', 'dinov2'; the part after 'hf/'.
+        config: hyper-parameters named as in the model's config.json: random weights, nothing is read.
+        pretrained: read the weights; null: yes, unless there is a config.
+        trainable: false freezes the model; projection and attention pooling are still learnt.
+        dim: width D of a linear projection of the features; null: no projection, the model's own width.
+        pooling: 'own' as the model does it (class token, attention head), or the mean where it has no way of its own;
+            or 'mean', 'max', 'attention' over the positions.
+        image_mean: of the pixels' three channels, in [0, 1]; null: the model's own.
+        image_std: likewise.
+    """
+
+    def __init__(
+        self,
+        *,
+        model_name: str,
+        config: dict[str, Any] | None = None,
+        pretrained: bool | None = None,
+        trainable: bool = True,
+        dim: int | None = None,
+        pooling: Literal["own", "mean", "max", "attention"] = "own",
+        image_mean: list[float] | None = None,
+        image_std: list[float] | None = None,
+    ) -> None:
+        super().__init__()
+        pretrained = hub.resolve_pretrained(model_name, config, pretrained)
+        vision = hub.read_config(model_name, config)
+        vision = getattr(vision, "vision_config", vision)
+        cls = hub.model_class(vision)
+        if cls is None or getattr(cls, "main_input_name", "") != "pixel_values":
+            raise ValueError(f"hf/{model_name} is a {vision.model_type!r} model, which takes no pictures.")
+        _check_dim(dim)
+        self.model = hub.build(cls, vision, model_name, pretrained)
+        self.interpolates = "interpolate_pos_encoding" in inspect.signature(self.model.forward).parameters
+        own = hub.image_normalisation(model_name) if config is None else None
+        mean, std = own or _NORMALISATION.get(vision.model_type.split("_")[0]) or (self.image_mean, self.image_std)
+        self.image_mean, self.image_std = _triple(image_mean, mean), _triple(image_std, std)
+        self.own_pooling = pooling == "own"
+        size = _pair(getattr(vision, "image_size", 224))
+        (positions, _), used = trace_shapes(self.model, lambda images: self._run(images)[:2], (1, 3, *size))
+        width = positions.shape[-1]
+        self.dim = width if dim is None else dim
+        self.projection = nn.Identity() if dim is None else nn.Linear(width, dim)
+        self.pooling = None if pooling == "own" else Pooling(pooling, self.dim)
+        hub.freeze(self.model, trainable, used)
+        self.portable_spec: dict[str, Any] = {
+            "config": hub.portable_config(vision),
+            "pretrained": False,
+            "image_mean": list(self.image_mean),
+            "image_std": list(self.image_std),
+        }
+        self.train(self.training)
+
+    def forward(self, images: Tensor) -> EncoderOutput:
+        positions, pooled, grid = self._run(images)
+        features = self.projection(positions)
+        pooled = self.projection(pooled) if self.pooling is None else self.pooling(features)
+        return EncoderOutput(features, pooled, grid=grid)
+
+    def train(self, mode: bool = True) -> HFImageEncoder:
+        super().train(mode)
+        eval_frozen(self.model)
+        return self
+
+    def _run(self, images: Tensor) -> tuple[Tensor, Tensor | None, tuple[int, int]]:
+        """Positions (B, N, width), what the model pools itself (B, width) where it is asked for, and the grid."""
+        size = (images.shape[2], images.shape[3])
+        resized = self.interpolates and size != _pair(getattr(self.model.config, "image_size", size))
+        output = self.model(pixel_values=images, **({"interpolate_pos_encoding": True} if resized else {}))
+        raw, pooled = output.last_hidden_state, getattr(output, "pooler_output", None)
+        if raw.dim() == 4:  # a convolutional model
+            grid = (raw.shape[2], raw.shape[3])
+            positions, tokens = raw.flatten(2).transpose(1, 2), 0
+        else:
+            grid, tokens = _grid(size, getattr(self.model.config, "patch_size", None), raw.shape[1])
+            positions = raw[:, tokens:]
+        if not self.own_pooling:
+            return positions, None, grid
+        if pooled is not None:
+            return positions, pooled.flatten(1), grid
+        return positions, raw[:, 0] if tokens else positions.mean(dim=1), grid
+
+
+class HFTextEncoder(TextEncoder):
+    """A text model of transformers; of a model with two towers, its text tower; of an encoder-decoder, its encoder.
+
+    Args:
+        model_name: a hub id or a folder, or with `config` a model type such as 'bert', 'roberta', 'distilbert',
+            'clip_text_model'; the part after 'hf/'.
+        vocab_size: of the tokenizer; handed over. Pretrained weights want their own tokenizer, to which a few special
+            tokens may have been added (their rows are new).
+        pad_id: of the tokenizer; handed over.
+        config: hyper-parameters named as in the model's config.json: random weights, nothing is read.
+        pretrained: read the weights; null: yes, unless there is a config.
+        trainable: false freezes the model; the projection is still learnt.
+        dim: width D of a linear projection of the features; null: no projection, the model's own width.
+        pooling: 'first' (bos), 'mean', or 'last' (eos); null: last for models that read from left to right and for
+            the text towers of CLIP and SigLIP, first for masked ones (BERT), mean for the others.
+    """
+
+    def __init__(
+        self,
+        *,
+        model_name: str,
+        vocab_size: int,
+        pad_id: int = 0,
+        config: dict[str, Any] | None = None,
+        pretrained: bool | None = None,
+        trainable: bool = True,
+        dim: int | None = None,
+        pooling: Literal["first", "mean", "last"] | None = None,
+    ) -> None:
+        super().__init__()
+        pretrained = hub.resolve_pretrained(model_name, config, pretrained)
+        given = hub.token_ids(vocab_size, pad_id)
+        text = hub.read_config(model_name, None if config is None else _text_config(given, config))
+        text = getattr(text, "text_config", text)
+        cls = hub.model_class(text)
+        if cls is None or getattr(cls, "main_input_name", "") != "input_ids":
+            raise ValueError(f"hf/{model_name} is a {text.model_type!r} model, which takes no tokens.")
+        if config is not None and text.vocab_size < vocab_size:
+            raise ValueError(
+                f"The config of hf/{model_name} has vocab_size {text.vocab_size}, the tokenizer {vocab_size} tokens. "
+                f"Leave vocab_size out of the config: the tokenizer's is taken."
+            )
+        _check_dim(dim)
+        model = hub.build(cls, text, model_name, pretrained)
+        if config is None:
+            hub.fit_vocabulary(model, text, vocab_size, model_name)
+        self.model = model.get_encoder() if getattr(text, "is_encoder_decoder", False) else model
+        width = int(text.hidden_size)
+        self.dim = width if dim is None else dim
+        self.projection = nn.Identity() if dim is None else nn.Linear(width, dim)
+        self.pooling = Pooling(_text_pooling(text) if pooling is None else pooling, self.dim)
+        # SigLIP's own head behind its pooling; only as the model pools itself.
+        self.head: nn.Module = nn.Identity()
+        hub.freeze(self.model, trainable)
+        if text.model_type.startswith("siglip"):
+            self._take_head(pooling is None)
+        self.padding_idx = _padding_idx(self.model)
+        places = getattr(text, "max_position_embeddings", None)
+        taken = 0 if self.padding_idx is None else self.padding_idx + 1
+        self.max_length = None if places is None else int(places) - taken
+        self.portable_spec: dict[str, Any] = {"config": hub.portable_config(text), "pretrained": False}
+        self.train(self.training)
+
+    def forward(self, tokens: Tensor, mask: Tensor) -> EncoderOutput:
+        if self.max_length is not None and tokens.shape[1] > self.max_length:
+            raise ValueError(
+                f"{tokens.shape[1]} tokens, but {type(self.model).__name__} holds {self.max_length}. Shorten the "
+                f"sentences (data.max_length), or raise max_position_embeddings in its config."
+            )
+        options = {}
+        if self.padding_idx is not None:  # RoBERTa counts positions from its own pad id, and finds padding by it
+            options["position_ids"] = self.padding_idx + mask.long().cumsum(dim=1) * mask
+        raw = self.model(input_ids=tokens, attention_mask=mask.long(), **options).last_hidden_state
+        features = self.projection(raw)
+        pooled = self.pooling(features if isinstance(self.head, nn.Identity) else raw, mask)
+        if not isinstance(self.head, nn.Identity):
+            pooled = self.projection(self.head(pooled))
+        return EncoderOutput(features, pooled, mask=mask)
+
+    def train(self, mode: bool = True) -> HFTextEncoder:
+        super().train(mode)
+        eval_frozen(self.model)
+        return self
+
+    def _take_head(self, wanted: bool) -> None:
+        head = getattr(self.model, "head", None)
+        if head is not None and wanted:
+            self.head = head
+            self.model.head = nn.Identity()
+        elif head is not None:
+            self.model.head = nn.Identity()
+
+
+def _check_dim(dim: int | None) -> None:
+    if dim is not None and dim < 1:
+        raise ValueError(f"dim is the width of the projected features, at least 1; got {dim}.")
+
+
+def _pair(size: Any) -> tuple[int, int]:
+    return (int(size), int(size)) if isinstance(size, int) else (int(size[0]), int(size[1]))
+
+
+def _triple(given: Any, default: Any) -> tuple[float, float, float]:
+    values = default if given is None else given
+    if len(values) != 3:
+        raise ValueError(f"image_mean and image_std have three numbers, red, green, blue; got {list(values)}.")
+    return (float(values[0]), float(values[1]), float(values[2]))
+
+
+def _grid(size: tuple[int, int], patch: Any, count: int) -> tuple[tuple[int, int], int]:
+    """The grid of `count` tokens of a picture of `size` pixels, and how many tokens stand before it."""
+    if patch is not None:
+        patch = _pair(patch)
+        rows, columns = size[0] // patch[0], size[1] // patch[1]
+        if rows * columns <= count < rows * columns + 64:
+            return (rows, columns), count - rows * columns
+    rows = max(1, round((count * size[0] / size[1]) ** 0.5))
+    if count % rows != 0:
+        raise ValueError(f"{count} tokens of {size[0]} x {size[1]} pixels lie on no grid of that shape.")
+    return (rows, count // rows), 0
+
+
+def _text_config(given: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
+    """Put what the tokenizer knows into the config, into its text tower where it describes two."""
+    tower = config.get("text_config")
+    return {**config, "text_config": {**given, **tower}} if isinstance(tower, dict) else {**given, **config}
+
+
+def _text_pooling(config: Any) -> Literal["first", "mean", "last"]:
+    import transformers
+
+    if config.model_type.startswith(("clip", "siglip")):
+        return "last"
+    if type(config) in transformers.MODEL_FOR_MASKED_LM_MAPPING:
+        return "first"
+    return "last" if type(config) in transformers.MODEL_FOR_CAUSAL_LM_MAPPING else "mean"
+
+
+def _padding_idx(model: nn.Module) -> int | None:
+    embeddings = getattr(model, "embeddings", None)
+    if not hasattr(embeddings, "create_position_ids_from_input_ids"):
+        return None
+    return int(getattr(embeddings, "padding_idx", 0))
