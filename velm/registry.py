@@ -8,28 +8,28 @@ from __future__ import annotations
 import difflib
 import importlib
 import importlib.metadata
-import importlib.util
 import inspect
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
+from velm.plugins import PluginError, load_plugins
+from velm.specs import Spec, SpecError, parameters, path_of, split_spec, validated
+
+__all__ = [
+    "KINDS", "DuplicateNameError", "Entry", "PluginError", "Registry", "Spec", "SpecError", "UnknownNameError",
+    "datasets", "decoders", "image_encoders", "load_plugins", "losses", "parameters", "split_spec", "text_encoders",
+    "tokenizers",
+]  # fmt: skip
+
 T = TypeVar("T", bound=type)
-Spec = str | Mapping[str, Any]
-
-
-class SpecError(ValueError):
-    """A spec that cannot be built: an option unknown, ill-typed or missing."""
 
 
 class UnknownNameError(SpecError):
     """No part of that kind has that name."""
-
-
-class PluginError(ImportError):
-    """A part is known by name but cannot be imported; the message names its distribution and the cause."""
 
 
 class DuplicateNameError(ValueError):
@@ -61,7 +61,7 @@ class Registry:
         from velm import __version__
 
         found = [Entry(name, target, "velm", __version__) for name, target in self._builtin.items()]
-        found += [Entry(name, _path_of(cls), *_owner(cls)) for name, cls in self._decorated.items()]
+        found += [Entry(name, path_of(cls), *_owner(cls.__module__)) for name, cls in self._decorated.items()]
         for point in importlib.metadata.entry_points(group=self.group):
             owner = point.dist
             found.append(Entry(point.name, point.value, owner.name if owner else "?", owner.version if owner else "?"))
@@ -79,10 +79,10 @@ class Registry:
         """
 
         def decorate(cls: T) -> T:
-            owners = [e for e in self.entries() if e.name == name and e.target != _path_of(cls)]
+            owners = [e for e in self.entries() if e.name == name and e.target != path_of(cls)]
             if owners:
-                claims = [f"{entry.target} ({entry.distribution})" for entry in owners]
-                raise DuplicateNameError(self._duplicate(name, [*claims, f"{_path_of(cls)} ({_owner(cls)[0]})"]))
+                mine = Entry(name, path_of(cls), *_owner(cls.__module__))
+                raise DuplicateNameError(self._duplicate(name, [*owners, mine]))
             self._decorated[name] = cls
             return cls
 
@@ -95,7 +95,7 @@ class Registry:
             UnknownNameError, DuplicateNameError.
         """
         if ":" in name and not name.startswith("hf/"):
-            return Entry(name, name, _distribution_of(name), _version_of(name)), {}
+            return Entry(name, name, *_owner(name)), {}
         entries = self.entries()
         claims = [entry for entry in entries if entry.name == name and not name.endswith("/*")]
         family, _, member = name.partition("/")
@@ -103,9 +103,10 @@ class Registry:
             claims = [entry for entry in entries if entry.name == f"{family}/*"]
         if not claims:
             raise UnknownNameError(self._unknown(name))
-        if len({entry.target for entry in claims}) > 1 or len(claims) > 1:
-            raise DuplicateNameError(self._duplicate(name, [f"{e.target} ({e.distribution})" for e in claims]))
-        return claims[0], {"model_name": member} if claims[0].name.endswith("/*") else {}
+        if len({entry.target for entry in claims}) > 1:
+            raise DuplicateNameError(self._duplicate(name, claims))
+        entry = claims[-1]  # one class by two doors: '(no distribution)' sorts before whoever brings it
+        return entry, {"model_name": member} if entry.name.endswith("/*") else {}
 
     def get(self, name: str) -> type:
         """The class behind a name, imported now.
@@ -124,11 +125,7 @@ class Registry:
             for part in attribute.split("."):
                 target = getattr(target, part)
         except Exception as cause:
-            raise PluginError(
-                f"The {self.kind} {name!r} ({entry.target}, from {entry.distribution} {entry.version}) cannot be "
-                f"imported: {type(cause).__name__}: {cause}. Mend or uninstall {entry.distribution}; "
-                f"everything else goes on working."
-            ) from cause
+            raise PluginError(self._unimportable(name, entry, cause)) from cause
         if not inspect.isclass(target):
             raise PluginError(f"The {self.kind} {name!r} leads to {entry.target}, which is no class but {target!r}.")
         return target
@@ -149,128 +146,58 @@ class Registry:
         accepted = parameters(cls)
         given = {**given, **self.find(name)[1]}
         handed = {key: value for key, value in given.items() if key in accepted and key not in options}
-        return cls(**_validated(cls, options, handed, f"{self.kind} {name!r}"), **handed)
+        return cls(**validated(cls, options, handed, f"{self.kind} {name!r}"), **handed)
 
     def _unknown(self, name: str) -> str:
         names = self.names()
-        near = difflib.get_close_matches(name, [n.removesuffix("/*") for n in names], n=1)
-        guess = f" Did you mean {near[0]!r}?" if near else ""
         return (
-            f"Unknown {self.kind} {name!r}.{guess} Available: {', '.join(names)}.\n"
+            f"Unknown {self.kind} {name!r}.{_guess(name, names)} Available: {', '.join(names)}.\n"
             f'Own {self.kind}s: name: "{self._example}", an entry point in the group {self.group!r} of an installed '
             f"distribution, or plugins: [my_module] for a decorated class."
         )
 
-    def _duplicate(self, name: str, claims: list[str]) -> str:
+    def _unimportable(self, name: str, entry: Entry, cause: Exception) -> str:
+        why = f"cannot be imported: {type(cause).__name__}: {cause}."
+        if entry.distribution.startswith("("):
+            return (
+                f"The {self.kind} {name!r} {why} No installed distribution brings it: see that "
+                f"{entry.target.partition(':')[0]!r} is a module that Python finds from {Path.cwd()} or its search "
+                f"path, and that the class is in it. Everything else goes on working."
+            )
         return (
-            f"The {self.kind} name {name!r} is claimed by {' and by '.join(sorted(claims))}. "
+            f"The {self.kind} {name!r} ({entry.target}, from {entry.distribution} {entry.version}) {why} "
+            f"Mend or uninstall {entry.distribution}; everything else goes on working."
+        )
+
+    def _duplicate(self, name: str, entries: list[Entry]) -> str:
+        claims = sorted(f"{entry.target} ({entry.distribution})" for entry in entries)
+        return (
+            f"The {self.kind} name {name!r} is claimed by {' and by '.join(claims)}. "
             f"Rename one, uninstall one, or use the dotted path of the one you mean."
         )
 
 
-def split_spec(spec: Spec, kind: str = "part") -> tuple[str, dict[str, Any]]:
-    """The name and the options of a spec; a class in place of the name stands for its dotted path."""
-    if isinstance(spec, str):
-        spec = {"name": spec}
-    if not isinstance(spec, Mapping) or not spec.get("name"):
-        raise SpecError(f"The spec of a {kind} is a name or a mapping with a 'name', e.g. {{name: ...}}; got {spec!r}.")
-    name, options = spec["name"], {key: value for key, value in spec.items() if key != "name"}
-    return (_path_of(name) if inspect.isclass(name) else str(name)), options
+def _guess(name: str, names: list[str]) -> str:
+    """' Did you mean ...?', where a name is near; a family's members are not known, so theirs stays as it came."""
+    stem, _, member = name.partition("/")
+    near = difflib.get_close_matches(stem, [known.removesuffix("/*") for known in names], n=1)
+    if not near:
+        return ""
+    meant = f"{near[0]}/{member.strip('*') or '<model>'}" if f"{near[0]}/*" in names else near[0]
+    return f" Did you mean {meant!r}?"
 
 
-def parameters(cls: type) -> dict[str, inspect.Parameter]:
-    """The constructor's arguments by name, without self."""
-    signature = inspect.signature(cls)
-    skipped = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    return {name: p for name, p in signature.parameters.items() if p.kind not in skipped}
-
-
-def load_plugins(plugins: Iterable[str]) -> None:
-    """Import modules or .py files whose decorators register parts. Importing one twice does nothing.
-
-    Raises:
-        PluginError: one cannot be found or fails; the message names it and the cause.
-    """
-    for plugin in plugins:
-        try:
-            if plugin.endswith(".py"):
-                _import_file(Path(plugin))
-            else:
-                importlib.import_module(plugin)
-        except Exception as cause:
-            raise PluginError(
-                f"The plugin {plugin!r} cannot be imported: {type(cause).__name__}: {cause}. `plugins:` takes names of "
-                f"modules that Python can import from {Path.cwd()} or its search path, and paths of .py files."
-            ) from cause
-
-
-def _import_file(path: Path) -> None:
-    resolved, name = path.resolve(), f"velm_plugin_{path.stem}"
-    known = sys.modules.get(name)
-    if known is not None and getattr(known, "__file__", None) == str(resolved):
-        return
-    if not resolved.is_file():
-        raise FileNotFoundError(f"no such file: {path}")
-    module_spec = importlib.util.spec_from_file_location(name, resolved)
-    assert module_spec is not None and module_spec.loader is not None  # a .py file always has both
-    module = importlib.util.module_from_spec(module_spec)
-    sys.modules[name] = module
-    try:
-        module_spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[name]
-        raise
-
-
-def _validated(cls: type, options: dict[str, Any], handed: dict[str, Any], what: str) -> dict[str, Any]:
-    accepted = {key: p for key, p in parameters(cls).items() if key not in handed}
-    for key in options:
-        if key not in accepted:
-            near = difflib.get_close_matches(key, accepted, n=1)
-            guess = f" Did you mean {near[0]!r}?" if near else ""
-            raise SpecError(f"The {what} has no option {key!r}.{guess} Its options: {', '.join(accepted) or 'none'}.")
-    missing = [key for key, p in accepted.items() if p.default is p.empty and key not in options]
-    if missing:
-        raise SpecError(f"The {what} needs {', '.join(missing)}. Its options: {', '.join(accepted)}.")
-    return _typed(cls, options, set(accepted) - set(options) | set(handed), what)
-
-
-def _typed(cls: type, options: dict[str, Any], skip: set[str], what: str) -> dict[str, Any]:
-    import jsonargparse
-
-    typed = {}
-    for key, value in options.items():
-        parser = jsonargparse.ArgumentParser(exit_on_error=False)
-        parser.add_class_arguments(cls, skip=skip | (set(options) - {key}), fail_untyped=False)
-        try:
-            typed[key] = parser.parse_object({key: value}, defaults=False)[key]
-        except jsonargparse.ArgumentError as error:
-            annotation = parameters(cls)[key].annotation
-            expected = getattr(annotation, "__name__", None) if inspect.isclass(annotation) else annotation
-            raise SpecError(
-                f"The option {key!r} of the {what} takes {expected}; got {value!r} ({type(value).__name__})."
-            ) from error
-    return typed
-
-
-def _path_of(cls: type) -> str:
-    return f"{cls.__module__}:{cls.__qualname__}"
-
-
-def _owner(cls: type) -> tuple[str, str]:
-    return _distribution_of(cls.__module__), _version_of(cls.__module__)
-
-
-def _distribution_of(target: str) -> str:
-    """The distribution that brings a module, or '(no distribution)' for a loose file."""
+def _owner(target: str) -> tuple[str, str]:
+    """The distribution that brings a module, and its version; '(no distribution)' for a loose file."""
     top = target.partition(":")[0].partition(".")[0]
-    owners = importlib.metadata.packages_distributions().get(top, [])
-    return owners[0] if owners else "(no distribution)"
+    owners = _packages(tuple(sys.path)).get(top, [])
+    return (owners[0], importlib.metadata.version(owners[0])) if owners else ("(no distribution)", "")
 
 
-def _version_of(target: str) -> str:
-    owner = _distribution_of(target)
-    return "" if owner.startswith("(") else importlib.metadata.version(owner)
+@lru_cache(maxsize=1)
+def _packages(search_path: tuple[str, ...]) -> Mapping[str, list[str]]:
+    """Who brings which package; reads what every installed distribution has written down, which takes a second."""
+    return importlib.metadata.packages_distributions()
 
 
 image_encoders = Registry(

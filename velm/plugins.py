@@ -1,0 +1,53 @@
+"""Importing the modules and .py files that `plugins:` lists; their decorators register parts."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+__all__ = ["PluginError", "load_plugins"]
+
+
+class PluginError(ImportError):
+    """Something named cannot be imported; the message names it, whose it is and the cause."""
+
+
+def load_plugins(plugins: Iterable[str]) -> None:
+    """Import modules or .py files whose decorators register parts. Importing one twice does nothing.
+
+    Raises:
+        PluginError: one cannot be found or fails; the message names it and the cause.
+    """
+    for plugin in plugins:
+        try:
+            if plugin.endswith(".py"):
+                _import_file(Path(plugin))
+            else:
+                importlib.import_module(plugin)
+        except Exception as cause:
+            raise PluginError(
+                f"The plugin {plugin!r} cannot be imported: {type(cause).__name__}: {cause}. `plugins:` takes names of "
+                f"modules that Python can import from {Path.cwd()} or its search path, and paths of .py files."
+            ) from cause
+
+
+def _import_file(path: Path) -> None:
+    resolved, name = path.resolve(), f"velm_plugin_{path.stem}"
+    known = sys.modules.get(name)
+    if known is not None and getattr(known, "__file__", None) == str(resolved):
+        return
+    if not resolved.is_file():
+        raise FileNotFoundError(f"no such file: {path}")
+    module_spec = importlib.util.spec_from_file_location(name, resolved)
+    assert module_spec is not None  # a .py file always has both
+    assert module_spec.loader is not None
+    module = importlib.util.module_from_spec(module_spec)
+    sys.modules[name] = module
+    try:
+        module_spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
