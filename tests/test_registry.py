@@ -424,3 +424,22 @@ def test_building_leaves_the_spec_as_it_was() -> None:
     spec = {"name": Toy, "dim": 3, "widths": [1, 2]}
     image_encoders.build(spec, vocab_size=7)
     assert spec == {"name": Toy, "dim": 3, "widths": [1, 2]}
+
+
+class Refuses:
+    """Says no in its constructor, in its own words."""
+
+    def __init__(self, *, dim: int = 100, heads: int = 8, kind: str = "value") -> None:
+        if kind == "value":
+            raise ValueError(f"dim {dim} is not divisible by heads {heads}")
+        raise UnicodeError("a kind of ValueError with a name of its own")
+
+
+def test_what_a_constructor_refuses_is_told_with_its_name() -> None:
+    with pytest.raises(SpecError) as error:
+        image_encoders.build({"name": Refuses})
+    assert message(error) == (
+        f"The image encoder '{Refuses.__module__}:Refuses' cannot be built so: dim 100 is not divisible by heads 8"
+    )
+    with pytest.raises(UnicodeError, match="of its own"):
+        image_encoders.build({"name": Refuses, "kind": "other"})

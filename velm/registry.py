@@ -139,14 +139,21 @@ class Registry:
                 constructor has an argument of that name and the spec does not set it.
 
         Raises:
-            SpecError: an option that does not exist, has the wrong type or is missing, before anything is built.
+            SpecError: an option that does not exist, has the wrong type or is missing, before anything is built;
+                or one that the constructor refuses with a ValueError.
         """
         name, options = split_spec(spec, self.kind)
         cls = self.get(name)
         accepted = parameters(cls)
         given = {**given, **self.find(name)[1]}
         handed = {key: value for key, value in given.items() if key in accepted and key not in options}
-        return cls(**validated(cls, options, handed, f"{self.kind} {name!r}"), **handed)
+        typed = validated(cls, options, handed, f"{self.kind} {name!r}")
+        try:
+            return cls(**typed, **handed)
+        except ValueError as error:
+            if type(error) is not ValueError:  # a kind of its own (DataError, ...) says more than we can
+                raise
+            raise SpecError(f"The {self.kind} {name!r} cannot be built so: {error}") from error
 
     def _unknown(self, name: str) -> str:
         names = self.names()

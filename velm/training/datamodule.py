@@ -70,9 +70,10 @@ class VisionLanguageData(lightning.LightningDataModule):
         plugins: list[str] | None = None,
     ) -> None:
         super().__init__()
-        for what, number in (("image_size", image_size), ("batch_size", batch_size), ("max_length", max_length)):
-            if number < 1:
-                raise registry.SpecError(f"data.{what} must be at least 1; got {number}.")
+        least = {"image_size": (image_size, 1), "batch_size": (batch_size, 1), "max_length": (max_length, 3)}
+        for what, (number, minimum) in least.items():  # three tokens: bos, a word, eos
+            if number < minimum:
+                raise registry.SpecError(f"data.{what} must be at least {minimum}; got {number}.")
         self.plugins = list(plugins or [])
         registry.load_plugins(self.plugins)
         self.dataset_spec, self.tokenizer_spec = dataset, tokenizer
@@ -122,7 +123,8 @@ class VisionLanguageData(lightning.LightningDataModule):
         """The plain config of the data, as a checkpoint stores it."""
         names = ("image_size", "resize", "batch_size", "captions", "max_length", "num_workers")
         stored = {name: getattr(self, name) for name in names}
-        return {"dataset": self.dataset_spec, "tokenizer": self.tokenizer_spec, "augment": asdict(self.augment), **stored}
+        specs = {"dataset": self.dataset_spec, "tokenizer": self.tokenizer_spec}
+        return {**specs, "augment": asdict(self.augment), **stored}
 
     def transform_config(self) -> dict[str, Any]:
         """The transform that a picture gets outside training."""

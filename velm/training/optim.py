@@ -9,6 +9,8 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
+from velm.registry import SpecError
+
 
 @dataclass
 class OptimizerConfig:
@@ -44,11 +46,11 @@ def parameter_groups(modules: dict[str, nn.Module], config: OptimizerConfig) -> 
         modules: the parts by name (image_encoder, text_encoder, decoder, losses, ...).
 
     Raises:
-        ValueError: `lr_scale` names a part that is not there.
+        SpecError: `lr_scale` names a part that is not there.
     """
     unknown = sorted(set(config.lr_scale) - set(modules))
     if unknown:
-        raise ValueError(f"optimizer.lr_scale names {unknown[0]!r}; the parts are {', '.join(modules)}.")
+        raise SpecError(f"optimizer.lr_scale names {unknown[0]!r}; the parts are {', '.join(modules)}.")
     groups: list[dict[str, object]] = []
     for name, module in modules.items():
         trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]

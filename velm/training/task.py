@@ -61,7 +61,7 @@ class VisionLanguageTask(lightning.LightningModule):
         super().__init__()
         weighted = {name: dict(options or {}) for name, options in (losses or {}).items()}
         if not weighted:
-            raise registry.SpecError("`losses:` lists none; e.g. {contrastive: {weight: 1.0}, captioning: {weight: 2.0}}.")
+            raise registry.SpecError("`losses:` lists none; e.g. {contrastive: {}, captioning: {weight: 2.0}}.")
         self.spec: dict[str, Any] = {
             "image_encoder": image_encoder,
             "text_encoder": text_encoder,
@@ -100,6 +100,10 @@ class VisionLanguageTask(lightning.LightningModule):
 
     def setup(self, stage: str) -> None:
         """Hold data and model against each other before anything is trained."""
+        if stage == "predict" and self.model.decoder is None:
+            raise registry.SpecError(
+                "`velm predict` captions the test split, and this model has no decoder. For recall: velm evaluate."
+            )
         data = getattr(self.trainer, "datamodule", None)
         if data is None:
             return
@@ -163,14 +167,14 @@ class VisionLanguageTask(lightning.LightningModule):
         figures = self.scores[split].compute()
         if self.trainer.sanity_checking:
             return
-        self.log_dict({f"{split}/{name}": float(value) for name, value in figures.items()}, sync_dist=False)
-        self.log(f"{split}/score", float(figures["score"]), prog_bar=True, sync_dist=False)
+        self.log(f"{split}/score", float(figures.pop("score")), prog_bar=True)
+        self.log_dict({f"{split}/{name}": float(value) for name, value in figures.items()})
 
     def configure_callbacks(self) -> list[lightning.Callback]:
         return [] if self.ema is None else [EMAWeightAveraging(decay=self.ema)]
 
     def configure_optimizers(self) -> Any:
-        parts = {name: module for name, module in self.model.named_children()}
+        parts = dict(self.model.named_children())
         parts["losses"] = self.losses
         optimizer = build_optimizer(parts, self.optimizer_config)
         total = int(self.trainer.estimated_stepping_batches)

@@ -1,0 +1,226 @@
+"""A dataset, its tokenizer and its loaders by name: the same batches however they are read."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from velm.data.base import DataError
+from velm.outputs import Batch
+from velm.registry import PluginError, SpecError, UnknownNameError
+from velm.training.datamodule import Augmentation, VisionLanguageData
+
+SHAPES = {
+    "name": "shapes", "train_size": 10, "val_size": 5, "test_size": 4, "heldout_size": 2, "objects": 1, "image_size": 32
+}  # fmt: skip
+ROWS = [
+    ("train", "a.png", "a dog runs", "ein Hund"),
+    ("train", "a.png", "a brown dog", "brauner Hund"),
+    ("train", "b.png", "a cat", "eine Katze"),
+    ("val", "c.png", "an unseen zebra", "ein Zebra"),
+]
+
+
+def shapes(**changes: Any) -> VisionLanguageData:
+    return VisionLanguageData(**{"dataset": SHAPES, "image_size": 16, "batch_size": 4, **changes})
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Callable[..., VisionLanguageData]:
+    """Three pictures and their sentences in a csv."""
+    for i, name in enumerate(("a.png", "b.png", "c.png")):
+        Image.new("RGB", (20, 12), (80 * i, 0, 0)).save(tmp_path / name)
+
+    def make(target: bool = False, splits: tuple[str, ...] = ("train", "val"), **changes: Any) -> VisionLanguageData:
+        lines = [",".join((split, image, image, text, to)) for split, image, text, to in ROWS if split in splits]
+        path = tmp_path / "captions.csv"
+        path.write_text("\n".join(["split,image_id,image_path,text,german", *lines, ""]))
+        dataset = {"name": "csv", "path": str(path), **({"target_column": "german"} if target else {})}
+        return VisionLanguageData(**{"dataset": dataset, "image_size": 8, "batch_size": 2, **changes})
+
+    return make
+
+
+def fields(batches: Any) -> list[dict[str, Any]]:
+    return [{k: v for k, v in vars(batch).items() if v is not None} for batch in batches]
+
+
+def assert_same(one: list[dict[str, Any]], other: list[dict[str, Any]]) -> None:
+    assert len(one) == len(other)
+    for left, right in zip(one, other, strict=True):
+        assert left.keys() == right.keys()
+        assert all(torch.equal(left[key], right[key]) for key in left)
+
+
+# --- vocabulary
+
+
+def test_the_vocabulary_is_that_of_the_training_split(table: Callable[..., VisionLanguageData]) -> None:
+    data = table()
+    assert data.vocab_size == 4 + len({"a", "dog", "runs", "brown", "cat"})
+    assert data.pad_id == data.tokenizer.pad_id
+    assert data.tokenizer_name == "word"
+    assert data.tokenizer.encode("unseen")[1] == data.tokenizer.unk_id
+    assert table(tokenizer={"name": "byte"}).vocab_size == 4 + 256
+
+
+def test_targets_are_in_the_vocabulary(table: Callable[..., VisionLanguageData]) -> None:
+    data = table(target=True)
+    assert data.has_target
+    assert not table().has_target
+    assert data.vocab_size == 4 + len({"a", "dog", "runs", "brown", "cat", "ein", "hund", "brauner", "eine", "katze"})
+
+
+# --- batches
+
+
+def test_batches_are_bytes_and_whole_sentences() -> None:
+    data = shapes()
+    data.setup("fit")
+    batches = list(data.train_dataloader())
+    assert [len(batch) for batch in batches] == [4, 4]  # the rest of two sits the epoch out
+    for batch in batches:
+        assert isinstance(batch, Batch)
+        assert batch.images.dtype == torch.uint8
+        assert batch.images.shape == (4, 3, 16, 16)
+        assert (batch.tokens[:, 0] == data.tokenizer.bos_id).all()
+        last = batch.mask.sum(1) - 1
+        assert (batch.tokens[torch.arange(4), last] == data.tokenizer.eos_id).all()
+        assert torch.equal(batch.mask, batch.tokens != data.pad_id)
+        assert len(batch.image_ids.unique()) == 4
+        assert batch.target_tokens is None
+
+
+def test_a_target_comes_with_the_batch(table: Callable[..., VisionLanguageData]) -> None:
+    data = table(target=True, captions="first")
+    [batch] = data.train_dataloader()
+    written = {data.tokenizer.decode(row) for row in batch.target_tokens.tolist()}
+    assert written == {"ein hund", "eine katze"}
+    assert torch.equal(batch.target_mask, batch.target_tokens != data.pad_id)
+
+
+def test_the_number_of_workers_changes_nothing() -> None:
+    augment = Augmentation(crop_scale=(0.5, 1.0), flip=True, color_jitter=0.4)
+    alone, together = (shapes(num_workers=n, augment=augment, seed=3) for n in (0, 2))
+    assert_same(fields(alone.train_dataloader()), fields(together.train_dataloader()))
+
+
+def test_the_seed_is_the_runs_unless_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    def order(**changes: Any) -> list[int]:
+        return [i for batch in shapes(**changes).train_dataloader() for i in batch.image_ids.tolist()]
+
+    monkeypatch.delenv("PL_GLOBAL_SEED", raising=False)
+    assert order() == order(seed=0)
+    monkeypatch.setenv("PL_GLOBAL_SEED", "7")
+    assert order() == order(seed=7) != order(seed=0)
+
+
+def test_all_captions_are_all_samples(table: Callable[..., VisionLanguageData]) -> None:
+    assert sum(len(batch) for batch in table(captions="all", batch_size=1).train_dataloader()) == 3
+    assert sum(len(batch) for batch in table(captions="random", batch_size=1).train_dataloader()) == 2
+
+
+def test_outside_training_each_picture_comes_once_and_in_order() -> None:
+    data = shapes(eval_batch_size=2)
+    assert [batch.image_ids.tolist() for batch in data.val_dataloader()] == [[0, 1], [2, 3], [4]]
+    assert [batch.image_ids.tolist() for batch in data.test_dataloader()] == [[0, 1], [2, 3]]
+    assert_same(fields(data.predict_dataloader()), fields(data.test_dataloader()))
+    assert [len(batch) for batch in shapes().val_dataloader()] == [4, 1]
+
+
+def test_ranks_share_a_split_without_a_picture_twice() -> None:
+    seen = []
+    for rank in (0, 1):
+        data = shapes()
+        data.trainer = SimpleNamespace(global_rank=rank, world_size=2, state=SimpleNamespace(fn="validate"))
+        seen.append([i for batch in data.val_dataloader() for i in batch.image_ids.tolist()])
+    assert seen == [[0, 2, 4], [1, 3]]
+
+
+# --- length
+
+
+def test_long_sentences_are_cut_with_one_warning(table: Callable[..., VisionLanguageData]) -> None:
+    data = table(max_length=4, captions="first")
+    with pytest.warns(UserWarning, match=r"2 of 3 sentences \(66.7%\) are longer than max_length = 4") as said:
+        data.setup("fit")
+    assert len(said) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        data.setup("validate")
+        [batch] = data.train_dataloader()
+    assert batch.tokens.shape[1] == 4
+    assert set(batch.tokens[:, -1].tolist()) == {data.tokenizer.eos_id}
+    assert sorted(map(data.tokenizer.decode, batch.tokens.tolist())) == ["a cat", "a dog"]
+
+
+def test_nothing_is_said_where_nothing_is_cut(table: Callable[..., VisionLanguageData]) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        table(max_length=5).setup("fit")
+
+
+# --- what a checkpoint keeps
+
+
+def test_the_config_is_plain() -> None:
+    data = shapes(augment=Augmentation(crop_scale=(0.5, 1.0)), resize="squash", max_length=12)
+    config = data.config()
+    stored = json.loads(json.dumps(config))
+    assert stored["dataset"] == SHAPES
+    assert stored["tokenizer"] == "word"
+    assert stored["augment"] == {"crop_scale": [0.5, 1.0], "flip": False, "color_jitter": 0.0}
+    assert (stored["image_size"], stored["resize"], stored["max_length"]) == (16, "squash", 12)
+    assert data.transform_config() == {"image_size": 16, "resize": "squash"}
+    again = VisionLanguageData(**{**config, "augment": Augmentation(**config["augment"])})
+    assert_same(fields(again.train_dataloader()), fields(data.train_dataloader()))
+
+
+# --- bad input
+
+
+def test_a_missing_split_is_named() -> None:
+    data = shapes(dataset={**SHAPES, "val_size": 0})
+    with pytest.raises(DataError, match=r"The split 'val' of shapes is empty. Splits there are: train \(10\), test"):
+        data.val_dataloader()
+    with pytest.raises(DataError, match="'dev'"):
+        data.records("dev")
+
+
+def test_data_without_a_validation_split_can_be_trained_on(table: Callable[..., VisionLanguageData]) -> None:
+    data = table(splits=("train",))
+    data.trainer = SimpleNamespace(global_rank=0, world_size=1, state=SimpleNamespace(fn="fit"))
+    assert data.val_dataloader() == []
+    data.trainer.state.fn = "validate"
+    with pytest.raises(DataError, match="val"):
+        data.val_dataloader()
+
+
+@pytest.mark.parametrize(
+    ("option", "least"), [("image_size", 1), ("batch_size", 1), ("max_length", 3)]
+)  # fmt: skip
+def test_impossible_numbers_are_refused(option: str, least: int) -> None:
+    with pytest.raises(SpecError) as error:
+        shapes(**{option: least - 1})
+    assert str(error.value) == f"data.{option} must be at least {least}; got {least - 1}."
+
+
+def test_unknown_names_and_options_are_refused_at_once() -> None:
+    with pytest.raises(UnknownNameError, match=r"Unknown dataset 'shape'. Did you mean 'shapes'"):
+        shapes(dataset="shape")
+    with pytest.raises(SpecError, match=r"has no option 'train_sizes'. Did you mean 'train_size'"):
+        shapes(dataset={"name": "shapes", "train_sizes": 3})
+    with pytest.raises(SpecError, match="The dataset 'shapes' cannot be built so: objects 5 is not between 1 and 3"):
+        shapes(dataset={"name": "shapes", "objects": 5})
+    with pytest.raises(UnknownNameError, match=r"Unknown tokenizer 'words'. Did you mean 'word'"):
+        _ = shapes(tokenizer="words").vocab_size
+    with pytest.raises(PluginError, match="The plugin 'no_such_module'"):
+        shapes(plugins=["no_such_module"])
