@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torchvision import models
 
-from velm.encoders.torchvision import TorchvisionEncoder
+from velm.encoders.torchvision import TorchvisionEncoder, Trunk
 from velm.layers.pretrained import skip_pretrained
 
 WEIGHTS = Path(__file__).parents[2] / "../shared/data/weights/mobilenet_v2_imagenet.pth"
@@ -54,21 +54,25 @@ def test_pooled_feature_map_is_what_torchvision_classifies(name):
     assert torch.allclose(encoder(images).pooled, seen[0], rtol=1e-4, atol=1e-5)
 
 
+def small_vit(image_size):
+    options = {"num_layers": 2, "num_heads": 2, "hidden_dim": 16, "mlp_dim": 32}
+    return models.VisionTransformer(image_size=image_size, patch_size=32, **options).eval()
+
+
 def test_vit_equals_torchvision():
-    model = models.vit_b_32().eval()
-    encoder = TorchvisionEncoder(model_name="vit_b_32", features="encoder.layers.encoder_layer_1").eval()
-    encoder.trunk.model.load_state_dict(model.state_dict(), strict=False)
-    images = torch.randn(1, 3, 224, 224)
-    tokens = torch.cat([model.class_token, model._process_input(images)], dim=1) + model.encoder.pos_embedding
-    expected = model.encoder.layers[1](model.encoder.layers[0](tokens))[:, 1:]
-    assert torch.allclose(encoder(images).features, expected, atol=1e-5)
+    model = small_vit(96)
+    trunk = Trunk(copy.deepcopy(model), None).eval()
+    images = torch.randn(2, 3, 96, 96)
+    tokens = torch.cat([model.class_token.expand(2, -1, -1), model._process_input(images)], dim=1)
+    positions, grid = trunk(images)
+    assert grid == (3, 3)
+    assert torch.allclose(positions, model.encoder(tokens)[:, 1:], atol=1e-5)
 
 
-def test_vit_weights_for_another_picture_size_are_resized(tmp_path):
-    torch.save(models.vit_b_32(image_size=64).state_dict(), tmp_path / "small.pth")
-    options = {"model_name": "vit_b_32", "features": "encoder.layers.encoder_layer_0"}
-    encoder = TorchvisionEncoder(**options, weights=str(tmp_path / "small.pth"))
-    assert encoder.trunk.model.encoder.pos_embedding.shape[1] == 1 + 7 * 7
+def test_vit_weights_for_another_picture_size_are_resized():
+    trunk = Trunk(small_vit(96), None)
+    trunk.model.load_state_dict(small_vit(64).state_dict(), strict=False)
+    assert trunk.model.encoder.pos_embedding.shape[1] == 1 + 3 * 3
 
 
 def test_folding_changes_nothing_but_the_time():
@@ -193,7 +197,7 @@ def test_download_without_a_network_says_what_to_do(monkeypatch):
 
     monkeypatch.setattr(torch.hub, "load_state_dict_from_url", offline)
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", offline)
-    with pytest.raises(OSError, match="cannot be downloaded.*no route to host.*give its path"):
+    with pytest.raises(OSError, match=r"cannot be downloaded.*no route to host.*give its path"):
         TorchvisionEncoder(**SMALL, weights="DEFAULT")
 
 

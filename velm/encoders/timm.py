@@ -83,7 +83,7 @@ class TimmEncoder(ImageEncoder):
 
     def _grid(self, size: tuple[int, int], count: int) -> tuple[int, int]:
         """The grid of `count` tokens of a picture of `size` (H, W) pixels."""
-        embed = getattr(self.model, "patch_embed", None)
+        embed: Any = getattr(self.model, "patch_embed", None)
         if hasattr(embed, "dynamic_feat_size"):
             rows, columns = embed.dynamic_feat_size(size)
             if rows * columns == count:

@@ -15,6 +15,7 @@ from torchvision import models
 
 from velm.encoders.base import ImageEncoder
 from velm.layers.folding import FoldedCopy, may_fold
+from velm.layers.freezing import trace_shapes
 from velm.layers.pooling import Pooling
 from velm.layers.pretrained import load_matching, pretrained_allowed, read_state_dict
 from velm.outputs import EncoderOutput
@@ -149,7 +150,7 @@ class Trunk(nn.Module):
         return x.flatten(2).transpose(1, 2), (x.shape[2], x.shape[3])
 
     def _tokens(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
-        model = self.model
+        model: Any = self.model
         patches = model.conv_proj(images)
         grid = (patches.shape[2], patches.shape[3])
         x = torch.cat([model.class_token.expand(len(images), -1, -1), patches.flatten(2).transpose(1, 2)], dim=1)
@@ -160,12 +161,7 @@ class Trunk(nn.Module):
 
     def width(self) -> int:
         """The width D of the feature map, found without computing anything."""
-        tensors = {k: v.to("meta") for k, v in (*self.named_parameters(), *self.named_buffers())}
-        was_training = self.training
-        with torch.no_grad():
-            self.eval()
-            positions, _ = torch.func.functional_call(self, tensors, (torch.empty(1, 3, 224, 224, device="meta"),))
-        self.train(was_training)
+        (positions, _), _ = trace_shapes(self, self.forward, (1, 3, 224, 224))
         return positions.shape[-1]
 
 
@@ -174,7 +170,9 @@ def _check_name(model_name: str) -> None:
     if model_name not in names:
         near = difflib.get_close_matches(model_name, names, n=1)
         guess = f" Did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"torchvision has no classification model {model_name!r}.{guess} Its models: {', '.join(names)}.")
+        raise ValueError(
+            f"torchvision has no classification model {model_name!r}.{guess} Its models: {', '.join(names)}."
+        )
 
 
 def _read(weights: str, model_name: str) -> dict[str, Tensor] | None:
@@ -246,7 +244,7 @@ def _resized_positions(positions: Tensor, grid: tuple[int, int]) -> Tensor:
     return torch.cat([positions[:, :1], cells.flatten(2).transpose(1, 2)], dim=1)
 
 
-def _fit_positions(encoder: nn.Module, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
+def _fit_positions(encoder: Any, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
     """Resize positions from weights made for pictures of another size."""
     given = state.get(f"{prefix}pos_embedding")
     own = encoder.pos_embedding

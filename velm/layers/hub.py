@@ -71,7 +71,9 @@ def build(cls: Any, config: Any, model_name: str, pretrained: bool, new_parts: t
         ValueError: the weights are those of another architecture.
         OSError: they cannot be read.
     """
-    options = {"add_pooling_layer": False} if "add_pooling_layer" in inspect.signature(cls).parameters else {}
+    options: dict[str, Any] = (
+        {"add_pooling_layer": False} if "add_pooling_layer" in inspect.signature(cls).parameters else {}
+    )
     if not (pretrained and pretrained_allowed()):
         return cls._from_config(config, dtype=torch.float32, **options)
     options |= {"config": config, "dtype": torch.float32, "output_loading_info": True}
