@@ -55,3 +55,8 @@ def test_public_names_all_resolve() -> None:
         assert getattr(velm, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = velm.nothing
+
+
+def test_registries_named_like_packages_register_either_way() -> None:
+    modules_after("import velm\nassert velm.decoders.register and velm.losses.names()")
+    modules_after("import velm, velm.decoders.base, velm.losses.base\nassert velm.decoders.register and velm.losses.names()")

@@ -9,6 +9,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from velm import decoders as decoders
+    from velm import losses as losses
     from velm import metrics as metrics
     from velm.data.base import Dataset as Dataset
     from velm.data.base import Record as Record
@@ -23,9 +25,7 @@ if TYPE_CHECKING:
     from velm.pipeline import Pipeline as Pipeline
     from velm.pipeline import load as load
     from velm.registry import datasets as datasets
-    from velm.registry import decoders as decoders
     from velm.registry import image_encoders as image_encoders
-    from velm.registry import losses as losses
     from velm.registry import text_encoders as text_encoders
     from velm.registry import tokenizers as tokenizers
 
@@ -46,21 +46,20 @@ _HOME = {
     "load": "velm.pipeline",
     "image_encoders": "velm.registry",
     "text_encoders": "velm.registry",
-    "decoders": "velm.registry",
-    "losses": "velm.registry",
     "datasets": "velm.registry",
     "tokenizers": "velm.registry",
 }
-__all__ = ["__version__", "metrics", *_HOME]
+_PACKAGES = ("decoders", "losses", "metrics")
+__all__ = ["__version__", *_PACKAGES, *_HOME]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "metrics":
-        return importlib.import_module("velm.metrics")
+    if name in _PACKAGES:
+        return importlib.import_module(f"velm.{name}")
     if name not in _HOME:
         raise AttributeError(f"module 'velm' has no attribute {name!r}; it has {', '.join(sorted(__all__))}")
     value = getattr(importlib.import_module(_HOME[name]), name)
-    globals()[name] = value  # `velm.decoders` is the registry, also after the package of that name was imported
+    globals()[name] = value
     return value
 
 

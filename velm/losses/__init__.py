@@ -1,1 +1,12 @@
-"""Losses: how well pictures and sentences match, and how probable the sentence is."""
+"""Losses. `velm.losses` is this package and the registry of that kind in one."""
+
+from velm.registry import losses as _registry
+
+build, entries, find, get, names, register = (
+    _registry.build,
+    _registry.entries,
+    _registry.find,
+    _registry.get,
+    _registry.names,
+    _registry.register,
+)
