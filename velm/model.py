@@ -132,7 +132,8 @@ class VisionLanguageModel(nn.Module):
         sentence, content = batch.target_tokens, batch.target_mask
         if sentence is None:
             sentence, content = batch.tokens, batch.mask
-        assert sentence is not None and content is not None
+        assert sentence is not None
+        assert content is not None
         labels = sentence[:, 1:].masked_fill(~content[:, 1:], IGNORE)
         return self._decoder().decode(sentence[:, :-1], memory, mask), labels
 
@@ -207,7 +208,8 @@ def _wanted_parts(config: Mapping[str, Any], memory: tuple[str, ...]) -> dict[st
         wanted = {"image_encoder": reads_image, "text_encoder": reads_text, "decoder": "decoder" in needs}
         for part, keep in wanted.items():
             if specs[part] is not None and not keep:
-                warnings.warn(f"The {part} is left out: none of the losses {list(config['losses'])} trains it.", stacklevel=3)
+                losses = list(config["losses"])
+                warnings.warn(f"The {part} is left out: none of the losses {losses} trains it.", stacklevel=3)
                 specs[part] = None
     if specs["decoder"] is not None:
         for source in memory:

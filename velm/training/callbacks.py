@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import warnings
 from pathlib import Path
@@ -14,6 +15,8 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
 from velm.data.base import Record
 from velm.data.transforms import EvalTransform
+
+HEADLINE = ("image_to_text/recall@1", "text_to_image/recall@1", "caption/bleu4", "caption/cider")
 
 
 class CaptionPanel(Callback):
@@ -29,7 +32,8 @@ class CaptionPanel(Callback):
         rows = sorted(scores.captions)[: scores.config.panel]
         lines = [f"{scores.records[row].image_id}\t{scores.captions[row]}" for row in rows]
         distinct = len(set(scores.captions.values()))
-        head = f"epoch {trainer.current_epoch} step {trainer.global_step}: {distinct} distinct captions of {len(scores.captions)}"
+        where = f"epoch {trainer.current_epoch} step {trainer.global_step}"
+        head = f"{where}: {distinct} distinct captions of {len(scores.captions)}"
         if trainer.log_dir is not None:
             Path(trainer.log_dir).mkdir(parents=True, exist_ok=True)
             with open(Path(trainer.log_dir) / "panel.txt", "a", encoding="utf-8") as file:
@@ -81,19 +85,16 @@ class LastWords(Callback):
         if trainer.log_dir is None or trainer.fast_dev_run:
             return
         folder = Path(trainer.log_dir)
-        try:
+        with contextlib.suppress(ValueError):  # a folder elsewhere is named in full
             folder = folder.resolve().relative_to(Path.cwd())
-        except ValueError:
-            pass
         best = folder / ("best.ckpt" if (folder / "best.ckpt").exists() else "last.ckpt")
         figures = ", ".join(
             f"{name.removeprefix('val/')} {float(value):.3f}"
             for name, value in sorted(trainer.callback_metrics.items())
-            if name in ("val/image_to_text/recall@1", "val/text_to_image/recall@1", "val/caption/bleu4", "val/caption/cider")
+            if name.removeprefix("val/") in HEADLINE
         )
-        rank_zero_info(f"\nLast validation: {figures or 'none'}\nThe run is in {folder}/: config.yaml, metrics.csv, {best.name}, ...")
+        rank_zero_info(f"\nLast validation: {figures or 'none'}")
+        rank_zero_info(f"The run is in {folder}/: config.yaml, metrics.csv, {best.name}, ...")
         rank_zero_info(f"Next:  velm evaluate {best} --output {folder / 'evaluation'}")
         if getattr(pl_module.model, "decoder", None) is not None:
             rank_zero_info(f"       velm caption {best} IMAGE...")
-
-

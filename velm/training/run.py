@@ -93,7 +93,7 @@ def _set_aside(folder: Path) -> None:
         number += 1
     kept = folder.with_name(f"{folder.name}.{number}")
     folder.rename(kept)
-    rank_zero_info(f"An earlier run was in {folder}: it is in {kept} now. To go on with it: --ckpt_path {kept}/last.ckpt")
+    rank_zero_info(f"An earlier run was in {folder}: it is in {kept} now. To go on: --ckpt_path {kept}/last.ckpt")
 
 
 def main(args: ArgsType = None) -> VelmCLI:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -89,7 +90,7 @@ class VisionLanguageTask(lightning.LightningModule):
             if module is None:
                 there = [name for name in PARTS if getattr(self.model, name) is not None]
                 raise registry.SpecError(f"freeze names {part!r}; the model's parts are {', '.join(there)}.")
-            module.requires_grad_(False)
+            module.requires_grad_(False).eval()  # Lightning trains modules in the mode it finds them in
 
     def train(self, mode: bool = True) -> VisionLanguageTask:
         """As ever, but frozen parts stay in eval mode: their dropout and batch statistics are off."""
@@ -209,7 +210,7 @@ def build_losses(losses: Mapping[str, Mapping[str, Any] | None]) -> tuple[nn.Mod
     for name, options in losses.items():
         rest = dict(options or {})
         weight = rest.pop("weight", 1.0)
-        if isinstance(weight, bool) or not isinstance(weight, int | float) or weight < 0:
+        if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight < math.inf:
             raise registry.SpecError(f"The weight of the loss {name!r} is a number >= 0; got {weight!r}.")
         modules[name] = registry.losses.build({"name": name, **rest})
         weights[name] = float(weight)

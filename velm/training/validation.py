@@ -59,7 +59,7 @@ class SplitScores:
         output = self.task.model(batch, self.task.needs)
         values = [self.task.weights[name] * loss(output, batch) for name, loss in self.task.losses.items()]
         parts = torch.stack([value / self.task.weights[name] if self.task.weights[name] else value
-                             for name, value in zip(self.task.losses, values)])  # fmt: skip
+                             for name, value in zip(self.task.losses, values, strict=True)])  # fmt: skip
         self.losses.append(torch.cat([torch.stack(values).sum()[None], parts, parts.new_tensor([len(batch)])]))
         self.image_ids.append(batch.image_ids)
         if output.image_embeds is not None:
@@ -90,7 +90,7 @@ class SplitScores:
             config=GenerationConfig(max_length=self.config.max_length),
             suppress=(tokenizer.pad_id, tokenizer.bos_id, tokenizer.unk_id),
         )  # fmt: skip
-        for row, tokens in zip(batch.image_ids[rows].tolist(), generated.tokens[:, 0].tolist()):
+        for row, tokens in zip(batch.image_ids[rows].tolist(), generated.tokens[:, 0].tolist(), strict=True):
             self.captions[row] = tokenizer.decode(tokens)
 
     def compute(self) -> dict[str, float]:
@@ -117,7 +117,7 @@ class SplitScores:
     def _losses(self) -> dict[str, float]:
         rows = gather_rows(torch.stack(self.losses)).double().cpu()
         means = (rows[:, :-1] * rows[:, -1:]).sum(0) / rows[:, -1].sum()
-        return dict(zip(["loss", *self.task.losses], means.tolist()))
+        return dict(zip(["loss", *self.task.losses], means.tolist(), strict=True))
 
     def _retrieval(self, image_embeds: Tensor, seen: Tensor) -> dict[str, float]:
         limit = self.config.texts_per_image or None

@@ -1,0 +1,151 @@
+"""The figures of a validation are those of the whole split, however it came in batches."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from velm import metrics
+from velm.training.datamodule import VisionLanguageData
+from velm.training.task import VisionLanguageTask
+from velm.training.validation import SplitScores, ValidationConfig
+
+SIZES = {"train_size": 4, "val_size": 5, "test_size": 1, "heldout_size": 0}
+RECALLS = [f"{way}/recall@{k}" for way in ("image_to_text", "text_to_image") for k in (1, 5, 10)]
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+@pytest.fixture(scope="module")
+def data() -> VisionLanguageData:
+    dataset = {"name": "shapes", "objects": 2, "image_size": 32, **SIZES}
+    return VisionLanguageData(dataset=dataset, image_size=16, batch_size=2, max_length=24)
+
+
+def make_task(data: VisionLanguageData, *losses: str) -> VisionLanguageTask:
+    torch.manual_seed(0)
+    task = VisionLanguageTask(
+        image_encoder={"name": "cnn", "dim": 16, "widths": [8]},
+        text_encoder={"name": "rnn", "dim": 12},
+        decoder={"name": "transformer", "dim": 16, "depth": 1, "heads": 2},
+        losses={name: {"weight": 0.5} for name in losses},
+        embed_dim=8,
+        vocab_size=data.vocab_size,
+    ).eval()
+    task.trainer = SimpleNamespace(world_size=1, global_rank=0, datamodule=data)
+    return task
+
+
+def measure(
+    data: VisionLanguageData, *losses: str, batch_size: int = 2, **config: Any
+) -> tuple[dict[str, float], SplitScores]:
+    task = make_task(data, *losses)
+    config = {"captions": 3, "max_length": 5, **config}
+    scores = SplitScores(task, data.records("val"), data.tokenizer, ValidationConfig(**config))
+    data.eval_batch_size = batch_size
+    for batch in data.val_dataloader():
+        scores.update(batch)
+    return scores.compute(), scores
+
+
+@pytest.mark.parametrize(
+    ("losses", "recall", "captions"),
+    [(["contrastive"], True, False), (["captioning"], False, True), (["triplet", "captioning"], True, True)],
+)
+def test_what_is_trained_is_what_is_measured(
+    data: VisionLanguageData, losses: list[str], recall: bool, captions: bool
+) -> None:
+    figures, _ = measure(data, *losses)
+    assert {"loss", "score", *losses} <= set(figures)
+    assert (set(RECALLS) <= set(figures)) == ("text_to_image/median_rank" in figures) == recall
+    assert ("caption/cider" in figures) == ("caption/exact_match" in figures) == captions
+    assert figures["loss"] == pytest.approx(0.5 * sum(figures[name] for name in losses))
+
+
+def test_recall_and_captions_do_not_depend_on_the_batches(data: VisionLanguageData) -> None:
+    (small, one), (large, other) = (measure(data, "contrastive", "captioning", batch_size=size) for size in (2, 5))
+    compared = [name for name in small if "recall" in name or "rank" in name or "caption/" in name]
+    assert len(compared) > 10
+    assert {name: small[name] for name in compared} == pytest.approx({name: large[name] for name in compared})
+    assert one.captions == other.captions
+
+
+def test_recall_is_that_of_everything_encoded_one_by_one(data: VisionLanguageData) -> None:
+    figures, scores = measure(data, "contrastive")
+    model, images, texts, owners = scores.task.model, [], [], []
+    data.eval_batch_size = 1
+    with torch.no_grad():
+        for row, batch in enumerate(data.val_dataloader()):
+            images.append(model.embed_image(model.encode_image(batch.images))[0])
+            for text in data.records("val")[row].texts:
+                tokens = torch.tensor([data.tokenizer.encode(text)])
+                texts.append(model.embed_text(model.encode_text(tokens, torch.ones_like(tokens, dtype=torch.bool)))[0])
+                owners.append(row)
+    assert len(texts) > len(images)
+    expected = metrics.retrieval_metrics(torch.stack(images), torch.stack(texts), torch.tensor(owners))
+    assert {name: figures[name] for name in expected} == pytest.approx(expected)
+
+
+def test_the_gallery_may_hold_fewer_sentences(data: VisionLanguageData, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = []
+    counted = SplitScores._embed
+    monkeypatch.setattr(SplitScores, "_embed", lambda self, texts: sizes.append(len(texts)) or counted(self, texts))
+    measure(data, "contrastive", texts_per_image=1)
+    measure(data, "contrastive", texts_per_image=0)
+    assert sizes == [5, sum(len(record.texts) for record in data.records("val"))]
+
+
+def test_sentences_come_back_in_their_order(data: VisionLanguageData) -> None:
+    _, scores = measure(data, "contrastive")
+    texts = [text for record in data.records("val") for text in record.texts][:7]
+    whole = scores._embed(texts)
+    torch.testing.assert_close(scores._embed(texts, batch_size=2), whole)
+    torch.testing.assert_close(torch.cat([scores._embed([text]) for text in texts]), whole)
+
+
+def test_the_first_pictures_are_captioned_no_longer_than_asked(data: VisionLanguageData) -> None:
+    figures, scores = measure(data, "captioning", captions=3, max_length=2)
+    assert sorted(scores.captions) == [0, 1, 2]
+    assert all(len(caption.split()) <= 2 for caption in scores.captions.values())
+    references = [list(data.records("val")[row].texts) for row in range(3)]
+    expected = metrics.caption_metrics([scores.captions[row] for row in range(3)], references)
+    assert {name: figures[name] for name in expected} == pytest.approx(expected)
+
+
+def test_the_score_is_the_mean_of_recalls_and_of_cider(data: VisionLanguageData) -> None:
+    aligned, _ = measure(data, "contrastive")
+    recall = sum(aligned[name] for name in RECALLS) / 6
+    assert aligned["score"] == pytest.approx(recall)
+    written, _ = measure(data, "captioning")
+    assert written["score"] == pytest.approx(written["caption/cider"])
+    both, _ = measure(data, "contrastive", "captioning")
+    recall = sum(both[name] for name in RECALLS) / 6
+    assert both["score"] == pytest.approx((recall + both["caption/cider"]) / 2)
+
+
+def test_without_recall_and_captions_the_loss_is_the_score(data: VisionLanguageData) -> None:
+    figures, scores = measure(data, "captioning", captions=0)
+    assert scores.captions == {}
+    assert figures["score"] == -figures["loss"] < 0
+
+
+def test_what_is_to_be_written_is_the_reference(data: VisionLanguageData) -> None:
+    records = [
+        SimpleNamespace(texts=("a dog",), targets=("ein Hund",)),
+        SimpleNamespace(texts=("a cat",), targets=None),
+    ]
+    scores = SplitScores(make_task(data, "captioning"), records, data.tokenizer, ValidationConfig())  # type: ignore[arg-type]
+    assert scores._captioning({0: "ein Hund", 1: "a cat"})["caption/exact_match"] == 1.0
+    assert scores._captioning({0: "a dog", 1: "a cat"})["caption/exact_match"] == 0.5
+
+
+def test_every_picture_of_a_batch_is_captioned_on_demand(data: VisionLanguageData) -> None:
+    _, scores = measure(data, "contrastive", "captioning", captions=0)
+    data.eval_batch_size = 5
+    [batch] = data.val_dataloader()
+    rows = scores.captions_of(batch)
+    assert [row["image_id"] for row in rows] == [record.image_id for record in data.records("val")]
+    assert [row["caption"] for row in rows] == [scores.captions[i] for i in range(5)]
