@@ -64,9 +64,11 @@ def parameter_groups(modules: dict[str, nn.Module], config: OptimizerConfig) -> 
     return groups
 
 
-def build_optimizer(modules: dict[str, nn.Module], config: OptimizerConfig) -> torch.optim.Optimizer:
-    """Fused AdamW over the parts."""
-    return torch.optim.AdamW(parameter_groups(modules, config), betas=config.betas, fused=True)
+def build_optimizer(
+    modules: dict[str, nn.Module], config: OptimizerConfig, fused: bool = True
+) -> torch.optim.Optimizer:
+    """AdamW over the parts; fused unless a gradient scaler (float16) has to unscale before clipping."""
+    return torch.optim.AdamW(parameter_groups(modules, config), betas=config.betas, fused=fused)
 
 
 def warmup_cosine(step: int, total: int, warmup: float, min_lr: float) -> float:

@@ -177,10 +177,20 @@ class VisionLanguageTask(lightning.LightningModule):
     def configure_optimizers(self) -> Any:
         parts = dict(self.model.named_children())
         parts["losses"] = self.losses
-        optimizer = build_optimizer(parts, self.optimizer_config)
+        optimizer = build_optimizer(parts, self.optimizer_config, fused=self.trainer.precision != "16-mixed")
         total = int(self.trainer.estimated_stepping_batches)
         schedule = build_schedule(optimizer, self.optimizer_config, total)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def configure_gradient_clipping(
+        self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        """Lightning refuses to clip for a fused optimizer under any mixed precision; bf16 has no scaler in the way."""
+        norm = gradient_clip_algorithm in (None, "norm")
+        if self.trainer.precision == "bf16-mixed" and gradient_clip_val and norm:
+            torch.nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
+        else:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Make the checkpoint self-contained; see `velm.checkpoint`."""

@@ -1,0 +1,205 @@
+"""`velm fit` from YAML to a run's folder: what is written, what may be typed over it, what goes on after a stop."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+import velm
+from velm import cli
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+TINY = {
+    "seed_everything": 0,
+    "model": {
+        "image_encoder": {"name": "cnn", "dim": 16},
+        "text_encoder": {"name": "rnn", "dim": 16},
+        "decoder": {"name": "transformer", "dim": 16, "depth": 1, "heads": 2},
+        "losses": {"contrastive": {"weight": 1.0}, "captioning": {"weight": 2.0}},
+        "validation": {"max_length": 6, "panel": 2},
+    },
+    "data": {
+        "dataset": {"name": "shapes", "train_size": 32, "val_size": 8, "test_size": 8},
+        "image_size": 32,
+        "batch_size": 8,
+    },
+    "trainer": {"max_epochs": 1, "accelerator": "cpu", "enable_progress_bar": False, "log_every_n_steps": 1},
+}
+
+
+@pytest.fixture
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A tiny config in an empty folder, which is the working folder."""
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(TINY), encoding="utf-8")
+    return path
+
+
+def rows(run: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader((run / "metrics.csv").read_text(encoding="utf-8").splitlines()))
+
+
+def fit(config: Path, *more: str) -> int:
+    return cli.main(["fit", "--config", str(config), *more])
+
+
+def test_fit_leaves_a_whole_run(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert fit(config) == 0
+    run = Path("runs/tiny")
+    assert {"config.yaml", "last.ckpt", "best.ckpt", "metrics.csv", "panel.txt"} <= {p.name for p in run.iterdir()}
+    assert list(run.glob("events.out.tfevents.*"))
+    columns = set(rows(run)[0])
+    assert {"step", "epoch", "train/loss", "train/contrastive", "train/captioning", "train/logit_scale"} <= columns
+    assert {"val/image_to_text/recall@1", "val/text_to_image/recall@10", "val/caption/bleu4", "val/score"} <= columns
+    captions = velm.load(run / "best.ckpt").caption([torch.zeros(32, 32, 3, dtype=torch.uint8).numpy()])
+    assert len(captions) == 1
+    assert "velm caption runs/tiny/best.ckpt" in "".join(capsys.readouterr())
+
+
+def test_a_second_run_sets_the_first_aside(config: Path) -> None:
+    assert fit(config) == 0
+    first = (Path("runs/tiny") / "last.ckpt").read_bytes()
+    assert fit(config) == 0
+    assert (Path("runs/tiny.1") / "last.ckpt").read_bytes() == first
+    assert (Path("runs/tiny") / "last.ckpt").is_file()
+
+
+def test_a_resumed_run_goes_on_below_its_figures(config: Path) -> None:
+    assert fit(config) == 0
+    before = rows(Path("runs/tiny"))
+    assert fit(config, "--ckpt_path=runs/tiny/last.ckpt", "--trainer.max_epochs=2") == 0
+    after = rows(Path("runs/tiny"))
+    steps = [int(float(row["step"])) for row in after if row.get("train/loss")]
+    assert len(after) > len(before)
+    assert steps == list(range(8))
+    assert not Path("runs/tiny.1").exists()
+
+
+def test_resumed_equals_uninterrupted(config: Path) -> None:
+    """A run stopped after its first epoch and resumed ends with the very weights of one that went through."""
+    code = """
+import lightning
+
+class Stop(lightning.Callback):
+    def on_train_epoch_end(self, trainer, pl_module):
+        trainer.should_stop = True
+"""
+    Path("stop_early.py").write_text(code, encoding="utf-8")
+    two = ("--trainer.max_epochs=2",)
+    assert fit(config, *two, "--trainer.default_root_dir=whole") == 0
+    stop = ("--trainer.default_root_dir=part", "--trainer.callbacks=[{class_path: stop_early.Stop}]")
+    assert fit(config, *two, *stop) == 0
+    assert fit(config, *two, "--trainer.default_root_dir=part", "--ckpt_path=part/last.ckpt") == 0
+    whole, part = (torch.load(Path(run) / "last.ckpt", weights_only=True) for run in ("whole", "part"))
+    assert whole["global_step"] == part["global_step"] == 8
+    assert all(torch.equal(whole["state_dict"][name], part["state_dict"][name]) for name in whole["state_dict"])
+
+
+def test_what_is_typed_beats_the_file_and_the_checkpoint(config: Path) -> None:
+    assert fit(config) == 0
+    assert fit(config, "--ckpt_path=runs/tiny/last.ckpt", "--trainer.max_epochs=2", "--model.optimizer.lr=0.5") == 0
+    saved = yaml.safe_load(Path("runs/tiny/config.yaml").read_text(encoding="utf-8"))
+    assert saved["model"]["optimizer"]["lr"] == 0.5
+    assert saved["trainer"]["max_epochs"] == 2
+
+
+def test_a_part_is_replaced_by_its_name(config: Path) -> None:
+    assert fit(config, "--model.image_encoder.name=vit") == 2  # heads 3 do not divide dim 16
+    assert fit(config, "--model.image_encoder={name: vit, dim: 16, depth: 1, heads: 2, patch_size: 8}") == 0
+    assert velm.load("runs/tiny/last.ckpt").model.image_encoder.__class__.__name__ == "ViTEncoder"
+
+
+def test_objectives_are_what_the_yaml_lists(config: Path) -> None:
+    assert fit(config, "--model.losses={contrastive: {}}") == 0
+    assert "val/caption/bleu4" not in rows(Path("runs/tiny"))[0]
+    assert fit(config, "--model.losses={captioning: {}}") == 0
+    assert "val/image_to_text/recall@1" not in rows(Path("runs/tiny"))[0]
+    assert velm.load("runs/tiny/best.ckpt").model.text_encoder is None
+
+
+def test_validate_test_and_predict_take_the_best_checkpoint(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["test", "--config", str(config)]) == 2
+    assert "found no runs/tiny/best.ckpt: train first, or give --ckpt_path" in capsys.readouterr().err
+    assert fit(config) == 0
+    for command, figure in (("validate", "val/text_to_image/recall@1"), ("test", "test/caption/bleu4")):
+        assert cli.main([command, "--config", str(config)]) == 0
+        assert figure in capsys.readouterr().out
+    assert cli.main(["predict", "--config", str(config)]) == 0
+    written = [json.loads(line) for line in Path("runs/tiny/predictions.jsonl").read_text().splitlines()]
+    assert len(written) == 8
+    assert set(written[0]) == {"image_id", "caption"}
+
+
+def test_own_encoder_by_path_and_by_plugin(config: Path) -> None:
+    code = """
+import torch, velm
+
+@velm.image_encoders.register("{name}")
+class Mine(velm.ImageEncoder):
+    def __init__(self, *, dim: int = 8):
+        super().__init__()
+        self.dim = dim
+        self.project = torch.nn.Conv2d(3, dim, 8, 8)
+
+    def forward(self, images):
+        grid = self.project(images).relu()
+        features = grid.flatten(2).transpose(1, 2)
+        return velm.EncoderOutput(features, features.mean(1), grid=grid.shape[-2:])
+"""
+    Path("by_path.py").write_text(code.format(name="unused"), encoding="utf-8")
+    Path("by_plugin.py").write_text(code.format(name="mine_by_plugin"), encoding="utf-8")
+    assert fit(config, "--model.image_encoder={name: 'by_path:Mine', dim: 12}") == 0
+    assert velm.load("runs/tiny/last.ckpt").model.image_encoder.dim == 12
+    options = ["--plugins=[by_plugin.py]", "--model.image_encoder={name: mine_by_plugin, dim: 20}"]
+    assert fit(config, *options) == 0
+    assert velm.load("runs/tiny/last.ckpt").model.image_encoder.dim == 20
+
+
+def test_bf16_and_ema(config: Path) -> None:
+    assert fit(config, "--trainer.precision=bf16-mixed", "--model.ema=0.9") == 0
+    checkpoint = torch.load("runs/tiny/last.ckpt", weights_only=True)
+    name = "model.image_projection.weight"
+    assert not torch.equal(checkpoint["state_dict"][name], checkpoint["current_model_state"][name])
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--model.image_encoder.dmi=3", "no option 'dmi'. Did you mean 'dim'?"),
+        ("--model.image_encoder.name=ccn", "Unknown image encoder 'ccn'. Did you mean 'cnn'?"),
+        ("--model.image_encoder.dim=wide", "The option 'dim' of the image encoder 'cnn' takes"),
+        ("--model.losses={contrastve: {}}", "Unknown loss 'contrastve'. Did you mean 'contrastive'?"),
+        ("--model.losses={contrastive: {weight: -1}}", "The weight of the loss 'contrastive' is a number >= 0; got -1"),
+        ("--model.decoder=null", "The loss 'captioning' needs a decoder, and the model has none"),
+        ("--model.memory=[image, text]", "name the column of the sentence to write"),
+        ("--model.memory=[sound]", "memory lists 'image', 'text' or both; got ['sound']"),
+        ("--model.freeze=[image_encodr]", "freeze names 'image_encodr'"),
+        ("--data.dataset={name: csv, path: nowhere.csv}", "nowhere.csv"),
+        ("--data.batch_size=0", "data.batch_size must be at least 1; got 0"),
+        ("--model.optimizer.lr_scale={text: 0.1}", "optimizer.lr_scale names 'text'"),
+        ("--plugins=[no_such_module]", "The plugin 'no_such_module' cannot be imported"),
+    ],
+)
+def test_wrong_input_is_told_before_training(
+    option: str, message: str, config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert fit(config, option) == 2
+    assert message in capsys.readouterr().err
+    assert not Path("runs/tiny/last.ckpt").exists()
+
+
+@pytest.mark.parametrize(
+    ("option", "nearest"), [("--data.batchsize=3", "batch_size"), ("--model.optimizer.warmpu=0.1", "warmup")]
+)
+def test_unknown_keys_are_refused(option: str, nearest: str, config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        fit(config, option)
+    assert stopped.value.code == 2
+    assert nearest in capsys.readouterr().err
