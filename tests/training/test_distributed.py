@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from pathlib import Path
 
@@ -87,28 +88,34 @@ def train_one_step(losses: dict, batch: Batch, keep: Keep, **options) -> None:
     trainer.fit(make_task(losses), loader)
 
 
-def worker(rank: int, port: int, path: Path, losses: dict) -> None:
-    import os
-
+def worker(rank: int, port: int, folder: Path) -> None:
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "LOCAL_RANK": str(rank), "NODE_RANK": "0"}
     os.environ |= {"WORLD_SIZE": "2", "RANK": str(rank)}
     torch.set_num_threads(1)
     batch = whole_batch()
     half = batch[:4] if rank == 0 else batch[4:]
-    strategy = DDPStrategy(process_group_backend="gloo", find_unused_parameters=True)
-    train_one_step(losses, half, Keep(path), devices=2, strategy=strategy)
+    for name, losses in LOSSES.items():
+        strategy = DDPStrategy(process_group_backend="gloo", find_unused_parameters=True)
+        train_one_step(losses, half, Keep(folder / f"{name}.pt"), devices=2, strategy=strategy)
+
+
+@pytest.fixture(scope="module")
+def of_two_processes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the gradients of every loss, from two processes with half a batch each."""
+    folder = tmp_path_factory.mktemp("gradients")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    mp.spawn(worker, args=(port, folder), nprocs=2)
+    return folder
 
 
 @pytest.mark.parametrize("name", list(LOSSES))
 @pytest.mark.filterwarnings("ignore")
-def test_two_processes_give_the_gradients_of_one(name: str, tmp_path: Path) -> None:
+def test_two_processes_give_the_gradients_of_one(name: str, of_two_processes: Path) -> None:
     whole = Keep()
     train_one_step(LOSSES[name], whole_batch(), whole, devices=1)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(worker, args=(port, tmp_path / "gradients.pt", LOSSES[name]), nprocs=2)
-    split = torch.load(tmp_path / "gradients.pt", weights_only=True)
+    split = torch.load(of_two_processes / f"{name}.pt", weights_only=True)
     assert split.keys() == whole.gradients.keys()
     largest = max(float(gradient.abs().max()) for gradient in whole.gradients.values())
     assert largest > 1e-3
