@@ -34,6 +34,9 @@ class VisionLanguageModel(nn.Module):
         memory: what the decoder attends over: 'image', 'text' or both, in this order.
     """
 
+    image_mean: Tensor
+    image_std: Tensor
+
     def __init__(
         self,
         *,
@@ -185,7 +188,8 @@ def build_model(config: Mapping[str, Any]) -> VisionLanguageModel:
             raise registry.SpecError(f"The {what} {type(encoder).__name__} must set self.dim, its width, to an int.")
     decoder = None
     if decoder_spec is not None:
-        widths = [{"image": image_encoder, "text": text_encoder}[source].dim for source in memory]
+        encoders: dict[str, Any] = {"image": image_encoder, "text": text_encoder}
+        widths = [encoders[source].dim for source in memory]
         decoder = registry.decoders.build(decoder_spec, memory_dim=max(widths), **given)
     return VisionLanguageModel(
         image_encoder=image_encoder,

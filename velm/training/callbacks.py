@@ -82,7 +82,7 @@ class LastWords(Callback):
     """When training ends, say where everything is and what to type next."""
 
     def on_fit_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        if trainer.log_dir is None or trainer.fast_dev_run:
+        if trainer.log_dir is None or getattr(trainer, "fast_dev_run", False):
             return
         folder = Path(trainer.log_dir)
         with contextlib.suppress(ValueError):  # a folder elsewhere is named in full

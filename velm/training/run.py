@@ -61,7 +61,7 @@ class VelmCLI(LightningCLI):
         if config["logger"] is not False:
             callbacks.append(LearningRateMonitor(logging_interval="step"))
         if config["enable_checkpointing"] is not False:
-            shared = {"dirpath": folder, "enable_version_counter": False}
+            shared: dict[str, Any] = {"dirpath": folder, "enable_version_counter": False}
             callbacks.append(ModelCheckpoint(filename="last", save_on_train_epoch_end=True, **shared))
             if config["limit_val_batches"] != 0:
                 callbacks.append(ModelCheckpoint(filename="best", monitor=MONITOR, mode="max", **shared))
