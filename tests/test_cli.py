@@ -59,4 +59,5 @@ def test_public_names_all_resolve() -> None:
 
 def test_registries_named_like_packages_register_either_way() -> None:
     modules_after("import velm\nassert velm.decoders.register and velm.losses.names()")
-    modules_after("import velm, velm.decoders.base, velm.losses.base\nassert velm.decoders.register and velm.losses.names()")
+    imported = "import velm, velm.decoders.base, velm.losses.base"
+    modules_after(f"{imported}\nassert velm.decoders.register and velm.losses.names()")

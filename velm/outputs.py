@@ -29,6 +29,11 @@ class EncoderOutput:
     mask: Tensor | None = None
     grid: tuple[int, int] | None = None
 
+    def select(self, rows: Tensor) -> EncoderOutput:
+        """The output of the samples `rows` (int64 (R,)), as they are listed."""
+        mask = None if self.mask is None else self.mask[rows]
+        return EncoderOutput(self.features[rows], self.pooled[rows], mask, self.grid)
+
 
 @dataclass
 class DecoderOutput:

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from velm.checkpoint import build_from_checkpoint, build_tokenizer, read_checkpoint
-from velm.data.collate import Collate, Item
+from velm.data.collate import cut, pad_tokens
 from velm.data.reading import read_batches
 from velm.data.tokenizers import Tokenizer
 from velm.data.transforms import EvalTransform, transform_from_config
@@ -160,10 +160,9 @@ class Pipeline:
                 f"trained with (the longest has {max(long)}); they are cut.",
                 stacklevel=2,
             )
-        cut = [t if len(t) <= self.max_length else [*t[: self.max_length - 1], t[-1]] for t in ids]
-        batch = Collate(self.tokenizer.pad_id)([Item(None, tokens, None, 0, 0) for tokens in cut]).to(self.device)
+        tokens, mask = pad_tokens([cut(sentence, self.max_length) for sentence in ids], self.tokenizer.pad_id)
         with torch.inference_mode():
-            return self.model.encode_text(cast(Tensor, batch.tokens), cast(Tensor, batch.mask))
+            return self.model.encode_text(tokens.to(self.device), mask.to(self.device))
 
     def embed_image(self, image: EncoderOutput) -> Tensor:
         """Joint embedding of pictures already encoded, float (B, E), on the CPU."""

@@ -179,7 +179,7 @@ def test_the_config_is_plain() -> None:
     assert stored["tokenizer"] == "word"
     assert stored["augment"] == {"crop_scale": [0.5, 1.0], "flip": False, "color_jitter": 0.0}
     assert (stored["image_size"], stored["resize"], stored["max_length"]) == (16, "squash", 12)
-    assert data.transform_config() == {"image_size": 16, "resize": "squash"}
+    assert data.eval_transform.config() == {"image_size": 16, "resize": "squash"}
     again = VisionLanguageData(**{**config, "augment": Augmentation(**config["augment"])})
     assert_same(fields(again.train_dataloader()), fields(data.train_dataloader()))
 

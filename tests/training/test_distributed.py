@@ -26,7 +26,7 @@ LOSSES = {
 
 
 def whole_batch() -> Batch:
-    """Eight pairs of five pictures, sentences of unequal lengths: the two halves hold 22 and 14 of the tokens to predict."""
+    """Eight pairs of five pictures, sentences of unequal lengths: the halves predict 22 and 13 tokens."""
     generator = torch.Generator().manual_seed(1)
     images = torch.randint(0, 256, (8, 3, 32, 32), dtype=torch.uint8, generator=generator)
     image_ids = torch.tensor([0, 1, 2, 3, 0, 1, 4, 4])

@@ -13,11 +13,12 @@ from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 
 import velm
 from velm.checkpoint import read_checkpoint
+from velm.losses.weighted import build_losses
 from velm.outputs import Batch
 from velm.registry import SpecError, UnknownNameError
 from velm.training.datamodule import VisionLanguageData
 from velm.training.optim import OptimizerConfig
-from velm.training.task import VisionLanguageTask, build_losses
+from velm.training.task import VisionLanguageTask
 from velm.training.validation import ValidationConfig
 
 JOINT: dict[str, Any] = {"contrastive": {"weight": 0.5}, "captioning": {"weight": 2.0}}

@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from velm import metrics
+from velm.losses.weighted import build_losses
+from velm.model import build_model
+from velm.pipeline import Pipeline
 from velm.training.datamodule import VisionLanguageData
-from velm.training.task import VisionLanguageTask
 from velm.training.validation import SplitScores, ValidationConfig
 
 SIZES = {"train_size": 4, "val_size": 5, "test_size": 1, "heldout_size": 0}
@@ -25,26 +27,27 @@ def data() -> VisionLanguageData:
     return VisionLanguageData(dataset=dataset, image_size=16, batch_size=2, max_length=24)
 
 
-def make_task(data: VisionLanguageData, *losses: str) -> VisionLanguageTask:
+def make_scores(data: VisionLanguageData, *losses: str, **config: Any) -> SplitScores:
     torch.manual_seed(0)
-    task = VisionLanguageTask(
-        image_encoder={"name": "cnn", "dim": 16, "widths": [8]},
-        text_encoder={"name": "rnn", "dim": 12},
-        decoder={"name": "transformer", "dim": 16, "depth": 1, "heads": 2},
-        losses={name: {"weight": 0.5} for name in losses},
-        embed_dim=8,
-        vocab_size=data.vocab_size,
-    ).eval()
-    task.trainer = SimpleNamespace(world_size=1, global_rank=0, datamodule=data)
-    return task
+    model = build_model(
+        {
+            "image_encoder": {"name": "cnn", "dim": 16, "widths": [8]},
+            "text_encoder": {"name": "rnn", "dim": 12},
+            "decoder": {"name": "transformer", "dim": 16, "depth": 1, "heads": 2},
+            "losses": dict.fromkeys(losses),
+            "embed_dim": 8,
+            "vocab_size": data.vocab_size,
+        }
+    )
+    pipeline = Pipeline(model=model, tokenizer=data.tokenizer, transform=data.eval_transform, max_length=24)
+    weighted = build_losses({name: {"weight": 0.5} for name in losses})
+    return SplitScores(pipeline, data.records("val"), weighted, ValidationConfig(**config))
 
 
 def measure(
     data: VisionLanguageData, *losses: str, batch_size: int = 2, **config: Any
 ) -> tuple[dict[str, float], SplitScores]:
-    task = make_task(data, *losses)
-    config = {"captions": 3, "max_length": 5, **config}
-    scores = SplitScores(task, data.records("val"), data.tokenizer, ValidationConfig(**config))
+    scores = make_scores(data, *losses, **{"captions": 3, "max_length": 5, **config})
     data.eval_batch_size = batch_size
     for batch in data.val_dataloader():
         scores.update(batch)
@@ -75,7 +78,7 @@ def test_recall_and_captions_do_not_depend_on_the_batches(data: VisionLanguageDa
 
 def test_recall_is_that_of_everything_encoded_one_by_one(data: VisionLanguageData) -> None:
     figures, scores = measure(data, "contrastive")
-    model, images, texts, owners = scores.task.model, [], [], []
+    model, images, texts, owners = scores.pipeline.model, [], [], []
     data.eval_batch_size = 1
     with torch.no_grad():
         for row, batch in enumerate(data.val_dataloader()):
@@ -91,19 +94,11 @@ def test_recall_is_that_of_everything_encoded_one_by_one(data: VisionLanguageDat
 
 def test_the_gallery_may_hold_fewer_sentences(data: VisionLanguageData, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = []
-    counted = SplitScores._embed
-    monkeypatch.setattr(SplitScores, "_embed", lambda self, texts: sizes.append(len(texts)) or counted(self, texts))
+    counted = Pipeline.embed_texts
+    monkeypatch.setattr(Pipeline, "embed_texts", lambda self, texts: sizes.append(len(texts)) or counted(self, texts))
     measure(data, "contrastive", texts_per_image=1)
     measure(data, "contrastive", texts_per_image=0)
     assert sizes == [5, sum(len(record.texts) for record in data.records("val"))]
-
-
-def test_sentences_come_back_in_their_order(data: VisionLanguageData) -> None:
-    _, scores = measure(data, "contrastive")
-    texts = [text for record in data.records("val") for text in record.texts][:7]
-    whole = scores._embed(texts)
-    torch.testing.assert_close(scores._embed(texts, batch_size=2), whole)
-    torch.testing.assert_close(torch.cat([scores._embed([text]) for text in texts]), whole)
 
 
 def test_the_first_pictures_are_captioned_no_longer_than_asked(data: VisionLanguageData) -> None:
@@ -137,9 +132,12 @@ def test_what_is_to_be_written_is_the_reference(data: VisionLanguageData) -> Non
         SimpleNamespace(texts=("a dog",), targets=("ein Hund",)),
         SimpleNamespace(texts=("a cat",), targets=None),
     ]
-    scores = SplitScores(make_task(data, "captioning"), records, data.tokenizer, ValidationConfig())  # type: ignore[arg-type]
-    assert scores._captioning({0: "ein Hund", 1: "a cat"})["caption/exact_match"] == 1.0
-    assert scores._captioning({0: "a dog", 1: "a cat"})["caption/exact_match"] == 0.5
+    scores = make_scores(data, "captioning")
+    scores.records = records  # type: ignore[assignment]
+    scores.captions = {0: "ein Hund", 1: "a cat"}
+    assert scores._captioning()["caption/exact_match"] == 1.0
+    scores.captions = {0: "a dog", 1: "a cat"}
+    assert scores._captioning()["caption/exact_match"] == 0.5
 
 
 def test_every_picture_of_a_batch_is_captioned_on_demand(data: VisionLanguageData) -> None:

@@ -162,13 +162,8 @@ def _written(
     config: GenerationConfig,
 ) -> list[Written]:
     rows, texts, references = zip(*wanted, strict=True)
-    seen = None if image is None else _select(image, torch.tensor(rows, device=image.features.device))
+    seen = None if image is None else image.select(torch.tensor(rows, device=image.features.device))
     read = None if texts[0] is None else pipeline.encode_texts(texts)
     captions = [candidates[0].text for candidates in pipeline.write(seen, read, config)]
     ids = [chunk[row].image_id for row in rows]
     return [Written(*row) for row in zip(ids, texts, captions, references, strict=True)]
-
-
-def _select(output: EncoderOutput, rows: Tensor) -> EncoderOutput:
-    mask = None if output.mask is None else output.mask[rows]
-    return replace(output, features=output.features[rows], pooled=output.pooled[rows], mask=mask)

@@ -126,9 +126,10 @@ class VisionLanguageData(lightning.LightningDataModule):
         specs = {"dataset": self.dataset_spec, "tokenizer": self.tokenizer_spec}
         return {**specs, "augment": asdict(self.augment), **stored}
 
-    def transform_config(self) -> dict[str, Any]:
-        """The transform that a picture gets outside training."""
-        return EvalTransform(image_size=self.image_size, resize=self.resize).config()
+    @property
+    def eval_transform(self) -> EvalTransform:
+        """What happens to a picture outside training."""
+        return EvalTransform(image_size=self.image_size, resize=self.resize)
 
     def setup(self, stage: str) -> None:
         if stage == "fit":
@@ -167,7 +168,7 @@ class VisionLanguageData(lightning.LightningDataModule):
                 image_size=self.image_size, resize=self.resize, **asdict(self.augment)
             )
         else:
-            transform = EvalTransform(image_size=self.image_size, resize=self.resize)
+            transform = self.eval_transform
         return CaptionItems(
             self.records(split), tokenizer=self.tokenizer, transform=transform, seed=self._seed(),
             captions=self.captions if train else "first", max_length=self.max_length,

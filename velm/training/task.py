@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
 from typing import Any
 
 import lightning
 import torch
 from lightning.pytorch.callbacks import EMAWeightAveraging
-from torch import Tensor, nn
+from torch import Tensor
 
 from velm import registry
 from velm.checkpoint import pack
-from velm.model import build_model, needs_of
+from velm.losses.weighted import build_losses
+from velm.model import build_model
 from velm.outputs import Batch
+from velm.pipeline import Pipeline
 from velm.training.distributed import gather_global
 from velm.training.optim import OptimizerConfig, build_optimizer, build_schedule
 from velm.training.validation import SplitScores, ValidationConfig
@@ -77,8 +77,8 @@ class VisionLanguageTask(lightning.LightningModule):
         self.optimizer_config = optimizer
         self.validation_config = validation
         self.model = build_model(self.spec)
-        self.losses, self.weights = build_losses(weighted)
-        self.needs = needs_of(weighted)
+        self.losses = build_losses(weighted)
+        self.needs = self.losses.requires
         self.frozen = tuple(freeze or ())
         self._freeze()
         self.ema = ema
@@ -132,9 +132,7 @@ class VisionLanguageTask(lightning.LightningModule):
 
     def _losses(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         output, batch = gather_global(self, self.model(batch, self.needs), batch)
-        parts = {name: loss(output, batch) for name, loss in self.losses.items()}
-        total = torch.stack([self.weights[name] * value for name, value in parts.items()]).sum()
-        return total, parts
+        return self.losses(output, batch)
 
     def on_validation_epoch_start(self) -> None:
         self._begin("val")
@@ -156,13 +154,20 @@ class VisionLanguageTask(lightning.LightningModule):
 
     def predict_step(self, batch: Batch, batch_index: int) -> list[dict[str, str]]:
         """Captions of the batch's pictures: {'image_id': ..., 'caption': ...}."""
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
-        scores = SplitScores(self, data.records("test"), data.tokenizer, self.validation_config)
-        return scores.captions_of(batch)
+        return self._begin("test").captions_of(batch)
 
-    def _begin(self, split: str) -> None:
+    def _begin(self, split: str) -> SplitScores:
         data = self.trainer.datamodule  # type: ignore[attr-defined]
-        self.scores[split] = SplitScores(self, data.records(split), data.tokenizer, self.validation_config)
+        pipeline = Pipeline(
+            model=self.model,
+            tokenizer=data.tokenizer,
+            transform=data.eval_transform,
+            max_length=data.max_length,
+            device=self.device,
+        )
+        ranks = {"rank": self.global_rank, "world_size": self.trainer.world_size}
+        self.scores[split] = SplitScores(pipeline, data.records(split), self.losses, self.validation_config, **ranks)
+        return self.scores[split]
 
     def _end(self, split: str) -> None:
         figures = self.scores[split].compute()
@@ -202,26 +207,9 @@ class VisionLanguageTask(lightning.LightningModule):
             config=self.spec,
             tokenizer=data.tokenizer,
             tokenizer_name=data.tokenizer_name,
-            transform=data.transform_config(),
+            transform=data.eval_transform.config(),
             max_length=data.max_length,
             data=data.config(),
             target=data.has_target,
             plugins=list(dict.fromkeys([*self.spec["plugins"], *data.plugins])),
         )
-
-
-def build_losses(losses: Mapping[str, Mapping[str, Any] | None]) -> tuple[nn.ModuleDict, dict[str, float]]:
-    """Losses by name, and their weights.
-
-    Raises:
-        SpecError: an unknown loss or option, or a negative weight.
-    """
-    modules, weights = nn.ModuleDict(), {}
-    for name, options in losses.items():
-        rest = dict(options or {})
-        weight = rest.pop("weight", 1.0)
-        if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight < math.inf:
-            raise registry.SpecError(f"The weight of the loss {name!r} is a number >= 0; got {weight!r}.")
-        modules[name] = registry.losses.build({"name": name, **rest})
-        weights[name] = float(weight)
-    return modules, weights
