@@ -8,6 +8,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from velm.version import __version__
+
 if TYPE_CHECKING:
     from velm import decoders as decoders
     from velm import losses as losses
@@ -29,7 +31,6 @@ if TYPE_CHECKING:
     from velm.registry import text_encoders as text_encoders
     from velm.registry import tokenizers as tokenizers
 
-__version__ = "0.1.0"
 
 _HOME = {
     "ImageEncoder": "velm.encoders.base",

@@ -20,11 +20,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from velm import __version__
 from velm.layers.pretrained import portable_spec, skip_pretrained
 from velm.manifest import CheckpointError, make_manifest, require_parts
 from velm.model import VisionLanguageModel, build_model
 from velm.registry import split_spec, tokenizers
+from velm.version import __version__
 
 if TYPE_CHECKING:
     from velm.data.tokenizers import Tokenizer

@@ -43,7 +43,7 @@ def main(args: list[str] | None = None) -> int:
         print(usage())
         return 0
     if args[0] == "--version":
-        from velm import __version__
+        from velm.version import __version__
 
         print(f"velm {__version__}")
         return 0

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 from velm.plugins import PluginError, load_plugins
 from velm.specs import Spec, SpecError, parameters, path_of, split_spec, validated
+from velm.version import __version__
 
 __all__ = [
     "KINDS", "DuplicateNameError", "Entry", "PluginError", "Registry", "Spec", "SpecError", "UnknownNameError",
@@ -58,8 +59,6 @@ class Registry:
 
     def entries(self) -> list[Entry]:
         """Every name, sorted, from all three doors; a duplicate stands once for each owner. Imports nothing."""
-        from velm import __version__
-
         found = [Entry(name, target, "velm", __version__) for name, target in self._builtin.items()]
         found += [Entry(name, path_of(cls), *_owner(cls.__module__)) for name, cls in self._decorated.items()]
         for point in importlib.metadata.entry_points(group=self.group):

@@ -6,13 +6,12 @@ import math
 import random
 from collections.abc import Sequence
 from functools import cached_property, lru_cache
-from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
 
 from velm.data.base import DataError, Dataset, Record
-from velm.data.scenes import Scene, Scenes, Thing, describe
+from velm.data.scenes import Scene, Scenes, describe
 
 __all__ = ["Shapes", "draw"]
 
