@@ -89,7 +89,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Environmen
 @pytest.mark.slow
 def test_installed_it_is_listed_with_its_distribution(environment: Environment) -> None:
     rows = {row["name"]: row for row in json.loads(environment.velm("plugins", "--json"))}
-    for name, kind in (("convmixer", "image encoder"), ("textcnn", "text encoder")):
+    for name, kind in (("convmixer", "image_encoders"), ("textcnn", "text_encoders")):
         assert (rows[name]["kind"], rows[name]["distribution"]) == (kind, "velm-plugin-example")
         assert rows[name]["version"] == "0.1.0"
 

@@ -61,7 +61,7 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 def test_every_registered_name_is_listed_with_its_owner() -> None:
     rows = list_plugins()
     assert {(row["kind"], row["name"]) for row in rows} >= {
-        (registry.kind, name) for registry in KINDS.values() for name in registry.names()
+        (kind, name) for kind, registry in KINDS.items() for name in registry.names()
     }
     vit = next(row for row in rows if row["name"] == "vit")
     assert vit["target"] == "velm.encoders.vit:ViTEncoder"
@@ -98,7 +98,7 @@ def test_a_broken_plugin_is_listed_and_told_at_show_and_check(
     monkeypatch.syspath_prepend(str(tmp_path))
     wreck = next(row for row in list_plugins() if row["name"] == "wreck")
     assert wreck == {
-        "kind": "image encoder",
+        "kind": "image_encoders",
         "name": "wreck",
         "target": "wreck:Encoder",
         "distribution": "acme-wreck",

@@ -31,13 +31,13 @@ def list_plugins() -> list[dict[str, str]]:
     """Every name: kind, name, target ('module:Class'), distribution, version. Imports no plugin and no torch."""
     return [
         {
-            "kind": registry.kind,
+            "kind": key,
             "name": entry.name,
             "target": entry.target,
             "distribution": entry.distribution,
             "version": entry.version,
         }
-        for registry in KINDS.values()
+        for key, registry in KINDS.items()
         for entry in registry.entries()
     ]
 
@@ -72,7 +72,7 @@ def show_plugin(kind: str, name: str) -> dict[str, Any]:
             }
         )
     return {
-        "kind": registry.kind,
+        "kind": key,
         "name": entry.name,
         "target": entry.target,
         "distribution": entry.distribution,
