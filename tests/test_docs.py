@@ -106,6 +106,20 @@ def test_options_of_a_command_are_accepted(words: list[str]) -> None:
         plugins._parser().parse_args(rest)
 
 
+SHOWN = re.compile(r"```bash\n(velm plugins[^\n]*)\n```\n\n```text\n(.*?)```", re.DOTALL)
+
+
+@pytest.mark.parametrize(("command", "output"), SHOWN.findall((DOCS / "plugins.md").read_text(encoding="utf-8")))
+@pytest.mark.usefixtures("own_encoder")
+def test_output_is_as_printed(command: str, output: str, capsys: pytest.CaptureFixture[str]) -> None:
+    from velm.commands import plugins
+
+    assert plugins.main(shlex.split(command)[2:]) == 0
+    printed = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]  # columns fit what is installed
+    wanted = [" ".join(line.split()) for line in output.splitlines() if line != "..."]
+    assert [line for line in printed if line in wanted] == wanted
+
+
 @pytest.mark.parametrize("words", [p for p in commands() if p.values[0][0] in ("fit", "validate", "test", "predict")])
 @pytest.mark.usefixtures("own_encoder")
 def test_a_run_as_typed_builds_its_model(words: list[str]) -> None:
