@@ -61,3 +61,10 @@ def test_registries_named_like_packages_register_either_way() -> None:
     modules_after("import velm\nassert velm.decoders.register and velm.losses.names()")
     imported = "import velm, velm.decoders.base, velm.losses.base"
     modules_after(f"{imported}\nassert velm.decoders.register and velm.losses.names()")
+
+
+def test_a_reader_that_has_enough_is_no_error() -> None:
+    done = subprocess.run(
+        f"{sys.executable} -m velm.cli plugins --json | head -c 1", shell=True, capture_output=True, text=True, check=True
+    )
+    assert done.stderr == ""

@@ -57,7 +57,12 @@ def main(args: list[str] | None = None) -> int:
         if COMMANDS[args[0]][0] == TRAINER:
             module.main(args)
             return 0
-        return int(module.main(args[1:]) or 0)
+        code = int(module.main(args[1:]) or 0)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # `velm plugins | head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except Exception as error:
         if not _expected(error) or os.environ.get("VELM_TRACEBACK"):
             raise

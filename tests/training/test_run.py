@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -111,7 +113,8 @@ def test_what_is_typed_beats_the_file_and_the_checkpoint(config: Path) -> None:
 
 
 def test_a_part_is_replaced_by_its_name(config: Path) -> None:
-    assert fit(config, "--model.image_encoder.name=vit") == 2  # heads 3 do not divide dim 16
+    assert fit(config, "--model.image_encoder.name=vit") == 0
+    assert fit(config, "--model.text_encoder.name=transformer", "--model.text_encoder.cell=gru") == 2
     assert fit(config, "--model.image_encoder={name: vit, dim: 16, depth: 1, heads: 2, patch_size: 8}") == 0
     assert velm.load("runs/tiny/last.ckpt").model.image_encoder.__class__.__name__ == "ViTEncoder"
 
@@ -128,9 +131,11 @@ def test_validate_test_and_predict_take_the_best_checkpoint(config: Path, capsys
     assert cli.main(["test", "--config", str(config)]) == 2
     assert "found no runs/tiny/best.ckpt: train first, or give --ckpt_path" in capsys.readouterr().err
     assert fit(config) == 0
+    written = Path("runs/tiny/config.yaml").read_text(encoding="utf-8")
     for command, figure in (("validate", "val/text_to_image/recall@1"), ("test", "test/caption/bleu4")):
         assert cli.main([command, "--config", str(config)]) == 0
         assert figure in capsys.readouterr().out
+    assert Path("runs/tiny/config.yaml").read_text(encoding="utf-8") == written
     assert cli.main(["predict", "--config", str(config)]) == 0
     written = [json.loads(line) for line in Path("runs/tiny/predictions.jsonl").read_text().splitlines()]
     assert len(written) == 8
@@ -167,6 +172,19 @@ def test_bf16_and_ema(config: Path) -> None:
     checkpoint = torch.load("runs/tiny/last.ckpt", weights_only=True)
     name = "model.image_projection.weight"
     assert not torch.equal(checkpoint["state_dict"][name], checkpoint["current_model_state"][name])
+
+
+@pytest.mark.slow
+def test_two_devices_write_one_run(config: Path) -> None:
+    """Through the command line: Lightning launches the second process; validation counts every picture once."""
+    options = ["--trainer.devices=2", "--data.dataset.val_size=9", "--trainer.max_epochs=2"]
+    command = [sys.executable, "-m", "velm.cli", "fit", "--config", str(config), *options]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert not Path("runs/tiny.1").exists()
+    steps = [int(float(row["step"])) for row in rows(Path("runs/tiny")) if row.get("train/loss")]
+    assert steps == [0, 1, 2, 3]  # 32 pictures, 8 on each of 2 devices: 2 steps an epoch
+    assert " distinct captions of 9" in Path("runs/tiny/panel.txt").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(

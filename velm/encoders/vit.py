@@ -38,7 +38,7 @@ class ViTEncoder(ImageEncoder):
         *,
         dim: int = 192,
         depth: int = 6,
-        heads: int = 3,
+        heads: int = 4,
         patch_size: int = 16,
         mlp_ratio: float = 4.0,
         dropout: float = 0.0,

@@ -26,6 +26,7 @@ class CaptionPanel(Callback):
     """
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        folder = trainer.log_dir  # asks the other ranks: all of them have to be here
         scores = getattr(pl_module, "scores", {}).get("val")
         if scores is None or trainer.sanity_checking or not scores.captions or not trainer.is_global_zero:
             return
@@ -34,9 +35,9 @@ class CaptionPanel(Callback):
         distinct = len(set(scores.captions.values()))
         where = f"epoch {trainer.current_epoch} step {trainer.global_step}"
         head = f"{where}: {distinct} distinct captions of {len(scores.captions)}"
-        if trainer.log_dir is not None:
-            Path(trainer.log_dir).mkdir(parents=True, exist_ok=True)
-            with open(Path(trainer.log_dir) / "panel.txt", "a", encoding="utf-8") as file:
+        if folder is not None:
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            with open(Path(folder) / "panel.txt", "a", encoding="utf-8") as file:
                 file.write("\n".join([head, *lines, "", ""]))
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):

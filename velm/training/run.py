@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
 import lightning
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint
-from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
@@ -19,6 +20,14 @@ from velm.training.task import VisionLanguageTask
 
 MONITOR = "val/score"
 """The figure that chooses best.ckpt; `SplitScores.compute` states it."""
+
+
+class SaveConfigOfFit(SaveConfigCallback):
+    """`config.yaml` says how the run was trained, so `velm validate` and its like leave it alone."""
+
+    def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
+        if stage == "fit":
+            super().setup(trainer, pl_module, stage)
 
 
 class VelmCLI(LightningCLI):
@@ -98,12 +107,15 @@ def _set_aside(folder: Path) -> None:
 
 def main(args: ArgsType = None) -> VelmCLI:
     """Parse, build, run."""
+    warnings.filterwarnings("ignore", message=".*LightningCLI's args parameter is intended")  # it is what we mean
+    warnings.filterwarnings("ignore", message=".*LeafSpec")  # Lightning's own use of torch
     return VelmCLI(
         VisionLanguageTask,
         VisionLanguageData,
         args=args,
         seed_everything_default=0,
         trainer_defaults={"gradient_clip_val": 1.0, "log_every_n_steps": 10, "use_distributed_sampler": False},
+        save_config_callback=SaveConfigOfFit,
         save_config_kwargs={"overwrite": True},
         parser_kwargs={"prog": "velm"},
     )
