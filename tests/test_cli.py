@@ -65,6 +65,10 @@ def test_registries_named_like_packages_register_either_way() -> None:
 
 def test_a_reader_that_has_enough_is_no_error() -> None:
     done = subprocess.run(
-        f"{sys.executable} -m velm.cli plugins --json | head -c 1", shell=True, capture_output=True, text=True, check=True
+        f"{sys.executable} -m velm.cli plugins --json | head -c 1",
+        shell=True,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert done.stderr == ""

@@ -69,19 +69,19 @@ class Scenes(Sequence[Scene]):
     """Every scene of so many distinct objects, in a fixed order, none of them stored.
 
     Args:
-        count: objects in a scene.
+        objects: in a scene.
         held_out: exactly one of the objects is a combination of `HELD_OUT`; otherwise none is.
     """
 
-    def __init__(self, count: int, held_out: bool = False) -> None:
-        self.count = count
+    def __init__(self, objects: int, held_out: bool = False) -> None:
+        self.objects = objects
         self.held_out = held_out
         self._axes: tuple[Literal["horizontal", "vertical"] | None, ...]
-        self._axes = (None,) if count == 1 else ("horizontal", "vertical")
+        self._axes = (None,) if objects == 1 else ("horizontal", "vertical")
 
     def __len__(self) -> int:
-        drawn_from_seen = self.count - self.held_out
-        strangers = len(HELD_OUT_THINGS) * self.count if self.held_out else 1
+        drawn_from_seen = self.objects - self.held_out
+        strangers = len(HELD_OUT_THINGS) * self.objects if self.held_out else 1
         return len(self._axes) * strangers * math.perm(len(SEEN_THINGS), drawn_from_seen)
 
     def __getitem__(self, rank):  # type: ignore[no-untyped-def]  # one scene, or a list of them for a slice
@@ -93,10 +93,10 @@ class Scenes(Sequence[Scene]):
         pool, things = list(SEEN_THINGS), []
         stranger = None
         if self.held_out:
-            rank, place = divmod(rank, self.count)
+            rank, place = divmod(rank, self.objects)
             rank, which = divmod(rank, len(HELD_OUT_THINGS))
             stranger = (place, HELD_OUT_THINGS[which])
-        for _ in range(self.count - self.held_out):  # the rank's digits in a shrinking base: no object twice
+        for _ in range(self.objects - self.held_out):  # the rank's digits in a shrinking base: no object twice
             rank, which = divmod(rank, len(pool))
             things.append(pool.pop(which))
         if stranger is not None:

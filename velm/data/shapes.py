@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 from collections.abc import Sequence
@@ -71,7 +72,7 @@ def _place(scene: Scene, image_size: int, rng: random.Random) -> list[Box]:
         diameters.append(rng.randint(least, most))
         along.append(round(room * i + 1 + rng.random() * (room - 2 - diameters[-1])))
     centres = [start + d / 2 for start, d in zip(along, diameters, strict=True)]
-    gap = min((b - a for a, b in zip(centres, centres[1:], strict=False)), default=0.0)
+    gap = min((b - a for a, b in itertools.pairwise(centres)), default=0.0)
     wobble, radius = max(gap / 4 - 0.5, 0.0), max(diameters) / 2  # half a pixel for the rounding
     middle = radius + wobble + rng.random() * (image_size - 2 * (radius + wobble))
     boxes = []

@@ -89,8 +89,8 @@ class SplitScores:
     def _caption(self, ids: Tensor, image: EncoderOutput | None, text: EncoderOutput | None, rows: Tensor) -> None:
         if len(rows) == 0:
             return
-        chosen = (None if output is None else output.select(rows) for output in (image, text))
-        written = self.pipeline.write(*chosen, GenerationConfig(max_length=self.config.max_length))
+        image, text = (None if output is None else output.select(rows) for output in (image, text))
+        written = self.pipeline.write(image, text, GenerationConfig(max_length=self.config.max_length))
         self.captions |= {row: best.text for row, (best, *_) in zip(ids[rows].tolist(), written, strict=True)}
 
     def compute(self) -> dict[str, float]:
