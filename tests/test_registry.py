@@ -105,7 +105,7 @@ def test_six_kinds_are_public_and_each_has_the_builtin_names() -> None:
     }
     assert list(registry.KINDS) == list(expected)
     for kind, names in expected.items():
-        assert getattr(velm, kind) is registry.KINDS[kind]
+        assert getattr(velm, kind).register.__self__ is registry.KINDS[kind]
         assert registry.KINDS[kind].group == f"velm.{kind}"
         builtin = [e.name for e in registry.KINDS[kind].entries() if e.distribution == "velm"]
         assert builtin == names

@@ -11,7 +11,7 @@ from typing import Any
 import lightning
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
+from lightning.pytorch.utilities import rank_zero_only
 
 from velm.data.base import Record
 from velm.data.transforms import EvalTransform
@@ -94,8 +94,8 @@ class LastWords(Callback):
             for name, value in sorted(trainer.callback_metrics.items())
             if name.removeprefix("val/") in HEADLINE
         )
-        rank_zero_info(f"\nLast validation: {figures or 'none'}")
-        rank_zero_info(f"The run is in {folder}/: config.yaml, metrics.csv, {best.name}, ...")
-        rank_zero_info(f"Next:  velm evaluate {best} --output {folder / 'evaluation'}")
+        print(f"\nLast validation: {figures or 'none'}")
+        print(f"The run is in {folder}/: config.yaml, metrics.csv, {best.name}, ...")
+        print(f"Next:  velm evaluate {best} --output {folder / 'evaluation'}")
         if getattr(pl_module.model, "decoder", None) is not None:
-            rank_zero_info(f"       velm caption {best} IMAGE...")
+            print(f"       velm caption {best} IMAGE...")

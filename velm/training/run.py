@@ -11,7 +11,7 @@ import lightning
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
+from lightning.pytorch.utilities import rank_zero_only
 
 from velm.registry import SpecError
 from velm.training.callbacks import CaptionPanel, LastWords, ResumableCSVLogger
@@ -83,7 +83,7 @@ class VelmCLI(LightningCLI):
         rows = [row for batch in batches for row in batch]
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-        rank_zero_info(f"{len(rows)} captions written to {path}")
+        print(f"{len(rows)} captions written to {path}")
 
 
 def _stem(config: Any) -> str:
@@ -102,7 +102,7 @@ def _set_aside(folder: Path) -> None:
         number += 1
     kept = folder.with_name(f"{folder.name}.{number}")
     folder.rename(kept)
-    rank_zero_info(f"An earlier run was in {folder}: it is in {kept} now. To go on: --ckpt_path {kept}/last.ckpt")
+    print(f"An earlier run was in {folder}: it is in {kept} now. To go on: --ckpt_path {kept}/last.ckpt")
 
 
 def main(args: ArgsType = None) -> VelmCLI:
