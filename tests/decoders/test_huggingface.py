@@ -114,3 +114,12 @@ def test_too_long_a_sentence():
 def test_missing_folder():
     with pytest.raises(FileNotFoundError, match="There is no folder"):
         HFDecoder(model_name="./nowhere", **GIVEN)
+
+
+def test_a_memory_that_is_a_slice_is_as_good_as_a_copy() -> None:
+    """An image encoder that cuts off its class token hands over a slice, which GPT-2 cannot view."""
+    torch.manual_seed(0)
+    config = {"n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 16}
+    decoder = HFDecoder(model_name="gpt2", vocab_size=12, memory_dim=16, config=config).eval()
+    tokens, memory = torch.tensor([[1, 5, 7], [1, 4, 2]]), torch.randn(2, 6, 16)
+    torch.testing.assert_close(decoder(tokens, memory[:, 1:]), decoder(tokens, memory[:, 1:].contiguous()))

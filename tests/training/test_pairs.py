@@ -19,12 +19,19 @@ from velm.metrics import recall_at_k
 from velm.model import VisionLanguageModel, build_model
 from velm.outputs import Batch
 
-TINY_HF: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+TINY_HF: dict[str, Any] = {
+    "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
+    "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0,
+}  # fmt: skip
+TINY_GPT2: dict[str, Any] = {
+    "n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 64,
+    "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0,
+}  # fmt: skip
 
 IMAGE = {
     "cnn": {"name": "cnn", "dim": 32},
     "vit": {"name": "vit", "dim": 32, "depth": 2, "heads": 2, "patch_size": 8},
-    "torchvision": {"name": "torchvision/mobilenet_v3_small", "dim": 32},
+    "torchvision": {"name": "torchvision/resnet18", "features": "layer2", "dim": 32},
     "timm": {"name": "timm/test_vit"},
     "hf": {"name": "hf/vit", "config": {**TINY_HF, "image_size": 32, "patch_size": 8}},
 }
@@ -33,12 +40,12 @@ TEXT = {
     "gru": {"name": "rnn", "cell": "gru", "dim": 32},
     "lstm": {"name": "rnn", "cell": "lstm", "dim": 32, "bidirectional": True},
     "transformer": {"name": "transformer", "dim": 32, "depth": 2, "heads": 2},
-    "hf": {"name": "hf/bert", "config": {**TINY_HF, "vocab_size": 64, "max_position_embeddings": 64}},
+    "hf": {"name": "hf/bert", "config": {**TINY_HF, "max_position_embeddings": 64}},
 }
 DECODER = {
     "rnn": {"name": "rnn", "dim": 48, "dropout": 0.0},
     "transformer": {"name": "transformer", "dim": 32, "depth": 2, "heads": 2},
-    "hf": {"name": "hf/gpt2", "config": {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 64, "vocab_size": 64}},
+    "hf": {"name": "hf/gpt2", "config": TINY_GPT2},
 }
 COMBINATIONS = [
     (image, text, list(DECODER)[number % len(DECODER)])
@@ -57,7 +64,7 @@ def sixteen() -> tuple[Batch, WordTokenizer]:
     return Collate(tokenizer.pad_id)([items[i] for i in range(16)]), tokenizer
 
 
-def learn(model: VisionLanguageModel, batch: Batch, most: int = 400) -> float:
+def learn(model: VisionLanguageModel, batch: Batch, most: int = 600) -> float:
     """Train on one batch until its loss is small; the last loss."""
     losses = build_losses({"contrastive": {"temperature": 0.1}, "captioning": {}})
     parameters = [*model.parameters(), *losses.parameters()]

@@ -136,7 +136,7 @@ class HFDecoder(Decoder):
         output = self.model(
             input_ids=tokens,
             attention_mask=tokens.new_ones(len(tokens), total),  # padding stands at the end, where nobody looks back
-            encoder_hidden_states=memory,
+            encoder_hidden_states=memory.contiguous(),  # some models of transformers view it
             encoder_attention_mask=mask,
             past_key_values=cache,
             use_cache=cache is not None,
