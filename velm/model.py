@@ -34,8 +34,8 @@ class VisionLanguageModel(nn.Module):
         memory: what the decoder attends over: 'image', 'text' or both, in this order.
     """
 
-    image_mean: Tensor
-    image_std: Tensor
+    image_scale: Tensor
+    image_shift: Tensor
 
     def __init__(
         self,
@@ -54,8 +54,8 @@ class VisionLanguageModel(nn.Module):
         self.aligned = image_encoder is not None and text_encoder is not None
         if image_encoder is not None:
             mean, std = torch.tensor(image_encoder.image_mean), torch.tensor(image_encoder.image_std)
-            self.register_buffer("image_mean", mean.view(3, 1, 1), persistent=False)
-            self.register_buffer("image_std", std.view(3, 1, 1), persistent=False)
+            self.register_buffer("image_scale", (1 / (255 * std)).view(3, 1, 1), persistent=False)
+            self.register_buffer("image_shift", (-mean / std).view(3, 1, 1), persistent=False)
         if image_encoder is not None and text_encoder is not None:
             self.image_projection = nn.Linear(image_encoder.dim, embed_dim, bias=False)
             self.text_projection = nn.Linear(text_encoder.dim, embed_dim, bias=False)
@@ -96,8 +96,8 @@ class VisionLanguageModel(nn.Module):
         """Pictures to features: uint8 (B, 3, H, W) as read, or float already normalised."""
         assert self.image_encoder is not None
         if images.dtype == torch.uint8:
-            pixels = images.to(self.image_mean.dtype) / 255
-            images = (pixels - self.image_mean) / self.image_std
+            pixels = images.to(self.image_scale.dtype)
+            images = torch.addcmul(self.image_shift, pixels, self.image_scale)  # (p / 255 - mean) / std in one pass
         return self.image_encoder(images)
 
     def encode_text(self, tokens: Tensor, mask: Tensor) -> EncoderOutput:
