@@ -80,6 +80,10 @@ def test_a_resumed_run_goes_on_below_its_figures(config: Path) -> None:
     after = rows(Path("runs/tiny"))
     steps = [int(float(row["step"])) for row in after if row.get("train/loss")]
     assert len(after) > len(before)
+    columns = set(before[0]) & set(after[0])
+    assert [{c: row[c] for c in columns} for row in after[: len(before)]] == [
+        {c: row[c] for c in columns} for row in before
+    ]
     assert steps == list(range(8))
     assert not Path("runs/tiny.1").exists()
 

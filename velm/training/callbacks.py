@@ -74,7 +74,7 @@ class ResumableCSVLogger(CSVLogger):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # "previous log files will be deleted": they are kept
             experiment = super().experiment
-        experiment.metrics = [{key: float(value) for key, value in row.items() if value} for row in kept]
+        experiment.metrics = [{key: value for key, value in row.items() if value} for row in kept]
         experiment.save()
         return experiment
 
