@@ -167,6 +167,28 @@ def test_each_encoder_runs_once_for_alignment_and_memory_together(batch: Batch) 
     assert (model.image_encoder.seen, model.text_encoder.seen) == (1, 1)
 
 
+def test_captions_of_one_picture_share_its_encoding(batch: Batch) -> None:
+    """Pictures 0 and 1, shown by samples 0, 0 and 1: the same as a picture a sample, encoded two in place of three."""
+    model, rows = build().eval(), torch.tensor([0, 0, 1])
+    seen: list[int] = []
+    model.image_encoder.register_forward_hook(lambda module, args, output: seen.append(len(args[0])))
+    repeated = model(replace(batch, images=batch.images[rows]))
+    shared = model(replace(batch, images=batch.images[:2], image_rows=rows))
+    assert seen == [3, 2]
+    torch.testing.assert_close(shared.image_embeds, repeated.image_embeds)
+    torch.testing.assert_close(shared.decoder.hidden, repeated.decoder.hidden)
+    assert torch.equal(shared.labels, repeated.labels)
+
+
+def test_dropout_before_the_joint_space_is_for_training_only(batch: Batch) -> None:
+    model = build(embed_dropout=0.5)
+    dropped = [model.train()(batch).image_embeds for _ in range(2)]
+    assert not torch.equal(*dropped)
+    kept = [model.eval()(batch) for _ in range(2)]
+    assert torch.equal(kept[0].image_embeds, kept[1].image_embeds)
+    torch.testing.assert_close(kept[0].text_embeds, build().eval()(batch).text_embeds)  # no weights of its own
+
+
 def test_a_batch_without_pictures_still_gives_the_rest(batch: Batch) -> None:
     output = parts("text")(replace(batch, images=None))
     assert output.image_embeds is None

@@ -17,7 +17,8 @@ from velm.encoders.base import ImageEncoder, TextEncoder
 from velm.outputs import IGNORE, Batch, DecoderOutput, EncoderOutput, VisionLanguageOutput
 
 MODEL_KEYS = (
-    "image_encoder", "text_encoder", "decoder", "embed_dim", "memory", "losses", "vocab_size", "pad_id", "plugins",
+    "image_encoder", "text_encoder", "decoder", "embed_dim", "embed_dropout", "memory", "losses",
+    "vocab_size", "pad_id", "plugins",
 )  # fmt: skip
 EMBEDS = frozenset({"image_embeds", "text_embeds"})
 EVERYTHING = EMBEDS | {"decoder"}
@@ -32,6 +33,7 @@ class VisionLanguageModel(nn.Module):
         decoder: writes sentences; None for alignment only.
         embed_dim: E, width of the joint space; the projections exist when both encoders do.
         memory: what the decoder attends over: 'image', 'text' or both, in this order.
+        embed_dropout: probability of zeroing a number of `pooled` before the projections into the joint space.
     """
 
     image_scale: Tensor
@@ -45,6 +47,7 @@ class VisionLanguageModel(nn.Module):
         decoder: Decoder | None = None,
         embed_dim: int = 256,
         memory: Sequence[str] = ("image",),
+        embed_dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.image_encoder = image_encoder
@@ -59,6 +62,7 @@ class VisionLanguageModel(nn.Module):
         if image_encoder is not None and text_encoder is not None:
             self.image_projection = nn.Linear(image_encoder.dim, embed_dim, bias=False)
             self.text_projection = nn.Linear(text_encoder.dim, embed_dim, bias=False)
+        self.embed_dropout = nn.Dropout(embed_dropout)
         if decoder is not None and len(self.memory_sources) > 1:
             widths = {source: self._encoder(source).dim for source in self.memory_sources}
             width = max(widths.values())
@@ -81,6 +85,8 @@ class VisionLanguageModel(nn.Module):
         output = VisionLanguageOutput()
         if batch.images is not None and (align or (write and "image" in self.memory_sources)):
             output.image = self.encode_image(batch.images)
+            if batch.image_rows is not None:  # encoded once, shown by several samples
+                output.image = output.image.select(batch.image_rows)
         if batch.tokens is not None and (align or (write and "text" in self.memory_sources)):
             assert batch.mask is not None
             output.text = self.encode_text(batch.tokens, batch.mask)
@@ -107,11 +113,11 @@ class VisionLanguageModel(nn.Module):
 
     def embed_image(self, image: EncoderOutput) -> Tensor:
         """Joint embedding float (B, E), L2-normalised, in float32 at least."""
-        return _normalized(self.image_projection(image.pooled))
+        return _normalized(self.image_projection(self.embed_dropout(image.pooled)))
 
     def embed_text(self, text: EncoderOutput) -> Tensor:
         """Joint embedding float (B, E), L2-normalised, in float32 at least."""
-        return _normalized(self.text_projection(text.pooled))
+        return _normalized(self.text_projection(self.embed_dropout(text.pooled)))
 
     def memory(self, image: EncoderOutput | None, text: EncoderOutput | None) -> tuple[Tensor, Tensor | None]:
         """What the decoder attends over: float (B, N, memory_dim) and mask bool (B, N) or None."""
@@ -162,9 +168,9 @@ def build_model(config: Mapping[str, Any]) -> VisionLanguageModel:
     """Build a model from the mapping that YAML holds, Python passes and a checkpoint stores.
 
     Args:
-        config: `image_encoder`, `text_encoder`, `decoder` (specs or None), `embed_dim` (256), `memory` (['image']),
-            `vocab_size`, `pad_id` (0), `plugins`; `losses`, where listed, decide which parts are built: one that no
-            loss trains is left out, with a warning.
+        config: `image_encoder`, `text_encoder`, `decoder` (specs or None), `embed_dim` (256), `embed_dropout` (0),
+            `memory` (['image']), `vocab_size`, `pad_id` (0), `plugins`; `losses`, where listed, decide which parts
+            are built: one that no loss trains is left out, with a warning.
 
     Raises:
         SpecError: an unknown key, or parts that do not fit together.
@@ -197,6 +203,7 @@ def build_model(config: Mapping[str, Any]) -> VisionLanguageModel:
         decoder=decoder,
         embed_dim=config.get("embed_dim") or 256,
         memory=memory,
+        embed_dropout=config.get("embed_dropout") or 0.0,
     )
 
 

@@ -55,7 +55,7 @@ class Batch:
     """A training batch; `batch[:n]` is its first n samples.
 
     Attributes:
-        images: uint8 (B, 3, H, W) as read, or float already normalised; None without pictures.
+        images: uint8 (B, 3, H, W) as read, or float already normalised; None without pictures. See `image_rows`.
         tokens: int64 (B, T), bos ... eos, padded.
         mask: bool (B, T), True on bos ... eos.
         image_ids: int64 (B,), equal where two samples show the same picture.
@@ -63,6 +63,8 @@ class Batch:
         target_mask: bool (B, S).
         target_count: float (), the number of predicted tokens that a mean is taken over, where that is not
             simply this batch's own (several devices: their mean).
+        image_rows: int64 (B,), the row of `images` that each sample shows, where samples share pictures and
+            there are fewer of these than B; None where each has its own.
     """
 
     images: Tensor | None
@@ -72,6 +74,7 @@ class Batch:
     target_tokens: Tensor | None = None
     target_mask: Tensor | None = None
     target_count: Tensor | None = None
+    image_rows: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.image_ids)

@@ -65,6 +65,35 @@ def test_random_captions_all_come_within_as_many_epochs() -> None:
     assert len({some[(0, sample)].text_index for sample in range(12)}) > 1
 
 
+def test_several_captions_share_one_picture() -> None:
+    some = items(captions="random", per_image=2, transform=TrainTransform(image_size=8))
+    assert len(some) == 12
+    together = some.__getitems__([(0, 4), (0, 7)])
+    assert [item.image_id for item in together] == [4, 4, 7, 7]
+    assert together[0].image is together[1].image
+    assert together[0].text_index != together[1].text_index
+    batch = Collate(0)(together)
+    assert batch.images.shape[0] == 2
+    assert batch.image_rows.tolist() == [0, 0, 1, 1]
+    assert batch.image_ids.tolist() == [4, 4, 7, 7]
+    assert len(batch) == len(batch.tokens) == 4
+    assert Collate(0)(items().__getitems__([0, 1])).image_rows is None
+
+
+def test_captions_that_come_together_take_equal_turns() -> None:
+    some = items(captions="random", per_image=2)
+    three_epochs = [item.text_index for epoch in range(3) for item in some.__getitems__([(epoch, 5)])]
+    assert sorted(three_epochs) == [0, 0, 1, 1, 2, 2]
+    single = items(records(captions=1), per_image=2)
+    assert [item.text_index for item in single.__getitems__([(0, 5)])] == [0, 0]  # a picture with fewer repeats some
+
+
+@pytest.mark.parametrize(("captions", "per_image"), [("all", 2), ("first", 3), ("random", 0)])
+def test_several_captions_are_for_random_ones(captions: str, per_image: int) -> None:
+    with pytest.raises(ValueError, match=f"1 unless captions is random; got {per_image}"):
+        items(captions=captions, per_image=per_image)
+
+
 def test_a_sample_is_a_function_of_seed_epoch_and_number() -> None:
     transform = TrainTransform(image_size=8)
     one, same, other = (items(transform=transform, seed=seed) for seed in (0, 0, 1))

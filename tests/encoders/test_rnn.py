@@ -148,3 +148,15 @@ def test_errors_settle_the_matter():
         RNNEncoder(vocab_size=5, layers=0)
     with pytest.raises(ValueError, match="Unknown pooling 'sum'"):
         RNNEncoder(vocab_size=5, pooling="sum")
+
+
+def test_word_dropout_takes_whole_words_and_only_in_training():
+    tokens, mask = sentences()
+    encoder = build(word_dropout=0.5)
+    read = []
+    encoder.rnn.register_forward_pre_hook(lambda module, args: read.append(args[0].data))
+    encoder(tokens, mask)
+    assert (read[0] != 0).all()  # eval: every word is read
+    encoder.train()(tokens, mask)
+    zeros = (read[1] == 0).sum(1)
+    assert set(zeros.tolist()) == {0, 8}  # a word is there or it is not

@@ -224,3 +224,23 @@ def test_unknown_names_and_options_are_refused_at_once() -> None:
         _ = shapes(tokenizer="words").vocab_size
     with pytest.raises(PluginError, match="The plugin 'no_such_module'"):
         shapes(plugins=["no_such_module"])
+
+
+@pytest.mark.parametrize(("captions", "count"), [("all", 2), ("random", 0)])
+def test_captions_per_image_is_for_random_captions(captions: str, count: int) -> None:
+    with pytest.raises(SpecError, match=f"captions_per_image is {count} with captions: {captions}; it is at least 1"):
+        shapes(captions=captions, captions_per_image=count)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_step_may_hold_several_captions_a_picture(workers: int) -> None:
+    data = shapes(captions_per_image=3, num_workers=workers)
+    batches = list(data.train_dataloader())
+    assert [len(batch) for batch in batches] == [12, 12]
+    for batch in batches:
+        assert batch.images.shape[0] == 4
+        assert batch.image_rows.tolist() == [row for row in range(4) for _ in range(3)]
+        assert batch.image_ids.tolist() == [i for i in batch.image_ids[::3].tolist() for _ in range(3)]
+    assert data.config()["captions_per_image"] == 3
+    data.setup("validate")
+    assert all(batch.image_rows is None for batch in data.val_dataloader())  # validation has a caption a picture

@@ -7,10 +7,18 @@ import math
 import pytest
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 from velm.losses.alignment import SigmoidLoss
 from velm.specs import SpecError
-from velm.training.optim import OptimizerConfig, build_optimizer, build_schedule, parameter_groups, warmup_cosine
+from velm.training.optim import (
+    OptimizerConfig,
+    build_optimizer,
+    build_schedule,
+    parameter_groups,
+    warm_ema,
+    warmup_cosine,
+)
 
 
 def modules() -> dict[str, nn.Module]:
@@ -111,3 +119,16 @@ def test_the_optimizer_follows_the_schedule_in_every_group() -> None:
     assert seen == [pytest.approx([0.4 * f, 0.4 * f, 0.2 * f, 0.2 * f]) for f in expected]
     assert isinstance(optimizer, torch.optim.AdamW)
     assert {group["betas"] for group in optimizer.param_groups} == {(0.8, 0.9)}
+
+
+def test_the_average_forgets_a_short_runs_beginning() -> None:
+    model = nn.Linear(1, 1, bias=False)
+    average = AveragedModel(model, multi_avg_fn=warm_ema(0.9))
+    expected = 0.0
+    for updates in range(200):
+        model.weight.data.fill_(updates)
+        average.update_parameters(model)
+        decay = 0.0 if updates == 0 else min(0.9, (1 + updates) / (10 + updates))
+        expected = decay * expected + (1 - decay) * updates
+        assert average.module.weight.item() == pytest.approx(expected, rel=1e-4)
+    assert average.module.weight.item() == pytest.approx(199 - 0.9 / 0.1, rel=1e-2)  # a fixed decay's lag

@@ -61,6 +61,8 @@ class CaptionItems(TorchDataset):
         seed: of captions and crops.
         max_length: tokens, bos and eos included; longer sentences are cut before their eos. None cuts nothing.
         has_target: whether samples carry targets; None, where the record has them.
+        per_image: how many captions of a picture come with it in a step, which encodes the picture once for all of
+            them; with 'random'. A picture with fewer repeats some.
     """
 
     def __init__(
@@ -73,13 +75,17 @@ class CaptionItems(TorchDataset):
         seed: int = 0,
         max_length: int | None = None,
         has_target: bool | None = None,
+        per_image: int = 1,
     ) -> None:
+        if per_image < 1 or (per_image > 1 and captions != "random"):
+            raise ValueError(f"captions_per_image is at least 1, and 1 unless captions is random; got {per_image}.")
         if captions not in ("random", "all", "first"):
             raise ValueError(f"captions must be one of random, all, first; got {captions!r}.")
         if max_length is not None and max_length < 3:
             raise ValueError(f"max_length must be at least 3 tokens (bos, a word, eos), got {max_length}.")
         self.records, self.tokenizer, self.transform = records, tokenizer, transform
         self.captions, self.seed, self.max_length, self.has_target = captions, seed, max_length, has_target
+        self.per_image = per_image
         counts = text_counts(records)
         self.picture_of = np.arange(len(counts)) if captions != "all" else np.repeat(np.arange(len(counts)), counts)
         self._starts = np.cumsum(counts) - counts
@@ -88,24 +94,36 @@ class CaptionItems(TorchDataset):
         return len(self.picture_of)
 
     def __getitem__(self, key: int | tuple[int, int]) -> Item:
+        return self._together(key)[0]
+
+    def __getitems__(self, keys: Sequence[int | tuple[int, int]]) -> list[Item]:
+        """`per_image` items for each key, neighbours that share one picture; a `DataLoader` asks for batches here."""
+        return [item for key in keys for item in self._together(key)]
+
+    def _together(self, key: int | tuple[int, int]) -> list[Item]:
         epoch, sample = key if isinstance(key, tuple) else (0, key)
         place = int(self.picture_of[sample])
         record = self.records[place]
-        text_index = self._text_index(len(record.texts), epoch, sample, place)
-        return Item(
-            image=self._image(record, epoch, sample),
-            tokens=self._ids(record.texts[text_index]),
-            target=self._target(record, text_index),
-            image_id=place,
-            text_index=text_index,
-        )
+        image = self._image(record, epoch, sample)
+        indices = [self._text_index(len(record.texts), epoch, n, sample, place) for n in range(self.per_image)]
+        return [
+            Item(
+                image=image,
+                tokens=self._ids(record.texts[index]),
+                target=self._target(record, index),
+                image_id=place,
+                text_index=index,
+            )
+            for index in indices
+        ]
 
-    def _text_index(self, count: int, epoch: int, sample: int, place: int) -> int:
+    def _text_index(self, count: int, epoch: int, number: int, sample: int, place: int) -> int:
+        """Which caption is the epoch's `number`-th of this sample."""
         if self.captions == "all":
             return int(sample - self._starts[place])
         if self.captions == "first" or count == 1:
             return 0
-        lap, turn = divmod(epoch, count)  # within a lap of `count` epochs each caption comes once
+        lap, turn = divmod(epoch * self.per_image + number, count)  # within a lap each caption comes once
         return int(np.random.default_rng((self.seed, 1, lap, place)).permutation(count)[turn])
 
     def _image(self, record: Record, epoch: int, sample: int) -> Tensor | None:
@@ -145,14 +163,29 @@ class Collate:
         tokens, mask = pad_tokens([item.tokens for item in items], self.pad_id)
         targets = [item.target for item in items if item.target is not None]
         target_tokens, target_mask = pad_tokens(targets, self.pad_id) if targets else (None, None)
+        shown, rows = _shared_images(items)
         return Batch(
-            images=_stacked([item.image for item in items]),
+            images=_stacked(shown),
             tokens=tokens,
             mask=mask,
             image_ids=torch.tensor([item.image_id for item in items]),
             target_tokens=target_tokens,
             target_mask=target_mask,
+            image_rows=torch.tensor(rows) if len(shown) < len(items) else None,
         )
+
+
+def _shared_images(items: Sequence[Item]) -> tuple[list[Tensor | None], list[int]]:
+    """Every picture once, though neighbours may share it, and which of them each item shows."""
+    shown: list[Tensor | None] = []
+    rows: list[int] = []
+    before: Item | None = None
+    for item in items:
+        if before is None or item.image is None or item.image_id != before.image_id or item.image is not before.image:
+            shown.append(item.image)
+        rows.append(len(shown) - 1)
+        before = item
+    return shown, rows
 
 
 def pad_tokens(sentences: Sequence[list[int]], pad_id: int) -> tuple[Tensor, Tensor]:

@@ -30,6 +30,8 @@ class RNNEncoder(TextEncoder):
         layers: recurrent layers, one on another.
         bidirectional: also read from the end to the beginning.
         dropout: probability of zeroing a number of a word vector, and of a layer's output.
+        word_dropout: probability of zeroing a whole word vector, as if the word had not been read (Iyyer et al. 2015,
+            "Deep Unordered Composition Rivals Syntactic Methods", section 3).
         pooling: last (the state after the last word, of each direction), mean, max or attention over the words.
     """
 
@@ -44,6 +46,7 @@ class RNNEncoder(TextEncoder):
         layers: int = 1,
         bidirectional: bool = False,
         dropout: float = 0.0,
+        word_dropout: float = 0.0,
         pooling: Literal["last", "mean", "max", "attention"] = "last",
     ) -> None:
         super().__init__()
@@ -56,6 +59,7 @@ class RNNEncoder(TextEncoder):
         self.dim = dim
         self.embedding = nn.Embedding(vocab_size, embed_dim or dim, padding_idx=pad_id)
         self.dropout = nn.Dropout(dropout)
+        self.word_dropout = nn.Dropout1d(word_dropout)
         self.rnn = CELLS[cell](
             embed_dim or dim,
             dim // 2 if bidirectional else dim,
@@ -68,7 +72,7 @@ class RNNEncoder(TextEncoder):
         _initialise(self.rnn, cell)
 
     def forward(self, tokens: Tensor, mask: Tensor) -> EncoderOutput:
-        words = self.dropout(self.embedding(tokens))
+        words = self.dropout(self.word_dropout(self.embedding(tokens)))
         lengths = mask.sum(dim=1).clamp(min=1).cpu()  # cuDNN and pack_padded_sequence want them there
         packed = pack_padded_sequence(words, lengths, batch_first=True, enforce_sorted=False)
         states, final = self.rnn(packed)

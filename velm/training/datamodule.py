@@ -47,6 +47,8 @@ class VisionLanguageData(lightning.LightningDataModule):
         batch_size: samples a step and device.
         eval_batch_size: pictures a step in validation; None: `batch_size`.
         captions: of a picture's sentences, a 'random' one each epoch, 'all' of them, or the 'first'.
+        captions_per_image: captions of a picture that come with it in a step, which then encodes the picture once
+            for all of them; with 'random'. A batch has `batch_size` pictures and so many times as many sentences.
         max_length: longest sentence in tokens, bos and eos included; longer ones are cut, with a warning.
         num_workers: processes that read pictures; 0 reads them in the main process.
         seed: of order, choice of sentence and augmentation; None: the run's `seed_everything`, or 0.
@@ -64,6 +66,7 @@ class VisionLanguageData(lightning.LightningDataModule):
         batch_size: int = 64,
         eval_batch_size: int | None = None,
         captions: Literal["random", "all", "first"] = "random",
+        captions_per_image: int = 1,
         max_length: int = 64,
         num_workers: int = 0,
         seed: int | None = None,
@@ -80,6 +83,12 @@ class VisionLanguageData(lightning.LightningDataModule):
         self.image_size, self.resize, self.augment = image_size, resize, augment
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size or batch_size
         self.captions, self.max_length, self.num_workers = captions, max_length, num_workers
+        if captions_per_image < 1 or (captions_per_image > 1 and captions != "random"):
+            raise registry.SpecError(
+                f"data.captions_per_image is {captions_per_image} with captions: {captions}; it is at least 1, and "
+                f"above 1 only with captions: random (all: every caption is a sample of its own)."
+            )
+        self.captions_per_image = captions_per_image
         self.seed = seed
         self.dataset: Dataset = registry.datasets.build(dataset)
         self._records: dict[str, Sequence[Record]] = {}
@@ -121,7 +130,7 @@ class VisionLanguageData(lightning.LightningDataModule):
 
     def config(self) -> dict[str, Any]:
         """The plain config of the data, as a checkpoint stores it."""
-        names = ("image_size", "resize", "batch_size", "captions", "max_length", "num_workers")
+        names = ("image_size", "resize", "batch_size", "captions", "captions_per_image", "max_length", "num_workers")
         stored = {name: getattr(self, name) for name in names}
         specs = {"dataset": self.dataset_spec, "tokenizer": self.tokenizer_spec}
         return {**specs, "augment": asdict(self.augment), **stored}
@@ -172,6 +181,7 @@ class VisionLanguageData(lightning.LightningDataModule):
         return CaptionItems(
             self.records(split), tokenizer=self.tokenizer, transform=transform, seed=self._seed(),
             captions=self.captions if train else "first", max_length=self.max_length,
+            per_image=self.captions_per_image if train else 1,
         )  # fmt: skip
 
     def _loader(self, items: CaptionItems, **options: Any) -> DataLoader[Batch]:

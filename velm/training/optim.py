@@ -1,13 +1,15 @@
-"""AdamW over named towers, and warm-up then cosine."""
+"""AdamW over named towers, warm-up then cosine, and the moving average of weights."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from velm.registry import SpecError
 
@@ -91,3 +93,17 @@ def warmup_cosine(step: int, total: int, warmup: float, min_lr: float) -> float:
 def build_schedule(optimizer: torch.optim.Optimizer, config: OptimizerConfig, total: int) -> LambdaLR:
     """`warmup_cosine` for every group; `total` in optimizer steps."""
     return LambdaLR(optimizer, lambda step: warmup_cosine(step, total, config.warmup, config.min_lr))
+
+
+def warm_ema(decay: float) -> Callable[[list[Tensor], list[Tensor], Tensor], None]:
+    """Moving average whose decay after n updates is min(decay, (1 + n) / (10 + n)).
+
+    A short run does not carry its random beginning along: with a fixed decay of 0.999, a third of what is averaged
+    after 1,000 steps would still be the initial weights. For `torch.optim.swa_utils.AveragedModel`.
+    """
+
+    def average(averaged: list[Tensor], current: list[Tensor], count: Tensor) -> None:
+        updates = int(count)
+        get_ema_multi_avg_fn(min(decay, (1 + updates) / (10 + updates)))(averaged, current, count)
+
+    return average

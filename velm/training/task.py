@@ -6,7 +6,7 @@ from typing import Any
 
 import lightning
 import torch
-from lightning.pytorch.callbacks import EMAWeightAveraging
+from lightning.pytorch.callbacks import WeightAveraging
 from torch import Tensor
 
 from velm import registry
@@ -16,7 +16,7 @@ from velm.model import build_model
 from velm.outputs import Batch
 from velm.pipeline import Pipeline
 from velm.training.distributed import gather_global
-from velm.training.optim import OptimizerConfig, build_optimizer, build_schedule
+from velm.training.optim import OptimizerConfig, build_optimizer, build_schedule, warm_ema
 from velm.training.validation import SplitScores, ValidationConfig
 
 PARTS = ("image_encoder", "text_encoder", "decoder")
@@ -31,11 +31,12 @@ class VisionLanguageTask(lightning.LightningModule):
         decoder: spec of a decoder; left out for alignment only.
         losses: {name: {weight: 1.0, options}}; their weighted sum is minimised.
         embed_dim: width of the joint space.
+        embed_dropout: probability of zeroing a number of an encoder's pooled vector on its way there.
         memory: what the decoder attends over: [image], [text] or [image, text].
         optimizer: learning rate, decay, warm-up.
         freeze: parts that are not trained: image_encoder, text_encoder, decoder.
-        ema: decay a step of an exponential moving average of the weights, which is then what is validated and
-            saved; None for none.
+        ema: decay a step of an exponential moving average of the weights (smaller at first, see `warm_ema`), which
+            is then what is validated and saved; None for none.
         validation: what is measured at every validation.
         plugins: modules or .py files whose decorators register parts.
         vocab_size: V; the data module hands it over.
@@ -50,6 +51,7 @@ class VisionLanguageTask(lightning.LightningModule):
         decoder: dict[str, Any] | str | None = None,
         losses: dict[str, dict[str, Any] | None] | None = None,
         embed_dim: int = 256,
+        embed_dropout: float = 0.0,
         memory: list[str] | None = None,
         optimizer: OptimizerConfig = OptimizerConfig(),  # noqa: B008 - never mutated
         freeze: list[str] | None = None,
@@ -69,6 +71,7 @@ class VisionLanguageTask(lightning.LightningModule):
             "decoder": decoder,
             "losses": weighted,
             "embed_dim": embed_dim,
+            "embed_dropout": embed_dropout,
             "memory": list(memory or ["image"]),
             "plugins": list(plugins or []),
             "vocab_size": vocab_size,
@@ -177,7 +180,7 @@ class VisionLanguageTask(lightning.LightningModule):
         self.log_dict({f"{split}/{name}": float(value) for name, value in figures.items()})
 
     def configure_callbacks(self) -> list[lightning.Callback]:
-        return [] if self.ema is None else [EMAWeightAveraging(decay=self.ema)]
+        return [] if self.ema is None else [WeightAveraging(multi_avg_fn=warm_ema(self.ema))]
 
     def configure_optimizers(self) -> Any:
         parts = dict(self.model.named_children())
