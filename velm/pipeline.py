@@ -150,8 +150,8 @@ class Pipeline:
                 encoded = self.model.encode_image(pixels.to(self.device))
             yield encoded
 
-    def encode_texts(self, texts: Sequence[str]) -> EncoderOutput:
-        """The text encoder's output of one batch."""
+    def tokenize(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Tokens int64 (B, T) and mask bool (B, T) on the device; longer sentences are cut, with a warning."""
         ids = [self.tokenizer.encode(text) for text in texts]
         long = [len(tokens) for tokens in ids if len(tokens) > self.max_length]
         if long:
@@ -161,8 +161,12 @@ class Pipeline:
                 stacklevel=2,
             )
         tokens, mask = pad_tokens([cut(sentence, self.max_length) for sentence in ids], self.tokenizer.pad_id)
-        with torch.inference_mode():
-            return self.model.encode_text(tokens.to(self.device), mask.to(self.device))
+        return tokens.to(self.device), mask.to(self.device)
+
+    @torch.inference_mode()
+    def encode_texts(self, texts: Sequence[str]) -> EncoderOutput:
+        """The text encoder's output of one batch."""
+        return self.model.encode_text(*self.tokenize(texts))
 
     def embed_image(self, image: EncoderOutput) -> Tensor:
         """Joint embedding of pictures already encoded, float (B, E), on the CPU."""

@@ -30,6 +30,15 @@ def test_metrics_and_captions_are_written(write_checkpoint, tmp_path, capsys):
     assert "6 pictures and" in output
 
 
+def test_reranked_figures_are_asked_for(write_checkpoint, tmp_path, capsys):
+    arguments = ["evaluate", str(write_checkpoint()), "--output", str(tmp_path), *FAST, "--rerank", "4"]
+    assert velm(arguments) == 0
+    figures = json.loads((tmp_path / "metrics.json").read_text())
+    assert {"image_to_text/recall@1", "reranked/image_to_text/recall@1", "reranked/text_to_image/median_rank"} <= set(
+        figures
+    )
+
+
 def test_the_dataset_can_be_changed_from_the_command_line(write_checkpoint, tmp_path, capsys):
     arguments = ["evaluate", str(write_checkpoint()), "--output", str(tmp_path), *FAST, "--texts_per_image", "2"]
     assert velm([*arguments, "--data.dataset.test_size=3"]) == 0
@@ -86,6 +95,7 @@ def test_what_was_typed_changes_what_is_stored():
         (["--data.dataset", "{name: csv, path: nowhere.csv}"], "nowhere.csv"),
         (["--texts_per_image", "0"], "texts_per_image 0 is too small"),
         (["--num_beams", "0"], "num_beams 0 is too small"),
+        (["--rerank", "1"], "rerank 1 leaves nothing to put in order"),
     ],
 )
 def test_bad_input_is_told_without_a_traceback(write_checkpoint, tmp_path, capsys, arguments, words):

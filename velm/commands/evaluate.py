@@ -32,11 +32,15 @@ def main(argv: Sequence[str]) -> int:
     pipeline = load_pipeline(args)
     if pipeline.writes:
         pipeline.generation_config(**writing(args))
+    if args.rerank is not None:
+        from velm.evaluation.reranking import check_rerank
+
+        check_rerank(pipeline, args.rerank)
     spec = dataset_spec(pipeline.data.get("dataset"), changes)
     dataset: Dataset = datasets.build(spec)
     records = dataset.split(args.split)
 
-    from velm.evaluation.evaluate import figures
+    from velm.evaluation.evaluate import figures, reranked_figures
     from velm.evaluation.predictions import predict
 
     found = predict(
@@ -48,6 +52,8 @@ def main(argv: Sequence[str]) -> int:
         **writing(args),
     )
     measured = figures(found)
+    if args.rerank is not None:
+        measured |= reranked_figures(pipeline, records, found, k=args.rerank, batch_size=args.batch_size)
     args.output.mkdir(parents=True, exist_ok=True)
     (args.output / "metrics.json").write_text(json.dumps(measured, indent=2) + "\n", encoding="utf-8")
     if found.written is not None:
@@ -127,6 +133,12 @@ def _parser() -> argparse.ArgumentParser:
         type=int,
         metavar="K",
         help="sentences of a picture, the first ones, in the gallery (default all)",
+    )
+    parser.add_argument(
+        "--rerank",
+        type=int,
+        metavar="K",
+        help="also: retrieval with the K nearest of a query put in order by how likely the captioner holds them",
     )
     add_writing(parser)
     return parser

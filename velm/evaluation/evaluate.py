@@ -8,9 +8,11 @@ from typing import Any
 from velm import metrics
 from velm.data.base import Record
 from velm.evaluation.predictions import Predictions, Progress, predict
+from velm.evaluation.reranking import check_rerank
+from velm.evaluation.reranking import rerank as rerank_candidates
 from velm.pipeline import Pipeline
 
-__all__ = ["evaluate", "figures"]
+__all__ = ["evaluate", "figures", "reranked_figures"]
 
 
 def evaluate(
@@ -19,6 +21,7 @@ def evaluate(
     *,
     batch_size: int = 64,
     texts_per_image: int | None = None,
+    rerank: int | None = None,
     progress: Progress | None = None,
     **options: Any,
 ) -> dict[str, float]:
@@ -33,22 +36,23 @@ def evaluate(
         batch_size: pictures at a time.
         texts_per_image: sentences of a picture, the first ones, that enter the gallery; None takes all. References
             of captions are always all of them.
+        rerank: candidates of a query that the captioner puts in order, see `velm.evaluation.reranking`; None for no
+            figures of this.
         progress: called with (records done, records in all) after every batch.
         **options: fields of `velm.generation.GenerationConfig`: num_beams, max_length, ...
 
     Returns:
         figures by the names of metrics.json, in [0, 1] unless the name says otherwise.
     """
-    return figures(
-        predict(
-            pipeline,
-            records,
-            batch_size=batch_size,
-            texts_per_image=texts_per_image,
-            progress=progress,
-            **options,
-        )
+    if rerank is not None:
+        check_rerank(pipeline, rerank)
+    found = predict(
+        pipeline, records, batch_size=batch_size, texts_per_image=texts_per_image, progress=progress, **options
     )
+    measured = figures(found)
+    if rerank is not None:
+        measured |= reranked_figures(pipeline, records, found, k=rerank, batch_size=batch_size)
+    return measured
 
 
 def figures(predictions: Predictions) -> dict[str, float]:
@@ -60,3 +64,11 @@ def figures(predictions: Predictions) -> dict[str, float]:
         captions = [written.caption for written in predictions.written]
         found |= metrics.caption_metrics(captions, [written.references for written in predictions.written])
     return found
+
+
+def reranked_figures(
+    pipeline: Pipeline, records: Sequence[Record], predictions: Predictions, *, k: int, batch_size: int = 64
+) -> dict[str, float]:
+    """The figures of retrieval under the names of metrics.json, `reranked/` before them; arguments as of `rerank`."""
+    ranks = rerank_candidates(pipeline, records, predictions, k=k, batch_size=batch_size)
+    return {f"reranked/{name}": value for name, value in metrics.figures_of_ranks(ranks).items()}

@@ -15,7 +15,7 @@ from velm.generation import GenerationConfig
 from velm.outputs import EncoderOutput
 from velm.pipeline import Pipeline
 
-__all__ = ["Predictions", "Written", "predict"]
+__all__ = ["Predictions", "Written", "encoded", "predict"]
 
 Progress = Callable[[int, int], None]
 
@@ -45,12 +45,14 @@ class Predictions:
         image_embeds: float (n, E), a row a record; None where the model does not align.
         text_embeds: float (m, E), the gallery.
         image_ids: int64 (m,), the row of the record that each text belongs to.
+        texts: the gallery's m sentences.
         written: None where the model does not write.
     """
 
     image_embeds: Tensor | None = None
     text_embeds: Tensor | None = None
     image_ids: Tensor | None = None
+    texts: Sequence[str] = ()
     written: list[Written] | None = None
 
 
@@ -87,7 +89,7 @@ def predict(
     embeds: list[Tensor] = []
     gallery: list[tuple[int, str]] = []
     written: list[Written] = []
-    for start, chunk, image in _encoded(pipeline, records, batch_size):
+    for start, chunk, image in encoded(pipeline, records, batch_size):
         if pipeline.aligned and image is not None:
             embeds.append(pipeline.embed_image(image))
             gallery += [(start + row, text) for row, r in enumerate(chunk) for text in r.texts[:texts_per_image]]
@@ -106,10 +108,11 @@ def predict(
         image_embeds=torch.cat(embeds),
         text_embeds=pipeline.embed_texts([text for _, text in gallery]),
         image_ids=torch.tensor([i for i, _ in gallery]),
+        texts=[text for _, text in gallery],
     )
 
 
-def _encoded(
+def encoded(
     pipeline: Pipeline, records: Sequence[Record], batch_size: int
 ) -> Iterator[tuple[int, list[Record], EncoderOutput | None]]:
     """Start, records and encoded pictures batch by batch; None where the model sees no pictures."""

@@ -2,5 +2,6 @@
 
 from velm.generation.config import GenerationConfig
 from velm.generation.engine import Generated, generate
+from velm.generation.likelihood import log_likelihood
 
-__all__ = ["Generated", "GenerationConfig", "generate"]
+__all__ = ["Generated", "GenerationConfig", "generate", "log_likelihood"]

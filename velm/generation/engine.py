@@ -73,7 +73,7 @@ def generate(
     config = GenerationConfig() if config is None else config
     samples = config.num_return if config.temperature is not None else 1
     search = _Search(decoder, config, bos_id, eos_id, suppress, generator, return_attention)
-    with _evaluating(decoder):
+    with evaluating(decoder):
         state = decoder.start(memory, memory_mask)
         if samples > 1:  # each sample is a sentence of its own
             state = state.select(torch.arange(len(memory), device=memory.device).repeat_interleave(samples))
@@ -162,7 +162,7 @@ class _Search:
 
 
 @contextmanager
-def _evaluating(decoder: Decoder) -> Iterator[None]:
+def evaluating(decoder: Decoder) -> Iterator[None]:
     """Eval mode, and afterwards each module back in its own."""
     training = [module for module in decoder.modules() if module.training]
     decoder.eval()

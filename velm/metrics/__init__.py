@@ -17,7 +17,13 @@ if TYPE_CHECKING:
         rouge_l,
     )
     from velm.metrics.ptb import ptb_tokenize
-    from velm.metrics.retrieval import recall_at_k, retrieval_metrics, retrieval_ranks, unique_pictures
+    from velm.metrics.retrieval import (
+        figures_of_ranks,
+        recall_at_k,
+        retrieval_metrics,
+        retrieval_ranks,
+        unique_pictures,
+    )
 
 __all__ = [
     "bleu",
@@ -27,6 +33,7 @@ __all__ = [
     "distinct_captions",
     "distinct_n",
     "exact_match",
+    "figures_of_ranks",
     "ptb_tokenize",
     "recall_at_k",
     "retrieval_metrics",
@@ -35,7 +42,7 @@ __all__ = [
     "unique_pictures",
 ]
 
-_RETRIEVAL = {"recall_at_k", "retrieval_metrics", "retrieval_ranks", "unique_pictures"}
+_RETRIEVAL = {"figures_of_ranks", "recall_at_k", "retrieval_metrics", "retrieval_ranks", "unique_pictures"}
 
 
 def __getattr__(name: str) -> Any:

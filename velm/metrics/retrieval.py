@@ -21,6 +21,7 @@ from torch import Tensor
 __all__ = [
     "Recall",
     "RetrievalRanks",
+    "figures_of_ranks",
     "recall_at_k",
     "retrieval_metrics",
     "retrieval_ranks",
@@ -119,7 +120,11 @@ def retrieval_metrics(
 
     The median rank is in places from 1 (the lower of the two in the middle); it is better when small.
     """
-    ranks = retrieval_ranks(image_embeds, text_embeds, image_ids)
+    return figures_of_ranks(retrieval_ranks(image_embeds, text_embeds, image_ids), ks)
+
+
+def figures_of_ranks(ranks: RetrievalRanks, ks: Sequence[int] = (1, 5, 10)) -> dict[str, float]:
+    """As `retrieval_metrics`, of ranks that are known already."""
     figures: dict[str, float] = {}
     for direction, rank in ranks._asdict().items():
         figures |= {f"{direction}/recall@{k}": _share(rank <= k) for k in ks}

@@ -1,0 +1,122 @@
+"""Candidates by embedding, their order by the captioner: against a loop over every pair, and its laws."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from velm.data.shapes import Shapes
+from velm.evaluation.evaluate import evaluate, reranked_figures
+from velm.evaluation.predictions import predict
+from velm.evaluation.reranking import rerank
+from velm.generation import log_likelihood
+from velm.metrics import retrieval_ranks
+from velm.pipeline import PipelineError, load
+
+
+@pytest.fixture
+def records():
+    return Shapes(test_size=7, image_size=32).split("test")
+
+
+@pytest.fixture
+def pipeline(write_checkpoint):
+    return load(write_checkpoint())
+
+
+@pytest.fixture
+def found(pipeline, records):
+    return predict(pipeline, records, texts_per_image=3, max_length=2)
+
+
+def likelihoods(pipeline, records, texts):
+    """log P(text | picture) of every pair, float (n, m)."""
+    [image] = pipeline.encode_images([record.image for record in records], batch_size=99)
+    memory, _ = pipeline.model.memory(image, None)
+    tokens, mask = pipeline.tokenize(texts)
+    rows = [log_likelihood(pipeline.model.decoder, tokens, mask, memory[i : i + 1]) for i in range(len(memory))]
+    return torch.stack(rows)
+
+
+def by_loop(pipeline, records, found, k):
+    """`rerank`, query by query and with sorted lists."""
+    log_p = likelihoods(pipeline, records, found.texts).double()
+    cosine = (found.image_embeds @ found.text_embeds.T).double()
+    near_images = [column.argsort(descending=True)[:k].tolist() for column in cosine.T]
+    usual = [torch.logsumexp(log_p[near, j], 0) - math.log(k) for j, near in enumerate(near_images)]
+
+    def place(query_cosine, query_score, near, right, plain):
+        z = [(x - x.mean()) / x.std(correction=0) for x in (query_cosine[near], query_score[near])]
+        order = [near[i] for i in (z[0] + z[1]).argsort(descending=True).tolist()]
+        return next((rank for rank, candidate in enumerate(order, 1) if candidate in right), plain)
+
+    plain = retrieval_ranks(found.image_embeds, found.text_embeds, found.image_ids)
+    to_text = [
+        place(
+            cosine[i], log_p[i] - torch.stack(usual), cosine[i].argsort(descending=True)[:k].tolist(),
+            {j for j, owner in enumerate(found.image_ids.tolist()) if owner == i}, int(plain.image_to_text[i]),
+        )
+        for i in range(len(records))
+    ]  # fmt: skip
+    to_image = [
+        place(cosine[:, j], log_p[:, j], near, {int(found.image_ids[j])}, int(plain.text_to_image[j]))
+        for j, near in enumerate(near_images)
+    ]
+    return to_text, to_image
+
+
+@pytest.mark.parametrize("k", [2, 4, 7])
+def test_it_is_the_loop_over_every_pair(pipeline, records, found, k):
+    ranks = rerank(pipeline, records, found, k=k, batch_size=3)
+    assert (ranks.image_to_text.tolist(), ranks.text_to_image.tolist()) == by_loop(pipeline, records, found, k)
+
+
+def test_what_lies_behind_the_candidates_keeps_its_place(pipeline, records, found):
+    plain = retrieval_ranks(found.image_embeds, found.text_embeds, found.image_ids)
+    for before, after in zip(plain, rerank(pipeline, records, found, k=3), strict=True):
+        assert torch.equal(before[before > 3], after[before > 3])
+        assert (after[before <= 3] <= 3).all()
+        assert (before > 3).any()
+
+
+def test_a_captioner_that_knows_finds_everything(pipeline, records, found, monkeypatch):
+    """Embeddings that know nothing, and a decoder that holds a picture's own texts for the likeliest."""
+    owners = dict(zip(found.texts, found.image_ids.tolist(), strict=True))
+    assert len(owners) == len(found.texts)  # no sentence belongs to two pictures
+    blind = replace(found, image_embeds=torch.rand(7, 8), text_embeds=torch.rand(21, 8))
+    seen = iter(range(7))
+
+    def knows(pipeline, image, texts):
+        row = next(seen)
+        return torch.tensor([0.0 if owners[text] == row else -1000.0 for text in texts])
+
+    monkeypatch.setattr("velm.evaluation.reranking._likelihoods", knows)
+    monkeypatch.setattr("velm.evaluation.reranking._standardised", lambda scores: scores)
+    figures = reranked_figures(pipeline, records, blind, k=21)
+    assert figures["reranked/image_to_text/recall@1"] == figures["reranked/text_to_image/recall@1"] == 1.0
+
+
+def test_figures_stand_beside_those_of_the_embeddings(pipeline, records):
+    plain = evaluate(pipeline, records, max_length=2)
+    both = evaluate(pipeline, records, max_length=2, rerank=4)
+    assert plain.items() <= both.items()
+    names = {name for name in plain if "recall@" in name or "rank" in name}
+    assert set(both) - set(plain) == {f"reranked/{name}" for name in names}
+
+
+def test_what_cannot_be_reranked(write_checkpoint, pipeline, records):
+    with pytest.raises(PipelineError, match="rerank 1 leaves nothing to put in order"):
+        evaluate(pipeline, records, rerank=1)
+    aligner = load(write_checkpoint(decoder=None, losses={"contrastive": {}}))
+    with pytest.raises(PipelineError, match="no decoder"):
+        evaluate(aligner, records, rerank=4)
+    with pytest.warns(UserWarning, match="left out"):
+        writer = load(write_checkpoint(losses={"captioning": {}}))
+    with pytest.raises(PipelineError, match="no embeddings to compare"):
+        evaluate(writer, records, rerank=4)
+    translator = load(write_checkpoint(memory=["image", "text"]))
+    with pytest.raises(PipelineError, match=r"this decoder attends over \[image, text\]"):
+        evaluate(translator, records, rerank=4)

@@ -1,0 +1,132 @@
+"""Retrieval in two stages: embeddings find k candidates, the captioner's likelihood puts them in order.
+
+    t -> i   log P(t | i), for one text a comparison of pictures as it stands
+    i -> t   log P(t | i) - log P(t): what the picture makes likelier than it is anyway; P(t) is the mean of P(t | i')
+             over the text's own candidates i' (Bayes; a short sentence is likely whatever the picture)
+
+Captions as a way to rank are those of Vinyals et al. 2015 (arXiv 1411.4555, section 4.3.5), candidates first as in
+Li et al. 2021 (arXiv 2107.07651, section 3.2). Both scores are standardised among the candidates of a query before
+they are added, so that neither needs a scale.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from velm.data.base import Record
+from velm.evaluation.predictions import Predictions, encoded
+from velm.generation import log_likelihood
+from velm.metrics.retrieval import RetrievalRanks, retrieval_ranks
+from velm.outputs import EncoderOutput
+from velm.pipeline import Pipeline, PipelineError
+
+__all__ = ["check_rerank", "rerank"]
+
+
+def rerank(
+    pipeline: Pipeline, records: Sequence[Record], found: Predictions, *, k: int = 20, batch_size: int = 64
+) -> RetrievalRanks:
+    """Ranks of the best right answers after the k best of every query were put in a new order.
+
+    Args:
+        pipeline: a model that aligns, and captions from the picture alone.
+        records: those that were predicted.
+        found: their predictions.
+        k: candidates a query, at least 2; what lies behind them keeps its place.
+        batch_size: pictures at a time.
+
+    Raises:
+        PipelineError: the model cannot do both, or k is too small.
+    """
+    check_rerank(pipeline, k)
+    assert found.image_embeds is not None
+    assert found.text_embeds is not None
+    assert found.image_ids is not None
+    image, text, ids = found.image_embeds.float(), found.text_embeds.float(), found.image_ids
+    near_texts = _nearest(image, text, k)
+    near_images = _nearest(text, image, k)
+    pairs = _Pairs(near_texts, near_images, texts=len(text))
+    pairs.score(pipeline, records, found.texts, batch_size)
+    likely = pairs.of(torch.arange(len(text))[:, None].expand_as(near_images), near_images)  # (m, k)
+    likelier = pairs.of(near_texts, torch.arange(len(image))[:, None].expand_as(near_texts))  # (n, k)
+    usual = likely.logsumexp(1) - math.log(likely.shape[1])
+    plain = retrieval_ranks(image, text, ids)
+    to_text = _standardised(_cosines(image, text, near_texts)) + _standardised(likelier - usual[near_texts])
+    to_image = _standardised(_cosines(text, image, near_images)) + _standardised(likely)
+    return RetrievalRanks(
+        _ranks(to_text, ids[near_texts] == torch.arange(len(image))[:, None], plain.image_to_text),
+        _ranks(to_image, near_images == ids[:, None], plain.text_to_image),
+    )
+
+
+def check_rerank(pipeline: Pipeline, k: int) -> None:
+    """Raise PipelineError where a model cannot rerank k candidates."""
+    if k < 2:
+        raise PipelineError(f"rerank {k} leaves nothing to put in order; it is a number of candidates, at least 2.")
+    pipeline.require_alignment()
+    pipeline.require_decoder()
+    if pipeline.model.memory_sources != ("image",):
+        sources = ", ".join(pipeline.model.memory_sources)
+        raise PipelineError(f"Reranking asks how likely a picture's text is; this decoder attends over [{sources}].")
+
+
+class _Pairs:
+    """The pairs of picture and text that either direction asks about, and how likely each text is."""
+
+    def __init__(self, near_texts: Tensor, near_images: Tensor, texts: int) -> None:
+        self.texts = texts
+        images_of = torch.arange(len(near_texts))[:, None] * texts + near_texts
+        texts_of = near_images * texts + torch.arange(len(near_images))[:, None]
+        self.keys = torch.cat([images_of.flatten(), texts_of.flatten()]).unique()  # sorted: picture by picture
+        self.values = torch.empty(len(self.keys))
+
+    def score(self, pipeline: Pipeline, records: Sequence[Record], texts: Sequence[str], batch_size: int) -> None:
+        """Fill in the log-likelihoods; every picture is encoded once more and attended to by all its texts."""
+        owner, column = self.keys // self.texts, self.keys % self.texts
+        bounds = torch.searchsorted(owner, torch.arange(len(records) + 1)).tolist()
+        for start, chunk, image in encoded(pipeline, records, batch_size):
+            assert image is not None
+            for row in range(len(chunk)):
+                low, high = bounds[start + row], bounds[start + row + 1]
+                asked = [texts[j] for j in column[low:high].tolist()]
+                if asked:
+                    one = image.select(torch.tensor([row], device=image.features.device))
+                    self.values[low:high] = _likelihoods(pipeline, one, asked)
+
+    def of(self, text: Tensor, image: Tensor) -> Tensor:
+        return self.values[torch.searchsorted(self.keys, image * self.texts + text)]
+
+
+@torch.inference_mode()
+def _likelihoods(pipeline: Pipeline, image: EncoderOutput, texts: Sequence[str]) -> Tensor:
+    """log P(text | picture) of many texts of one picture, float (texts,), on the CPU."""
+    assert pipeline.model.decoder is not None
+    return log_likelihood(pipeline.model.decoder, *pipeline.tokenize(texts), *pipeline.model.memory(image, None)).cpu()
+
+
+def _nearest(queries: Tensor, candidates: Tensor, k: int, block: int = 1024) -> Tensor:
+    """int64 (queries, k), the candidates of the highest cosine, best first."""
+    k = min(k, len(candidates))
+    return torch.cat([(part @ candidates.T).topk(k, dim=1).indices for part in queries.split(block)])
+
+
+def _cosines(queries: Tensor, candidates: Tensor, near: Tensor) -> Tensor:
+    blocks = zip(queries.split(256), near.split(256), strict=True)
+    return torch.cat([torch.einsum("qe,qke->qk", query, candidates[rows]) for query, rows in blocks])
+
+
+def _standardised(scores: Tensor) -> Tensor:
+    """Mean 0 and deviation 1 among the candidates of each query; 0 where all are alike."""
+    centred = scores - scores.mean(1, keepdim=True)
+    return centred / centred.square().mean(1, keepdim=True).sqrt().clamp(min=1e-12)
+
+
+def _ranks(scores: Tensor, right: Tensor, plain: Tensor) -> Tensor:
+    """Place of the best right candidate from 1, ties against it; `plain` where none of the candidates is right."""
+    best = scores.masked_fill(~right, -torch.inf).amax(1, keepdim=True)
+    ahead = (~(scores < best) & ~right).sum(1)
+    return torch.where(right.any(1), 1 + ahead, plain)
