@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from velm.data.base import DataError
+from velm.data.base import DataError, EncodedImage
 from velm.data.transforms import EvalTransform, TrainTransform, read_image, transform_from_config
 
 
@@ -26,8 +26,16 @@ def rng(seed: int = 0) -> np.random.Generator:
 def test_a_path_a_picture_and_an_array_are_the_same(tmp_path: Path) -> None:
     image = gradient(20, 10)
     image.save(tmp_path / "a.png")
-    for given in (image, np.asarray(image), tmp_path / "a.png", str(tmp_path / "a.png")):
+    inside = EncodedImage("archive/a.png", (tmp_path / "a.png").read_bytes)
+    for given in (image, np.asarray(image), tmp_path / "a.png", str(tmp_path / "a.png"), inside):
         assert np.array_equal(np.asarray(read_image(given)), np.asarray(image))
+
+
+def test_a_picture_inside_something_larger_is_named_too(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"Cannot read picture 'archive/a\.png': UnidentifiedImageError"):
+        read_image(EncodedImage("archive/a.png", lambda: b"no picture"))
+    with pytest.raises(DataError, match=r"There is no picture 'archive/b\.png'"):
+        read_image(EncodedImage("archive/b.png", (tmp_path / "b.png").read_bytes))
 
 
 def test_exif_rotation_is_carried_out(tmp_path: Path) -> None:

@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["Dataset", "DataError", "Record"]
+__all__ = ["Dataset", "DataError", "EncodedImage", "Record"]
 
 
 class DataError(ValueError):
     """Something is wrong with the data itself; the message names the file and the place in it."""
+
+
+@dataclass(frozen=True)
+class EncodedImage:
+    """A picture inside something larger (a tar shard, a Parquet column), fetched when it is looked at.
+
+    Attributes:
+        name: what messages call it, such as 'shards/00000.tar/000012.jpg'.
+        load: gives the bytes of its file (JPEG, PNG, ...); picklable, so that workers can be sent it.
+    """
+
+    name: str
+    load: Callable[[], bytes]
 
 
 @dataclass(frozen=True)
@@ -20,7 +33,7 @@ class Record:
 
     Attributes:
         image_id: the same for the same picture, whatever the split.
-        image: a path, a PIL image, a uint8 array (H, W, 3), or None where the data has no pictures.
+        image: a path, an `EncodedImage`, a PIL image, a uint8 array (H, W, 3), or None where the data has no pictures.
         texts: its sentences; every one of them is right for the picture.
         targets: what to write for the sentence of the same index (translation, answers), else None.
         metadata: whatever else is known, plain Python (boxes in pixels, attributes).

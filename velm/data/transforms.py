@@ -7,6 +7,7 @@ that still holds every pixel asked for.
 
 from __future__ import annotations
 
+import io
 import math
 import os
 from typing import Any, Literal, get_args
@@ -17,7 +18,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torch.nn import functional
 
-from velm.data.base import DataError
+from velm.data.base import DataError, EncodedImage
 
 __all__ = ["EvalTransform", "Resize", "TrainTransform", "read_image", "transform_from_config"]
 
@@ -31,7 +32,7 @@ def read_image(image: Any, minimum: int | None = None) -> Image.Image:
     Transparent parts become white, 16-bit values keep their high byte, EXIF rotation is carried out.
 
     Args:
-        image: a path, a PIL image, or a uint8 array (H, W), (H, W, 3) or (H, W, 4).
+        image: a path, an `EncodedImage`, a PIL image, or a uint8 array (H, W), (H, W, 3) or (H, W, 4).
         minimum: pixels that the shorter side must keep; a JPEG may be decoded smaller down to it. None
             decodes every pixel.
 
@@ -42,19 +43,20 @@ def read_image(image: Any, minimum: int | None = None) -> Image.Image:
         return _to_rgb(_from_array(image))
     if isinstance(image, Image.Image):
         return _to_rgb(ImageOps.exif_transpose(image))
-    if not isinstance(image, str | os.PathLike):
+    if not isinstance(image, str | os.PathLike | EncodedImage):
         raise DataError(f"A picture is a path, a PIL image or a uint8 array, not {type(image).__name__}.")
+    name = image.name if isinstance(image, EncodedImage) else os.fspath(image)
     try:
-        with Image.open(image) as opened:
+        with Image.open(io.BytesIO(image.load()) if isinstance(image, EncodedImage) else image) as opened:
             if minimum is not None and opened.format == "JPEG":
                 shorter = min(opened.size)
                 scale = next((s for s in (8, 4, 2) if shorter // s >= minimum), 1)
                 opened.draft(None, (opened.width // scale, opened.height // scale))
             return _to_rgb(ImageOps.exif_transpose(opened))
     except FileNotFoundError as error:
-        raise DataError(f"There is no picture {os.fspath(image)!r}.") from error
+        raise DataError(f"There is no picture {name!r}.") from error
     except Exception as error:  # codecs fail in many ways: OSError, SyntaxError, struct.error, bombs ...
-        raise DataError(f"Cannot read picture {os.fspath(image)!r}: {type(error).__name__}: {error}") from error
+        raise DataError(f"Cannot read picture {name!r}: {type(error).__name__}: {error}") from error
 
 
 def _from_array(array: np.ndarray) -> Image.Image:
