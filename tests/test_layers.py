@@ -15,7 +15,7 @@ FLOORS = {
     1: ["encoders", "decoders", "losses", "metrics", "data"],
     2: ["model", "manifest"],
     3: ["checkpoint", "generation"],
-    4: ["pipeline", "evaluation", "testing"],
+    4: ["pipeline", "evaluation", "testing", "doctor"],
     5: ["training"],
     6: ["cli", "commands"],
 }

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import logging
 import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import lightning
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint
@@ -15,8 +17,12 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from velm.registry import SpecError
 from velm.training.callbacks import CaptionPanel, LastWords, ResumableCSVLogger
-from velm.training.datamodule import VisionLanguageData
+from velm.training.datamodule import Augmentation, VisionLanguageData
+from velm.training.optim import OptimizerConfig
 from velm.training.task import VisionLanguageTask
+from velm.training.validation import ValidationConfig
+
+CLI = TypeVar("CLI", bound="VelmCLI")
 
 MONITOR = "val/score"
 """The figure that chooses best.ckpt; `SplitScores.compute` states it."""
@@ -107,9 +113,13 @@ def _set_aside(folder: Path) -> None:
 
 def main(args: ArgsType = None) -> VelmCLI:
     """Parse, build, run."""
+    return _cli(VelmCLI, args)
+
+
+def _cli(cls: type[CLI], args: ArgsType) -> CLI:
     warnings.filterwarnings("ignore", message=".*LightningCLI's args parameter is intended")  # it is what we mean
     warnings.filterwarnings("ignore", message=".*LeafSpec")  # Lightning's own use of torch
-    return VelmCLI(
+    return cls(
         VisionLanguageTask,
         VisionLanguageData,
         args=args,
@@ -119,3 +129,62 @@ def main(args: ArgsType = None) -> VelmCLI:
         save_config_kwargs={"overwrite": True},
         parser_kwargs={"prog": "velm"},
     )
+
+
+class _ParsedOnly(VelmCLI):
+    """Reads files and options as `velm fit` does, and stops there: nothing is built, no folder is touched."""
+
+    def before_instantiate_classes(self) -> None:
+        pass
+
+    def instantiate_classes(self) -> None:
+        pass
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        pass
+
+
+def parse_fit(args: Sequence[str]) -> dict[str, Any]:
+    """The config of `velm fit` with these arguments, as plain mappings: `model`, `data`, `trainer`, ...
+
+    Raises:
+        SystemExit: a key that there is not, or a value of the wrong type; the parser has printed the message.
+    """
+    cli = _cli(_ParsedOnly, ["fit", *args])
+    config: dict[str, Any] = cli.config["fit"].as_dict()
+    return config
+
+
+def build_data(options: Mapping[str, Any]) -> VisionLanguageData:
+    """The data module of `parse_fit`'s `data`."""
+    return VisionLanguageData(**{**options, "augment": Augmentation(**options["augment"])})
+
+
+def build_task(options: Mapping[str, Any], *, vocab_size: int, pad_id: int) -> VisionLanguageTask:
+    """The task of `parse_fit`'s `model`, for a tokenizer of so many ids."""
+    built = {
+        "optimizer": OptimizerConfig(**options["optimizer"]),
+        "validation": ValidationConfig(**options["validation"]),
+        "vocab_size": vocab_size,
+        "pad_id": pad_id,
+    }
+    return VisionLanguageTask(**{**options, **built})
+
+
+def count_devices(options: Mapping[str, Any]) -> int:
+    """How many devices share a step under `parse_fit`'s `trainer`; launches nothing.
+
+    Raises:
+        Exception: whatever the Trainer has against it (an accelerator that is not there, ...).
+    """
+    names = ("accelerator", "devices", "num_nodes")
+    chosen = {name: options[name] for name in names if options.get(name) is not None}
+    if isinstance(options.get("strategy"), str):
+        chosen["strategy"] = options["strategy"]
+    log = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+    level = log.level
+    log.setLevel(logging.ERROR)  # which devices there are, and which are not used
+    try:
+        return lightning.Trainer(**chosen, logger=False, enable_checkpointing=False).world_size
+    finally:
+        log.setLevel(level)

@@ -109,8 +109,15 @@ class VisionLanguageTask(lightning.LightningModule):
                 "`velm predict` captions the test split, and this model has no decoder. For recall: velm evaluate."
             )
         data = getattr(self.trainer, "datamodule", None)
-        if data is None:
-            return
+        if data is not None:
+            self.check_data(data)
+
+    def check_data(self, data: Any) -> None:
+        """See that the data module's sentences are what the model reads and writes.
+
+        Raises:
+            SpecError: the text is in the memory and there is nothing else to write, or the decoder is too short.
+        """
         if "decoder" in self.needs and "text" in self.model.memory_sources and not data.has_target:
             raise registry.SpecError(
                 "The decoder attends over the text (memory: [..., text]), so it cannot be asked to write that same "

@@ -1,0 +1,152 @@
+"""Every picture opened once: is it there, can it be decoded, and what does it look like."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from velm.data.base import DataError, EncodedImage, Record
+from velm.data.transforms import read_image
+from velm.doctor.findings import Finding, examples, share
+
+__all__ = ["Picture", "difference_hash", "look", "pictures"]
+
+DECODED = 128  # pixels of the shorter side that decoding keeps: enough for every figure below, and fast on large JPEGs
+THUMBNAIL = 16  # pixels
+
+
+@dataclass(frozen=True)
+class Picture:
+    """What is known of a picture after a look at it.
+
+    Attributes:
+        split: it is in.
+        name: its path, or whatever else it can be found by.
+        digest: of its bytes; None where it could not be read.
+        look: difference hash, 64 bits.
+        thumbnail: uint8 (16, 16, 3); None where it could not be decoded or nobody tried.
+        missing: there is no such file.
+        error: why it cannot be used; None where it can.
+    """
+
+    split: str
+    name: str
+    digest: bytes | None = None
+    look: int = 0
+    thumbnail: np.ndarray | None = None
+    missing: bool = False
+    error: str | None = None
+
+
+def look(
+    splits: Mapping[str, Sequence[Record]],
+    *,
+    limit: int,
+    workers: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Picture]:
+    """Look at the pictures of every split, with threads; records without a picture are left out.
+
+    Args:
+        splits: records by split.
+        limit: pictures to decode, evenly spaced over every split; of the others only the file is looked for.
+        workers: threads; None: one a core, at most 8.
+        progress: told (pictures done, pictures in all).
+    """
+    total = sum(map(len, splits.values()))
+    jobs = [job for name, records in splits.items() for job in _jobs(name, records, min(1.0, limit / max(total, 1)))]
+    found = []
+    with ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1)) as pool:
+        for done, picture in enumerate(pool.map(lambda job: _look(*job), jobs), start=1):
+            if picture is not None:
+                found.append(picture)
+            if progress is not None and (done % 500 == 0 or done == len(jobs)):
+                progress(done, len(jobs))
+    return found
+
+
+def _jobs(split: str, records: Sequence[Record], part: float) -> Iterator[tuple[str, Sequence[Record], int, bool]]:
+    """(split, records, place, whether to decode); pictures that are no files are only looked at to be decoded."""
+    wanted = max(1, round(part * len(records)))
+    decoded = set(np.linspace(0, len(records) - 1, wanted).round().astype(int).tolist())
+    files = part < 1 and isinstance(records[0].image, str | os.PathLike)
+    for place in range(len(records)):
+        if place in decoded or files:
+            yield split, records, place, place in decoded
+
+
+def _look(split: str, records: Sequence[Record], place: int, decode: bool) -> Picture | None:
+    name = f"{split}[{place}]"
+    try:
+        record = records[place]
+        if record.image is None:
+            return None
+        name = _name(record)
+        if isinstance(record.image, str | os.PathLike) and not os.path.isfile(record.image):
+            return Picture(split, name, missing=True, error=f"There is no picture {name!r}.")
+        if not decode:
+            return Picture(split, name)
+        content, image = _content(record.image, name)
+        small = read_image(image, minimum=DECODED)
+    except Exception as error:  # whatever it is, it would end the run
+        cause = str(error) if isinstance(error, DataError) else f"{type(error).__name__}: {error}"
+        return Picture(split, name, error=cause)
+    thumbnail = np.asarray(small.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX))
+    digest = hashlib.blake2b(content, digest_size=16).digest()
+    return Picture(split, name, digest=digest, look=difference_hash(small), thumbnail=thumbnail)
+
+
+def _name(record: Record) -> str:
+    image = record.image
+    if isinstance(image, EncodedImage):
+        return image.name
+    return os.fspath(image) if isinstance(image, str | os.PathLike) else record.image_id
+
+
+def _content(image: Any, name: str) -> tuple[bytes, Any]:
+    """The bytes of a picture, and what to decode, so that its file is read once."""
+    if isinstance(image, str | os.PathLike):
+        with open(image, "rb") as file:
+            content = file.read()
+    elif isinstance(image, EncodedImage):
+        content = image.load()
+    else:
+        array = np.asarray(image)
+        return f"{array.shape}{array.dtype}".encode() + array.tobytes(), image
+    return content, EncodedImage(name, lambda: content)
+
+
+def difference_hash(image: Image.Image) -> int:
+    """64 bits: is a cell of a 9 x 8 grey thumbnail brighter than the one to its left; sizes and codecs change few."""
+    grey = np.asarray(image.convert("L").resize((9, 8), Image.Resampling.BOX), dtype=np.int16)
+    return int.from_bytes(np.packbits(grey[:, 1:] > grey[:, :-1]).tobytes(), "big")
+
+
+def pictures(found: Sequence[Picture]) -> list[Finding]:
+    """Missing and unreadable pictures, with the first few names."""
+    if not found:
+        return [Finding("pictures", "ok", "The data has no pictures.", value={"pictures": 0})]
+    missing = [p for p in found if p.missing]
+    broken = [p for p in found if p.error is not None and not p.missing]
+    decoded = sum(p.thumbnail is not None for p in found) + len(broken)
+    value = {"pictures": len(found), "decoded": decoded, "missing": len(missing), "unreadable": len(broken)}
+    findings = []
+    if missing:
+        message = f"{share(len(missing), len(found))} pictures are missing: {examples([p.name for p in missing])}."
+        advice = "Put them there, set data.dataset.root to the folder their paths start from, or take their rows out."
+        findings.append(Finding("pictures", "error", message, advice, value))
+    if broken:
+        causes = "; ".join(f"{p.split}: {p.error}" for p in broken[:3]) + ("; ..." if len(broken) > 3 else "")
+        message = f"{share(len(broken), decoded)} decoded pictures cannot be read. {causes}"
+        findings.append(Finding("pictures", "error", message, "Fetch them again, or take their rows out.", value))
+    if not findings:
+        rest = "" if decoded == len(found) else f"; the other {len(found) - decoded:,} were only looked for (--pictures)"
+        findings.append(Finding("pictures", "ok", f"{decoded:,} pictures decoded, none missing{rest}.", value=value))
+    return findings
