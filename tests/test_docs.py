@@ -18,6 +18,7 @@ import yaml
 
 from velm import metrics, registry
 from velm.cli import COMMANDS
+from velm.doctor.findings import CHECKS
 from velm.layers.pretrained import skip_pretrained
 from velm.model import build_model
 from velm.testing import LAWS, assert_contract
@@ -93,15 +94,19 @@ def test_command_is_known_and_its_files_are_there(words: list[str]) -> None:
             assert (ROOT / "configs" / f"{Path(path).parts[1]}.yaml").is_file()
 
 
-@pytest.mark.parametrize("words", [p for p in commands() if p.values[0][0] in ("caption", "evaluate", "plugins")])
+@pytest.mark.parametrize(
+    "words", [p for p in commands() if p.values[0][0] in ("caption", "doctor", "evaluate", "plugins")]
+)
 def test_options_of_a_command_are_accepted(words: list[str]) -> None:
-    from velm.commands import caption, evaluate, plugins
+    from velm.commands import caption, doctor, evaluate, plugins
 
     rest = words[1:]
     if words[0] == "caption":
         caption._parser().parse_intermixed_args(rest)
     elif words[0] == "evaluate":
         evaluate._parse(rest)
+    elif words[0] == "doctor":
+        doctor._parser().parse_known_args(rest)
     else:
         plugins._parser().parse_args(rest)
 
@@ -120,7 +125,10 @@ def test_output_is_as_printed(command: str, output: str, capsys: pytest.CaptureF
     assert [line for line in printed if line in wanted] == wanted
 
 
-@pytest.mark.parametrize("words", [p for p in commands() if p.values[0][0] in ("fit", "validate", "test", "predict")])
+RUNS = ("fit", "doctor", "validate", "test", "predict")
+
+
+@pytest.mark.parametrize("words", [p for p in commands() if p.values[0][0] in RUNS])
 @pytest.mark.usefixtures("own_encoder")
 def test_a_run_as_typed_builds_its_model(words: list[str]) -> None:
     options = _typed(words[1:])
@@ -159,7 +167,7 @@ def _check_key(key: str) -> None:
     rooms = {"model": VisionLanguageTask, "data": VisionLanguageData, "trainer": lightning.Trainer}
     room, _, rest = key.partition(".")
     if room not in rooms:
-        assert key in ("seed_everything", "ckpt_path", "plugins", "print_config")
+        assert key in ("seed_everything", "ckpt_path", "plugins", "print_config", "json", "pictures")
         return
     name, _, inner = rest.partition(".")
     assert name in inspect.signature(rooms[room]).parameters
@@ -233,6 +241,14 @@ def test_every_fault_is_described() -> None:
     for name, law in LAWS.items():
         row = next(line for line in text.splitlines() if line.startswith(f"| `{name}` |"))
         assert row.split(" | ")[1].replace("`", "") == law
+
+
+def test_every_check_of_the_doctor_is_described() -> None:
+    text = section("doctor.md", "Checks")
+    assert first_column(text) == set(CHECKS)
+    for name, what in CHECKS.items():
+        row = next(line for line in text.splitlines() if line.startswith(f"| `{name}` |"))
+        assert row.split(" | ")[1] == what
 
 
 def test_every_figure_is_described() -> None:

@@ -114,7 +114,9 @@ def _splits(findings: list[Finding], data: VisionLanguageData) -> dict[str, Sequ
             absent = name != "train" and isinstance(error, DataError) and _is_absent(data, name, told)
             lacks = {"val": "`velm fit` trains without validation.", "test": "`velm evaluate` needs it."}.get(name, "")
             advice = lacks if absent else "`velm fit` or `velm evaluate` would end with this message."
-            findings.append(Finding("data", "info" if absent else "error", told, advice, {"split": name}))
+            finding = Finding("data", "info" if absent else "error", told, advice)
+            if finding not in findings:  # what is wrong with the file is wrong for every split
+                findings.append(finding)
     if splits:
         counts = {name: len(records) for name, records in splits.items()}
         listed = ", ".join(f"{name} {count:,}" for name, count in counts.items())
@@ -187,6 +189,7 @@ def _look_at_batches(
 ) -> None:
     from velm.data.collate import text_counts
     from velm.doctor import batches as look
+    from velm.model import EMBEDS, needs_of
     from velm.training.run import count_devices
 
     data, trainer, model = config["data"], config["trainer"], config["model"]
@@ -204,8 +207,9 @@ def _look_at_batches(
     rows, losses = samples * data["captions_per_image"], model["losses"] or {}
     told = [look.steps(total), look.warmup(model["optimizer"]["warmup"], total)]
     if task is not None:
-        told.append(look.accumulation(accumulate, task.needs, losses))
-        if look.EMBEDS & task.needs:
+        aligning = [name for name in losses if EMBEDS & needs_of({name: {}})]
+        told.append(look.accumulation(accumulate, aligning))
+        if aligning:
             ids = [record.image_id for record in (records[place] for place in range(len(records)))]
             told.append(look.false_negatives(counts, rows=rows, repeated_ids=len(ids) - len(set(ids))))
         per_image = data["captions_per_image"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from typing import Literal
 
 import numpy as np
@@ -17,7 +17,6 @@ __all__ = [
     "warmup",
 ]  # fmt: skip
 
-EMBEDS = {"image_embeds", "text_embeds"}
 LONG = 0.5  # warm-up as a part of the run above which it is a warning
 EPOCHS = 1000  # Lightning's own, where neither epochs nor steps are given
 
@@ -169,22 +168,21 @@ def warmup(fraction: float, total: float) -> Finding | None:
     return Finding("warmup", "ok", message, value=value)
 
 
-def accumulation(accumulate: int, needs: Collection[str], losses: Mapping[str, object]) -> Finding | None:
+def accumulation(accumulate: int, aligning: Sequence[str]) -> Finding | None:
     """Accumulating batches does not give a row more negatives; None where nothing is accumulated.
 
     Args:
         accumulate: batches a step.
-        needs: what the losses need of the model.
-        losses: by name.
+        aligning: the names of the losses that have negatives.
     """
     if accumulate == 1:
         return None
     value = {"accumulate_grad_batches": accumulate}
-    if not EMBEDS & set(needs):
+    if not aligning:
         return Finding("accumulation", "ok", f"{accumulate} batches a step.", value=value)
     message = (
         f"accumulate_grad_batches {accumulate} averages the gradients of {accumulate} batches, but the negatives of a "
-        f"row ({', '.join(losses)}) come from one of them: that is no {accumulate} times larger batch."
+        f"row ({', '.join(aligning)}) come from one of them: that is no {accumulate} times larger batch."
     )
     advice = "For more negatives raise data.batch_size or trainer.devices (gradients stay exact); else leave it at 1."
     return Finding("accumulation", "warning", message, advice, value)

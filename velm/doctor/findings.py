@@ -58,7 +58,7 @@ class Finding:
 
     def __post_init__(self) -> None:
         if self.check not in CHECKS or self.severity not in get_args(Severity):
-            raise ValueError(f"A finding is of a check in CHECKS and a Severity; got {self.check!r}, {self.severity!r}.")
+            raise ValueError(f"A finding has a check of CHECKS and a Severity; got {self.check!r}, {self.severity!r}.")
 
 
 def exit_code(findings: Iterable[Finding]) -> int:

@@ -27,7 +27,8 @@ def parameters(parts: Mapping[str, nn.Module]) -> Finding:
     listed = ", ".join(f"{name} {_counted(part)}" for name, part in value.items())
     message = f"{_counted(total)} parameters: {listed}."
     if not total["trainable"]:
-        return Finding("parameters", "error", f"Nothing is to be learnt. {message}", "See `freeze`, `trainable`.", value)
+        advice = "Take a part out of model.freeze, or set its trainable."
+        return Finding("parameters", "error", f"Nothing is to be learnt. {message}", advice, value)
     return Finding("parameters", "info", message, value=value)
 
 
@@ -44,7 +45,7 @@ def _short(number: int) -> str:
 
 
 def is_pretrained(spec: Any) -> bool:
-    """Whether a spec asks for weights that somebody trained: `weights`, `pretrained: true`, or `hf/` without a config."""
+    """Whether a spec asks for somebody's weights: `weights`, `pretrained: true`, or `hf/...` without a config."""
     if spec is None:
         return False
     name, options = split_spec(spec)
@@ -96,7 +97,7 @@ def lengths(parts: Mapping[str, nn.Module | None], *, longest: int, max_length: 
     short = [(name, limit) for name, limit in limits.items() if limit is not None and needed > limit]
     if short:
         name, limit = short[0]
-        message = f"The {name} holds {limit} tokens, and sentences come with up to {needed}: the run stops at the first."
+        message = f"The {name} holds {limit} tokens, and sentences have up to {needed}: the run stops at the first."
         advice = f"Lower data.max_length to {limit}, or raise model.{name}.max_length to {needed}."
         return Finding("lengths", "error", message, advice, value)
     return Finding("lengths", "ok", f"Every part holds sentences of {needed} tokens.", value=value)

@@ -20,9 +20,10 @@ __all__ = ["Picture", "difference_hash", "look", "pictures"]
 
 DECODED = 128  # pixels of the shorter side that decoding keeps: enough for every figure below, and fast on large JPEGs
 THUMBNAIL = 16  # pixels
+AT_ONCE = 512  # pictures handed to the threads at a time
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Picture:
     """What is known of a picture after a look at it.
 
@@ -61,22 +62,22 @@ def look(
         progress: told (pictures done, pictures in all).
     """
     total = sum(map(len, splits.values()))
-    jobs = [job for name, records in splits.items() for job in _jobs(name, records, min(1.0, limit / max(total, 1)))]
+    wanted = {name: max(1, min(1, limit / total) * len(records)) for name, records in splits.items()}
+    jobs = [job for name, records in splits.items() for job in _jobs(name, records, int(wanted[name]))]
     found = []
     with ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1)) as pool:
-        for done, picture in enumerate(pool.map(lambda job: _look(*job), jobs), start=1):
-            if picture is not None:
-                found.append(picture)
-            if progress is not None and (done % 500 == 0 or done == len(jobs)):
-                progress(done, len(jobs))
+        for start in range(0, len(jobs), AT_ONCE):
+            done = pool.map(lambda job: _look(*job), jobs[start : start + AT_ONCE])
+            found += [picture for picture in done if picture is not None]
+            if progress is not None:
+                progress(min(start + AT_ONCE, len(jobs)), len(jobs))
     return found
 
 
-def _jobs(split: str, records: Sequence[Record], part: float) -> Iterator[tuple[str, Sequence[Record], int, bool]]:
+def _jobs(split: str, records: Sequence[Record], wanted: int) -> Iterator[tuple[str, Sequence[Record], int, bool]]:
     """(split, records, place, whether to decode); pictures that are no files are only looked at to be decoded."""
-    wanted = max(1, round(part * len(records)))
     decoded = set(np.linspace(0, len(records) - 1, wanted).round().astype(int).tolist())
-    files = part < 1 and isinstance(records[0].image, str | os.PathLike)
+    files = wanted < len(records) and isinstance(records[0].image, str | os.PathLike)
     for place in range(len(records)):
         if place in decoded or files:
             yield split, records, place, place in decoded
@@ -147,6 +148,7 @@ def pictures(found: Sequence[Picture]) -> list[Finding]:
         message = f"{share(len(broken), decoded)} decoded pictures cannot be read. {causes}"
         findings.append(Finding("pictures", "error", message, "Fetch them again, or take their rows out.", value))
     if not findings:
-        rest = "" if decoded == len(found) else f"; the other {len(found) - decoded:,} were only looked for (--pictures)"
+        others = len(found) - decoded
+        rest = f"; the other {others:,} were only looked for (--pictures)" if others else ""
         findings.append(Finding("pictures", "ok", f"{decoded:,} pictures decoded, none missing{rest}.", value=value))
     return findings

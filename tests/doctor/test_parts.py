@@ -1,0 +1,65 @@
+"""What is to be learnt, how gently, and how long a sentence fits."""
+
+from __future__ import annotations
+
+import pytest
+from torch import nn
+
+from velm.doctor.parts import is_pretrained, learning_rate, lengths, parameters
+
+
+def test_parameters_by_part() -> None:
+    frozen = nn.Linear(9, 10)
+    frozen.requires_grad_(False)
+    finding = parameters({"image_encoder": frozen, "decoder": nn.Linear(99, 20), "dropout": nn.Dropout()})
+    assert finding.value == {
+        "image_encoder": {"trainable": 0, "frozen": 100},
+        "decoder": {"trainable": 2000, "frozen": 0},
+    }
+    assert finding.message == "2k (+ 100 frozen) parameters: image_encoder 0 (+ 100 frozen), decoder 2k."
+    nothing = parameters({"image_encoder": frozen})
+    assert nothing.severity == "error"
+    assert nothing.message.startswith("Nothing is to be learnt.")
+
+
+@pytest.mark.parametrize(
+    ("spec", "pretrained"),
+    [
+        ({"name": "torchvision/resnet18", "weights": "DEFAULT"}, True),
+        ({"name": "torchvision/resnet18"}, False),
+        ({"name": "timm/resnet18", "pretrained": True}, True),
+        ({"name": "timm/resnet18", "pretrained": False}, False),
+        ("hf/bert-base-uncased", True),
+        ({"name": "hf/bert", "config": {"hidden_size": 8}}, False),
+        ({"name": "hf/bert", "config": {"hidden_size": 8}, "pretrained": True}, True),
+        ("vit", False),
+        (None, False),
+    ],
+)
+def test_who_is_pretrained(spec: object, pretrained: bool) -> None:
+    assert is_pretrained(spec) is pretrained
+
+
+def test_a_pretrained_part_is_trained_gently() -> None:
+    specs = {"image_encoder": "hf/some/vit", "text_encoder": "rnn", "decoder": None}
+    parts = {"image_encoder": nn.Linear(2, 2), "text_encoder": nn.Linear(2, 2), "decoder": None}
+    (finding,) = learning_rate(specs, parts, lr=1e-3, lr_scale={})
+    assert finding.severity == "warning"
+    assert "The image_encoder is pretrained and trained at a rate of 0.001, above 0.0003" in finding.message
+    assert "lr_scale={image_encoder: 0.03}" in finding.advice
+    (gentle,) = learning_rate(specs, parts, lr=1e-3, lr_scale={"image_encoder": 0.3})
+    assert gentle.severity == "ok"
+    parts["image_encoder"].requires_grad_(False)
+    assert learning_rate(specs, parts, lr=1e-3, lr_scale={}) == []
+
+
+def test_the_longest_sentence_fits() -> None:
+    encoder, decoder = nn.Linear(1, 1), nn.Linear(1, 1)
+    encoder.max_length = 12  # type: ignore[assignment]
+    parts = {"text_encoder": encoder, "decoder": decoder}
+    assert lengths(parts, longest=40, max_length=12).severity == "ok"  # longer ones are cut
+    assert lengths(parts, longest=12, max_length=64).severity == "ok"
+    finding = lengths(parts, longest=40, max_length=20)
+    assert finding.severity == "error"
+    assert "The text_encoder holds 12 tokens, and sentences have up to 20" in finding.message
+    assert lengths({"text_encoder": None, "decoder": None}, longest=40, max_length=20).severity == "ok"
