@@ -141,6 +141,10 @@ def empty_text(folder: Path) -> None:
     change(folder, lambda rows: rows[5].__setitem__(1, ""))
 
 
+def empty_text_in_val(folder: Path) -> None:
+    change(folder, lambda rows: rows[26].__setitem__(1, " "))
+
+
 def overlap(folder: Path) -> None:
     change(folder, lambda rows: rows[5].__setitem__(2, "val"))
 
@@ -159,6 +163,7 @@ def strange_words(folder: Path) -> None:
         (spoil_text, "odd_captions", "warning", "U+FFFD"),
         (repeat_text, "repeated_captions", "warning", "'a thing' for 8 of them"),
         (empty_text, "data", "error", "captions.csv"),
+        (empty_text_in_val, "data", "error", "row 27"),
         (overlap, "data", "error", "allow_overlap"),
         (strange_words, "unknown_words", "warning", "% of val"),
     ],
@@ -234,6 +239,9 @@ def test_an_absent_split_is_information(pictures: Path, examined) -> None:
     assert code == 0
     assert [f["severity"] for f in found["data"]] == ["info", "info", "ok"]
     assert "trains without validation" in found["data"][0]["advice"]
+    code, found = examined("--data.dataset={name: shapes, train_size: 40, val_size: 0, test_size: 5}")
+    assert [f["severity"] for f in found["data"]] == ["info", "ok"]
+    assert code == 0
 
 
 def test_options_are_taken_as_by_fit(pictures: Path, examined) -> None:
