@@ -63,8 +63,8 @@ def memory(
     value = {**parts, "activations": activations, "total": sum(parts.values()) + activations}
     listed = ", ".join(f"{name} {_megabytes(number)}" for name, number in value.items() if name != "total")
     message = (
-        f"At least {_megabytes(value['total'])} a step and device ({listed}); activations measured on {MEASURED[0]} and "
-        f"{MEASURED[1]} pictures and continued to {size:,}, loader and scratch room left out."
+        f"At least {_megabytes(value['total'])} a step and device ({listed}); activations measured on {MEASURED[0]} "
+        f"and {MEASURED[1]} pictures and continued to {size:,}, loader and scratch room left out."
     )
     return Finding("memory", "info", message, value=value)
 
