@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from velm.data.base import DataError, Record
+from velm.data.base import DataError, EncodedImage, Record
 
 __all__ = ["ROW", "TableRecords", "check_pictures", "existing_path", "nearest"]
 
@@ -21,9 +21,23 @@ ROW = "__row__"  # column: the row's number in its file, from 1, the header not 
 class TableRecords(Sequence[Record]):
     """The records of a split, rows of one picture together, pictures in the order of their first row."""
 
-    def __init__(self, columns: dict[str, pa.Array], picture: np.ndarray, root: str) -> None:
-        """`columns`: 'text', and 'image', 'image_id', 'target' where there are; `picture`: int (rows,)."""
-        self._columns, self._root = columns, root
+    def __init__(
+        self,
+        columns: dict[str, pa.Array],
+        picture: np.ndarray,
+        root: str = "",
+        encoded: Sequence[EncodedImage] | None = None,
+    ) -> None:
+        """Keep the columns; nothing is read.
+
+        Args:
+            columns: 'text', and 'image', 'image_id', 'target' where there are.
+            picture: int (rows,), which picture a row shows, numbered in the order they come.
+            root: folder that the paths of 'image' start from.
+            encoded: pictures that are no files of their own, by the number in `ROW` less one; 'image' then only
+                says by null which rows have none.
+        """
+        self._columns, self._root, self._encoded = columns, root, encoded
         self._order = np.argsort(picture, kind="stable")
         self.text_counts = np.bincount(picture)
         self._ends = np.cumsum(self.text_counts)
@@ -43,10 +57,13 @@ class TableRecords(Sequence[Record]):
         image = self._value("image", rows[0])
         return Record(
             image_id=self._value("image_id", rows[0]) or image or f"row {self._value(ROW, rows[0])}",
-            image=os.path.join(self._root, image) if image else None,
+            image=self._image(image, rows[0]) if image else None,
             texts=tuple(self._value("text", row) for row in rows),
             targets=tuple(self._value("target", row) for row in rows) if "target" in self._columns else None,
         )
+
+    def _image(self, image: str, row: int) -> str | EncodedImage:
+        return os.path.join(self._root, image) if self._encoded is None else self._encoded[self._value(ROW, row) - 1]
 
     def _value(self, column: str, row: int) -> Any:
         values = self._columns.get(column)
