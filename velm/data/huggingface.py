@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from velm.data.base import DataError, Dataset, EncodedImage
-from velm.data.records import ROW, TableRecords, codes, flattened, has_text, nearest, whole
+from velm.data.records import ROW, TableRecords, codes, flattened, has_text, nearest, row_names, whole
 
 __all__ = ["HFDataset"]
 
@@ -65,7 +64,7 @@ class HFDataset(Dataset):
         columns = {column: whole(table[column]) for column in table.column_names}
         if self.image_column is None:
             return TableRecords(columns, self._pictures(columns))
-        columns["image"] = pc.binary_join_element_wise("row", pc.cast(columns[ROW], pa.large_string()), " ")
+        columns["image"] = row_names(columns[ROW])
         return TableRecords(columns, self._pictures(columns), encoded=self._encoded(data, name))
 
     def _pictures(self, columns: dict[str, pa.Array]) -> np.ndarray:
@@ -112,7 +111,7 @@ class HFDataset(Dataset):
             ) from error
         return dict(found) if isinstance(found, dict) else {"train": found}
 
-    def _encoded(self, data: Any, name: str) -> Sequence[EncodedImage]:
+    def _encoded(self, data: Any, name: str) -> _Pictures:
         import datasets
 
         data = data.select_columns([self.image_column])
@@ -152,21 +151,12 @@ class _Stored:
             return file.read()
 
 
-class _Pictures(Sequence[EncodedImage]):
+class _Pictures:
     """The pictures of a split by row; `data` has the one column."""
 
     def __init__(self, data: Any, title: str) -> None:
         self._data, self._title = data, title
 
-    def __len__(self) -> int:
-        return len(self._data)
-
-    @overload
-    def __getitem__(self, index: int) -> EncodedImage: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[EncodedImage]: ...
-    def __getitem__(self, index: int | slice) -> EncodedImage | list[EncodedImage]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
+    def __call__(self, index: int) -> EncodedImage:
         stored = _Stored(self._data, self._data._fingerprint, index)
         return EncodedImage(f"{self._title}, row {index + 1}", stored)

@@ -203,11 +203,7 @@ def file_of(record: Record) -> tuple[bytes, str]:
     if image is None:
         raise DataError(f"Record {record.image_id!r} has no picture; shards are made of pictures and their sentences.")
     if isinstance(image, str | os.PathLike | EncodedImage):
-        if isinstance(image, EncodedImage):
-            content = image.load()
-        else:
-            with open(image, "rb") as file:
-                content = file.read()
+        content = image.load() if isinstance(image, EncodedImage) else _content(image)
         ending = "webp" if content[:4] == b"RIFF" and content[8:12] == b"WEBP" else None
         ending = ending or next((ending for start, ending in KINDS if content.startswith(start)), None)
         if ending is None:
@@ -221,6 +217,14 @@ def file_of(record: Record) -> tuple[bytes, str]:
     target = io.BytesIO()
     read_image(image).save(target, "PNG")
     return target.getvalue(), "png"
+
+
+def _content(path: str | os.PathLike[str]) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except FileNotFoundError as error:
+        raise DataError(f"There is no picture {os.fspath(path)!r}.") from error
 
 
 def _sha256(path: str) -> str:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Literal, overload
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -14,6 +13,7 @@ import pyarrow.compute as pc
 from pyarrow import parquet
 
 from velm.data.base import DataError, EncodedImage
+from velm.data.records import row_names
 from velm.data.table import Table
 
 __all__ = ["Parquet"]
@@ -66,12 +66,12 @@ class Parquet(Table):
         table = parquet.read_table(self.path, columns=[c for c in columns if c != self.image_bytes_column])
         return table.append_column(self.image_bytes_column, self._numbered())
 
-    def encoded(self) -> Sequence[EncodedImage] | None:
+    def encoded(self) -> Cells | None:
         return None if self.image_bytes_column is None else Cells(self.path, self._leaf())
 
     def _pictures(self, columns: dict[str, pa.Array]) -> np.ndarray:
-        """By id alone where pictures have no paths: comparing them would read them all."""
-        if self.image_bytes_column is not None:
+        """By id alone where there are bytes and ids: comparing bytes would read them all."""
+        if self.image_bytes_column is not None and "image_id" in columns:
             columns = {name: column for name, column in columns.items() if name != "image"}
         return super()._pictures(columns)
 
@@ -110,8 +110,7 @@ class Parquet(Table):
                     present.append(column.is_valid().to_numpy(zero_copy_only=False))
             self._warn_of_large(metadata, place)
         there = np.concatenate([np.zeros(0, dtype=bool), *present])
-        names = pc.binary_join_element_wise("row", pc.cast(pa.array(np.arange(1, len(there) + 1)), pa.string()), " ")
-        return pc.cast(pc.if_else(pa.array(there), names, pa.scalar(None, pa.string())), pa.large_string())
+        return row_names(np.arange(1, len(there) + 1), there)
 
     def _warn_of_large(self, metadata: Any, place: int) -> None:
         sizes = [metadata.row_group(i).column(place).total_uncompressed_size for i in range(metadata.num_row_groups)]
@@ -138,7 +137,7 @@ class Cell:
         return found
 
 
-class Cells(Sequence[EncodedImage]):
+class Cells:
     """The pictures of a column of bytes, by row."""
 
     def __init__(self, path: str, column: str) -> None:
@@ -146,20 +145,10 @@ class Cells(Sequence[EncodedImage]):
         metadata = parquet.read_metadata(path)
         self._ends = np.cumsum([metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)])
 
-    def __len__(self) -> int:
-        return int(self._ends[-1]) if len(self._ends) else 0
-
-    @overload
-    def __getitem__(self, index: int) -> EncodedImage: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[EncodedImage]: ...
-    def __getitem__(self, index: int | slice) -> EncodedImage | list[EncodedImage]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        place = range(len(self))[index]
-        group = int(np.searchsorted(self._ends, place, side="right"))
-        row = place - int(self._ends[group - 1] if group else 0)
-        return EncodedImage(f"{self._path}, row {place + 1}", Cell(self._path, self._column, group, row))
+    def __call__(self, index: int) -> EncodedImage:
+        group = int(np.searchsorted(self._ends, index, side="right"))
+        row = index - int(self._ends[group - 1] if group else 0)
+        return EncodedImage(f"{self._path}, row {index + 1}", Cell(self._path, self._column, group, row))
 
 
 @lru_cache(maxsize=GROUPS_KEPT)

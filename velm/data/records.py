@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, overload
 
 import numpy as np
@@ -26,7 +26,7 @@ class TableRecords(Sequence[Record]):
         columns: dict[str, pa.Array],
         picture: np.ndarray,
         root: str = "",
-        encoded: Sequence[EncodedImage] | None = None,
+        encoded: Callable[[int], EncodedImage] | None = None,
     ) -> None:
         """Keep the columns; nothing is read.
 
@@ -34,7 +34,7 @@ class TableRecords(Sequence[Record]):
             columns: 'text', and 'image', 'image_id', 'target' where there are.
             picture: int (rows,), which picture a row shows, numbered in the order they come.
             root: folder that the paths of 'image' start from.
-            encoded: pictures that are no files of their own, by the number in `ROW` less one; 'image' then only
+            encoded: gives pictures that are no files of their own, by the number in `ROW` less one; 'image' then only
                 says by null which rows have none.
         """
         self._columns, self._root, self._encoded = columns, root, encoded
@@ -63,7 +63,7 @@ class TableRecords(Sequence[Record]):
         )
 
     def _image(self, image: str, row: int) -> str | EncodedImage:
-        return os.path.join(self._root, image) if self._encoded is None else self._encoded[self._value(ROW, row) - 1]
+        return os.path.join(self._root, image) if self._encoded is None else self._encoded(self._value(ROW, row) - 1)
 
     def _value(self, column: str, row: int) -> Any:
         values = self._columns.get(column)
@@ -129,6 +129,16 @@ def has_text(column: pa.ChunkedArray | pa.Array) -> pa.ChunkedArray | pa.Array:
 def codes(column: pa.Array) -> np.ndarray:
     """int (rows,), equal where the texts are equal, numbered in order of appearance."""
     return column.dictionary_encode(null_encoding="encode").indices.to_numpy(zero_copy_only=False)
+
+
+def row_names(numbers: np.ndarray | pa.Array, present: np.ndarray | None = None) -> pa.Array:
+    """large_string (rows,), 'row 7', where `present`, bool (rows,), is True; else null."""
+    names = pc.binary_join_element_wise(
+        pa.scalar("row", pa.large_string()),
+        pc.cast(pa.array(numbers), pa.large_string()),
+        pa.scalar(" ", pa.large_string()),
+    )
+    return names if present is None else pc.if_else(pa.array(present), names, pa.scalar(None, pa.large_string()))
 
 
 def flattened(table: pa.Table, path: str) -> pa.Table:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Sequence
-from typing import overload
 
 import numpy as np
 import pyarrow as pa
@@ -16,7 +15,7 @@ from velm.data.tar import Stretch
 __all__ = ["Samples", "ShardPictures"]
 
 
-class ShardPictures(Sequence[EncodedImage]):
+class ShardPictures:
     """Pictures by where their bytes lie.
 
     Args:
@@ -32,16 +31,7 @@ class ShardPictures(Sequence[EncodedImage]):
     ) -> None:
         self._paths, self._shard, self._names, self._offsets, self._sizes = paths, shard, names, offsets, sizes
 
-    def __len__(self) -> int:
-        return len(self._shard)
-
-    @overload
-    def __getitem__(self, index: int) -> EncodedImage: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[EncodedImage]: ...
-    def __getitem__(self, index: int | slice) -> EncodedImage | list[EncodedImage]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
+    def __call__(self, index: int) -> EncodedImage:
         stretch = Stretch(self._paths[self._shard[index]], int(self._offsets[index]), int(self._sizes[index]))
         return EncodedImage(self._names[index].as_py(), stretch)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import Literal
 
 import numpy as np
@@ -96,8 +96,8 @@ class Table(Dataset):
     def read(self, columns: list[str]) -> pa.Table:
         """Some of the file's columns, every row."""
 
-    def encoded(self) -> Sequence[EncodedImage] | None:
-        """The pictures by row of the file, where they lie in the file itself; None where it has paths."""
+    def encoded(self) -> Callable[[int], EncodedImage] | None:
+        """Gives the picture of a row, from 0, where they lie in the file itself; None where it has paths."""
         return None
 
     def split(self, name: str) -> TableRecords:
