@@ -85,11 +85,11 @@ class HFDataset(Dataset):
                 f"another name there, say so: splits: {{{name}: <its name>}}."
             )
         data = self._loaded[theirs]
-        for ours, column in {**self.names, "image": self.image_column}.items():
+        for role, column in {**self.names, "image": self.image_column}.items():
             if column is not None and column not in data.column_names:
                 raise DataError(
                     f"The data set {self.model_name!r} has no column {column!r}.{nearest(column, data.column_names)} "
-                    f"Its columns: {', '.join(data.column_names)}. Set {ours}_column to the right one."
+                    f"Its columns: {', '.join(data.column_names)}. Set {role}_column to the right one."
                 )
         return data
 
@@ -114,14 +114,15 @@ class HFDataset(Dataset):
     def _encoded(self, data: Any, name: str) -> _Pictures:
         import datasets
 
-        data = data.select_columns([self.image_column])
         kind = data.features[self.image_column]
-        try:
-            data = data.cast_column(self.image_column, datasets.Image(decode=False))
-        except Exception as error:
-            raise DataError(
-                f"Column {self.image_column!r} of {self._title(name)} must hold pictures, not {kind}."
-            ) from error
+        if isinstance(kind, dict):
+            fits = bool({"bytes", "path"} & kind.keys())
+        else:
+            kinds = ("binary", "large_binary", "string", "large_string")
+            fits = isinstance(kind, datasets.Image) or getattr(kind, "dtype", None) in kinds
+        if not fits:
+            raise DataError(f"Column {self.image_column!r} of {self._title(name)} must hold pictures, not {kind}.")
+        data = data.select_columns([self.image_column]).cast_column(self.image_column, datasets.Image(decode=False))
         return _Pictures(data, self._title(name))
 
     def _as_text(self, column: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
