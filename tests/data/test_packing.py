@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import shutil
 import tarfile
 from pathlib import Path
@@ -74,9 +75,16 @@ def test_every_format_gives_the_same_records(tmp_path: Path) -> None:
     except ImportError:
         pass
     for other in specs:
-        data = datasets.build(other)
+        data = pickle.loads(pickle.dumps(datasets.build(other)))
         for split, records in every.items():
             assert [told(r) for r in data.split(split)] == [told(r) for r in records], other["name"]
+
+
+def test_shards_of_a_pack_can_be_named_one_by_one(tmp_path: Path) -> None:
+    pack(csv_table(tmp_path), str(tmp_path / "pack"), shard_size=4)
+    keys = {"json_text_key": "texts", "json_target_key": "targets", "json_image_id_key": "image_id"}
+    named = WebDataset(train=str(tmp_path / "pack" / "train-{00000..00002}.tar"), **keys).split("train")
+    assert [told(r) for r in named] == [told(r) for r in WebDataset(path=str(tmp_path / "pack")).split("train")]
 
 
 def test_processes_write_the_same_bytes_as_one(tmp_path: Path) -> None:
@@ -149,6 +157,14 @@ def test_files_are_packed_as_they_are_and_pixels_as_png(tmp_path: Path) -> None:
         assert file_of(Record("a", EncodedImage("a.bin", lambda content=content: content), ("a",))) == (content, ending)
     assert file_of(Record("a", np.zeros((2, 2, 3), np.uint8), ("a",)))[1] == "png"
     assert file_of(Record("a", Image.new("RGB", (2, 2)), ("a",)))[1] == "png"
+
+
+def test_a_repeated_picture_is_packed_as_often_and_known_to_be_the_same(tmp_path: Path) -> None:
+    spec = {"name": "mixture", "sources": {"a": csv_table(tmp_path)}, "size": 20}
+    pack(spec, str(tmp_path / "pack"), splits=["train"])
+    source, packed = (d.split("train") for d in (datasets.build(spec), WebDataset(path=str(tmp_path / "pack"))))
+    assert [told(r) for r in packed] == [told(r) for r in source]
+    assert packed.pictures.tolist() == source.pictures.tolist()
 
 
 def test_shards_can_be_packed_again(tmp_path: Path) -> None:

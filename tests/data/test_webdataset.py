@@ -72,8 +72,19 @@ def test_each_split_has_its_shards(tmp_path: Path) -> None:
     assert [data.split(s)[0].image_id for s in ("train", "val")] == ["a/0.tar/0", "b/0.tar/0"]
     with pytest.raises(DataError, match=r"no shards for the split 'test'\. .*'train' \(1 shards\), 'val' \(1 shards\)"):
         data.split("test")
-    with pytest.raises(DataError, match=r"0\.tar' is in the splits 'train' and 'test'"):
+    with pytest.raises(DataError, match=r"0\.tar' is in 'train' and in 'test'\. Name each shard once"):
         WebDataset(train=[a, b], test=b)
+    with pytest.raises(DataError, match=r"0\.tar' is twice in 'train'"):
+        WebDataset(train=[a, a])
+
+
+def test_samples_of_one_id_show_one_picture_and_null_is_no_id(tmp_path: Path) -> None:
+    ids = [7, None, 7, 0, None]
+    members = {f"{i}.{e}": c for i, n in enumerate(ids) for e, c in
+               {"jpg": JPEG[0], "txt": str(i), "json": {"id": n}}.items()}  # fmt: skip
+    train = WebDataset(train=write_tar(tmp_path / "0.tar", members), json_image_id_key="id").split("train")
+    assert [record.image_id for record in train] == ["7", "0.tar/1", "7", "0", "0.tar/4"]
+    assert train.pictures.tolist() == [0, 1, 0, 2, 3]
 
 
 def test_the_picture_is_read_alike_in_any_process(tmp_path: Path) -> None:

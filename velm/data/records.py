@@ -41,6 +41,7 @@ class TableRecords(Sequence[Record]):
         self._order = np.argsort(picture, kind="stable")
         self.text_counts = np.bincount(picture)
         self._ends = np.cumsum(self.text_counts)
+        self.pictures = np.arange(len(self._ends))  # int (records,), equal where two records show the same picture
 
     def __len__(self) -> int:
         return len(self._ends)

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from velm.data.base import DataError, EncodedImage
-from velm.data.records import ROW, TableRecords
+from velm.data.records import ROW, TableRecords, codes
 from velm.data.tar import Stretch
 
 __all__ = ["Samples", "ShardPictures"]
@@ -88,7 +88,7 @@ class Samples:
             )
 
     def records(self) -> TableRecords:
-        """One record a sample, in their order.
+        """One record a sample, in their order; samples with the same id show one picture.
 
         Raises:
             DataError: some samples have targets, others have none.
@@ -96,7 +96,7 @@ class Samples:
         columns = {name: pa.concat_arrays(chunks) for name, chunks in self._columns.items()}
         places = np.concatenate(self._places)
         shard = np.repeat(np.arange(len(self._places), dtype=np.int32), [len(chunk) for chunk in self._places])
-        pictures = ShardPictures(self._paths, shard, columns["image"], places[:, 0].copy(), places[:, 1].copy())
+        encoded = ShardPictures(self._paths, shard, columns["image"], places[:, 0].copy(), places[:, 1].copy())
         sample = np.repeat(np.arange(len(places)), places[:, 2])
         without = columns["target"].null_count
         if without == len(sample):
@@ -105,6 +105,8 @@ class Samples:
             first = int(np.flatnonzero(columns["target"].is_null().to_numpy(zero_copy_only=False))[0])
             name = columns["image_id"][int(sample[first])].as_py()
             raise DataError(f"Sample {name} has no targets, others have; each needs one for every text, or none has.")
-        rows = pa.array(sample)
+        rows, pictures = pa.array(sample), codes(columns["image_id"])
         columns |= {name: columns[name].take(rows) for name in ("image", "image_id")}
-        return TableRecords({**columns, ROW: pa.array(sample + 1)}, sample, encoded=pictures)
+        records = TableRecords({**columns, ROW: pa.array(sample + 1)}, sample, encoded=encoded)
+        records.pictures = pictures
+        return records

@@ -126,7 +126,8 @@ class WebDataset(Dataset):
                 targets = _strings(where, self.keys["json_target_key"], row)
                 if len(targets) != len(texts):
                     raise DataError(f"{where}.json: {len(texts)} texts but {len(targets)} targets.")
-            image_id = str(row.get(self.keys["json_image_id_key"] or "", ""))
+            stated = row.get(self.keys["json_image_id_key"] or "")
+            image_id = "" if stated is None else str(stated)
         if txt is not None:
             whole = _utf8(f"{where}.txt", txt)
             lines = whole.splitlines() if self.txt == "lines" else [whole]
@@ -145,11 +146,10 @@ class WebDataset(Dataset):
         owner: dict[str, str] = {}
         for split, shards in self.shards.items():
             for shard in shards:
-                if owner.setdefault(shard, split) != split:
-                    raise DataError(
-                        f"Shard {shard!r} is in the splits {owner[shard]!r} and {split!r}. Figures on such a split say "
-                        f"nothing; give each shard to one."
-                    )
+                if shard in owner:
+                    twice = f"twice in {split!r}" if owner[shard] == split else f"in {owner[shard]!r} and in {split!r}"
+                    raise DataError(f"Shard {shard!r} is {twice}. Name each shard once, for one split.")
+                owner[shard] = split
 
 
 def _packed(folder: str) -> dict[str, list[str]]:
