@@ -72,7 +72,9 @@ def test_a_repeated_picture_is_one_picture_to_sampler_and_loss(captions: Any) ->
     ids = np.array([train[int(place)].image_id for place in items._place_of])
     same = ids[:, None] == ids
     assert np.array_equal(items.picture_of[:, None] == items.picture_of, same)
-    assert [items[i].image_id for i in range(len(items))] == items.picture_of.tolist()
+    shown = [items[i].image_id for i in range(len(items))]
+    assert shown == items.picture_of.tolist()
+    assert [train[place].image_id for place in shown] == ids.tolist()  # validation looks records up by it
 
 
 def test_a_mixture_of_mixtures_knows_what_is_the_same() -> None:

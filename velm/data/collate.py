@@ -29,7 +29,7 @@ class Item:
         image: uint8 (3, H, W), None where the record has no picture.
         tokens: bos ... eos.
         target: bos ... eos of what to write, None where it is `tokens`.
-        image_id: the record's place in its split; equal where two samples show the same picture.
+        image_id: the place in its split of the first record that shows the picture.
         text_index: which of the record's texts this is.
     """
 
@@ -89,7 +89,8 @@ class CaptionItems(TorchDataset):
         counts = text_counts(records)
         places = np.arange(len(counts))
         self._place_of = np.repeat(places, counts) if captions == "all" else places
-        self._picture = np.asarray(getattr(records, "pictures", places))
+        _, first, same = np.unique(getattr(records, "pictures", places), return_index=True, return_inverse=True)
+        self._picture = first[same]  # the first record of each picture: an index into the records all the same
         self.picture_of = self._picture[self._place_of]
         self._starts = np.cumsum(counts) - counts
 
