@@ -95,10 +95,10 @@ def test_command_is_known_and_its_files_are_there(words: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    "words", [p for p in commands() if p.values[0][0] in ("caption", "doctor", "evaluate", "plugins")]
+    "words", [p for p in commands() if p.values[0][0] in ("caption", "doctor", "evaluate", "pack", "plugins")]
 )
 def test_options_of_a_command_are_accepted(words: list[str]) -> None:
-    from velm.commands import caption, doctor, evaluate, plugins
+    from velm.commands import caption, doctor, evaluate, pack, plugins
 
     rest = words[1:]
     if words[0] == "caption":
@@ -107,6 +107,8 @@ def test_options_of_a_command_are_accepted(words: list[str]) -> None:
         evaluate._parse(rest)
     elif words[0] == "doctor":
         doctor._parser().parse_known_args(rest)
+    elif words[0] == "pack":
+        assert set(pack._spec(pack._parser().parse_args(rest).dataset)) >= {"name"}
     else:
         plugins._parser().parse_args(rest)
 
@@ -233,6 +235,13 @@ def test_every_option_of_writing_is_described() -> None:
     from velm.generation import GenerationConfig
 
     assert first_column(section("using.md", "How to write")) == set(inspect.signature(GenerationConfig).parameters)
+
+
+def test_every_option_of_packing_is_described() -> None:
+    from velm.commands import pack
+
+    options = {name for action in pack._parser()._actions for name in action.option_strings}
+    assert first_column(section("data.md", "Packing")) == options - {"-h", "--help"}
 
 
 def test_every_fault_is_described() -> None:

@@ -100,7 +100,19 @@ def test_six_kinds_are_public_and_each_has_the_builtin_names() -> None:
         "text_encoders": ["hf/*", "rnn", "transformer"],
         "decoders": ["hf/*", "rnn", "transformer"],
         "losses": ["captioning", "contrastive", "sigmoid", "triplet"],
-        "datasets": ["csv", "folder", "jsonl", "karpathy", "parquet", "shapes", "tsv"],
+        "datasets": [
+            "csv",
+            "folder",
+            "hf/*",
+            "image_folder",
+            "jsonl",
+            "karpathy",
+            "mixture",
+            "parquet",
+            "shapes",
+            "tsv",
+            "webdataset",
+        ],
         "tokenizers": ["bpe", "byte", "hf/*", "word"],
     }
     assert list(registry.KINDS) == list(expected)

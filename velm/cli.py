@@ -14,6 +14,7 @@ COMMANDS = {
     "caption": ("velm.commands.caption", "describe pictures with a checkpoint"),
     "evaluate": ("velm.commands.evaluate", "recall, BLEU, ROUGE-L, CIDEr-D of a checkpoint"),
     "doctor": ("velm.commands.doctor", "look over data and config before hours are spent"),
+    "pack": ("velm.commands.pack", "write a dataset as tar shards"),
     "plugins": ("velm.commands.plugins", "list, show and check encoders, decoders, losses, datasets, tokenizers"),
 }
 TRAINER = "velm.training.run"

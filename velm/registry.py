@@ -258,9 +258,13 @@ datasets = Registry(
         "csv": "velm.data.tables:CSV",
         "tsv": "velm.data.tables:TSV",
         "jsonl": "velm.data.tables:JSONL",
-        "parquet": "velm.data.tables:Parquet",
+        "parquet": "velm.data.parquet:Parquet",
         "karpathy": "velm.data.karpathy:Karpathy",
         "folder": "velm.data.folder:Folder",
+        "image_folder": "velm.data.image_folder:ImageFolder",
+        "webdataset": "velm.data.webdataset:WebDataset",
+        "hf/*": "velm.data.huggingface:HFDataset",
+        "mixture": "velm.data.mixture:Mixture",
     },
 )
 tokenizers = Registry(

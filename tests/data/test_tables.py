@@ -12,7 +12,8 @@ from PIL import Image
 from pyarrow import parquet
 
 from velm.data.base import DataError, Record
-from velm.data.tables import CSV, JSONL, TSV, Parquet
+from velm.data.parquet import Parquet
+from velm.data.tables import CSV, JSONL, TSV
 
 REAL = Path(__file__).resolve().parents[2].parent / "shared" / "data"
 

@@ -29,7 +29,7 @@ class Item:
         image: uint8 (3, H, W), None where the record has no picture.
         tokens: bos ... eos.
         target: bos ... eos of what to write, None where it is `tokens`.
-        image_id: the record's place in its split; equal where two samples show the same picture.
+        image_id: the place in its split of the first record that shows the picture.
         text_index: which of the record's texts this is.
     """
 
@@ -53,7 +53,7 @@ class CaptionItems(TorchDataset):
     the number of workers changes nothing, and workers need not be told of a new epoch.
 
     Args:
-        records: one a picture.
+        records: one a picture; where some are repeated, `records.pictures`, int (records,), says which are the same.
         tokenizer: makes ids of sentences.
         transform: `transform(image, rng) -> uint8 (3, H, W)`; None leaves pictures out.
         captions: 'random', one sample a picture, another of its captions each epoch until all have come;
@@ -87,7 +87,11 @@ class CaptionItems(TorchDataset):
         self.captions, self.seed, self.max_length, self.has_target = captions, seed, max_length, has_target
         self.per_image = per_image
         counts = text_counts(records)
-        self.picture_of = np.arange(len(counts)) if captions != "all" else np.repeat(np.arange(len(counts)), counts)
+        places = np.arange(len(counts))
+        self._place_of = np.repeat(places, counts) if captions == "all" else places
+        _, first, same = np.unique(getattr(records, "pictures", places), return_index=True, return_inverse=True)
+        self._picture = first[same]  # the first record of each picture: an index into the records all the same
+        self.picture_of = self._picture[self._place_of]
         self._starts = np.cumsum(counts) - counts
 
     def __len__(self) -> int:
@@ -102,7 +106,7 @@ class CaptionItems(TorchDataset):
 
     def _together(self, key: int | tuple[int, int]) -> list[Item]:
         epoch, sample = key if isinstance(key, tuple) else (0, key)
-        place = int(self.picture_of[sample])
+        place = int(self._place_of[sample])
         record = self.records[place]
         image = self._image(record, epoch, sample)
         indices = [self._text_index(len(record.texts), epoch, n, sample, place) for n in range(self.per_image)]
@@ -111,7 +115,7 @@ class CaptionItems(TorchDataset):
                 image=image,
                 tokens=self._ids(record.texts[index]),
                 target=self._target(record, index),
-                image_id=place,
+                image_id=int(self._picture[place]),
                 text_index=index,
             )
             for index in indices

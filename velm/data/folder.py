@@ -11,7 +11,7 @@ import pyarrow as pa
 from velm.data.base import DataError, Dataset
 from velm.data.records import TableRecords
 
-__all__ = ["Folder"]
+__all__ = ["PICTURES", "SPLITS", "Folder", "check_fractions", "hashed_split"]
 
 SPLITS = ("train", "val", "test")
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
@@ -35,11 +35,7 @@ class Folder(Dataset):
     ) -> None:
         if not os.path.isdir(path):
             raise DataError(f"There is no folder {path!r}.")
-        if val_fraction < 0 or test_fraction < 0 or val_fraction + test_fraction >= 1:
-            raise ValueError(
-                f"val_fraction {val_fraction} and test_fraction {test_fraction} must not be negative, and must leave "
-                f"something for training: their sum must be below 1."
-            )
+        check_fractions(val_fraction, test_fraction)
         self.path, self.extension = path, extension if extension.startswith(".") else f".{extension}"
         self.val_fraction, self.test_fraction = val_fraction, test_fraction
 
@@ -62,15 +58,8 @@ class Folder(Dataset):
             return {split: self._pictures(split) for split in own}
         pictures: dict[str, list[str]] = {split: [] for split in SPLITS}
         for path in self._pictures("."):
-            pictures[self._by_hash(path)].append(path)
+            pictures[hashed_split(path, self.val_fraction, self.test_fraction)].append(path)
         return pictures
-
-    def _by_hash(self, path: str) -> str:
-        name = os.path.splitext(path)[0].replace(os.sep, "/")
-        place = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64
-        if place < self.val_fraction:
-            return "val"
-        return "test" if place < self.val_fraction + self.test_fraction else "train"
 
     def _pictures(self, folder: str) -> list[str]:
         found: list[str] = []
@@ -100,3 +89,25 @@ class Folder(Dataset):
         if not texts:
             raise DataError(f"{path!r} holds no sentence; write one a line.")
         return texts
+
+
+def check_fractions(val_fraction: float, test_fraction: float) -> None:
+    """See that both are parts of a whole that leave something for training.
+
+    Raises:
+        ValueError: they are not.
+    """
+    if val_fraction < 0 or test_fraction < 0 or val_fraction + test_fraction >= 1:
+        raise ValueError(
+            f"val_fraction {val_fraction} and test_fraction {test_fraction} must not be negative, and must leave "
+            f"something for training: their sum must be below 1."
+        )
+
+
+def hashed_split(path: str, val_fraction: float, test_fraction: float) -> str:
+    """The split of a picture by a hash of its path without the ending, whatever other pictures there are."""
+    name = os.path.splitext(path)[0].replace(os.sep, "/")
+    place = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64
+    if place < val_fraction:
+        return "val"
+    return "test" if place < val_fraction + test_fraction else "train"

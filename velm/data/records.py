@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, overload
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from velm.data.base import DataError, Record
+from velm.data.base import DataError, EncodedImage, Record
 
 __all__ = ["ROW", "TableRecords", "check_pictures", "existing_path", "nearest"]
 
@@ -21,12 +21,27 @@ ROW = "__row__"  # column: the row's number in its file, from 1, the header not 
 class TableRecords(Sequence[Record]):
     """The records of a split, rows of one picture together, pictures in the order of their first row."""
 
-    def __init__(self, columns: dict[str, pa.Array], picture: np.ndarray, root: str) -> None:
-        """`columns`: 'text', and 'image', 'image_id', 'target' where there are; `picture`: int (rows,)."""
-        self._columns, self._root = columns, root
+    def __init__(
+        self,
+        columns: dict[str, pa.Array],
+        picture: np.ndarray,
+        root: str = "",
+        encoded: Callable[[int], EncodedImage] | None = None,
+    ) -> None:
+        """Keep the columns; nothing is read.
+
+        Args:
+            columns: 'text', and 'image', 'image_id', 'target' where there are.
+            picture: int (rows,), which picture a row shows, numbered in the order they come.
+            root: folder that the paths of 'image' start from.
+            encoded: gives pictures that are no files of their own, by the number in `ROW` less one; 'image' then only
+                says by null which rows have none.
+        """
+        self._columns, self._root, self._encoded = columns, root, encoded
         self._order = np.argsort(picture, kind="stable")
         self.text_counts = np.bincount(picture)
         self._ends = np.cumsum(self.text_counts)
+        self.pictures = np.arange(len(self._ends))  # int (records,), equal where two records show the same picture
 
     def __len__(self) -> int:
         return len(self._ends)
@@ -43,10 +58,13 @@ class TableRecords(Sequence[Record]):
         image = self._value("image", rows[0])
         return Record(
             image_id=self._value("image_id", rows[0]) or image or f"row {self._value(ROW, rows[0])}",
-            image=os.path.join(self._root, image) if image else None,
+            image=self._image(image, rows[0]) if image else None,
             texts=tuple(self._value("text", row) for row in rows),
             targets=tuple(self._value("target", row) for row in rows) if "target" in self._columns else None,
         )
+
+    def _image(self, image: str, row: int) -> str | EncodedImage:
+        return os.path.join(self._root, image) if self._encoded is None else self._encoded(self._value(ROW, row) - 1)
 
     def _value(self, column: str, row: int) -> Any:
         values = self._columns.get(column)
@@ -112,6 +130,16 @@ def has_text(column: pa.ChunkedArray | pa.Array) -> pa.ChunkedArray | pa.Array:
 def codes(column: pa.Array) -> np.ndarray:
     """int (rows,), equal where the texts are equal, numbered in order of appearance."""
     return column.dictionary_encode(null_encoding="encode").indices.to_numpy(zero_copy_only=False)
+
+
+def row_names(numbers: np.ndarray | pa.Array, present: np.ndarray | None = None) -> pa.Array:
+    """large_string (rows,), 'row 7', where `present`, bool (rows,), is True; else null."""
+    names = pc.binary_join_element_wise(
+        pa.scalar("row", pa.large_string()),
+        pc.cast(pa.array(numbers), pa.large_string()),
+        pa.scalar(" ", pa.large_string()),
+    )
+    return names if present is None else pc.if_else(pa.array(present), names, pa.scalar(None, pa.large_string()))
 
 
 def flattened(table: pa.Table, path: str) -> pa.Table:

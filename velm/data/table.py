@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import os
 from abc import abstractmethod
+from collections.abc import Callable
 from typing import Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from velm.data.base import DataError, Dataset
+from velm.data.base import DataError, Dataset, EncodedImage
 from velm.data.records import (
     ROW,
     TableRecords,
@@ -31,7 +32,7 @@ __all__ = ["Table"]
 
 
 class Table(Dataset):
-    """What the four formats share; a subclass reads the file.
+    """What the formats share; a subclass reads the file.
 
     Args:
         path: the file; `.gz` is unpacked while reading (not Parquet).
@@ -95,6 +96,10 @@ class Table(Dataset):
     def read(self, columns: list[str]) -> pa.Table:
         """Some of the file's columns, every row."""
 
+    def encoded(self) -> Callable[[int], EncodedImage] | None:
+        """Gives the picture of a row, from 0, where they lie in the file itself; None where it has paths."""
+        return None
+
     def split(self, name: str) -> TableRecords:
         table = self._rows(name)
         self._require_text(table, "text")
@@ -105,7 +110,7 @@ class Table(Dataset):
         if "image" in self.names:
             table = self._with_images(table, name)
         columns = {column: whole(table[column]) for column in table.column_names if column != "split"}
-        records = TableRecords(columns, self._pictures(columns), self.root)
+        records = TableRecords(columns, self._pictures(columns), self.root, self.encoded())
         if self.check_files and "image" in columns:
             check_pictures(self.root, distinct(columns["image"]), f"split {name!r} of {self.path!r}")
         return records

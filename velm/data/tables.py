@@ -1,4 +1,4 @@
-"""Tables by their format: CSV, TSV, JSON lines, Parquet. Their options are those of `Table`."""
+"""Tables of text by their format: CSV, TSV, JSON lines. Their options are those of `Table`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pyarrow as pa
 from velm.data.base import DataError
 from velm.data.table import Table
 
-__all__ = ["CSV", "JSONL", "TSV", "Parquet"]
+__all__ = ["CSV", "JSONL", "TSV"]
 
 
 class _Delimited(Table):
@@ -89,20 +89,3 @@ class JSONL(Table):
             return pa.array(values)
         except pa.ArrowException as error:
             raise DataError(f"Column {name!r} of {self.path!r} holds values of several kinds: {error}") from error
-
-
-class Parquet(Table):
-    """An Apache Parquet file; the sentences of a row may be a list."""
-
-    def columns(self) -> list[str]:
-        from pyarrow import parquet
-
-        try:
-            return list(parquet.read_schema(self.path).names)
-        except pa.ArrowInvalid as error:
-            raise DataError(f"Cannot read {self.path!r} as Parquet: {error}") from error
-
-    def read(self, columns: list[str]) -> pa.Table:
-        from pyarrow import parquet
-
-        return parquet.read_table(self.path, columns=columns)

@@ -1,0 +1,152 @@
+"""Several data sets as one, each with its share of an epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, overload
+
+import numpy as np
+
+from velm.data.base import DataError, Dataset, Record
+from velm.registry import datasets, split_spec
+
+__all__ = ["Mixture", "shares"]
+
+
+class Mixture(Dataset):
+    """Sources by name, each the spec of a dataset and a `weight`.
+
+    An epoch of 'train' has `size` records; each source has its weight's share of them. A source with fewer records
+    repeats some, as evenly as can be; one with more leaves some out, evenly spaced and the same in every epoch. The
+    other splits hold every record of every source once. A picture's id begins with the name of its source.
+
+    Args:
+        sources: `{a: {name: csv, path: a.csv, weight: 2.0}, b: {name: folder, path: b}}`; a weight that is left
+            out is 1, so that sources without weights have equal shares, whatever their sizes.
+        size: records in an epoch of 'train'; None takes as many as the sources have together.
+        splits: names of the sources that a split is made of, where it is not all: `{test: [a]}`.
+    """
+
+    def __init__(
+        self,
+        *,
+        sources: dict[str, dict[str, Any]],
+        size: int | None = None,
+        splits: dict[str, list[str]] | None = None,
+    ) -> None:
+        if not sources:
+            raise ValueError("a mixture needs sources: {a: {name: csv, path: a.csv, weight: 2.0}, ...}.")
+        self.weights: dict[str, float] = {}
+        self.sources: dict[str, Dataset] = {}
+        for name, spec in sources.items():
+            weight = spec.get("weight", 1.0)
+            if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < float("inf"):
+                raise ValueError(f"weight of the source {name!r} must be a number above 0, got {weight!r}.")
+            self.weights[name] = weight
+            self.sources[name] = _built(name, {key: value for key, value in spec.items() if key != "weight"})
+        if size is not None and size < 1:
+            raise ValueError(f"size must be at least 1 record, got {size}.")
+        self.size, self.splits = size, splits or {}
+        for split, names in self.splits.items():
+            unknown = [name for name in names if name not in sources]
+            if unknown or not names:
+                raise ValueError(
+                    f"splits: {split} is made of {unknown[0] if unknown else 'nothing'!r}, which is no source. "
+                    f"The sources: {', '.join(sources)}."
+                )
+
+    def split(self, name: str) -> MixtureRecords:
+        parts: dict[str, Sequence[Record]] = {}
+        for source in self.splits.get(name, list(self.sources)):
+            try:
+                parts[source] = self.sources[source].split(name)
+            except DataError as error:
+                raise DataError(
+                    f"Source {source!r} of the mixture: {error} To make a split of some sources only, name them: "
+                    f"splits: {{{name}: [...]}}."
+                ) from error
+        self._require_same_kind(name, parts)
+        lengths = np.array([len(part) for part in parts.values()])
+        counts = lengths
+        if name == "train":
+            total = int(lengths.sum()) if self.size is None else self.size
+            counts = shares(np.array([self.weights[source] for source in parts]), total)
+        return MixtureRecords(parts, counts)
+
+    def _require_same_kind(self, name: str, parts: dict[str, Sequence[Record]]) -> None:
+        """A batch has targets for all of its samples, or for none."""
+        having = {source: part[0].targets is not None for source, part in parts.items()}
+        if len(set(having.values())) > 1:
+            with_, without = (next(s for s, has in having.items() if has is wanted) for wanted in (True, False))
+            raise DataError(
+                f"In split {name!r} of the mixture the source {with_!r} has targets and {without!r} has none; name a "
+                f"target_column for each, or for none."
+            )
+
+
+class MixtureRecords(Sequence[Record]):
+    """The records of each source in turn, so many of each; `pictures` says which of them are the same."""
+
+    def __init__(self, parts: dict[str, Sequence[Record]], counts: np.ndarray) -> None:
+        """`counts`: int (parts,), how many records each part gives."""
+        self._names, self._parts = list(parts), list(parts.values())
+        self._ends = np.cumsum(counts)
+        lengths = [len(part) for part in self._parts]
+        self._places = [
+            np.arange(count, dtype=np.int64) * length // count if count else np.zeros(0, np.int64)
+            for count, length in zip(counts.tolist(), lengths, strict=True)
+        ]
+        own = [np.asarray(getattr(part, "pictures", np.arange(len(part)))) for part in self._parts]
+        starts = np.cumsum([0, *(pictures.max() + 1 for pictures in own)])
+        self.pictures = np.concatenate(
+            [start + pictures[places] for start, pictures, places in zip(starts, own, self._places, strict=False)]
+        )
+        self._counts: np.ndarray | None = None
+
+    @property
+    def text_counts(self) -> np.ndarray:
+        """int (records,), the number of texts of each."""
+        if self._counts is None:
+            counts = []
+            for part, places in zip(self._parts, self._places, strict=True):
+                known = getattr(part, "text_counts", None)
+                known = [len(record.texts) for record in part] if known is None else known
+                counts.append(np.asarray(known)[places])
+            self._counts = np.concatenate(counts)
+        return self._counts
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    @overload
+    def __getitem__(self, index: int) -> Record: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Record]: ...
+    def __getitem__(self, index: int | slice) -> Record | list[Record]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        place = range(len(self))[index]
+        part = int(np.searchsorted(self._ends, place, side="right"))
+        start = int(self._ends[part - 1]) if part else 0
+        record = self._parts[part][int(self._places[part][place - start])]
+        return replace(record, image_id=f"{self._names[part]}/{record.image_id}")
+
+
+def _built(source: str, spec: dict[str, Any]) -> Dataset:
+    """A source. A checkpoint from elsewhere may name any class here; only a dataset is built."""
+    name, _ = split_spec(spec, f"source {source!r}")
+    cls = datasets.get(name)
+    if not issubclass(cls, Dataset):
+        raise DataError(f"Source {source!r} of the mixture names {name!r}, which is no Dataset; it was not built.")
+    built: Dataset = datasets.build(spec)
+    return built
+
+
+def shares(weights: np.ndarray, total: int) -> np.ndarray:
+    """int (parts,): `total` shared out by weight, what is left over going to the largest remainders."""
+    exact = total * weights / weights.sum()
+    counts = np.floor(exact).astype(np.int64)
+    last = np.argsort(counts - exact, kind="stable")[: total - counts.sum()]
+    counts[last] += 1
+    return counts
