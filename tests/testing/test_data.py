@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from velm.data.base import DataError, Dataset, Record
+from velm.data.base import DataError, Dataset, MissingSplitError, Record
 from velm.data.tokenizers import Tokenizer
 from velm.testing import check, check_dataset, check_tokenizer
 
@@ -94,7 +94,7 @@ class Numbers(Dataset):
     def split(self, name: str) -> Sequence[Any]:
         splits = ("train", "val", "test")
         if name not in splits:
-            raise DataError(f"There is no split {name!r}. Splits: {', '.join(splits)}.")
+            raise MissingSplitError(f"There is no split {name!r}. Splits: {', '.join(splits)}.")
         return self.records(name)
 
     def records(self, name: str) -> Sequence[Any]:
@@ -109,7 +109,16 @@ class AnySplit(Numbers):
 class KeepsSplitsToItself(Numbers):
     def split(self, name: str) -> Sequence[Any]:
         if name == "no such split":
-            raise DataError("No.")
+            raise MissingSplitError("No.")
+        return self.records(name)
+
+
+class SaysItInOtherWords(Numbers):
+    """`velm fit` could not tell it from a split that is broken."""
+
+    def split(self, name: str) -> Sequence[Any]:
+        if name == "no such split":
+            raise DataError("Splits: train, val, test.")
         return self.records(name)
 
 
@@ -155,6 +164,7 @@ class Dice(Numbers):
     [
         (AnySplit, "unknown split"),
         (KeepsSplitsToItself, "unknown split"),
+        (SaysItInOtherWords, "unknown split"),
         (NoTexts, "records"),
         (Plain, "records"),
         (Empty, "records"),

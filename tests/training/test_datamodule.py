@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from velm.data.base import DataError
+from velm.data.base import DataError, MissingSplitError
 from velm.outputs import Batch
 from velm.registry import PluginError, SpecError, UnknownNameError
 from velm.training.datamodule import Augmentation, VisionLanguageData
@@ -200,7 +200,16 @@ def test_data_without_a_validation_split_can_be_trained_on(table: Callable[..., 
     data.trainer = SimpleNamespace(global_rank=0, world_size=1, state=SimpleNamespace(fn="fit"))
     assert data.val_dataloader() == []
     data.trainer.state.fn = "validate"
-    with pytest.raises(DataError, match="val"):
+    with pytest.raises(MissingSplitError, match="val"):
+        data.val_dataloader()
+
+
+def test_a_broken_validation_split_is_not_taken_for_none(table: Callable[..., VisionLanguageData]) -> None:
+    data = table()
+    path = Path(data.dataset.path)
+    path.write_text(path.read_text().replace("an unseen zebra", ""))
+    data.trainer = SimpleNamespace(global_rank=0, world_size=1, state=SimpleNamespace(fn="fit"))
+    with pytest.raises(DataError, match="column 'text' is empty"):
         data.val_dataloader()
 
 

@@ -7,11 +7,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["Dataset", "DataError", "EncodedImage", "Record"]
+__all__ = ["Dataset", "DataError", "EncodedImage", "MissingSplitError", "Record"]
 
 
 class DataError(ValueError):
     """Something is wrong with the data itself; the message names the file and the place in it."""
+
+
+class MissingSplitError(DataError):
+    """There is no such split. Data without 'val' can be trained on; whatever else is wrong with a split cannot be."""
 
 
 @dataclass(frozen=True)
@@ -54,5 +58,6 @@ class Dataset(ABC):
         """The records of a split ('train', 'val', 'test').
 
         Raises:
-            DataError: there is no such split, or it is empty; the message lists the splits there are.
+            MissingSplitError: there is no such split, or it is empty; the message lists the splits there are.
+            DataError: something in it is wrong.
         """

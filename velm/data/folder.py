@@ -8,7 +8,7 @@ import os
 import numpy as np
 import pyarrow as pa
 
-from velm.data.base import DataError, Dataset
+from velm.data.base import DataError, Dataset, MissingSplitError
 from velm.data.records import TableRecords
 
 __all__ = ["PICTURES", "SPLITS", "Folder", "check_fractions", "hashed_split"]
@@ -44,7 +44,7 @@ class Folder(Dataset):
         paths = pictures.get(name, [])
         if not paths:
             listed = ", ".join(f"{split!r} ({len(found)} pictures)" for split, found in pictures.items() if found)
-            raise DataError(f"{self.path!r} has no split {name!r}. It has: {listed or 'no pictures at all'}.")
+            raise MissingSplitError(f"{self.path!r} has no split {name!r}. It has: {listed or 'no pictures at all'}.")
         texts = [self._texts(path) for path in paths]
         picture = np.repeat(np.arange(len(paths)), [len(sentences) for sentences in texts])
         image = pa.array(paths, pa.large_string()).take(pa.array(picture))

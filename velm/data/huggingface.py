@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from velm.data.base import DataError, Dataset, EncodedImage
+from velm.data.base import DataError, Dataset, EncodedImage, MissingSplitError
 from velm.data.records import ROW, TableRecords, codes, flattened, has_text, nearest, row_names, whole
 
 __all__ = ["HFDataset"]
@@ -80,7 +80,7 @@ class HFDataset(Dataset):
         if theirs not in self._loaded or not len(self._loaded[theirs]):
             ours = {"validation": "val"} | {there: our for our, there in self.splits.items()}
             listed = ", ".join(f"{ours.get(s, s)!r} ({len(d)} rows)" for s, d in self._loaded.items())
-            raise DataError(
+            raise MissingSplitError(
                 f"The data set {self.model_name!r} has no rows of split {theirs!r}. It has: {listed}. If a split has "
                 f"another name there, say so: splits: {{{name}: <its name>}}."
             )

@@ -10,7 +10,7 @@ from typing import overload
 import numpy as np
 import pyarrow as pa
 
-from velm.data.base import DataError, Dataset, Record
+from velm.data.base import DataError, Dataset, MissingSplitError, Record
 from velm.data.folder import PICTURES, SPLITS, check_fractions, hashed_split
 from velm.data.records import existing_path, nearest
 
@@ -67,7 +67,7 @@ class ImageFolder(Dataset):
         found = splits.get(name)
         if not found:
             listed = ", ".join(f"{split!r} ({len(some)} pictures)" for split, some in splits.items() if some)
-            raise DataError(f"{self.path!r} has no split {name!r}. It has: {listed or 'no pictures at all'}.")
+            raise MissingSplitError(f"{self.path!r} has no split {name!r}. It has: {listed or 'no pictures at all'}.")
         paths = pa.array([path for path, _ in found], pa.large_string())
         kind = np.array([number for _, number in found], np.int32)
         return ClassRecords(self.path, paths, kind, list(names.values()), self.templates)

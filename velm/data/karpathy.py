@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from velm.data.base import DataError, Dataset
+from velm.data.base import DataError, Dataset, MissingSplitError
 from velm.data.records import TableRecords, check_pictures, existing_path
 
 __all__ = ["Karpathy"]
@@ -45,7 +45,7 @@ class Karpathy(Dataset):
         if not chosen:
             counts = Counter(image["split"] for image in images)
             listed = ", ".join(f"{split!r} ({count} pictures)" for split, count in counts.items())
-            raise DataError(f"{self.path!r} has no split {name!r}. It has: {listed or 'no pictures at all'}.")
+            raise MissingSplitError(f"{self.path!r} has no split {name!r}. It has: {listed or 'no pictures at all'}.")
         paths = [os.path.join(image.get("filepath", ""), image["filename"]) for image in chosen]
         if self.check_files:
             check_pictures(self.root, paths, f"split {name!r} of {self.path!r}")

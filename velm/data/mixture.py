@@ -8,7 +8,7 @@ from typing import Any, overload
 
 import numpy as np
 
-from velm.data.base import DataError, Dataset, Record
+from velm.data.base import DataError, Dataset, MissingSplitError, Record
 from velm.registry import datasets, split_spec
 
 __all__ = ["Mixture", "shares"]
@@ -58,14 +58,20 @@ class Mixture(Dataset):
 
     def split(self, name: str) -> MixtureRecords:
         parts: dict[str, Sequence[Record]] = {}
+        lacking: dict[str, MissingSplitError] = {}
         for source in self.splits.get(name, list(self.sources)):
             try:
                 parts[source] = self.sources[source].split(name)
+            except MissingSplitError as error:
+                lacking[source] = error
             except DataError as error:
-                raise DataError(
-                    f"Source {source!r} of the mixture: {error} To make a split of some sources only, name them: "
-                    f"splits: {{{name}: [...]}}."
-                ) from error
+                raise DataError(f"Source {source!r} of the mixture: {error}") from error
+        for source, error in lacking.items():
+            kind = DataError if parts else MissingSplitError
+            raise kind(
+                f"Source {source!r} of the mixture: {error} To make a split of some sources only, name them: "
+                f"splits: {{{name}: [...]}}."
+            ) from error
         self._require_same_kind(name, parts)
         lengths = np.array([len(part) for part in parts.values()])
         counts = lengths

@@ -11,7 +11,7 @@ from functools import cached_property, lru_cache
 import numpy as np
 from PIL import Image, ImageDraw
 
-from velm.data.base import DataError, Dataset, Record
+from velm.data.base import Dataset, MissingSplitError, Record
 from velm.data.scenes import Scene, Scenes, describe
 
 __all__ = ["Shapes", "draw"]
@@ -188,6 +188,6 @@ class Shapes(Dataset):
         if not self.sizes.get(name):
             filled = ", ".join(f"{split} ({size})" for split, size in self.sizes.items() if size)
             what = "is empty" if name in self.sizes else "does not exist"
-            raise DataError(f"The split '{name}' of shapes {what}. Splits there are: {filled}.")
+            raise MissingSplitError(f"The split '{name}' of shapes {what}. Splits there are: {filled}.")
         scenes = self.unseen if name == "heldout" else self.seen
         return _Drawings(name, scenes, self._ranks[name], self.sizes[name], self.image_size, self.seed)

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from velm.data.base import DataError, Dataset, EncodedImage
+from velm.data.base import DataError, Dataset, EncodedImage, MissingSplitError
 from velm.data.records import (
     ROW,
     TableRecords,
@@ -120,7 +120,7 @@ class Table(Dataset):
         if "split" not in self.names:
             if name == "train" and table.num_rows:
                 return table
-            raise DataError(
+            raise MissingSplitError(
                 f"{self.path!r} has no split {name!r}: split_column is null, so its {table.num_rows} rows are 'train'. "
                 f"Name the column that holds the split."
             )
@@ -129,7 +129,7 @@ class Table(Dataset):
             ours = {theirs: our for our, theirs in self.splits.items()}
             found = pc.value_counts(table["split"]).to_pylist()
             listed = ", ".join(f"{ours.get(v['values'], v['values'])!r} ({v['counts']} rows)" for v in found)
-            raise DataError(
+            raise MissingSplitError(
                 f"{self.path!r} has no rows of split {self.splits.get(name, name)!r} in column "
                 f"{self.names['split']!r}. It has: {listed or 'no rows at all'}. "
                 f"If a split has another name there, say so: splits: {{{name}: <its name>}}."

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from velm.data.base import DataError, Dataset
+from velm.data.base import DataError, Dataset, MissingSplitError
 from velm.data.folder import PICTURES
 from velm.data.records import TableRecords
 from velm.data.samples import Samples
@@ -75,7 +75,7 @@ class WebDataset(Dataset):
         shards = self.shards.get(name)
         if not shards:
             listed = ", ".join(f"{split!r} ({len(names)} shards)" for split, names in self.shards.items())
-            raise DataError(f"There are no shards for the split {name!r}. There are for: {listed}.")
+            raise MissingSplitError(f"There are no shards for the split {name!r}. There are for: {listed}.")
         every = [shard for names in self.shards.values() for shard in names]
         short = dict(zip(every, short_names(every), strict=True))
         samples = Samples()

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from velm.data.base import DataError, Dataset, Record
+from velm.data.base import Dataset, MissingSplitError, Record
 from velm.data.tokenizers import Tokenizer
 from velm.testing.laws import Subject
 from velm.testing.report import Report
@@ -116,16 +116,16 @@ def check_dataset(dataset: Any, *, splits: Sequence[str] = ("train", "val", "tes
 def _unknown_split(dataset: Any, splits: Sequence[str]) -> str | None:
     try:
         dataset.split("no such split")
-    except DataError as error:
+    except MissingSplitError as error:
         missing = [name for name in splits if name not in str(error)]
         return f"its message names no {missing[0]!r}: {error}. List the splits there are." if missing else None
-    return "split('no such split') returned something; expected a DataError that lists the splits there are."
+    return "split('no such split') returned something; expected a MissingSplitError that lists the splits there are."
 
 
 def _records(read: dict[str, Sequence[Any]]) -> str | None:
     for name, records in read.items():
         if len(records) == 0:
-            return f"split {name!r} is empty; expected records, or a DataError."
+            return f"split {name!r} is empty; expected records, or a MissingSplitError."
         for i in range(min(len(records), 20)):
             record, place = records[i], f"record {i} of split {name!r}"
             if not isinstance(record, Record):

@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from velm import registry
-from velm.data.base import DataError, Dataset, Record
+from velm.data.base import Dataset, MissingSplitError, Record
 from velm.data.collate import CaptionItems, Collate, check_lengths
 from velm.data.samplers import PictureBatchSampler
 from velm.data.tokenizers import Tokenizer
@@ -122,7 +122,7 @@ class VisionLanguageData(lightning.LightningDataModule):
         """The records of a split, read once.
 
         Raises:
-            DataError: the split is not there or empty.
+            DataError: something in it is wrong; MissingSplitError: it is not there or empty.
         """
         if split not in self._records:
             self._records[split] = self.dataset.split(split)
@@ -155,7 +155,7 @@ class VisionLanguageData(lightning.LightningDataModule):
     def val_dataloader(self) -> DataLoader | list:
         try:
             return self._each_picture_once("val")
-        except DataError:
+        except MissingSplitError:
             if self.trainer is not None and self.trainer.state.fn == "fit":
                 return []  # data without a validation split can be trained on
             raise
