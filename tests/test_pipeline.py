@@ -171,3 +171,13 @@ def test_loading_imports_no_lightning(write_checkpoint):
     program = f"import sys, velm; velm.load({str(write_checkpoint())!r}); print('lightning' in sys.modules)"
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert ran.stdout.strip() == "False"
+
+
+def test_pictures_may_be_shown_at_another_size(write_checkpoint, pictures):
+    """The checkpoint's 32 pixels become 64: four times as many patches, the same sentences to hold them against."""
+    path = write_checkpoint()
+    as_validated, larger = load(path), load(path, image_size=64)
+    assert (as_validated.transform.image_size, larger.transform.image_size) == (32, 64)
+    [small], [large] = (list(p.encode_images(pictures[:1], batch_size=1)) for p in (as_validated, larger))
+    assert (small.grid, large.grid) == ((4, 4), (8, 8))
+    assert larger.transform.resize == as_validated.transform.resize

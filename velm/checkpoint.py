@@ -63,6 +63,7 @@ class Checkpoint:
         target: True where the data names what to write apart from the text.
         weights: the model's state dict, the average where training kept one.
         raw_weights: the same without averaging; None where training kept no average.
+        logit_scale: inverse temperature of the alignment loss, as learnt; None where there is none.
     """
 
     path: Path
@@ -76,6 +77,7 @@ class Checkpoint:
     target: bool
     weights: dict[str, Tensor]
     raw_weights: dict[str, Tensor] | None
+    logit_scale: float | None = None
 
 
 def pack(
@@ -166,6 +168,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         version=version,
         weights=_of_model(content["state_dict"]),
         raw_weights=None if raw is None else _of_model(raw),
+        logit_scale=_logit_scale(content["state_dict"]),
         **{key: entry[key] for key in _ENTRIES},
     )
 
@@ -251,6 +254,12 @@ def _looks_like(content: Any) -> str:
     if content and all(isinstance(value, Tensor) for value in content.values()):
         return f"it holds {len(content)} weights only, without the config that they belong to"
     return f"it has no entry 'velm', but {', '.join(map(str, list(content)[:6])) or 'nothing'}"
+
+
+def _logit_scale(state: dict[str, Tensor]) -> float | None:
+    """What an alignment loss has learnt to multiply cosines with, if one has."""
+    logs = [value for key, value in state.items() if key.startswith("losses.") and key.endswith(".log_scale")]
+    return float(logs[0].exp()) if logs else None
 
 
 def _of_model(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -54,6 +54,7 @@ class Pipeline:
         max_length: longest sentence in tokens, bos and eos included; longer ones are cut, with a warning.
         aligned: whether its embeddings were trained to match; None: whether it has any.
         data: the data config it was trained with.
+        logit_scale: inverse temperature of its cosines; None where no loss learnt one.
         device: where to compute, e.g. 'cpu' or 'cuda'.
     """
 
@@ -66,6 +67,7 @@ class Pipeline:
         max_length: int,
         aligned: bool | None = None,
         data: dict[str, Any] | None = None,
+        logit_scale: float | None = None,
         device: str | torch.device = "cpu",
     ) -> None:
         try:
@@ -75,7 +77,7 @@ class Pipeline:
             raise PipelineError(f"Cannot compute on the device {device!r}: {str(error).splitlines()[0]}") from error
         self.tokenizer, self.transform, self.max_length = tokenizer, transform, max_length
         self.aligned = model.aligned if aligned is None else model.aligned and aligned
-        self.data = data or {}
+        self.data, self.logit_scale = data or {}, logit_scale
 
     @property
     def writes(self) -> bool:
@@ -249,7 +251,12 @@ class Pipeline:
 
 
 def load(
-    path: str | Path, device: str | torch.device = "cpu", *, ema: bool = True, plugins: Sequence[str] = ()
+    path: str | Path,
+    device: str | torch.device = "cpu",
+    *,
+    ema: bool = True,
+    plugins: Sequence[str] = (),
+    image_size: int | None = None,
 ) -> Pipeline:
     """A pipeline from a checkpoint: no Lightning, no pretrained weights, no code from the file.
 
@@ -258,19 +265,24 @@ def load(
         device: where to compute, e.g. 'cpu' or 'cuda'.
         ema: the average of the weights, where training kept one; False: the weights as trained.
         plugins: modules or .py files whose decorators register parts, where the stored ones have moved.
+        image_size: side of the square that pictures become, in pixels; None: as in validation. Random crops make
+            things larger in training than they are, which somewhat larger pictures make up for afterwards
+            (Touvron et al. 2019, arXiv 1906.06423).
 
     Raises:
         CheckpointError: the file cannot be used; the message says why.
     """
     load_plugins(plugins)
     checkpoint = read_checkpoint(path)
+    transform = checkpoint.transform if image_size is None else {**checkpoint.transform, "image_size": image_size}
     return Pipeline(
         model=build_from_checkpoint(checkpoint, ema=ema),
         tokenizer=build_tokenizer(checkpoint),
-        transform=transform_from_config(checkpoint.transform),
+        transform=transform_from_config(transform),
         max_length=checkpoint.max_length,
         aligned=_trained_to_align(checkpoint.config),
         data=checkpoint.data,
+        logit_scale=checkpoint.logit_scale,
         device=device,
     )
 

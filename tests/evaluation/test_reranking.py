@@ -49,8 +49,8 @@ def by_loop(pipeline, records, found, k):
     usual = [torch.logsumexp(log_p[near, j], 0) - math.log(k) for j, near in enumerate(near_images)]
 
     def place(query_cosine, query_score, near, right, plain):
-        z = [(x - x.mean()) / x.std(correction=0) for x in (query_cosine[near], query_score[near])]
-        order = [near[i] for i in (z[0] + z[1]).argsort(descending=True).tolist()]
+        score = math.e**2 * query_cosine[near] + query_score[near]  # write_checkpoint's log_scale is 2
+        order = [near[i] for i in score.argsort(descending=True).tolist()]
         return next((rank for rank, candidate in enumerate(order, 1) if candidate in right), plain)
 
     plain = retrieval_ranks(found.image_embeds, found.text_embeds, found.image_ids)
@@ -94,9 +94,22 @@ def test_a_captioner_that_knows_finds_everything(pipeline, records, found, monke
         return torch.tensor([0.0 if owners[text] == row else -1000.0 for text in texts])
 
     monkeypatch.setattr("velm.evaluation.reranking._likelihoods", knows)
-    monkeypatch.setattr("velm.evaluation.reranking._standardised", lambda scores: scores)
     figures = reranked_figures(pipeline, records, blind, k=21)
     assert figures["reranked/image_to_text/recall@1"] == figures["reranked/text_to_image/recall@1"] == 1.0
+
+
+def test_the_scale_is_the_one_that_was_learnt(pipeline, records, found, write_checkpoint):
+    """Where a loss has none, as triplet, the cosines are multiplied by 20."""
+    assert pipeline.logit_scale == pytest.approx(math.e**2)
+    path = write_checkpoint("plain.ckpt")
+    content = torch.load(path, weights_only=True)
+    del content["state_dict"]["losses.contrastive.log_scale"]
+    torch.save(content, path)
+    plain = load(path)
+    assert plain.logit_scale is None
+    pipeline.logit_scale = 20.0
+    for ours, theirs in zip(rerank(plain, records, found, k=5), rerank(pipeline, records, found, k=5), strict=True):
+        assert torch.equal(ours, theirs)
 
 
 def test_figures_stand_beside_those_of_the_embeddings(pipeline, records):

@@ -24,10 +24,16 @@ _WRITING: dict[str, tuple[type, str]] = {
 
 
 def add_loading(parser: argparse.ArgumentParser) -> None:
-    """CHECKPOINT, --device, --batch_size, --plugins."""
+    """CHECKPOINT, --device, --batch_size, --image_size, --plugins."""
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a .ckpt that `velm fit` wrote")
     parser.add_argument("--device", default="cpu", help="where to compute, e.g. cuda (default cpu)")
     parser.add_argument("--batch_size", type=_count, default=32, metavar="N", help="pictures at a time (default 32)")
+    parser.add_argument(
+        "--image_size",
+        type=_count,
+        metavar="N",
+        help="side of the square that pictures become, in pixels (default as validated)",
+    )
     parser.add_argument(
         "--plugins", metavar="A,B.py", help="modules or .py files whose decorators register parts, if they have moved"
     )
@@ -54,7 +60,8 @@ def load_pipeline(args: argparse.Namespace) -> Pipeline:
         import torch
 
         torch.manual_seed(args.seed)
-    return load(args.checkpoint, device=args.device, plugins=args.plugins.split(",") if args.plugins else ())
+    plugins = args.plugins.split(",") if args.plugins else ()
+    return load(args.checkpoint, device=args.device, plugins=plugins, image_size=args.image_size)
 
 
 def _count(text: str) -> int:

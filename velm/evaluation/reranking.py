@@ -1,12 +1,14 @@
 """Retrieval in two stages: embeddings find k candidates, the captioner's likelihood puts them in order.
 
-    t -> i   log P(t | i), for one text a comparison of pictures as it stands
-    i -> t   log P(t | i) - log P(t): what the picture makes likelier than it is anyway; P(t) is the mean of P(t | i')
-             over the text's own candidates i' (Bayes; a short sentence is likely whatever the picture)
+With c the cosine and s the inverse temperature that alignment has learnt, a candidate scores, in nats,
 
-Captions as a way to rank are those of Vinyals et al. 2015 (arXiv 1411.4555, section 4.3.5), candidates first as in
-Li et al. 2021 (arXiv 2107.07651, section 3.2). Both scores are standardised among the candidates of a query before
-they are added, so that neither needs a scale.
+    t -> i   s c + log P(t | i)               for one text a comparison of pictures as it stands
+    i -> t   s c + log P(t | i) - log P(t)    what the picture makes likelier than it is anyway; P(t) is the mean of
+                                              P(t | i') over the text's own candidates i'
+
+which adds up two opinions on the same log-odds: InfoNCE's optimum is s c = log P(t | i) / P(t) + a constant (van den
+Oord et al. 2018, arXiv 1807.03748, section 2.3). A captioner as the judge is due to Vinyals et al. 2015 (arXiv
+1411.4555, section 4.3.5), candidates by embedding first to Li et al. 2021 (arXiv 2107.07651, section 3.2).
 """
 
 from __future__ import annotations
@@ -24,7 +26,10 @@ from velm.metrics.retrieval import RetrievalRanks, retrieval_ranks
 from velm.outputs import EncoderOutput
 from velm.pipeline import Pipeline, PipelineError
 
-__all__ = ["check_rerank", "rerank"]
+__all__ = ["SCALE", "check_rerank", "rerank"]
+
+SCALE = 20.0
+"""s of a model whose losses have none (triplet)."""
 
 
 def rerank(
@@ -55,8 +60,9 @@ def rerank(
     likelier = pairs.of(near_texts, torch.arange(len(image))[:, None].expand_as(near_texts))  # (n, k)
     usual = likely.logsumexp(1) - math.log(likely.shape[1])
     plain = retrieval_ranks(image, text, ids)
-    to_text = _standardised(_cosines(image, text, near_texts)) + _standardised(likelier - usual[near_texts])
-    to_image = _standardised(_cosines(text, image, near_images)) + _standardised(likely)
+    scale = SCALE if pipeline.logit_scale is None else pipeline.logit_scale
+    to_text = scale * _cosines(image, text, near_texts) + likelier - usual[near_texts]
+    to_image = scale * _cosines(text, image, near_images) + likely
     return RetrievalRanks(
         _ranks(to_text, ids[near_texts] == torch.arange(len(image))[:, None], plain.image_to_text),
         _ranks(to_image, near_images == ids[:, None], plain.text_to_image),
@@ -117,12 +123,6 @@ def _nearest(queries: Tensor, candidates: Tensor, k: int, block: int = 1024) -> 
 def _cosines(queries: Tensor, candidates: Tensor, near: Tensor) -> Tensor:
     blocks = zip(queries.split(256), near.split(256), strict=True)
     return torch.cat([torch.einsum("qe,qke->qk", query, candidates[rows]) for query, rows in blocks])
-
-
-def _standardised(scores: Tensor) -> Tensor:
-    """Mean 0 and deviation 1 among the candidates of each query; 0 where all are alike."""
-    centred = scores - scores.mean(1, keepdim=True)
-    return centred / centred.square().mean(1, keepdim=True).sqrt().clamp(min=1e-12)
 
 
 def _ranks(scores: Tensor, right: Tensor, plain: Tensor) -> Tensor:
