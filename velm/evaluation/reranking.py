@@ -14,6 +14,7 @@ Oord et al. 2018, arXiv 1807.03748, section 2.3). A captioner as the judge is du
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 
 import torch
@@ -111,7 +112,10 @@ class _Pairs:
 def _likelihoods(pipeline: Pipeline, image: EncoderOutput, texts: Sequence[str]) -> Tensor:
     """log P(text | picture) of many texts of one picture, float (texts,), on the CPU."""
     assert pipeline.model.decoder is not None
-    return log_likelihood(pipeline.model.decoder, *pipeline.tokenize(texts), *pipeline.model.memory(image, None)).cpu()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that long sentences are cut was said when they were embedded
+        tokens, mask = pipeline.tokenize(texts)
+    return log_likelihood(pipeline.model.decoder, tokens, mask, *pipeline.model.memory(image, None)).cpu()
 
 
 def _nearest(queries: Tensor, candidates: Tensor, k: int, block: int = 1024) -> Tensor:
