@@ -58,6 +58,7 @@ class PictureBatchSampler(Sampler[list]):
         self.batch_size, self.seed, self.shuffle, self.drop_last = batch_size, seed, shuffle, drop_last
         self.rank, self.world_size = rank, world_size
         self.epoch = 0
+        self._skipped = 0
         self._plan()
 
     def _plan(self) -> None:
@@ -90,6 +91,10 @@ class PictureBatchSampler(Sampler[list]):
         """The order that the next iteration takes."""
         self.epoch = epoch
 
+    def skip(self, batches: int) -> None:
+        """Leave out the first batches of the next iteration, and only of that."""
+        self._skipped = batches
+
     @property
     def sampler(self) -> PictureBatchSampler:
         """Itself: Lightning calls `set_epoch` on a batch sampler's `sampler`."""
@@ -99,8 +104,8 @@ class PictureBatchSampler(Sampler[list]):
         return len(self._sizes)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        epoch = self.epoch
-        for batch in self.global_batches(epoch):
+        epoch, skipped, self._skipped = self.epoch, self._skipped, 0
+        for batch in self.global_batches(epoch)[skipped:]:
             yield [(epoch, sample) for sample in np.array_split(batch, self.world_size)[self.rank].tolist()]
 
     def global_batches(self, epoch: int) -> list[np.ndarray]:

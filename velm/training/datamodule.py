@@ -14,10 +14,11 @@ from torch.utils.data import DataLoader
 from velm import registry
 from velm.data.base import Dataset, MissingSplitError, Record
 from velm.data.collate import CaptionItems, Collate, check_lengths
+from velm.data.loader import ResumableLoader
 from velm.data.samplers import PictureBatchSampler
 from velm.data.tokenizers import Tokenizer
 from velm.data.transforms import EvalTransform, TrainTransform
-from velm.outputs import Batch
+from velm.training.resume import run_seed
 
 
 @dataclass
@@ -92,6 +93,8 @@ class VisionLanguageData(lightning.LightningDataModule):
         self.seed = seed
         self.dataset: Dataset = registry.datasets.build(dataset)
         self._records: dict[str, Sequence[Record]] = {}
+        self._train_loader: ResumableLoader | None = None
+        self._place: dict[str, int] | None = None
 
     @property
     def tokenizer_name(self) -> str:
@@ -144,13 +147,29 @@ class VisionLanguageData(lightning.LightningDataModule):
         if stage == "fit":
             check_lengths(self.records("train"), self.tokenizer, self.max_length)
 
-    def train_dataloader(self) -> DataLoader:
+    def train_dataloader(self) -> ResumableLoader:
         items = self._items("train", train=True)
         sampler = PictureBatchSampler(
             picture_of=items.picture_of, batch_size=self.batch_size, seed=self._seed(), shuffle=True, drop_last=True,
             rank=self._rank(), world_size=self._world_size(),
         )  # fmt: skip
-        return self._loader(items, batch_sampler=sampler)
+        self._train_loader = ResumableLoader(items, batch_sampler=sampler, **self._options())
+        if self._place is not None:
+            self._train_loader.load_state_dict(self._place)
+            self._place = None
+        return self._train_loader
+
+    def state_dict(self) -> dict[str, Any]:
+        """The place in the epoch, for the checkpoint.
+
+        Lightning keeps it for loaders with a state too, but brings it back too late where an optimizer's schedule asks
+        for the number of steps: the loader is made then, before the state is there.
+        """
+        return {} if self._train_loader is None else {"train": self._train_loader.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """The training loader that is made next begins there."""
+        self._place = state_dict.get("train")
 
     def val_dataloader(self) -> DataLoader | list:
         try:
@@ -169,7 +188,7 @@ class VisionLanguageData(lightning.LightningDataModule):
     def _each_picture_once(self, split: str) -> DataLoader:
         items = self._items(split, train=False)
         mine = range(self._rank(), len(items), self._world_size())
-        return self._loader(items, sampler=list(mine), batch_size=self.eval_batch_size)
+        return DataLoader(items, sampler=list(mine), batch_size=self.eval_batch_size, **self._options())
 
     def _items(self, split: str, train: bool) -> CaptionItems:
         if train:
@@ -184,20 +203,16 @@ class VisionLanguageData(lightning.LightningDataModule):
             per_image=self.captions_per_image if train else 1,
         )  # fmt: skip
 
-    def _loader(self, items: CaptionItems, **options: Any) -> DataLoader[Batch]:
-        return DataLoader(
-            items,
-            collate_fn=Collate(self.pad_id),
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
-            pin_memory=torch.cuda.is_available(),
-            **options,
-        )
+    def _options(self) -> dict[str, Any]:
+        return {
+            "collate_fn": Collate(self.pad_id),
+            "num_workers": self.num_workers,
+            "persistent_workers": self.num_workers > 0,
+            "pin_memory": torch.cuda.is_available(),
+        }
 
     def _seed(self) -> int:
-        import os
-
-        return int(os.environ.get("PL_GLOBAL_SEED", 0)) if self.seed is None else self.seed
+        return run_seed() if self.seed is None else self.seed
 
     def _rank(self) -> int:
         return 0 if self.trainer is None else self.trainer.global_rank

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import lightning
+from jsonargparse.typing import PositiveInt
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from velm.registry import SpecError
 from velm.training.callbacks import CaptionPanel, LastWords, ResumableCSVLogger
 from velm.training.datamodule import Augmentation, VisionLanguageData
 from velm.training.optim import OptimizerConfig
+from velm.training.resume import TERMINATED, Resume
 from velm.training.task import VisionLanguageTask
 from velm.training.validation import ValidationConfig
 
@@ -42,6 +46,12 @@ class VelmCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         help_text = "modules or .py files whose decorators register parts"
         parser.add_argument("--plugins", type=list[str], default=[], help=help_text)
+        parser.add_argument(
+            "--checkpoint_every_n_steps",
+            type=PositiveInt | None,
+            default=1000,
+            help="optimizer steps after which last.ckpt is written again inside an epoch; null: at epochs' ends only",
+        )
         for part in ("model", "data"):
             parser.link_arguments("plugins", f"{part}.plugins")
         for given in ("vocab_size", "pad_id"):
@@ -72,12 +82,15 @@ class VelmCLI(LightningCLI):
     def _callbacks(self, folder: Path, config: Any) -> list[Callback]:
         if self.subcommand != "fit":
             return []
-        callbacks: list[Callback] = [CaptionPanel(), LastWords()]
+        callbacks: list[Callback] = [CaptionPanel(), LastWords(), Resume(folder)]
         if config["logger"] is not False:
             callbacks.append(LearningRateMonitor(logging_interval="step"))
         if config["enable_checkpointing"] is not False:
             shared: dict[str, Any] = {"dirpath": folder, "enable_version_counter": False}
             callbacks.append(ModelCheckpoint(filename="last", save_on_train_epoch_end=True, **shared))
+            steps = self._get(self.config_init, "checkpoint_every_n_steps")
+            if steps is not None:
+                callbacks.append(ModelCheckpoint(filename="last", every_n_train_steps=steps, **shared))
             if config["limit_val_batches"] != 0:
                 callbacks.append(ModelCheckpoint(filename="best", monitor=MONITOR, mode="max", **shared))
         return callbacks
@@ -113,7 +126,11 @@ def _set_aside(folder: Path) -> None:
 
 def main(args: ArgsType = None) -> VelmCLI:
     """Parse, build, run."""
-    return _cli(VelmCLI, args)
+    try:
+        return _cli(VelmCLI, args)
+    except SIGTERMException:
+        print("\nTold to stop (SIGTERM): the step under way was finished and saved. Go on: --ckpt_path <run>/last.ckpt")
+        sys.exit(TERMINATED)
 
 
 def _cli(cls: type[CLI], args: ArgsType) -> CLI:

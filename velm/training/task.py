@@ -17,6 +17,7 @@ from velm.outputs import Batch
 from velm.pipeline import Pipeline
 from velm.training.distributed import gather_global
 from velm.training.optim import OptimizerConfig, build_optimizer, build_schedule, warm_ema
+from velm.training.resume import seed_step
 from velm.training.validation import SplitScores, ValidationConfig
 
 PARTS = ("image_encoder", "text_encoder", "decoder")
@@ -130,6 +131,9 @@ class VisionLanguageTask(lightning.LightningModule):
                 f"data.max_length is {data.max_length} tokens, but the decoder holds {limit}: "
                 f"lower data.max_length or raise model.decoder.max_length."
             )
+
+    def on_train_batch_start(self, batch: Batch, batch_index: int) -> None:
+        seed_step(self.current_epoch, batch_index, self.global_rank)
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         total, parts = self._losses(batch)

@@ -1,0 +1,151 @@
+"""A run that is killed anywhere and started again goes on as if nothing had happened, bit for bit."""
+
+from __future__ import annotations
+
+import csv
+import multiprocessing
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from lightning.pytorch.callbacks import Callback
+
+from velm import cli
+from velm.training.resume import TERMINATED, seed_step
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+CONFIG: dict[str, Any] = {
+    "seed_everything": 3,
+    "checkpoint_every_n_steps": 2,
+    "model": {
+        "image_encoder": {"name": "cnn", "dim": 16, "dropout": 0.2},
+        "text_encoder": {"name": "rnn", "dim": 16, "dropout": 0.2, "word_dropout": 0.1},
+        "decoder": {"name": "rnn", "dim": 16, "dropout": 0.3},
+        "losses": {"contrastive": {}, "captioning": {"label_smoothing": 0.1}},
+        "embed_dropout": 0.1,
+        "ema": 0.9,
+        "validation": {"max_length": 4, "panel": 1, "captions": 2},
+    },
+    "data": {
+        "dataset": {"name": "shapes", "train_size": 30, "val_size": 4, "test_size": 4},
+        "image_size": 32,
+        "batch_size": 4,
+        "captions_per_image": 2,
+        "augment": {"crop_scale": [0.8, 1.0]},
+    },
+    "trainer": {"max_epochs": 2, "accelerator": "cpu", "enable_progress_bar": False, "log_every_n_steps": 1},
+}
+STEPS = 14  # 30 pictures by 4, the rest of an epoch left out: 7 steps, twice
+
+
+class Send(Callback):
+    """Sends this process a signal when a step has ended, after whatever else happens then."""
+
+    def __init__(self, step: int, number: int) -> None:
+        self.step, self.number = step, number
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_index: int) -> None:
+        if trainer.global_step == self.step:
+            os.kill(os.getpid(), self.number)
+
+
+def _fit(folder: Path, arguments: list[str]) -> None:
+    torch.set_num_threads(1)  # OpenMP's threads do not survive a fork
+    os.chdir(folder)
+    os._exit(cli.main(["fit", "--config", "run.yaml", *arguments]))
+
+
+def fit(folder: Path, *arguments: str) -> int:
+    """`velm fit` in a process of its own; its exit code, -9 if it was killed."""
+    process = multiprocessing.get_context("fork").Process(target=_fit, args=(folder, list(arguments)))
+    process.start()
+    process.join(300)
+    assert process.exitcode is not None
+    return process.exitcode
+
+
+def stopped_at(step: int, number: int) -> str:
+    init = {"step": step, "number": int(number)}
+    return f"--trainer.callbacks={yaml.safe_dump([{'class_path': f'{__name__}.Send', 'init_args': init}])}"
+
+
+def losses(run: Path) -> list[tuple[int, str]]:
+    rows = csv.DictReader((run / "metrics.csv").read_text(encoding="utf-8").splitlines())
+    return [(int(row["step"]), row["train/loss"]) for row in rows if row.get("train/loss")]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs")
+    (folder / "run.yaml").write_text(yaml.safe_dump(CONFIG), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(folder: Path) -> Path:
+    """A run that nothing stops."""
+    assert fit(folder, "--trainer.default_root_dir=whole") == 0
+    assert [step for step, _ in losses(folder / "whole")] == list(range(STEPS))
+    return folder / "whole"
+
+
+def killed_and_resumed(folder: Path, name: str, step: int, workers: tuple[int, int] = (0, 0)) -> Path:
+    where = f"--trainer.default_root_dir={name}"
+    assert fit(folder, where, f"--data.num_workers={workers[0]}", stopped_at(step, signal.SIGKILL)) == -signal.SIGKILL
+    last = folder / name / "last.ckpt"
+    resume = [f"--ckpt_path={name}/last.ckpt"] if last.is_file() else []  # killed before there was one
+    assert fit(folder, where, f"--data.num_workers={workers[1]}", *resume) == 0
+    return folder / name
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    assert losses(one) == losses(other)
+    mine, theirs = (torch.load(run / "last.ckpt", weights_only=True) for run in (one, other))
+    for weights in ("state_dict", "current_model_state"):
+        assert all(torch.equal(mine[weights][name], theirs[weights][name]) for name in mine[weights])
+
+
+@pytest.mark.parametrize("step", [5, 8])
+def test_killed_inside_an_epoch(folder: Path, whole: Path, step: int) -> None:
+    assert_same_run(killed_and_resumed(folder, f"killed_{step}", step), whole)
+
+
+def test_told_to_stop_it_saves_the_step_under_way(folder: Path, whole: Path) -> None:
+    """SIGTERM, as a cluster sends it before it takes the machine: nothing is lost."""
+    where = "--trainer.default_root_dir=told"
+    assert fit(folder, where, stopped_at(4, signal.SIGTERM)) == TERMINATED
+    assert torch.load(folder / "told" / "last.ckpt", weights_only=True)["global_step"] == 5
+    assert fit(folder, where, "--ckpt_path=told/last.ckpt") == 0
+    assert_same_run(folder / "told", whole)
+
+
+def test_a_place_that_is_not_there_any_more_is_told(folder: Path, whole: Path, monkeypatch: Any, capsys: Any) -> None:
+    where = "--trainer.default_root_dir=other"
+    assert fit(folder, where, stopped_at(5, signal.SIGKILL)) == -signal.SIGKILL
+    monkeypatch.chdir(folder)
+    assert cli.main(["fit", "--config", "run.yaml", where, "--ckpt_path=other/last.ckpt", "--data.batch_size=3"]) == 2
+    assert "stopped after 4 of the 7 batches of an epoch, and an epoch has 10 now" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("step", sorted(np.random.default_rng(0).integers(0, STEPS, 20).tolist()))
+def test_killed_anywhere_with_any_workers(folder: Path, whole: Path, step: int, request: Any) -> None:
+    """Twenty places, and another number of workers before and after each."""
+    place = request.node.callspec.indices["step"]
+    workers = [(0, 2), (2, 0), (2, 4), (4, 1), (0, 0)][place % 5]
+    assert_same_run(killed_and_resumed(folder, f"anywhere_{place}", step, workers), whole)
+
+
+def test_dropout_is_a_function_of_epoch_step_and_rank() -> None:
+    def drawn(*place: int) -> float:
+        seed_step(*place)
+        return float(torch.rand(()))
+
+    assert drawn(1, 2, 0) == drawn(1, 2, 0)
+    assert len({drawn(epoch, step, rank) for epoch in range(3) for step in range(3) for rank in range(2)}) == 18
