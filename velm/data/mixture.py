@@ -66,12 +66,12 @@ class Mixture(Dataset):
                 lacking[source] = error
             except DataError as error:
                 raise DataError(f"Source {source!r} of the mixture: {error}") from error
-        for source, error in lacking.items():
+        for source, why in lacking.items():
             kind = DataError if parts else MissingSplitError
             raise kind(
-                f"Source {source!r} of the mixture: {error} To make a split of some sources only, name them: "
+                f"Source {source!r} of the mixture: {why} To make a split of some sources only, name them: "
                 f"splits: {{{name}: [...]}}."
-            ) from error
+            ) from why
         self._require_same_kind(name, parts)
         lengths = np.array([len(part) for part in parts.values()])
         counts = lengths
