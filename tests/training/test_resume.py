@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import csv
-import multiprocessing
-import os
 import signal
 from pathlib import Path
 from typing import Any
@@ -13,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from lightning.pytorch.callbacks import Callback
+from stopped import fit
 
 from velm import cli
 from velm.training.resume import TERMINATED, seed_step
@@ -44,35 +42,9 @@ CONFIG: dict[str, Any] = {
 STEPS = 14  # 30 pictures by 4, the rest of an epoch left out: 7 steps, twice
 
 
-class Send(Callback):
-    """Sends this process a signal when a step has ended, after whatever else happens then."""
-
-    def __init__(self, step: int, number: int) -> None:
-        self.step, self.number = step, number
-
-    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_index: int) -> None:
-        if trainer.global_step == self.step:
-            os.kill(os.getpid(), self.number)
-
-
-def _fit(folder: Path, arguments: list[str]) -> None:
-    torch.set_num_threads(1)  # OpenMP's threads do not survive a fork
-    os.chdir(folder)
-    os._exit(cli.main(["fit", "--config", "run.yaml", *arguments]))
-
-
-def fit(folder: Path, *arguments: str) -> int:
-    """`velm fit` in a process of its own; its exit code, -9 if it was killed."""
-    process = multiprocessing.get_context("fork").Process(target=_fit, args=(folder, list(arguments)))
-    process.start()
-    process.join(300)
-    assert process.exitcode is not None
-    return process.exitcode
-
-
 def stopped_at(step: int, number: int) -> str:
     init = {"step": step, "number": int(number)}
-    return f"--trainer.callbacks={yaml.safe_dump([{'class_path': f'{__name__}.Send', 'init_args': init}])}"
+    return f"--trainer.callbacks={yaml.safe_dump([{'class_path': 'stopped.Send', 'init_args': init}])}"
 
 
 def losses(run: Path) -> list[tuple[int, str]]:
