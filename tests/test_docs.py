@@ -169,7 +169,15 @@ def _check_key(key: str) -> None:
     rooms = {"model": VisionLanguageTask, "data": VisionLanguageData, "trainer": lightning.Trainer}
     room, _, rest = key.partition(".")
     if room not in rooms:
-        assert key in ("seed_everything", "ckpt_path", "plugins", "print_config", "json", "pictures")
+        assert key in (
+            "seed_everything",
+            "checkpoint_every_n_steps",
+            "ckpt_path",
+            "plugins",
+            "print_config",
+            "json",
+            "pictures",
+        )
         return
     name, _, inner = rest.partition(".")
     assert name in inspect.signature(rooms[room]).parameters
