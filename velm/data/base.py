@@ -5,9 +5,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, overload
 
-__all__ = ["Dataset", "DataError", "EncodedImage", "MissingSplitError", "Record"]
+__all__ = ["Dataset", "DataError", "EncodedImage", "MissingSplitError", "Record", "Records"]
 
 
 class DataError(ValueError):
@@ -48,6 +48,24 @@ class Record:
     texts: tuple[str, ...]
     targets: tuple[str, ...] | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
+
+
+class Records(Sequence[Record]):
+    """Records that are made when they are asked for; a subclass has `__len__` and `record`."""
+
+    @abstractmethod
+    def record(self, place: int) -> Record:
+        """The record at a place, 0 <= place < len."""
+
+    @overload
+    def __getitem__(self, index: int) -> Record: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Record]: ...
+    def __getitem__(self, index: int | slice) -> Record | list[Record]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        place = range(len(self))[index]
+        return self.record(place)
 
 
 class Dataset(ABC):

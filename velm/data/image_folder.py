@@ -5,12 +5,11 @@ from __future__ import annotations
 import csv
 import os
 from collections.abc import Sequence
-from typing import overload
 
 import numpy as np
 import pyarrow as pa
 
-from velm.data.base import DataError, Dataset, MissingSplitError, Record
+from velm.data.base import DataError, Dataset, MissingSplitError, Record, Records
 from velm.data.folder import PICTURES, SPLITS, check_fractions, hashed_split
 from velm.data.records import existing_path, nearest
 
@@ -97,7 +96,7 @@ class ImageFolder(Dataset):
             return {row["folder"]: row["label"] for row in rows}
 
 
-class ClassRecords(Sequence[Record]):
+class ClassRecords(Records):
     """Pictures and their classes; sentences are made when they are asked for."""
 
     def __init__(
@@ -110,14 +109,7 @@ class ClassRecords(Sequence[Record]):
     def __len__(self) -> int:
         return len(self._kind)
 
-    @overload
-    def __getitem__(self, index: int) -> Record: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Record]: ...
-    def __getitem__(self, index: int | slice) -> Record | list[Record]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        place = range(len(self))[index]
+    def record(self, place: int) -> Record:
         path, number = self._paths[place].as_py(), int(self._kind[place])
         name = self._names[number]
         return Record(

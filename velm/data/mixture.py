@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 
-from velm.data.base import DataError, Dataset, MissingSplitError, Record
+from velm.data.base import DataError, Dataset, MissingSplitError, Record, Records
+from velm.data.collate import text_counts
 from velm.registry import datasets, split_spec
 
 __all__ = ["Mixture", "shares"]
@@ -66,7 +67,8 @@ class Mixture(Dataset):
                 lacking[source] = error
             except DataError as error:
                 raise DataError(f"Source {source!r} of the mixture: {error}") from error
-        for source, why in lacking.items():
+        if lacking:
+            source, why = next(iter(lacking.items()))
             kind = DataError if parts else MissingSplitError
             raise kind(
                 f"Source {source!r} of the mixture: {why} To make a split of some sources only, name them: "
@@ -91,7 +93,7 @@ class Mixture(Dataset):
             )
 
 
-class MixtureRecords(Sequence[Record]):
+class MixtureRecords(Records):
     """The records of each source in turn, so many of each; `pictures` says which of them are the same."""
 
     def __init__(self, parts: dict[str, Sequence[Record]], counts: np.ndarray) -> None:
@@ -114,25 +116,14 @@ class MixtureRecords(Sequence[Record]):
     def text_counts(self) -> np.ndarray:
         """int (records,), the number of texts of each."""
         if self._counts is None:
-            counts = []
-            for part, places in zip(self._parts, self._places, strict=True):
-                known = getattr(part, "text_counts", None)
-                known = [len(record.texts) for record in part] if known is None else known
-                counts.append(np.asarray(known)[places])
-            self._counts = np.concatenate(counts)
+            parts = zip(self._parts, self._places, strict=True)
+            self._counts = np.concatenate([text_counts(part)[places] for part, places in parts])
         return self._counts
 
     def __len__(self) -> int:
         return int(self._ends[-1])
 
-    @overload
-    def __getitem__(self, index: int) -> Record: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Record]: ...
-    def __getitem__(self, index: int | slice) -> Record | list[Record]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        place = range(len(self))[index]
+    def record(self, place: int) -> Record:
         part = int(np.searchsorted(self._ends, place, side="right"))
         start = int(self._ends[part - 1]) if part else 0
         record = self._parts[part][int(self._places[part][place - start])]

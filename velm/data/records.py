@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, overload
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from velm.data.base import DataError, EncodedImage, Record
+from velm.data.base import DataError, EncodedImage, Record, Records
 
 __all__ = ["ROW", "TableRecords", "check_pictures", "existing_path", "nearest"]
 
 ROW = "__row__"  # column: the row's number in its file, from 1, the header not counted
 
 
-class TableRecords(Sequence[Record]):
+class TableRecords(Records):
     """The records of a split, rows of one picture together, pictures in the order of their first row."""
 
     def __init__(
@@ -46,14 +46,7 @@ class TableRecords(Sequence[Record]):
     def __len__(self) -> int:
         return len(self._ends)
 
-    @overload
-    def __getitem__(self, index: int) -> Record: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Record]: ...
-    def __getitem__(self, index: int | slice) -> Record | list[Record]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        place = range(len(self))[index]
+    def record(self, place: int) -> Record:
         rows = self._order[self._ends[place] - self.text_counts[place] : self._ends[place]].tolist()
         image = self._value("image", rows[0])
         return Record(
