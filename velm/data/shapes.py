@@ -11,7 +11,7 @@ from functools import cached_property, lru_cache
 import numpy as np
 from PIL import Image, ImageDraw
 
-from velm.data.base import Dataset, MissingSplitError, Record
+from velm.data.base import Dataset, MissingSplitError, Record, Records
 from velm.data.scenes import Scene, Scenes, describe
 
 __all__ = ["Shapes", "draw"]
@@ -98,7 +98,7 @@ def draw(scene: Scene, image_size: int, rng: random.Random) -> tuple[np.ndarray,
     return picture, boxes
 
 
-class _Drawings(Sequence[Record]):
+class _Drawings(Records):
     """Records drawn when they are asked for; the same index gives the same picture every time."""
 
     def __init__(self, name: str, scenes: Scenes, ranks: np.ndarray, size: int, image_size: int, seed: int) -> None:
@@ -108,15 +108,10 @@ class _Drawings(Sequence[Record]):
     def __len__(self) -> int:
         return self.size
 
-    def __getitem__(self, index):  # type: ignore[no-untyped-def]  # one record, or a list of them for a slice
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        index = index + len(self) if index < 0 else index
-        if not 0 <= index < len(self):
-            raise IndexError(f"record {index} of {len(self)}")
-        rank = int(self.ranks[index % len(self.ranks)])
+    def record(self, place: int) -> Record:
+        rank = int(self.ranks[place % len(self.ranks)])
         scene = self.scenes[rank]
-        rng = random.Random(f"{self.seed}/{self.name}/{index}")
+        rng = random.Random(f"{self.seed}/{self.name}/{place}")
         picture, boxes = draw(scene, self.image_size, rng)
         objects = [thing._asdict() | {"box": box} for thing, box in zip(scene.things, boxes, strict=True)]
         identity = f"{'heldout' if self.scenes.held_out else 'scene'}-{rank}"
