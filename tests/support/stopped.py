@@ -37,6 +37,7 @@ def fit(folder: Path, *arguments: str) -> int:
 
 
 def _fit(folder: str, arguments: list[str]) -> None:
+    multiprocessing.set_start_method("fork", force=True)  # the default: workers of a fork server outlive a killed run
     torch.set_num_threads(1)
     os.chdir(folder)
     sys.exit(cli.main(["fit", "--config", "run.yaml", *arguments]))
