@@ -18,6 +18,11 @@ class MissingSplitError(DataError):
     """There is no such split. Data without 'val' can be trained on; whatever else is wrong with a split cannot be."""
 
 
+def no_picture(path: str) -> str:
+    """What is said of a picture file that is not there."""
+    return f"There is no picture {path!r}."
+
+
 @dataclass(frozen=True)
 class EncodedImage:
     """A picture inside something larger (a tar shard, a Parquet column), fetched when it is looked at.
@@ -71,7 +76,14 @@ class Records(Sequence[Record]):
 
 
 class Dataset(ABC):
-    """A named source of records. Constructors take keyword arguments with type hints, and read little."""
+    """A named source of records. Constructors take keyword arguments with type hints, and read little.
+
+    Attributes:
+        max_bad: share of a split's records, in [0, 1], that may be unusable before opening it is an error; a run sets
+            it to `data.max_bad`. What is left out is listed by `records.faults` (see `velm.data.faults`).
+    """
+
+    max_bad: float = 0.01
 
     @abstractmethod
     def split(self, name: str) -> Sequence[Record]:
@@ -79,5 +91,6 @@ class Dataset(ABC):
 
         Raises:
             MissingSplitError: there is no such split, or it is empty; the message lists the splits there are.
-            DataError: something in it is wrong.
+            BadDataError: more than `max_bad` of it cannot be used.
+            DataError: something else in it is wrong.
         """

@@ -13,7 +13,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import lru_cache
 from typing import Any
 
-from velm.data.base import DataError, EncodedImage, Record
+from velm.data.base import DataError, EncodedImage, Record, no_picture
 from velm.data.shards import MANIFEST, read_manifest
 from velm.registry import datasets, load_plugins, split_spec
 from velm.version import __version__
@@ -224,7 +224,7 @@ def _content(path: str | os.PathLike[str]) -> bytes:
         with open(path, "rb") as file:
             return file.read()
     except FileNotFoundError as error:
-        raise DataError(f"There is no picture {os.fspath(path)!r}.") from error
+        raise DataError(no_picture(os.fspath(path))) from error
 
 
 def _sha256(path: str) -> str:

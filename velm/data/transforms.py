@@ -18,7 +18,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torch.nn import functional
 
-from velm.data.base import DataError, EncodedImage
+from velm.data.base import DataError, EncodedImage, no_picture
 
 __all__ = ["EvalTransform", "Resize", "TrainTransform", "read_image", "transform_from_config"]
 
@@ -54,7 +54,7 @@ def read_image(image: Any, minimum: int | None = None) -> Image.Image:
                 opened.draft(None, (opened.width // scale, opened.height // scale))
             return _to_rgb(ImageOps.exif_transpose(opened))
     except FileNotFoundError as error:
-        raise DataError(f"There is no picture {name!r}.") from error
+        raise DataError(no_picture(name)) from error
     except Exception as error:  # codecs fail in many ways: OSError, SyntaxError, struct.error, bombs ...
         raise DataError(f"Cannot read picture {name!r}: {type(error).__name__}: {error}") from error
 
