@@ -50,7 +50,7 @@ def examine(
     findings: list[Finding] = []
     data = _tried(findings, "data", lambda: _data(config["data"]))
     splits = {} if data is None else _splits(findings, data)
-    _look_at_pictures(findings, splits, pictures, progress)
+    _look_at_pictures(findings, splits, pictures, progress, config["data"]["max_bad"])
     trained = None
     if data is not None and "train" in splits:
         trained = _tried(findings, "tokenizer", lambda: data.tokenizer)
@@ -89,7 +89,7 @@ def _told(error: Exception) -> str:
 
 
 def _data(options: Mapping[str, Any]) -> VisionLanguageData:
-    """The data module, whose dataset leaves it to us to look for picture files."""
+    """The data module; its dataset leaves out what it cannot use, and leaves it to us to look for picture files."""
     from velm import registry
     from velm.training.run import build_data
 
@@ -97,18 +97,23 @@ def _data(options: Mapping[str, Any]) -> VisionLanguageData:
     name, dataset = registry.split_spec(options["dataset"], "dataset")
     if "check_files" in registry.parameters(registry.datasets.get(name)):
         dataset["check_files"] = False
-    return build_data({**options, "dataset": {"name": name, **dataset}})
+    data = build_data({**options, "dataset": {"name": name, **dataset}})
+    data.dataset.max_bad = 1.0
+    return data
 
 
 def _splits(findings: list[Finding], data: VisionLanguageData) -> dict[str, Sequence[Record]]:
     """The splits there are; one that is absent is information (but for 'train'), one that is broken an error."""
     from velm.data.base import MissingSplitError
     from velm.doctor.findings import Finding
+    from velm.doctor.pictures import left_out
 
     splits = {}
     for name in SPLITS:
         try:
-            splits[name] = data.records(name)
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message=".*cannot be used")  # `left_out` tells it
+                splits[name] = data.records(name)
         except Exception as error:
             told = _told(error)
             absent = name != "train" and isinstance(error, MissingSplitError)
@@ -121,6 +126,7 @@ def _splits(findings: list[Finding], data: VisionLanguageData) -> dict[str, Sequ
         counts = {name: len(records) for name, records in splits.items()}
         listed = ", ".join(f"{name} {count:,}" for name, count in counts.items())
         findings.append(Finding("data", "ok", f"Pictures by split: {listed}.", value=counts))
+    findings += [f for name, records in splits.items() for f in left_out(name, records, data.max_bad)]
     return splits
 
 
@@ -129,13 +135,14 @@ def _look_at_pictures(
     splits: Mapping[str, Sequence[Record]],
     limit: int,
     progress: Callable[[int, int], None] | None,
+    max_bad: float,
 ) -> None:
     from velm.doctor.duplicates import duplicates
     from velm.doctor.pictures import look, pictures
 
     if splits:
         found = look(splits, limit=limit, progress=progress)
-        findings += [*pictures(found), *duplicates(found)]
+        findings += [*pictures(found, max_bad), *duplicates(found)]
 
 
 def _read_sentences(

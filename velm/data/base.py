@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, overload
 
-__all__ = ["Dataset", "DataError", "EncodedImage", "MissingSplitError", "Record", "Records"]
+__all__ = ["Dataset", "DataError", "EncodedImage", "MissingSplitError", "Record", "Records", "image_name", "no_picture"]
 
 
 class DataError(ValueError):
@@ -53,6 +54,14 @@ class Record:
     texts: tuple[str, ...]
     targets: tuple[str, ...] | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
+
+
+def image_name(record: Record) -> str:
+    """What a record's picture is called in messages: its path, or whatever else it can be found by."""
+    image = record.image
+    if isinstance(image, EncodedImage):
+        return image.name
+    return os.fspath(image) if isinstance(image, str | os.PathLike) else record.image_id
 
 
 class Records(Sequence[Record]):

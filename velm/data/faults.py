@@ -14,8 +14,8 @@ import pyarrow.compute as pc
 from velm.data.base import DataError
 
 __all__ = [
-    "LONGEST", "BadDataError", "Fault", "check_share", "count_bad", "odd_texts", "places", "sound_texts",
-    "text_fault", "undecodable",
+    "LONGEST", "BadDataError", "Fault", "check_share", "count_bad", "odd_texts", "places", "refuse_too_many",
+    "sound_texts", "text_fault", "undecodable",
 ]  # fmt: skip
 
 LONGEST = 10_000  # characters; a longer text is no sentence but a file that ran together
@@ -60,7 +60,7 @@ def count_bad(faults: Iterable[Fault]) -> int:
 
 
 def check_share(faults: Sequence[Fault], records: int, max_bad: float, where: str) -> None:
-    """See that no more than a share of the records is bad; warn of what is.
+    """Warn of what is bad, or refuse to go on where it is too much.
 
     Args:
         faults: everything wrong with them.
@@ -71,13 +71,19 @@ def check_share(faults: Sequence[Fault], records: int, max_bad: float, where: st
     Raises:
         BadDataError: it is more, or nothing is left; the message has the numbers, the first few and what to do.
     """
+    refuse_too_many(faults, records, max_bad, where)
+    if faults:
+        bad, total = _counted(faults, records)
+        shown = ", ".join(f"{fault.path} ({fault.cause})" for fault in faults[:3]) + (", ..." if bad > 3 else "")
+        warnings.warn(f"{bad:,} of {total:,} records of {where} cannot be used: {shown}", stacklevel=3)
+
+
+def refuse_too_many(faults: Sequence[Fault], records: int, max_bad: float, where: str) -> None:
+    """Raise the BadDataError of `check_share`, or do nothing."""
     if not faults and not records:
         raise BadDataError(f"There are no records in {where}.")
-    bad, total = count_bad(faults), records + sum(fault.lost for fault in faults)
+    bad, total = _counted(faults, records)
     if bad <= max_bad * total and records:
-        if bad:
-            shown = ", ".join(f"{fault.path} ({fault.cause})" for fault in faults[:3]) + (", ..." if bad > 3 else "")
-            warnings.warn(f"{bad:,} of {total:,} records of {where} cannot be used: {shown}", stacklevel=3)
         return
     listed = "".join(f"\n  {fault.path}: {fault.cause}" for fault in faults[:5])
     others = f"\n  ... and {len(faults) - 5:,} more" if len(faults) > 5 else ""
@@ -89,6 +95,10 @@ def check_share(faults: Sequence[Fault], records: int, max_bad: float, where: st
         f"{' ' + advice if advice else ''}",
         faults,
     )
+
+
+def _counted(faults: Sequence[Fault], records: int) -> tuple[int, int]:
+    return count_bad(faults), records + sum(fault.lost for fault in faults)
 
 
 def text_fault(text: str) -> str | None:
@@ -111,7 +121,7 @@ def sound_texts(texts: Sequence[str], path: str) -> tuple[list[str], list[Fault]
     if not texts:
         return [], [Fault(path, "it has no sentence")]
     sound = [text for text in texts if text_fault(text) is None]
-    faults = []
+    faults: list[Fault] = []
     for number, text in enumerate(texts, start=1):
         cause = text_fault(text)
         if cause is not None:

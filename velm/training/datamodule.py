@@ -52,6 +52,8 @@ class VisionLanguageData(lightning.LightningDataModule):
             for all of them; with 'random'. A batch has `batch_size` pictures and so many times as many sentences.
         max_length: longest sentence in tokens, bos and eos included; longer ones are cut, with a warning.
         num_workers: processes that read pictures; 0 reads them in the main process.
+        max_bad: share of a split's pictures, in [0, 1], that may be unusable: they are left out and named in
+            quarantine.jsonl; above it the run ends.
         seed: of order, choice of sentence and augmentation; None: the run's `seed_everything`, or 0.
         plugins: modules or .py files whose decorators register parts.
     """
@@ -70,6 +72,7 @@ class VisionLanguageData(lightning.LightningDataModule):
         captions_per_image: int = 1,
         max_length: int = 64,
         num_workers: int = 0,
+        max_bad: float = 0.01,
         seed: int | None = None,
         plugins: list[str] | None = None,
     ) -> None:
@@ -90,8 +93,12 @@ class VisionLanguageData(lightning.LightningDataModule):
                 f"above 1 only with captions: random (all: every caption is a sample of its own)."
             )
         self.captions_per_image = captions_per_image
+        if not 0 <= max_bad <= 1:
+            raise registry.SpecError(f"data.max_bad is a share of the data, between 0 and 1; got {max_bad}.")
+        self.max_bad = max_bad
         self.seed = seed
         self.dataset: Dataset = registry.datasets.build(dataset)
+        self.dataset.max_bad = max_bad
         self._records: dict[str, Sequence[Record]] = {}
         self._train_loader: ResumableLoader | None = None
         self._place: dict[str, int] | None = None
@@ -200,7 +207,7 @@ class VisionLanguageData(lightning.LightningDataModule):
         return CaptionItems(
             self.records(split), tokenizer=self.tokenizer, transform=transform, seed=self._seed(),
             captions=self.captions if train else "first", max_length=self.max_length,
-            per_image=self.captions_per_image if train else 1,
+            per_image=self.captions_per_image if train else 1, replace=train,
         )  # fmt: skip
 
     def _options(self) -> dict[str, Any]:
