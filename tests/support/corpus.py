@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import struct
 import zlib
@@ -13,7 +12,22 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-WORDS = ("red", "blue", "green", "small", "large", "dog", "cat", "tree", "house", "river", "runs", "sleeps", "near", "by")
+WORDS = (
+    "red",
+    "blue",
+    "green",
+    "small",
+    "large",
+    "dog",
+    "cat",
+    "tree",
+    "house",
+    "river",
+    "runs",
+    "sleeps",
+    "near",
+    "by",
+)
 
 
 def picture(rng: np.random.Generator, width: int = 24, height: int = 20) -> Image.Image:
@@ -39,7 +53,9 @@ def png_header(width: int, height: int) -> bytes:
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(100))) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(100))) + chunk(b"IEND", b"")
+    )
 
 
 def jpeg_of_size(content: bytes, width: int, height: int) -> bytes:
@@ -98,8 +114,8 @@ def odd(rng: np.random.Generator) -> Iterator[tuple[str, bytes]]:
     yield "turned.jpg", encoded(image, "JPEG", exif=exif)
     yield "sixteen_bits.png", encoded(deep, "PNG")
     yield "sixteen_bits.tif", encoded(deep, "TIFF")
-    yield "palette.png", encoded(image.quantize(16), "PNG")
-    yield "transparent_palette.png", encoded(image.quantize(16), "PNG", transparency=0)
+    yield "palette.png", encoded(image.quantize(256), "PNG")
+    yield "transparent_palette.png", encoded(image.quantize(256), "PNG", transparency=0)
     yield "alpha.png", encoded(alpha, "PNG")
     yield "grey_and_alpha.png", encoded(alpha.convert("LA"), "PNG")
     yield "one_bit.png", encoded(image.convert("1"), "PNG")

@@ -119,15 +119,16 @@ class Quarantine(Callback):
 def write_down(file: Path, faults: Iterable[Fault], step: int = 0) -> list[Fault]:
     """Add to a quarantine file those of the faults that are not in it yet; these."""
     known = set()
-    if file.is_file():
-        for line in file.read_text(encoding="utf-8").splitlines():
-            with contextlib.suppress(ValueError):  # half a line: the run was killed while it wrote
-                row = json.loads(line)
-                known.add((row["path"], row["cause"]))
+    written = file.read_text(encoding="utf-8") if file.is_file() else ""
+    for line in written.splitlines():
+        with contextlib.suppress(ValueError):  # half a line: the run was killed while it wrote
+            row = json.loads(line)
+            known.add((row["path"], row["cause"]))
     new = [fault for fault in dict.fromkeys(faults) if (fault.path, fault.cause) not in known]
     if new:
         file.parent.mkdir(parents=True, exist_ok=True)
         with file.open("a", encoding="utf-8") as stream:
+            stream.write("" if written.endswith("\n") or not written else "\n")
             for fault in new:
                 stream.write(
                     json.dumps({"path": fault.path, "cause": fault.cause, "step": step}, ensure_ascii=False) + "\n"
