@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -163,3 +165,41 @@ def test_doctor_finds_every_fault_and_none_on_clean_data(
     found = examined(clean)
     assert named(found) == set()
     assert [f for f in found if f["severity"] in ("error", "warning")] == []
+
+
+def test_shards_with_every_fault(corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same pictures in tars: bad members of theirs, a name that leads out, and a shard that is cut off."""
+    monkeypatch.chdir(tmp_path)
+    unreadable = [name for name in corpus.bad.values() if (corpus.folder / name).is_file()]
+    sound = [name for name in corpus.good if (corpus.folder / name).is_file()]
+    bad = set()
+    for number in range(8):
+        with tarfile.open(f"{number}.tar", "w") as tar:
+            for place, name in enumerate([*sound[number * 200 :][:200], *unreadable[number * 3 :][:3]]):
+                for ending, content in {
+                    Path(name).suffix: (corpus.folder / name).read_bytes(), ".txt": f"a dog {place % 7}".encode(),
+                }.items():  # fmt: skip
+                    add_member(tar, f"{place:04d}{ending}", content)
+            bad |= {f"{number}.tar/{200 + i:04d}{Path(n).suffix}" for i, n in enumerate(unreadable[number * 3 :][:3])}
+            if number == 1:
+                faults = {"empty": b" \n", "nul": b"a\0b", "latin1": b"caf\xe9", "long": b"word " * 20_000}
+                for kind, text in faults.items():
+                    add_member(tar, f"{kind}.jpg", (corpus.folder / sound[0]).read_bytes())
+                    add_member(tar, f"{kind}.txt", text)
+                add_member(tar, "no_text.jpg", (corpus.folder / sound[0]).read_bytes())
+                add_member(tar, "no_picture.txt", b"a dog")
+                add_member(tar, "../evil.jpg", (corpus.folder / sound[0]).read_bytes())
+                bad |= {f"1.tar/{name}.jpg" for name in (*faults, "no_text", "../evil")} | {"1.tar/no_picture"}
+    cut = Path("7.tar")
+    cut.write_bytes(cut.read_bytes()[:-20_000])  # eight samples, and the bad ones behind them
+    bad = {path for path in bad if not path.startswith("7.tar")} | {"7.tar"}
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(CONFIG), encoding="utf-8")
+    dataset = "--data.dataset={name: webdataset, train: '{0..7}.tar'}"
+    assert cli.main(["fit", "--config", "run.yaml", dataset, "--trainer.max_epochs=3"]) == 0
+    assert {row["path"] for row in rows(tmp_path)} == bad
+
+
+def add_member(tar: tarfile.TarFile, name: str, content: bytes) -> None:
+    member = tarfile.TarInfo(name)
+    member.size = len(content)
+    tar.addfile(member, io.BytesIO(content))
