@@ -151,7 +151,12 @@ def pictures(found: Sequence[Picture], max_bad: float = 0.0) -> list[Finding]:
     broken = [p for p in found if p.error is not None and not p.missing]
     decoded = sum(p.thumbnail is not None for p in found) + len(broken)
     faults = [{"path": p.name, "cause": p.error} for p in (*missing, *broken)]
-    value: dict[str, Any] = {"pictures": len(found), "decoded": decoded, "missing": len(missing), "unreadable": len(broken)}
+    value: dict[str, Any] = {
+        "pictures": len(found),
+        "decoded": decoded,
+        "missing": len(missing),
+        "unreadable": len(broken),
+    }
     value |= {"faults": faults} if faults else {}
     splits = {p.split for p in (*missing, *broken)}
     shares = [
