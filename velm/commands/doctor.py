@@ -57,8 +57,8 @@ def examine(
     sentences = {} if trained is None else _read_sentences(findings, splits, trained, config["data"]["max_length"])
     vocabulary = {"vocab_size": 1000, "pad_id": 0} if trained is None else _ids(trained)
     task = _tried(findings, "model", lambda: _task(config["model"], vocabulary))
-    if "train" in splits:
-        _look_at_batches(findings, config, splits["train"], task, vocabulary["vocab_size"])
+    if data is not None and "train" in splits:
+        _look_at_batches(findings, config, data, task, vocabulary["vocab_size"])
     if task is not None:
         _look_at_parts(findings, config, task)
     if task is not None and data is not None and sentences:
@@ -176,7 +176,7 @@ def _task(options: Mapping[str, Any], vocabulary: Mapping[str, int]) -> VisionLa
 def _look_at_batches(
     findings: list[Finding],
     config: Mapping[str, Any],
-    records: Sequence[Record],
+    module: VisionLanguageData,
     task: VisionLanguageTask | None,
     vocab_size: int,
 ) -> None:
@@ -187,10 +187,17 @@ def _look_at_batches(
 
     data, trainer, model = config["data"], config["trainer"], config["model"]
     devices = _tried(findings, "trainer", lambda: count_devices(trainer)) or 1
+    records = module.records("train")
     counts = text_counts(records)
-    finding, batches, samples = look.batch_size(
-        counts, size=data["batch_size"], devices=devices, captions=data["captions"]
-    )
+    if module.by_length:
+        finding, batches, samples = look.batches_by_length(
+            lambda: module.batch_sampler(module.train_items(), world_size=devices),
+            tokens=data["max_tokens"], devices=devices,
+        )  # fmt: skip
+    else:
+        finding, batches, samples = look.batch_size(
+            counts, size=data["batch_size"], devices=devices, captions=data["captions"]
+        )
     findings.append(finding)
     if not batches:
         return
