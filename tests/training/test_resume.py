@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import signal
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import yaml
 from stopped import fit
 
 from velm import cli
+from velm.data.packing import pack
 from velm.training.resume import TERMINATED, seed_step
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -67,12 +69,14 @@ def whole(folder: Path) -> Path:
     return folder / "whole"
 
 
-def killed_and_resumed(folder: Path, name: str, step: int, workers: tuple[int, int] = (0, 0)) -> Path:
-    where = f"--trainer.default_root_dir={name}"
-    assert fit(folder, where, f"--data.num_workers={workers[0]}", stopped_at(step, signal.SIGKILL)) == -signal.SIGKILL
+def killed_and_resumed(
+    folder: Path, name: str, step: int, workers: tuple[int, int] = (0, 0), more: Sequence[str] = ()
+) -> Path:
+    before, after = ([f"--trainer.default_root_dir={name}", f"--data.num_workers={n}", *more] for n in workers)
+    assert fit(folder, *before, stopped_at(step, signal.SIGKILL)) == -signal.SIGKILL
     last = folder / name / "last.ckpt"
     resume = [f"--ckpt_path={name}/last.ckpt"] if last.is_file() else []  # killed before there was one
-    assert fit(folder, where, f"--data.num_workers={workers[1]}", *resume) == 0
+    assert fit(folder, *after, *resume) == 0
     return folder / name
 
 
@@ -105,13 +109,36 @@ def test_a_place_that_is_not_there_any_more_is_told(folder: Path, whole: Path, m
     assert "stopped after 4 of the 7 batches of an epoch, and an epoch has 10 now" in capsys.readouterr().err
 
 
+@pytest.fixture(scope="module")
+def shards(folder: Path) -> str:
+    """The same data as tar shards."""
+    pack(CONFIG["data"]["dataset"], str(folder / "shards"), shard_size=7)
+    return f"--data.dataset={{name: webdataset, path: {folder / 'shards'}}}"
+
+
+@pytest.fixture(scope="module")
+def whole_of_shards(folder: Path, shards: str) -> Path:
+    assert fit(folder, "--trainer.default_root_dir=whole_of_shards", shards) == 0
+    return folder / "whole_of_shards"
+
+
+PLACES = sorted(np.random.default_rng(0).integers(0, STEPS, 20).tolist())
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("step", sorted(np.random.default_rng(0).integers(0, STEPS, 20).tolist()))
-def test_killed_anywhere_with_any_workers(folder: Path, whole: Path, step: int, request: Any) -> None:
-    """Twenty places, and another number of workers before and after each."""
+@pytest.mark.parametrize("step", PLACES)
+@pytest.mark.parametrize("workers", ["the same", "others"])
+def test_killed_anywhere_with_any_workers(
+    folder: Path, whole: Path, whole_of_shards: Path, shards: str, step: int, workers: str, request: Any
+) -> None:
+    """Twenty places, over drawn pictures and shards by turns; workers 0, 2 and 4, and another number after each."""
     place = request.node.callspec.indices["step"]
-    workers = [(0, 2), (2, 0), (2, 4), (4, 1), (0, 0)][place % 5]
-    assert_same_run(killed_and_resumed(folder, f"anywhere_{place}", step, workers), whole)
+    same, others = [(0, 0), (2, 2), (4, 4)], [(0, 2), (2, 0), (2, 4), (4, 1), (0, 4)]
+    numbers = same[place % 3] if workers == "the same" else others[place % 5]
+    of_shards = bool(place % 2)
+    name = f"anywhere_{place}_{workers == 'others'}"
+    killed = killed_and_resumed(folder, name, step, numbers, [shards] if of_shards else [])
+    assert_same_run(killed, whole_of_shards if of_shards else whole)
 
 
 def test_dropout_is_a_function_of_epoch_step_and_rank() -> None:
