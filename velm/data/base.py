@@ -47,6 +47,8 @@ class Record:
         texts: its sentences; every one of them is right for the picture.
         targets: what to write for the sentence of the same index (translation, answers), else None.
         metadata: whatever else is known, plain Python (boxes in pixels, attributes).
+        weights: of the sentence of the same index, at least 0, how often it is to come beside the others
+            (`captions: weighted`); None where they are alike.
     """
 
     image_id: str
@@ -54,6 +56,7 @@ class Record:
     texts: tuple[str, ...]
     targets: tuple[str, ...] | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
+    weights: tuple[float, ...] | None = None
 
 
 def image_name(record: Record) -> str:

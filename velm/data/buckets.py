@@ -57,7 +57,7 @@ class LengthBatchSampler(PictureBatchSampler):
         if len(np.unique(self.picture_of)) < len(self.picture_of):
             raise ValueError(
                 "bucket_by_length and max_tokens need each picture once an epoch, and this split shows some more "
-                "often: its sentences of like length would meet in a batch. Set captions to random or first."
+                "often: its sentences of like length would meet in a batch. Set captions to random, weighted or first."
             )
         if self.max_tokens is None:
             super()._plan()

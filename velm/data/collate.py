@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -19,7 +19,8 @@ from velm.outputs import Batch
 
 __all__ = ["CaptionItems", "Captions", "Collate", "Item", "check_lengths", "cut", "pad_tokens", "text_counts"]
 
-Captions = Literal["random", "all", "first"]
+Captions = Literal["random", "weighted", "all", "first"]
+DRAWN = ("random", "weighted")  # one sample a picture, its sentences by turns
 ATTEMPTS = 100  # samples drawn in place of a bad one; bad every time only where nearly all of them are
 
 
@@ -59,12 +60,13 @@ class CaptionItems(TorchDataset):
         tokenizer: makes ids of sentences.
         transform: `transform(image, rng) -> uint8 (3, H, W)`; None leaves pictures out.
         captions: 'random', one sample a picture, another of its captions each epoch until all have come;
-            'all', one sample a caption; 'first', one sample a picture, always its first caption.
+            'weighted', one sample a picture, a caption drawn each epoch by the weights of its record (alike where it
+            has none); 'all', one sample a caption; 'first', one sample a picture, always its first caption.
         seed: of captions and crops.
         max_length: tokens, bos and eos included; longer sentences are cut before their eos. None cuts nothing.
         has_target: whether samples carry targets; None, where the record has them.
         per_image: how many captions of a picture come with it in a step, which encodes the picture once for all of
-            them; with 'random'. A picture with fewer repeats some.
+            them; with 'random' and 'weighted'. A picture with fewer repeats some.
         replace: whether another sample stands in for one that cannot be read, so that batches keep their size; else
             it is left out.
     """
@@ -82,10 +84,13 @@ class CaptionItems(TorchDataset):
         per_image: int = 1,
         replace: bool = True,
     ) -> None:
-        if per_image < 1 or (per_image > 1 and captions != "random"):
-            raise ValueError(f"captions_per_image is at least 1, and 1 unless captions is random; got {per_image}.")
-        if captions not in ("random", "all", "first"):
-            raise ValueError(f"captions must be one of random, all, first; got {captions!r}.")
+        if captions not in get_args(Captions):
+            raise ValueError(f"captions must be one of {', '.join(get_args(Captions))}; got {captions!r}.")
+        if per_image < 1 or (per_image > 1 and captions not in DRAWN):
+            raise ValueError(
+                f"captions_per_image is {per_image} with captions: {captions}; it is at least 1, and above 1 only with "
+                f"captions: random or weighted (all: every caption is a sample of its own)."
+            )
         if max_length is not None and max_length < 3:
             raise ValueError(f"max_length must be at least 3 tokens (bos, a word, eos), got {max_length}.")
         self.records, self.tokenizer, self.transform = records, tokenizer, transform
@@ -141,7 +146,10 @@ class CaptionItems(TorchDataset):
         place = int(self._place_of[sample])
         record = self.records[place]
         image = self._image(record, epoch, sample)
-        indices = [self._text_index(len(record.texts), epoch, n, sample, place) for n in range(self.per_image)]
+        if self.captions == "weighted":
+            indices = self._weighted(record, epoch, place)
+        else:
+            indices = [self._text_index(len(record.texts), epoch, n, sample, place) for n in range(self.per_image)]
         for index in indices:
             wrong = text_fault(record.texts[index])
             if wrong is not None:  # in data that is not checked when it is opened
@@ -165,6 +173,16 @@ class CaptionItems(TorchDataset):
             return 0
         lap, turn = divmod(epoch * self.per_image + number, count)  # within a lap each caption comes once
         return int(np.random.default_rng((self.seed, 1, lap, place)).permutation(count)[turn])
+
+    def _weighted(self, record: Record, epoch: int, place: int) -> list[int]:
+        """Captions drawn by their weights, none twice where there are enough."""
+        count, rng = len(record.texts), np.random.default_rng((self.seed, 4, epoch, place))
+        weights = np.ones(count) if record.weights is None else np.asarray(record.weights, dtype=np.float64)
+        if not weights.sum() > 0:
+            raise DataError("all of its sentences have the weight 0")
+        repeat = bool(np.count_nonzero(weights) < self.per_image)
+        drawn: list[int] = rng.choice(count, self.per_image, replace=repeat, p=weights / weights.sum()).tolist()
+        return drawn
 
     def _image(self, record: Record, epoch: int, sample: int) -> Tensor | None:
         if self.transform is None or record.image is None:

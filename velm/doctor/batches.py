@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Collection, Sequence
-from typing import Literal
 
 import numpy as np
 
 from velm.data.base import DataError
+from velm.data.collate import Captions
 from velm.data.samplers import PictureBatchSampler
 from velm.doctor.findings import Finding
 
@@ -23,7 +23,7 @@ EPOCHS = 1000  # Lightning's own, where neither epochs nor steps are given
 
 
 def batch_size(
-    counts: Sequence[int] | np.ndarray, *, size: int, devices: int, captions: Literal["random", "all", "first"]
+    counts: Sequence[int] | np.ndarray, *, size: int, devices: int, captions: Captions
 ) -> tuple[Finding, int, int]:
     """Does the training split fill a batch, no picture twice in it?
 

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from velm import registry
 from velm.data.base import DataError, Dataset, MissingSplitError, Record
 from velm.data.buckets import LengthBatchSampler, sentence_lengths
-from velm.data.collate import CaptionItems, Collate, check_lengths
+from velm.data.collate import DRAWN, CaptionItems, Captions, Collate, check_lengths
 from velm.data.loader import ResumableLoader
 from velm.data.samplers import PictureBatchSampler
 from velm.data.tokenizers import Tokenizer
@@ -48,11 +48,13 @@ class VisionLanguageData(lightning.LightningDataModule):
         augment: what happens to training pictures.
         batch_size: samples a step and device.
         eval_batch_size: pictures a step in validation; None: `batch_size`.
-        captions: of a picture's sentences, a 'random' one each epoch, 'all' of them, or the 'first'.
+        captions: of a picture's sentences, a 'random' one each epoch, one drawn by its weight ('weighted', see
+            `weight_column`), 'all' of them, or the 'first'.
         captions_per_image: captions of a picture that come with it in a step, which then encodes the picture once
-            for all of them; with 'random'. A batch has `batch_size` pictures and so many times as many sentences.
+            for all of them; with 'random' and 'weighted'. A batch has `batch_size` pictures and so many times as many
+            sentences.
         bucket_by_length: make batches of sentences of like length, which need little padding; needs each picture once
-            an epoch (captions: random or first).
+            an epoch (not captions: all).
         max_tokens: in place of `batch_size`: so many samples of like length that they have at most so many tokens on
             a device, padding included.
         max_length: longest sentence in tokens, bos and eos included; longer ones are cut, with a warning.
@@ -73,7 +75,7 @@ class VisionLanguageData(lightning.LightningDataModule):
         augment: Augmentation = Augmentation(),  # noqa: B008 - never mutated
         batch_size: int = 64,
         eval_batch_size: int | None = None,
-        captions: Literal["random", "all", "first"] = "random",
+        captions: Captions = "random",
         captions_per_image: int = 1,
         bucket_by_length: bool = False,
         max_tokens: int | None = None,
@@ -94,10 +96,10 @@ class VisionLanguageData(lightning.LightningDataModule):
         self.image_size, self.resize, self.augment = image_size, resize, augment
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size or batch_size
         self.captions, self.max_length, self.num_workers = captions, max_length, num_workers
-        if captions_per_image < 1 or (captions_per_image > 1 and captions != "random"):
+        if captions_per_image < 1 or (captions_per_image > 1 and captions not in DRAWN):
             raise registry.SpecError(
                 f"data.captions_per_image is {captions_per_image} with captions: {captions}; it is at least 1, and "
-                f"above 1 only with captions: random (all: every caption is a sample of its own)."
+                f"above 1 only with captions: random or weighted (all: every caption is a sample of its own)."
             )
         self.captions_per_image = captions_per_image
         if not 0 <= max_bad <= 1:
