@@ -65,6 +65,8 @@ class Batch:
             simply this batch's own (several devices: their mean).
         image_rows: int64 (B,), the row of `images` that each sample shows, where samples share pictures and
             there are fewer of these than B; None where each has its own.
+        faults: of samples that could not be read and are left out, or that others stand in for (see
+            `velm.data.faults.Fault`).
     """
 
     images: Tensor | None
@@ -75,6 +77,7 @@ class Batch:
     target_mask: Tensor | None = None
     target_count: Tensor | None = None
     image_rows: Tensor | None = None
+    faults: tuple[Any, ...] = ()
 
     def __len__(self) -> int:
         return len(self.image_ids)

@@ -251,6 +251,17 @@ def test_options_are_taken_as_by_fit(pictures: Path, examined) -> None:
     assert found["steps"][0]["value"] == {"steps": 7}
 
 
+def test_batches_of_like_length(pictures: Path, examined) -> None:
+    """Sentences of 6 tokens: a budget of 24 is 4 samples a step."""
+    code, found = examined("--data.max_tokens=24")
+    assert code == 0
+    assert "4 to 4 samples of like length a step, at most 24 tokens on a device" in found["batch_size"][0]["message"]
+    assert found["steps"][0]["value"] == {"steps": 6}
+    code, found = examined("--data.max_tokens=4")
+    assert code == 2
+    assert "one sample alone has 6 tokens" in found["batch_size"][0]["message"]
+
+
 def test_text_alone_has_no_pictures(pictures: Path, examined) -> None:
     rows = "".join(f"{w} thing,{w} Ding,{s}\n" for s in ("train", "val", "test") for w in WORDS)
     Path("pairs.csv").write_text(f"text,de,split\n{rows}", encoding="utf-8")

@@ -68,10 +68,10 @@ def test_what_is_wrong_is_named(tmp_path: Path) -> None:
     assert "no pictures at all" in error(tmp_path)
     put(tmp_path, "train/a.png", None)
     put(tmp_path, "train/b.png")
-    assert "1 of 2 pictures" in (message := error(tmp_path))
-    assert "have no .txt file beside them: train/a.png" in message
+    assert "1 of 2 records" in (message := error(tmp_path))
+    assert "train/a.png: there is no .txt file beside it" in message
     put(tmp_path, "train/a.png", " \n")
-    assert "a.txt' holds no sentence" in error(tmp_path)
+    assert "it has no sentence" in error(tmp_path)
     put(tmp_path, "train/a.png", b"\xff\xfe")
     assert "a.txt' is not UTF-8" in error(tmp_path)
 

@@ -64,16 +64,22 @@ def test_missing_split(tmp_path: Path) -> None:
 
 def test_missing_pictures_file_and_root(tmp_path: Path) -> None:
     path = write(tmp_path, COCO)
-    assert "2 of the 2 pictures of split 'train'" in error(path)
+    assert "2 of 2 records of split 'train'" in error(path)
     assert len(Karpathy(path=path, check_files=False).split("train")) == 2
     assert "Did you mean 'dataset.json'?" in error(str(tmp_path / "datasets.json"))
     assert "does not exist" in error(path, root=str(tmp_path / "none"))
 
 
-@pytest.mark.parametrize("texts", [(), ("fine", " ")])
-def test_empty_sentences(tmp_path: Path, texts: tuple[str, ...]) -> None:
-    path = write(tmp_path, [image("a.jpg", "train", *texts)])
-    assert "picture 'a.jpg' has an empty sentence, or none" in error(path, root=str(tmp_path / "pictures"))
+def test_empty_sentences(tmp_path: Path) -> None:
+    pictures = [image("a.jpg", "train"), image("b.jpg", "train", "fine", " "), image("c.jpg", "train", "c")]
+    path, options = write(tmp_path, pictures), {"root": str(tmp_path / "pictures"), "check_files": False}
+    assert "2 of 3 records" in (message := error(path, **options))
+    assert "pictures/a.jpg: it has no sentence" in message
+    assert "pictures/b.jpg: sentence 2 is empty" in message
+    data = Karpathy(path=path, **options)
+    data.max_bad = 1.0
+    with pytest.warns(UserWarning, match="2 of 3 records"):
+        assert [record.texts for record in data.split("train")] == [("fine",), ("c",)]
 
 
 @pytest.mark.parametrize("content", ["no json", "[]", '{"images": [{"filename": "a.jpg"}]}', '{"annotations": []}'])

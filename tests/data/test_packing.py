@@ -225,3 +225,22 @@ def test_imagenette(tmp_path: Path) -> None:
     packed = WebDataset(path=str(tmp_path / "pack")).split("val")
     assert [told(r) for r in packed] == [told(r) for r in source]
     shutil.rmtree(tmp_path / "pack")
+
+
+def test_a_record_whose_picture_is_none_is_left_out_and_listed(tmp_path: Path) -> None:
+    lines = ["image_path,text,split"]
+    for number in range(5):
+        Image.new("RGB", (4, 4), (number, 0, 0)).save(tmp_path / f"{number}.png")
+        lines.append(f"{number}.png,picture {number},train")
+    (tmp_path / "2.png").write_bytes(b"no picture")
+    (tmp_path / "3.png").unlink()
+    (tmp_path / "data.csv").write_text("\n".join(lines))
+    spec = {"name": "csv", "path": str(tmp_path / "data.csv"), "image_id_column": None, "check_files": False}
+    manifest = pack(spec, str(tmp_path / "out"), splits=["train"], shard_size=3)
+    assert [shard["samples"] for shard in manifest["shards"]] == [2, 1]
+    assert [[Path(each["path"]).name for each in shard["left_out"]] for shard in manifest["shards"]] == [
+        ["2.png"], ["3.png"],
+    ]  # fmt: skip
+    assert pack(spec, str(tmp_path / "out"), splits=["train"], shard_size=3) == manifest  # resumed: nothing to do
+    packed = WebDataset(path=str(tmp_path / "out")).split("train")
+    assert [record.texts for record in packed] == [("picture 0",), ("picture 1",), ("picture 4",)]

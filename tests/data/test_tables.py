@@ -162,7 +162,7 @@ def test_without_a_split_column_everything_is_train(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["", "  "])
 def test_empty_caption_names_the_row(tmp_path: Path, text: str) -> None:
     message = error(write(tmp_path, content=rows(text=text)))
-    assert "row 2 (the first below the header is 1): column 'text' is empty. 1 rows" in message
+    assert "row 2: column 'text' is empty" in message
 
 
 def test_null_caption_target_and_id_are_empty(tmp_path: Path) -> None:
@@ -190,7 +190,7 @@ def test_targets_that_do_not_fit_their_texts(tmp_path: Path) -> None:
 def test_pictures_that_are_not_there_are_counted_and_named(tmp_path: Path) -> None:
     path = write(tmp_path, content=rows(image_path="images/z.png"))
     message = error(path)
-    assert "1 of the 2 pictures of split 'train'" in message
+    assert "1 of 2 records of split 'train'" in message
     assert "images/z.png" in message
     assert len(CSV(path=path, check_files=False).split("train")) == 2
 
@@ -199,14 +199,16 @@ def test_pictures_that_are_not_there_are_counted_and_named(tmp_path: Path) -> No
 def test_pictures_outside_root_are_refused(tmp_path: Path, outside: str) -> None:
     path = write(tmp_path, content=rows(image_path=outside))
     message = error(path)
-    assert f"names the picture {outside!r}, which is outside" in message
+    assert f"the picture {outside!r} is outside" in message
     assert "allow_outside" in message
     assert len(CSV(path=path, allow_outside=True, check_files=False).split("train")) == 2
 
 
 def test_a_row_without_a_picture(tmp_path: Path) -> None:
     path = write(tmp_path, content=rows(image_path=""))
-    assert "row 2 (the first below the header is 1): column 'image_path' names no picture" in error(path)
+    assert "row 2: column 'image_path' names no picture" in (message := error(path))
+    assert "Set missing_image to 'drop'" in message
+    assert "row 2 (the first below the header is 1): column 'image_path'" in error(path, missing_image="error")
     assert [r.image_id for r in CSV(path=path, missing_image="drop").split("train")] == ["7"]
     assert [r.image is None for r in CSV(path=path, missing_image="blank").split("train")] == [False, True]
 
@@ -219,7 +221,7 @@ def test_rows_without_a_picture_and_without_an_id_are_pictures_of_their_own(tmp_
 
 def test_dropping_everything_says_so(tmp_path: Path) -> None:
     content = [{**row, "image_path": ""} for row in ROWS]
-    assert "No row of split 'train'" in error(write(tmp_path, content=content), missing_image="drop")
+    assert "names a picture in column 'image_path'" in error(write(tmp_path, content=content), missing_image="drop")
 
 
 def test_a_picture_in_two_splits(tmp_path: Path) -> None:
@@ -241,16 +243,18 @@ def test_files_of_another_kind(tmp_path: Path) -> None:
     (tmp_path / "empty").write_text("")
     path = str(tmp_path / "text")
     assert "Cannot read" in error(path, kind=Parquet)
-    assert "row 1 is not JSON" in error(path, kind=JSONL)
+    assert "row 1: the row is not JSON" in error(path, kind=JSONL)
     assert "Cannot read" in error(str(tmp_path / "empty"))
     (tmp_path / "list").write_text("[1]\n")
-    assert "row 1 is not a JSON object: [1]" in error(str(tmp_path / "list"), kind=JSONL)
+    assert "row 1: the row is not a JSON object: [1]" in error(str(tmp_path / "list"), kind=JSONL)
 
 
 def test_a_row_with_too_many_fields(tmp_path: Path) -> None:
     path = Path(write(tmp_path))
-    path.write_text(path.read_text() + "images/a.png,one,two,train,7\n")
-    assert "Expected 4 columns, got 5" in error(str(path))
+    path.write_text(path.read_text().replace("\n", "\nimages/a.png,one,two,train,7\n", 1))
+    message = error(str(path))
+    assert "row 1: the row has 5 columns, the header 4: 'images/a.png,one,two,train,7'" in message
+    assert "must be quoted" in message
 
 
 def test_columns_that_are_no_text(tmp_path: Path) -> None:

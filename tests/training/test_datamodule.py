@@ -50,7 +50,7 @@ def table(tmp_path: Path) -> Callable[..., VisionLanguageData]:
 
 
 def fields(batches: Any) -> list[dict[str, Any]]:
-    return [{k: v for k, v in vars(batch).items() if v is not None} for batch in batches]
+    return [{k: v for k, v in vars(batch).items() if isinstance(v, torch.Tensor)} for batch in batches]
 
 
 def assert_same(one: list[dict[str, Any]], other: list[dict[str, Any]]) -> None:
@@ -253,3 +253,21 @@ def test_a_step_may_hold_several_captions_a_picture(workers: int) -> None:
     assert data.config()["captions_per_image"] == 3
     data.setup("validate")
     assert all(batch.image_rows is None for batch in data.val_dataloader())  # validation has a caption a picture
+
+
+# --- batches by length
+
+
+def test_a_budget_of_tokens_holds_in_every_batch() -> None:
+    dataset = {"name": "shapes", "train_size": 60, "val_size": 4, "objects": 2}
+    data = VisionLanguageData(dataset=dataset, image_size=16, max_tokens=100, captions_per_image=2)
+    loader = data.train_dataloader()
+    found = list(loader)
+    assert len(found) == len(loader)
+    assert all(batch.tokens.numel() <= 100 for batch in found)
+    assert sum(len(batch) for batch in found) == 120
+    assert data.config()["max_tokens"] == 100
+    with pytest.raises(DataError, match="max_tokens is 5, and one sample alone has"):
+        VisionLanguageData(dataset=dataset, max_tokens=5).train_dataloader()
+    with pytest.raises(DataError, match="need each picture once an epoch"):
+        VisionLanguageData(dataset=dataset, bucket_by_length=True, captions="all").train_dataloader()

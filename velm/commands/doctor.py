@@ -50,15 +50,15 @@ def examine(
     findings: list[Finding] = []
     data = _tried(findings, "data", lambda: _data(config["data"]))
     splits = {} if data is None else _splits(findings, data)
-    _look_at_pictures(findings, splits, pictures, progress)
+    _look_at_pictures(findings, splits, pictures, progress, config["data"]["max_bad"])
     trained = None
     if data is not None and "train" in splits:
         trained = _tried(findings, "tokenizer", lambda: data.tokenizer)
     sentences = {} if trained is None else _read_sentences(findings, splits, trained, config["data"]["max_length"])
     vocabulary = {"vocab_size": 1000, "pad_id": 0} if trained is None else _ids(trained)
     task = _tried(findings, "model", lambda: _task(config["model"], vocabulary))
-    if "train" in splits:
-        _look_at_batches(findings, config, splits["train"], task, vocabulary["vocab_size"])
+    if data is not None and "train" in splits:
+        _look_at_batches(findings, config, data, task, vocabulary["vocab_size"])
     if task is not None:
         _look_at_parts(findings, config, task)
     if task is not None and data is not None and sentences:
@@ -89,7 +89,7 @@ def _told(error: Exception) -> str:
 
 
 def _data(options: Mapping[str, Any]) -> VisionLanguageData:
-    """The data module, whose dataset leaves it to us to look for picture files."""
+    """The data module; its dataset leaves out what it cannot use, and leaves it to us to look for picture files."""
     from velm import registry
     from velm.training.run import build_data
 
@@ -97,18 +97,23 @@ def _data(options: Mapping[str, Any]) -> VisionLanguageData:
     name, dataset = registry.split_spec(options["dataset"], "dataset")
     if "check_files" in registry.parameters(registry.datasets.get(name)):
         dataset["check_files"] = False
-    return build_data({**options, "dataset": {"name": name, **dataset}})
+    data = build_data({**options, "dataset": {"name": name, **dataset}})
+    data.dataset.max_bad = 1.0
+    return data
 
 
 def _splits(findings: list[Finding], data: VisionLanguageData) -> dict[str, Sequence[Record]]:
     """The splits there are; one that is absent is information (but for 'train'), one that is broken an error."""
     from velm.data.base import MissingSplitError
     from velm.doctor.findings import Finding
+    from velm.doctor.pictures import left_out
 
     splits = {}
     for name in SPLITS:
         try:
-            splits[name] = data.records(name)
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message=".*cannot be used")  # `left_out` tells it
+                splits[name] = data.records(name)
         except Exception as error:
             told = _told(error)
             absent = name != "train" and isinstance(error, MissingSplitError)
@@ -121,6 +126,7 @@ def _splits(findings: list[Finding], data: VisionLanguageData) -> dict[str, Sequ
         counts = {name: len(records) for name, records in splits.items()}
         listed = ", ".join(f"{name} {count:,}" for name, count in counts.items())
         findings.append(Finding("data", "ok", f"Pictures by split: {listed}.", value=counts))
+    findings += [f for name, records in splits.items() for f in left_out(name, records, data.max_bad)]
     return splits
 
 
@@ -129,13 +135,14 @@ def _look_at_pictures(
     splits: Mapping[str, Sequence[Record]],
     limit: int,
     progress: Callable[[int, int], None] | None,
+    max_bad: float,
 ) -> None:
     from velm.doctor.duplicates import duplicates
     from velm.doctor.pictures import look, pictures
 
     if splits:
         found = look(splits, limit=limit, progress=progress)
-        findings += [*pictures(found), *duplicates(found)]
+        findings += [*pictures(found, max_bad), *duplicates(found)]
 
 
 def _read_sentences(
@@ -169,7 +176,7 @@ def _task(options: Mapping[str, Any], vocabulary: Mapping[str, int]) -> VisionLa
 def _look_at_batches(
     findings: list[Finding],
     config: Mapping[str, Any],
-    records: Sequence[Record],
+    module: VisionLanguageData,
     task: VisionLanguageTask | None,
     vocab_size: int,
 ) -> None:
@@ -180,10 +187,17 @@ def _look_at_batches(
 
     data, trainer, model = config["data"], config["trainer"], config["model"]
     devices = _tried(findings, "trainer", lambda: count_devices(trainer)) or 1
+    records = module.records("train")
     counts = text_counts(records)
-    finding, batches, samples = look.batch_size(
-        counts, size=data["batch_size"], devices=devices, captions=data["captions"]
-    )
+    if module.by_length:
+        finding, batches, samples = look.batches_by_length(
+            lambda: module.batch_sampler(module.train_items(), world_size=devices),
+            tokens=data["max_tokens"], devices=devices,
+        )  # fmt: skip
+    else:
+        finding, batches, samples = look.batch_size(
+            counts, size=data["batch_size"], devices=devices, captions=data["captions"]
+        )
     findings.append(finding)
     if not batches:
         return

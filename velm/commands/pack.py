@@ -38,6 +38,9 @@ def main(argv: Sequence[str]) -> int:
         shards = [shard for shard in manifest["shards"] if shard["split"] == split]
         samples, size = (sum(shard[key] for shard in shards) for key in ("samples", "bytes"))
         print(f"{split:<6} {samples} samples in {len(shards)} shards, {size / 1e6:.1f} MB")
+    left_out = [each for shard in manifest["shards"] for each in shard["left_out"]]
+    if left_out:
+        print(f"{len(left_out)} records are left out, see manifest.json; the first: {left_out[0]['cause']}")
     print(f"\nRead it: dataset: {{name: webdataset, path: {args.output}}}")
     return 0
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, overload
 
-__all__ = ["Dataset", "DataError", "EncodedImage", "MissingSplitError", "Record", "Records"]
+__all__ = ["Dataset", "DataError", "EncodedImage", "MissingSplitError", "Record", "Records", "image_name", "no_picture"]
 
 
 class DataError(ValueError):
@@ -16,6 +17,11 @@ class DataError(ValueError):
 
 class MissingSplitError(DataError):
     """There is no such split. Data without 'val' can be trained on; whatever else is wrong with a split cannot be."""
+
+
+def no_picture(path: str) -> str:
+    """What is said of a picture file that is not there."""
+    return f"There is no picture {path!r}."
 
 
 @dataclass(frozen=True)
@@ -50,6 +56,14 @@ class Record:
     metadata: dict[str, Any] = field(default_factory=dict)
 
 
+def image_name(record: Record) -> str:
+    """What a record's picture is called in messages: its path, or whatever else it can be found by."""
+    image = record.image
+    if isinstance(image, EncodedImage):
+        return image.name
+    return os.fspath(image) if isinstance(image, str | os.PathLike) else record.image_id
+
+
 class Records(Sequence[Record]):
     """Records that are made when they are asked for; a subclass has `__len__` and `record`."""
 
@@ -71,7 +85,14 @@ class Records(Sequence[Record]):
 
 
 class Dataset(ABC):
-    """A named source of records. Constructors take keyword arguments with type hints, and read little."""
+    """A named source of records. Constructors take keyword arguments with type hints, and read little.
+
+    Attributes:
+        max_bad: share of a split's records, in [0, 1], that may be unusable before opening it is an error; a run sets
+            it to `data.max_bad`. What is left out is listed by `records.faults` (see `velm.data.faults`).
+    """
+
+    max_bad: float = 0.01
 
     @abstractmethod
     def split(self, name: str) -> Sequence[Record]:
@@ -79,5 +100,6 @@ class Dataset(ABC):
 
         Raises:
             MissingSplitError: there is no such split, or it is empty; the message lists the splits there are.
-            DataError: something in it is wrong.
+            BadDataError: more than `max_bad` of it cannot be used.
+            DataError: something else in it is wrong.
         """

@@ -12,13 +12,15 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
 
-from velm.data.base import DataError, Record
+from velm.data.base import DataError, Record, image_name
+from velm.data.faults import Fault, text_fault
 from velm.data.tokenizers import Tokenizer
 from velm.outputs import Batch
 
 __all__ = ["CaptionItems", "Captions", "Collate", "Item", "check_lengths", "cut", "pad_tokens", "text_counts"]
 
 Captions = Literal["random", "all", "first"]
+ATTEMPTS = 100  # samples drawn in place of a bad one; bad every time only where nearly all of them are
 
 
 @dataclass
@@ -63,6 +65,8 @@ class CaptionItems(TorchDataset):
         has_target: whether samples carry targets; None, where the record has them.
         per_image: how many captions of a picture come with it in a step, which encodes the picture once for all of
             them; with 'random'. A picture with fewer repeats some.
+        replace: whether another sample stands in for one that cannot be read, so that batches keep their size; else
+            it is left out.
     """
 
     def __init__(
@@ -76,6 +80,7 @@ class CaptionItems(TorchDataset):
         max_length: int | None = None,
         has_target: bool | None = None,
         per_image: int = 1,
+        replace: bool = True,
     ) -> None:
         if per_image < 1 or (per_image > 1 and captions != "random"):
             raise ValueError(f"captions_per_image is at least 1, and 1 unless captions is random; got {per_image}.")
@@ -85,7 +90,7 @@ class CaptionItems(TorchDataset):
             raise ValueError(f"max_length must be at least 3 tokens (bos, a word, eos), got {max_length}.")
         self.records, self.tokenizer, self.transform = records, tokenizer, transform
         self.captions, self.seed, self.max_length, self.has_target = captions, seed, max_length, has_target
-        self.per_image = per_image
+        self.per_image, self.replace = per_image, replace
         counts = text_counts(records)
         places = np.arange(len(counts))
         self._place_of = np.repeat(places, counts) if captions == "all" else places
@@ -98,18 +103,49 @@ class CaptionItems(TorchDataset):
         return len(self.picture_of)
 
     def __getitem__(self, key: int | tuple[int, int]) -> Item:
-        return self._together(key)[0]
+        return self._together(*_epoch_and_sample(key))[0]
 
-    def __getitems__(self, keys: Sequence[int | tuple[int, int]]) -> list[Item]:
-        """`per_image` items for each key, neighbours that share one picture; a `DataLoader` asks for batches here."""
-        return [item for key in keys for item in self._together(key)]
+    def __getitems__(self, keys: Sequence[int | tuple[int, int]]) -> list[Item | Fault]:
+        """`per_image` items for each key, neighbours that share one picture; a `DataLoader` asks for batches here.
 
-    def _together(self, key: int | tuple[int, int]) -> list[Item]:
-        epoch, sample = key if isinstance(key, tuple) else (0, key)
+        A sample that cannot be read gives a fault, then with `replace` the items of another, drawn at random as a
+        function of (seed, epoch, sample): no other sample, batch or rank is touched by it.
+        """
+        return [each for key in keys for each in self._readable(*_epoch_and_sample(key))]
+
+    def _readable(self, epoch: int, sample: int) -> list[Item | Fault]:
+        faults: list[Item | Fault] = []
+        others = np.random.default_rng((self.seed, 3, epoch, sample))
+        for _ in range(ATTEMPTS):
+            try:
+                return faults + self._together(epoch, sample)
+            except Exception as error:  # whatever a codec, a disk or somebody's dataset raises
+                fault = self._fault(sample, error)
+                faults.append(fault)
+            if not self.replace:
+                return faults
+            sample = int(others.integers(len(self)))
+        raise DataError(
+            f"{ATTEMPTS} samples drawn one after another cannot be read. The last, {fault.path}: {fault.cause}"
+        )
+
+    def _fault(self, sample: int, error: Exception) -> Fault:
+        cause = str(error) if isinstance(error, DataError) else f"{type(error).__name__}: {error}"
+        place = int(self._place_of[sample])
+        try:
+            return Fault(image_name(self.records[place]), cause, lost=0)
+        except Exception:  # it is the record that cannot be read
+            return Fault(f"record {place}", cause, lost=0)
+
+    def _together(self, epoch: int, sample: int) -> list[Item]:
         place = int(self._place_of[sample])
         record = self.records[place]
         image = self._image(record, epoch, sample)
         indices = [self._text_index(len(record.texts), epoch, n, sample, place) for n in range(self.per_image)]
+        for index in indices:
+            wrong = text_fault(record.texts[index])
+            if wrong is not None:  # in data that is not checked when it is opened
+                raise DataError(f"sentence {index + 1} {wrong}")
         return [
             Item(
                 image=image,
@@ -146,6 +182,10 @@ class CaptionItems(TorchDataset):
         return cut(self.tokenizer.encode(text), self.max_length)
 
 
+def _epoch_and_sample(key: int | tuple[int, int]) -> tuple[int, int]:
+    return key if isinstance(key, tuple) else (0, key)
+
+
 def cut(ids: list[int], max_length: int | None) -> list[int]:
     """A sentence of at most `max_length` tokens that still ends with its eos."""
     if max_length is None or len(ids) <= max_length:
@@ -154,7 +194,7 @@ def cut(ids: list[int], max_length: int | None) -> list[int]:
 
 
 class Collate:
-    """Items to a `Batch`, padded to the longest of the batch.
+    """Items to a `Batch`, padded to the longest of the batch; without any, it has no samples and no pictures.
 
     Args:
         pad_id: the tokenizer's.
@@ -163,7 +203,8 @@ class Collate:
     def __init__(self, pad_id: int) -> None:
         self.pad_id = pad_id
 
-    def __call__(self, items: Sequence[Item]) -> Batch:
+    def __call__(self, samples: Sequence[Item | Fault]) -> Batch:
+        items = [sample for sample in samples if isinstance(sample, Item)]
         tokens, mask = pad_tokens([item.tokens for item in items], self.pad_id)
         targets = [item.target for item in items if item.target is not None]
         target_tokens, target_mask = pad_tokens(targets, self.pad_id) if targets else (None, None)
@@ -172,10 +213,11 @@ class Collate:
             images=_stacked(shown),
             tokens=tokens,
             mask=mask,
-            image_ids=torch.tensor([item.image_id for item in items]),
+            image_ids=torch.tensor([item.image_id for item in items], dtype=torch.int64),
             target_tokens=target_tokens,
             target_mask=target_mask,
             image_rows=torch.tensor(rows) if len(shown) < len(items) else None,
+            faults=tuple(sample for sample in samples if isinstance(sample, Fault)),
         )
 
 
@@ -194,10 +236,10 @@ def _shared_images(items: Sequence[Item]) -> tuple[list[Tensor | None], list[int
 
 def pad_tokens(sentences: Sequence[list[int]], pad_id: int) -> tuple[Tensor, Tensor]:
     """Sentences padded to the longest of them: tokens int64 (B, T) and mask bool (B, T)."""
-    lengths = torch.tensor([len(ids) for ids in sentences])
-    longest = int(lengths.max())
-    tokens = torch.tensor([ids + [pad_id] * (longest - len(ids)) for ids in sentences])
-    return tokens, torch.arange(longest) < lengths[:, None]
+    lengths = torch.tensor([len(ids) for ids in sentences], dtype=torch.int64)
+    longest = max(map(len, sentences), default=0)
+    tokens = torch.tensor([ids + [pad_id] * (longest - len(ids)) for ids in sentences], dtype=torch.int64)
+    return tokens.reshape(len(sentences), longest), torch.arange(longest) < lengths[:, None]
 
 
 def _stacked(images: Sequence[Tensor | None]) -> Tensor | None:

@@ -2,8 +2,7 @@
 
 A big JPEG is decoded at the smallest of the codec's scales (a half, a quarter, an eighth) that still holds every pixel
 asked for. A plain one that is decoded whole goes through torchvision: the codec is libjpeg-turbo in both and the pixels
-are the same, but PIL keeps them four bytes wide and copies them to three. Whatever torchvision refuses PIL reads, or says
-what is wrong with it.
+are the same, but PIL keeps them four bytes wide and copies them to three.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ import torch
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from velm.data.base import DataError, EncodedImage
+from velm.data.base import DataError, EncodedImage, no_picture
 
 __all__ = ["read_image", "read_pixels"]
 
@@ -65,7 +64,7 @@ def _faults_named(image: Any) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
-        raise DataError(f"There is no picture {name!r}.") from error
+        raise DataError(no_picture(name)) from error
     except UnidentifiedImageError as error:  # its own words name the buffer's address
         raise DataError(f"Cannot read picture {name!r}: UnidentifiedImageError: cannot identify image file") from error
     except Exception as error:  # codecs fail in many ways: OSError, SyntaxError, struct.error, bombs ...
@@ -108,7 +107,7 @@ def _plain_jpeg(encoded: bytes, minimum: int) -> Tensor | None:
 
 
 def _plain_size(encoded: bytes) -> tuple[int, int] | None:
-    """(width, height) by the header of a JPEG of three colours that lies upright; PIL takes ten times as long for it."""
+    """(width, height) by the header of a JPEG of three colours that lies upright; PIL takes longer for it."""
     place = 2 if encoded.startswith(b"\xff\xd8\xff") else len(encoded)
     while place < len(encoded) and encoded[place] == 0xFF:
         marker, length = encoded[place + 1], _two(encoded, place + 2)

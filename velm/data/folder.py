@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from velm.data.base import DataError, Dataset, MissingSplitError
+from velm.data.faults import Fault, check_share, sound_texts
 from velm.data.records import TableRecords
 
 __all__ = ["PICTURES", "SPLITS", "Folder", "check_fractions", "hashed_split"]
@@ -45,11 +46,20 @@ class Folder(Dataset):
         if not paths:
             listed = ", ".join(f"{split!r} ({len(found)} pictures)" for split, found in pictures.items() if found)
             raise MissingSplitError(f"{self.path!r} has no split {name!r}. It has: {listed or 'no pictures at all'}.")
-        texts = [self._texts(path) for path in paths]
-        picture = np.repeat(np.arange(len(paths)), [len(sentences) for sentences in texts])
-        image = pa.array(paths, pa.large_string()).take(pa.array(picture))
-        text = pa.array([text for sentences in texts for text in sentences], pa.large_string())
-        return TableRecords({"text": text, "image": image}, picture, self.path)
+        texts: dict[str, list[str]] = {}
+        faults: list[Fault] = []
+        for path in paths:
+            sound, bad = self._texts(path)
+            faults += bad
+            if sound:
+                texts[path] = sound
+        check_share(faults, len(texts), self.max_bad, f"split {name!r} of {self.path!r}")
+        picture = np.repeat(np.arange(len(texts)), [len(sentences) for sentences in texts.values()])
+        image = pa.array(list(texts), pa.large_string()).take(pa.array(picture))
+        text = pa.array([text for sentences in texts.values() for text in sentences], pa.large_string())
+        records = TableRecords({"text": text, "image": image}, picture, self.path)
+        records.faults = faults
+        return records
 
     def _splits(self) -> dict[str, list[str]]:
         """The pictures of each split, as sorted paths from the folder."""
@@ -62,33 +72,24 @@ class Folder(Dataset):
         return pictures
 
     def _pictures(self, folder: str) -> list[str]:
-        found: list[str] = []
-        alone: list[str] = []
-        for where, _, files in os.walk(os.path.join(self.path, folder)):
-            present = set(files)
-            for file in files:
-                stem, kind = os.path.splitext(file)
-                if kind.lower() in PICTURES:
-                    path = os.path.normpath(os.path.relpath(os.path.join(where, file), self.path))
-                    (found if stem + self.extension in present else alone).append(path)
-        if alone:
-            listed = ", ".join(sorted(alone)[:3]) + (" ..." if len(alone) > 3 else "")
-            raise DataError(
-                f"{len(alone)} of {len(alone) + len(found)} pictures in {self.path!r} have no {self.extension} file "
-                f"beside them: {listed}. Write one, or move the pictures away."
-            )
-        return sorted(found)
+        return sorted(
+            os.path.normpath(os.path.relpath(os.path.join(where, file), self.path))
+            for where, _, files in os.walk(os.path.join(self.path, folder))
+            for file in files
+            if os.path.splitext(file)[1].lower() in PICTURES
+        )
 
-    def _texts(self, picture: str) -> list[str]:
-        path = os.path.join(self.path, os.path.splitext(picture)[0] + self.extension)
+    def _texts(self, picture: str) -> tuple[list[str], list[Fault]]:
+        """The sentences of a picture, and what is wrong with others of them, or with the whole file."""
+        picture = os.path.join(self.path, picture)
+        path = os.path.splitext(picture)[0] + self.extension
         try:
             with open(path, encoding="utf-8") as file:
-                texts = [line.strip() for line in file if line.strip()]
+                return sound_texts([line.strip() for line in file if line.strip()], picture)
+        except FileNotFoundError:
+            return [], [Fault(picture, f"there is no {self.extension} file beside it", advice="Write one.")]
         except UnicodeDecodeError as error:
-            raise DataError(f"{path!r} is not UTF-8: {error}") from error
-        if not texts:
-            raise DataError(f"{path!r} holds no sentence; write one a line.")
-        return texts
+            return [], [Fault(picture, f"{path!r} is not UTF-8: {error}")]
 
 
 def check_fractions(val_fraction: float, test_fraction: float) -> None:

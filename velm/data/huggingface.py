@@ -11,7 +11,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from velm.data.base import DataError, Dataset, EncodedImage, MissingSplitError
-from velm.data.records import ROW, TableRecords, codes, flattened, has_text, nearest, row_names, whole
+from velm.data.faults import check_share, odd_texts
+from velm.data.records import TableRecords, codes, flattened, nearest, row_names, whole
+from velm.data.rows import ROW, take_out
 
 __all__ = ["HFDataset"]
 
@@ -49,23 +51,26 @@ class HFDataset(Dataset):
         self._loaded: dict[str, Any] | None = None
 
     def split(self, name: str) -> TableRecords:
-        data = self._of_split(name)
+        data, title = self._of_split(name), self._title(name)
         table = data.select_columns(list(self.names.values())).with_format("arrow")[:]
         table = pa.table({ours: table[theirs] for ours, theirs in self.names.items()})
-        table = flattened(table.append_column(ROW, pa.array(np.arange(1, table.num_rows + 1))), self._title(name))
+        table = table.append_column(ROW, pa.array(np.arange(1, table.num_rows + 1)))
+        table, faults = flattened(table, title)
         for ours, theirs in self.names.items():
             table = table.set_column(table.column_names.index(ours), ours, self._as_text(table[ours], theirs))
-            empty = table.filter(pc.invert(has_text(table[ours])))
-            if empty.num_rows:
-                raise DataError(
-                    f"{self._title(name)}, row {empty[ROW][0]} (the first is 1): column {theirs!r} is empty. "
-                    f"{empty.num_rows} rows of this split are like that."
-                )
+            odd = {place: f"column {theirs!r} {what}" for place, what in odd_texts(table[ours]).items()}
+            table, bad = take_out(table, odd, title)
+            faults += bad
+        if not table.num_rows:
+            check_share(faults, 0, self.max_bad, title)
         columns = {column: whole(table[column]) for column in table.column_names}
-        if self.image_column is None:
-            return TableRecords(columns, self._pictures(columns))
-        columns["image"] = row_names(columns[ROW])
-        return TableRecords(columns, self._pictures(columns), encoded=self._encoded(data, name))
+        encoded = None
+        if self.image_column is not None:
+            columns["image"], encoded = row_names(columns[ROW]), self._encoded(data, name)
+        records = TableRecords(columns, self._pictures(columns), encoded=encoded)
+        check_share(faults, len(records), self.max_bad, title)
+        records.faults = faults
+        return records
 
     def _pictures(self, columns: dict[str, pa.Array]) -> np.ndarray:
         """int (rows,): rows of the same id, or without ids of the same row of the data set, are one picture."""

@@ -11,7 +11,8 @@ import numpy as np
 import pyarrow as pa
 
 from velm.data.base import DataError, Dataset, MissingSplitError
-from velm.data.records import TableRecords, check_pictures, existing_path
+from velm.data.faults import check_share, sound_texts
+from velm.data.records import TableRecords, existing_path, missing_pictures
 
 __all__ = ["Karpathy"]
 
@@ -46,24 +47,30 @@ class Karpathy(Dataset):
             counts = Counter(image["split"] for image in images)
             listed = ", ".join(f"{split!r} ({count} pictures)" for split, count in counts.items())
             raise MissingSplitError(f"{self.path!r} has no split {name!r}. It has: {listed or 'no pictures at all'}.")
-        paths = [os.path.join(image.get("filepath", ""), image["filename"]) for image in chosen]
+        where, faults = f"split {name!r} of {self.path!r}", []
+        paths, ids, texts = [], [], []
+        for image in chosen:
+            path = os.path.join(image.get("filepath", ""), image["filename"])
+            sentences, bad = sound_texts(
+                [each["raw"].strip() for each in image["sentences"]], os.path.join(self.root, path)
+            )
+            faults += bad
+            if sentences:
+                paths.append(path)
+                ids.append(str(image.get("cocoid", image["filename"])))
+                texts.append(sentences)
         if self.check_files:
-            check_pictures(self.root, paths, f"split {name!r} of {self.path!r}")
-        texts = [self._texts(image) for image in chosen]
-        picture = np.repeat(np.arange(len(chosen)), [len(sentences) for sentences in texts])
-        ids = [str(image.get("cocoid", image["filename"])) for image in chosen]
+            faults += missing_pictures(self.root, paths)
+        check_share(faults, len(paths), self.max_bad, where)
+        picture = np.repeat(np.arange(len(paths)), [len(sentences) for sentences in texts])
         columns = {
             "text": pa.array([text for sentences in texts for text in sentences], pa.large_string()),
             "image": pa.array(paths, pa.large_string()).take(pa.array(picture)),
             "image_id": pa.array(ids, pa.large_string()).take(pa.array(picture)),
         }
-        return TableRecords(columns, picture, self.root)
-
-    def _texts(self, image: dict[str, Any]) -> list[str]:
-        texts = [sentence["raw"].strip() for sentence in image["sentences"]]
-        if not texts or not all(texts):
-            raise DataError(f"{self.path!r}: picture {image['filename']!r} has an empty sentence, or none at all.")
-        return texts
+        records = TableRecords(columns, picture, self.root)
+        records.faults = faults
+        return records
 
     def _read(self) -> list[dict[str, Any]]:
         if self._images is None:

@@ -10,6 +10,7 @@ import numpy as np
 
 from velm.data.base import DataError, Dataset, MissingSplitError, Record, Records
 from velm.data.collate import text_counts
+from velm.data.faults import BadDataError
 from velm.registry import datasets, split_spec
 
 __all__ = ["Mixture", "shares"]
@@ -61,8 +62,11 @@ class Mixture(Dataset):
         parts: dict[str, Sequence[Record]] = {}
         lacking: dict[str, MissingSplitError] = {}
         for source in self.splits.get(name, list(self.sources)):
+            self.sources[source].max_bad = self.max_bad
             try:
                 parts[source] = self.sources[source].split(name)
+            except BadDataError as error:
+                raise BadDataError(f"Source {source!r} of the mixture: {error}", error.faults) from error
             except MissingSplitError as error:
                 lacking[source] = error
             except DataError as error:
@@ -111,6 +115,7 @@ class MixtureRecords(Records):
             [start + pictures[places] for start, pictures, places in zip(starts, own, self._places, strict=False)]
         )
         self._counts: np.ndarray | None = None
+        self.faults = [fault for part in self._parts for fault in getattr(part, "faults", ())]
 
     @property
     def text_counts(self) -> np.ndarray:

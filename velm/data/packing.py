@@ -13,7 +13,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import lru_cache
 from typing import Any
 
-from velm.data.base import DataError, EncodedImage, Record
+from velm.data.base import DataError, EncodedImage, Record, image_name, no_picture
 from velm.data.shards import MANIFEST, read_manifest
 from velm.registry import datasets, load_plugins, split_spec
 from velm.version import __version__
@@ -79,7 +79,8 @@ def _plan(spec: dict[str, Any], splits: Sequence[str], shard_size: int) -> dict[
         for number, start in enumerate(range(0, total, shard_size)):
             samples = min(shard_size, total - start)
             name = f"{split}-{number:05d}.tar"
-            shards.append({"name": name, "split": split, "samples": samples, "bytes": None, "sha256": None})
+            written: dict[str, Any] = {"left_out": [], "bytes": None, "sha256": None}
+            shards.append({"name": name, "split": split, "samples": samples, **written})
     return {"velm": __version__, "dataset": spec, "shard_size": shard_size, "shards": shards}
 
 
@@ -97,7 +98,7 @@ def _resumed(output: str, plan: dict[str, Any]) -> dict[str, Any]:
             f"{found['shard_size']}; asked for is {json.dumps(plan['dataset'])} in shards of {plan['shard_size']}. "
             f"Choose another folder, or empty it."
         )
-    parts = [[(s["name"], s["samples"]) for s in each["shards"]] for each in (found, plan)]
+    parts = [[(s["name"], s["samples"] + len(s["left_out"])) for s in each["shards"]] for each in (found, plan)]
     if parts[0] != parts[1]:
         raise DataError(
             f"{output!r} holds a pack of other splits, or the data has changed since: {len(parts[0])} shards of "
@@ -119,10 +120,10 @@ def _written(
     workers: int,
     plugins: Sequence[str],
 ) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The number of each shard as it is done, and its 'bytes' and 'sha256'."""
+    """The number of each shard as it is done, and what `write_shard` tells of it."""
     tasks = [
-        (json.dumps(spec), shard["split"], _number(shard["name"]) * shard_size, shard["samples"],
-         os.path.join(output, shard["name"]), tuple(plugins))
+        (json.dumps(spec), shard["split"], _number(shard["name"]) * shard_size,
+         shard["samples"] + len(shard["left_out"]), os.path.join(output, shard["name"]), tuple(plugins))
         for shard in shards
     ]  # fmt: skip
     if min(workers, len(tasks)) <= 1:
@@ -153,18 +154,26 @@ def write_shard(
         plugins: modules or .py files whose decorators register the dataset.
 
     Returns:
-        'bytes' and 'sha256' of it.
+        'samples' that are in it, 'left_out': [{'path': ..., 'cause': ...}] without a picture that is one, 'bytes' and
+        'sha256' of it.
     """
     load_plugins(plugins)
     records = _open(spec, split)
     partial = f"{path}.part"
+    left_out = []
     with tarfile.open(partial, "w", format=tarfile.USTAR_FORMAT) as tar:
         for number in range(start, start + samples):
-            for name, content in _members(f"{number:09d}", records[number]).items():
+            try:
+                members = _members(f"{number:09d}", records[number])
+            except DataError as error:  # one bad file is no reason to have no shards
+                left_out.append({"path": image_name(records[number]), "cause": str(error)})
+                continue
+            for name, content in members.items():
                 member = tarfile.TarInfo(name)  # no time, no owner: the same data gives the same bytes
                 member.size = len(content)
                 tar.addfile(member, io.BytesIO(content))
-    written = {"bytes": os.path.getsize(partial), "sha256": _sha256(partial)}
+    told = {"samples": samples - len(left_out), "left_out": left_out}
+    written = {**told, "bytes": os.path.getsize(partial), "sha256": _sha256(partial)}
     os.replace(partial, path)
     return written
 
@@ -224,7 +233,7 @@ def _content(path: str | os.PathLike[str]) -> bytes:
         with open(path, "rb") as file:
             return file.read()
     except FileNotFoundError as error:
-        raise DataError(f"There is no picture {os.fspath(path)!r}.") from error
+        raise DataError(no_picture(os.fspath(path))) from error
 
 
 def _sha256(path: str) -> str:

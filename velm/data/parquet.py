@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 from pyarrow import parquet
 
 from velm.data.base import DataError, EncodedImage
+from velm.data.faults import Fault
 from velm.data.records import row_names
 from velm.data.table import Table
 
@@ -43,7 +44,7 @@ class Parquet(Table):
         split_column: str | None = "split",
         image_id_column: str | None = "image_id",
         splits: dict[str, str] | None = None,
-        missing_image: Literal["error", "drop", "blank"] = "error",
+        missing_image: Literal["skip", "error", "drop", "blank"] = "skip",
         check_files: bool = True,
         allow_outside: bool = False,
         allow_overlap: bool = False,
@@ -60,14 +61,17 @@ class Parquet(Table):
     def columns(self) -> list[str]:
         return list(self._schema().names)
 
-    def read(self, columns: list[str]) -> pa.Table:
+    def read(self, columns: list[str]) -> tuple[pa.Table, list[Fault]]:
         if self.image_bytes_column is None:
-            return parquet.read_table(self.path, columns=columns)
+            return parquet.read_table(self.path, columns=columns), []
         table = parquet.read_table(self.path, columns=[c for c in columns if c != self.image_bytes_column])
-        return table.append_column(self.image_bytes_column, self._numbered())
+        return table.append_column(self.image_bytes_column, self._numbered()), []
 
     def encoded(self) -> Cells | None:
         return None if self.image_bytes_column is None else Cells(self.path, self._leaf())
+
+    def _folder(self) -> str | None:
+        return self.root if self.image_bytes_column is None else None
 
     def _pictures(self, columns: dict[str, pa.Array]) -> np.ndarray:
         """By id alone where there are bytes and ids: comparing bytes would read them all."""

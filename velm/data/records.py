@@ -11,11 +11,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from velm.data.base import DataError, EncodedImage, Record, Records
+from velm.data.base import DataError, EncodedImage, Record, Records, no_picture
+from velm.data.faults import Fault, places
+from velm.data.rows import ROW, take_out
 
-__all__ = ["ROW", "TableRecords", "check_pictures", "existing_path", "nearest"]
-
-ROW = "__row__"  # column: the row's number in its file, from 1, the header not counted
+__all__ = ["TableRecords", "existing_path", "missing_pictures", "nearest"]
 
 
 class TableRecords(Records):
@@ -42,6 +42,7 @@ class TableRecords(Records):
         self.text_counts = np.bincount(picture)
         self._ends = np.cumsum(self.text_counts)
         self.pictures = np.arange(len(self._ends))  # int (records,), equal where two records show the same picture
+        self.faults: list[Fault] = []  # what was left out, and what is known to be bad of the rest
 
     def __len__(self) -> int:
         return len(self._ends)
@@ -80,28 +81,18 @@ def nearest(name: str, present: Iterable[str]) -> str:
     return f" Did you mean {close[0]!r}?" if close else ""
 
 
-def check_pictures(root: str, paths: Iterable[str], where: str) -> None:
-    """See that pictures are there, reading each folder once (a look at each file is slow over a network).
-
-    Raises:
-        DataError: some are not; the message has their number and the first few.
-    """
+def missing_pictures(root: str, paths: Iterable[str]) -> list[Fault]:
+    """The pictures that are not there, each folder being read once (a look at each file is slow over a network)."""
     contents: dict[str, set[str]] = {}
     missing = []
-    count = 0
     for path in paths:
-        count += 1
         folder, name = os.path.split(os.path.join(root, path))
         if folder not in contents:
             contents[folder] = set(os.listdir(folder)) if os.path.isdir(folder) else set()
         if name not in contents[folder]:
-            missing.append(path)
-    if missing:
-        listed = ", ".join(missing[:3]) + (" ..." if len(missing) > 3 else "")
-        raise DataError(
-            f"{len(missing)} of the {count} pictures of {where} are not under {root!r}: {listed}. Put them there, or "
-            f"set root to the folder that their paths start from."
-        )
+            missing.append(os.path.join(root, path))
+    advice = f"Put the pictures there, or set root (now {root!r}) to the folder that their paths start from."
+    return [Fault(path, no_picture(path), lost=0, advice=advice) for path in missing]
 
 
 def whole(column: pa.ChunkedArray) -> pa.Array:
@@ -135,24 +126,22 @@ def row_names(numbers: np.ndarray | pa.Array, present: np.ndarray | None = None)
     return names if present is None else pc.if_else(pa.array(present), names, pa.scalar(None, pa.large_string()))
 
 
-def flattened(table: pa.Table, path: str) -> pa.Table:
-    """One row a sentence: lists of sentences, and of targets beside them, are opened."""
+def flattened(table: pa.Table, file: str, root: str | None = None) -> tuple[pa.Table, list[Fault]]:
+    """One row a sentence: lists of them, and of targets beside them, are opened; rows without any are taken out."""
     lists = [n for n in ("text", "target") if n in table.column_names and _is_list(table[n].type)]
     if not lists:
-        return table
+        return table, []
     if "target" in table.column_names and len(lists) == 1:
-        raise DataError(f"{path!r}: text and target must both be lists or neither; only {lists[0]} is one.")
+        raise DataError(f"{file!r}: text and target must both be lists or neither; only {lists[0]} is one.")
     lengths = [pc.fill_null(pc.list_value_length(table[n]), 0) for n in lists]
-    for other in lengths[1:]:
-        if not pc.all(pc.equal(lengths[0], other)).as_py():
-            row = pc.index(pc.equal(lengths[0], other), False).as_py()
-            raise DataError(f"{path!r}, row {row + 1}: {lengths[0][row]} texts but {other[row]} targets.")
-    if pc.any(pc.equal(lengths[0], 0)).as_py():
-        row = pc.index(pc.equal(lengths[0], 0), True).as_py()
-        raise DataError(f"{path!r}, row {row + 1}: its list of texts is empty.")
+    causes = dict.fromkeys(places(pc.equal(lengths[0], 0)), "its list of texts is empty")
+    for others in lengths[1:]:
+        for place in places(pc.not_equal(lengths[0], others)):
+            causes[place] = f"{lengths[0][place]} texts but {others[place]} targets"
+    table, faults = take_out(table, causes, file, root)
     rows = pc.list_parent_indices(whole(table[lists[0]]))
     opened = {n: pc.list_flatten(whole(table[n])) for n in lists}
-    return pa.table({n: opened[n] if n in opened else table[n].take(rows) for n in table.column_names})
+    return pa.table({n: opened[n] if n in opened else table[n].take(rows) for n in table.column_names}), faults
 
 
 def _is_list(kind: pa.DataType) -> bool:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pyarrow as pa
 
 from velm.data.base import DataError, EncodedImage
-from velm.data.records import ROW, TableRecords, codes
+from velm.data.faults import Fault
+from velm.data.records import TableRecords, codes
+from velm.data.rows import ROW
 from velm.data.tar import Stretch
 
 __all__ = ["Samples", "ShardPictures"]
@@ -41,7 +42,8 @@ class Samples:
 
     def __init__(self) -> None:
         self.endings: set[str] = set()
-        self._skipped: list[str] = []
+        self.faults: list[Fault] = []
+        self._broken: list[tuple[str, str, int]] = []  # shard, cause, samples found
         self._paths: list[str] = []
         self._columns: dict[str, list[pa.Array]] = {"text": [], "target": [], "image": [], "image_id": []}
         self._places: list[np.ndarray] = []  # (samples, 3): offset, size, number of texts
@@ -64,10 +66,14 @@ class Samples:
         self._rows["target"] += [None] * len(texts) if targets is None else targets
         self._found.append((*place, len(texts)))
 
-    def skip(self, where: str, lacks: str, endings: Iterable[str]) -> None:
-        """A sample that lacks its picture or its text."""
-        self._skipped.append(f"{where} (no {lacks})")
+    def skip(self, path: str, cause: str, endings: Iterable[str] = ()) -> None:
+        """A sample that cannot be used; `endings` of its members."""
+        self.faults.append(Fault(path, cause))
         self.endings |= set(endings)
+
+    def break_off(self, shard: str, cause: str) -> None:
+        """The shard under way could not be read to its end."""
+        self._broken.append((shard, cause, len(self._found)))
 
     def close(self, path: str) -> None:
         """The samples since the last call are those of the shard at `path`."""
@@ -77,15 +83,12 @@ class Samples:
         self._paths.append(path)
         self._begin()
 
-    def warn_of_skipped(self, split: str) -> None:
-        """One warning, however many there are."""
-        if self._skipped:
-            listed = ", ".join(self._skipped[:3]) + (" ..." if len(self._skipped) > 3 else "")
-            warnings.warn(
-                f"{len(self._skipped)} of {len(self) + len(self._skipped)} samples of split {split!r} lack a picture "
-                f"or a text and are left out: {listed}",
-                stacklevel=3,
-            )
+    def all_faults(self) -> list[Fault]:
+        """Samples left out and shards broken off, which count for as many as whole shards have more than they."""
+        sizes = [len(places) for places in self._places]
+        usual = round(sum(sizes) / max(len(sizes) - len(self._broken), 1))
+        broken = [Fault(shard, cause, lost=max(1, usual - found)) for shard, cause, found in self._broken]
+        return self.faults + broken
 
     def records(self) -> TableRecords:
         """One record a sample, in their order; samples with the same id show one picture.
@@ -108,5 +111,5 @@ class Samples:
         rows, pictures = pa.array(sample), codes(columns["image_id"])
         columns |= {name: columns[name].take(rows) for name in ("image", "image_id")}
         records = TableRecords({**columns, ROW: pa.array(sample + 1)}, sample, encoded=encoded)
-        records.pictures = pictures
+        records.pictures, records.faults = pictures, self.all_faults()
         return records

@@ -101,7 +101,7 @@ def read_manifest(folder: str) -> dict[str, Any] | None:
         with open(path, encoding="utf-8") as file:
             manifest: dict[str, Any] = json.load(file)
         for shard in manifest["shards"]:
-            shard["name"], shard["split"], shard["samples"], shard["sha256"]
+            shard["name"], shard["split"], shard["samples"], shard["left_out"], shard["sha256"]
         manifest["velm"], manifest["dataset"], manifest["shard_size"]
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path!r} is not written by velm pack: {type(error).__name__}: {error}") from error

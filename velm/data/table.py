@@ -15,20 +15,24 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from velm.data.base import DataError, Dataset, EncodedImage, MissingSplitError
+from velm.data.faults import Fault, check_share, odd_texts, places
 from velm.data.records import (
-    ROW,
     TableRecords,
-    check_pictures,
     codes,
     distinct,
     existing_path,
     flattened,
     has_text,
+    missing_pictures,
     nearest,
     whole,
 )
+from velm.data.rows import ROW, take_out, without_undecodable
 
 __all__ = ["Table"]
+
+NAMELESS = "Set missing_image to 'drop' to leave rows without a picture out, or to 'blank' to show a black one."
+OUTSIDE = "Set root to another folder, or allow_outside to true to let paths lead out of it."
 
 
 class Table(Dataset):
@@ -45,9 +49,10 @@ class Table(Dataset):
             picture's path, and by the row without pictures.
         splits: what the file calls a split, where it is not 'train', 'val', 'test': `{val: dev}`. Values of
             the split column that are not named here keep their names.
-        missing_image: what to do with a row without a picture path: 'error'; 'drop' the row; 'blank' shows
-            a black picture.
-        check_files: look whether every picture of a split is there when the split is opened.
+        missing_image: what to do with a row without a picture path: 'skip', it is one of the bad ones; 'error';
+            'drop' it and say nothing; 'blank' shows a black picture.
+        check_files: look whether every picture of a split is there when the split is opened, instead of when it is
+            looked at.
         allow_outside: let picture paths lead out of `root` (absolute, or by '..').
         allow_overlap: let a picture be in two splits.
     """
@@ -63,7 +68,7 @@ class Table(Dataset):
         split_column: str | None = "split",
         image_id_column: str | None = "image_id",
         splits: dict[str, str] | None = None,
-        missing_image: Literal["error", "drop", "blank"] = "error",
+        missing_image: Literal["skip", "error", "drop", "blank"] = "skip",
         check_files: bool = True,
         allow_outside: bool = False,
         allow_overlap: bool = False,
@@ -87,36 +92,40 @@ class Table(Dataset):
         self.missing_image, self.check_files = missing_image, check_files
         self.allow_outside, self.allow_overlap = allow_outside, allow_overlap
         self._read: pa.Table | None = None
+        self._unread: list[tuple[str | None, Fault]] = []  # with the split that each is of, where that is known
 
     @abstractmethod
     def columns(self) -> list[str]:
         """The names of the file's columns."""
 
     @abstractmethod
-    def read(self, columns: list[str]) -> pa.Table:
-        """Some of the file's columns, every row."""
+    def read(self, columns: list[str]) -> tuple[pa.Table, list[Fault]]:
+        """Some of the file's columns, every row that is one, and `ROW` where some are not; those that are not."""
 
     def encoded(self) -> Callable[[int], EncodedImage] | None:
         """Gives the picture of a row, from 0, where they lie in the file itself; None where it has paths."""
         return None
 
     def split(self, name: str) -> TableRecords:
+        where, theirs = f"split {name!r} of {self.path!r}", self.splits.get(name, name)
         table = self._rows(name)
-        self._require_text(table, "text")
-        if "target" in self.names:
-            self._require_text(table, "target")
-        if "image_id" in self.names:
-            self._require_text(table, "image_id")
-        if "image" in self.names:
-            table = self._with_images(table, name)
+        faults = [fault for split, fault in self._unread if split in (None, theirs)]
+        table, bad = self._sound(table)
+        faults += bad
+        if not table.num_rows:
+            check_share(faults, 0, self.max_bad, where)
         columns = {column: whole(table[column]) for column in table.column_names if column != "split"}
         records = TableRecords(columns, self._pictures(columns), self.root, self.encoded())
         if self.check_files and "image" in columns:
-            check_pictures(self.root, distinct(columns["image"]), f"split {name!r} of {self.path!r}")
+            faults += missing_pictures(self.root, distinct(columns["image"]))
+        check_share(faults, len(records), self.max_bad, where)
+        records.faults = faults
         return records
 
     def _rows(self, name: str) -> pa.Table:
         table = self._table()
+        if not table.num_rows and self._unread:
+            check_share([fault for _, fault in self._unread], 0, self.max_bad, repr(self.path))
         if "split" not in self.names:
             if name == "train" and table.num_rows:
                 return table
@@ -140,10 +149,13 @@ class Table(Dataset):
         """The columns in use under our names, one row a sentence, with `ROW`; read once."""
         if self._read is None:
             self._require_columns()
-            raw = self.read(list(dict.fromkeys(self.names.values())))
+            raw, unread = self.read(list(dict.fromkeys(self.names.values())))
             table = pa.table({ours: raw[theirs] for ours, theirs in self.names.items()})
-            table = table.append_column(ROW, pa.array(np.arange(1, table.num_rows + 1)))
-            table = self._as_text(flattened(table, self.path))
+            rows = raw[ROW] if ROW in raw.column_names else pa.array(np.arange(1, table.num_rows + 1))
+            table, undecodable, splits = without_undecodable(table.append_column(ROW, rows), self.path, self._folder())
+            table, empty = flattened(table, self.path, self._folder())
+            self._unread = [(None, fault) for fault in unread + empty] + list(zip(splits, undecodable, strict=True))
+            table = self._as_text(table)
             if not self.allow_overlap:
                 self._forbid_overlap(table)
             self._read = table
@@ -185,40 +197,54 @@ class Table(Dataset):
                 f"Mend the column {self.names['split']!r}, or set allow_overlap to true."
             )
 
-    def _require_text(self, table: pa.Table, name: str) -> None:
-        empty = table.filter(pc.invert(has_text(table[name])))
-        if empty.num_rows:
-            raise DataError(
-                f"{self.path!r}, row {empty[ROW][0]} (the first below the header is 1): column {self.names[name]!r} is "
-                f"empty. {empty.num_rows} rows of this split are like that; fill or remove them."
-            )
-
-    def _with_images(self, table: pa.Table, name: str) -> pa.Table:
-        """The rows that stay, their picture paths seen to."""
-        present = has_text(table["image"])
-        missing = table.filter(pc.invert(present))
-        if missing.num_rows and self.missing_image == "error":
-            raise DataError(
-                f"{self.path!r}, row {missing[ROW][0]} (the first below the header is 1): column "
-                f"{self.names['image']!r} names no picture. {missing.num_rows} rows of this split are like that. Set "
-                f"missing_image to 'drop' to leave them out, or to 'blank' to show a black picture."
-            )
+    def _sound(self, table: pa.Table) -> tuple[pa.Table, list[Fault]]:
+        """The rows that can be used, and what is wrong with the others."""
+        faults: list[Fault] = []
+        for name in ("text", "target", "image_id"):
+            if name in self.names:
+                table, odd = take_out(table, self._odd_texts(table, name), self.path, self._folder())
+                faults += odd
+        if "image" not in self.names:
+            return table, faults
+        table, nameless = take_out(table, self._nameless(table), self.path, self._folder(), NAMELESS)
         if self.missing_image == "drop":
-            table = table.filter(present)
-            if not table.num_rows:
-                column = self.names["image"]
-                raise DataError(f"No row of split {name!r} of {self.path!r} names a picture in column {column!r}.")
-        if not self.allow_outside:
-            self._forbid_outside(distinct(table["image"]))
-        return table
+            nameless = []
+            if not table.num_rows and not faults:
+                raise DataError(f"No row of {self.path!r} names a picture in column {self.names['image']!r}.")
+        if self.allow_outside:
+            return table, faults + nameless
+        table, outside = take_out(table, self._outside(table), self.path, self._folder(), OUTSIDE)
+        return table, faults + nameless + outside
 
-    def _forbid_outside(self, paths: list[str]) -> None:
-        for path in paths:
-            if os.path.isabs(path) or os.path.normpath(path).split(os.sep)[0] == os.pardir:
-                raise DataError(
-                    f"{self.path!r} names the picture {path!r}, which is outside {self.root!r}, the folder that paths "
-                    f"are relative to. Set root to another folder, or allow_outside to true to let them lead out."
-                )
+    def _odd_texts(self, table: pa.Table, name: str) -> dict[int, str]:
+        odd = odd_texts(table[name])
+        return {place: f"column {self.names[name]!r} {what}" for place, what in odd.items()}
+
+    def _nameless(self, table: pa.Table) -> dict[int, str]:
+        if self.missing_image == "blank":
+            return {}
+        missing = places(pc.invert(has_text(table["image"])))
+        if missing and self.missing_image == "error":
+            raise DataError(
+                f"{self.path!r}, row {table[ROW][missing[0]]} (the first below the header is 1): column "
+                f"{self.names['image']!r} names no picture. {len(missing)} rows of this split are like that. "
+                f"{NAMELESS}"
+            )
+        return dict.fromkeys(missing, f"column {self.names['image']!r} names no picture")
+
+    def _outside(self, table: pa.Table) -> dict[int, str]:
+        """Rows whose picture's path leads out of the root."""
+        suspects = places(pc.match_substring_regex(table["image"], r"^[/\\]|^[A-Za-z]:|\.\."))
+        paths = {place: table["image"][place].as_py() for place in suspects}
+        return {
+            place: f"the picture {path!r} is outside {self.root!r}, the folder that paths are relative to"
+            for place, path in paths.items()
+            if os.path.isabs(path) or os.path.normpath(path).split(os.sep)[0] == os.pardir
+        }
+
+    def _folder(self) -> str | None:
+        """What the paths in the column of pictures start from; None where they are no paths."""
+        return self.root
 
     def _pictures(self, columns: dict[str, pa.Array]) -> np.ndarray:
         """int (rows,), which picture each row shows, numbered in the order they come."""

@@ -6,9 +6,12 @@ import io
 import json
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from velm.data.base import DataError
+from velm.data.faults import Fault, check_share
+from velm.data.rows import ROW
 from velm.data.table import Table
 
 __all__ = ["CSV", "JSONL", "TSV"]
@@ -21,25 +24,57 @@ class _Delimited(Table):
         from pyarrow import csv
 
         try:
-            with csv.open_csv(self.path, parse_options=self._parse_options()) as reader:
+            with csv.open_csv(self.path, parse_options=self._parse_options(lambda row: "skip")) as reader:
                 return list(reader.schema.names)
         except pa.ArrowInvalid as error:
             raise DataError(f"Cannot read {self.path!r} as {type(self).__name__}: {error}") from error
 
-    def read(self, columns: list[str]) -> pa.Table:
+    def read(self, columns: list[str]) -> tuple[pa.Table, list[Fault]]:
         from pyarrow import csv
 
         types = {column: pa.large_string() for column in columns}
-        convert = csv.ConvertOptions(column_types=types, include_columns=columns, strings_can_be_null=False)
+        convert = csv.ConvertOptions(
+            column_types=types, include_columns=columns, strings_can_be_null=False, check_utf8=False
+        )
         try:
-            return csv.read_csv(self.path, parse_options=self._parse_options(), convert_options=convert)
-        except pa.ArrowInvalid as error:
-            raise DataError(f"Cannot read {self.path!r} as {type(self).__name__}: {error}") from error
+            return csv.read_csv(self.path, parse_options=self._parse_options(), convert_options=convert), []
+        except pa.ArrowInvalid:  # some row has too many columns, or too few; once more, to hear which
+            return self._read_slowly(convert)
 
-    def _parse_options(self) -> Any:
+    def _read_slowly(self, convert: Any) -> tuple[pa.Table, list[Fault]]:
+        """In one thread, which knows the numbers of rows; those that have too many columns or too few are left out."""
         from pyarrow import csv
 
-        return csv.ParseOptions(delimiter=self.delimiter, newlines_in_values=True)
+        odd: list[Any] = []
+
+        def leave_out(row: Any) -> str:
+            odd.append(row)
+            return "skip"
+
+        read = csv.ReadOptions(use_threads=False)
+        parse = self._parse_options(leave_out)
+        try:
+            table = csv.read_csv(self.path, read_options=read, parse_options=parse, convert_options=convert)
+        except pa.ArrowInvalid as error:
+            raise DataError(f"Cannot read {self.path!r} as {type(self).__name__}: {error}") from error
+        rows = [row.number - 1 for row in odd]  # Arrow counts the header
+        faults = [
+            Fault(
+                f"{self.path}, row {number}",
+                f"the row has {row.actual_columns} columns, the header {row.expected_columns}: {row.text[:60]!r}",
+                advice="A sentence that holds the separator, or a quotation mark, must be quoted.",
+            )
+            for number, row in zip(rows, odd, strict=True)
+        ]
+        numbers = np.delete(np.arange(1, table.num_rows + len(rows) + 1), np.array(rows, np.int64) - 1)
+        return table.append_column(ROW, pa.array(numbers)), faults
+
+    def _parse_options(self, invalid_row_handler: Any = None) -> Any:
+        from pyarrow import csv
+
+        return csv.ParseOptions(
+            delimiter=self.delimiter, newlines_in_values=True, invalid_row_handler=invalid_row_handler
+        )
 
 
 class CSV(_Delimited):
@@ -55,32 +90,37 @@ class TSV(_Delimited):
 class JSONL(Table):
     """One JSON object a line, UTF-8; the sentences of a row may be a list."""
 
-    _kept: dict[str, list[Any]] | None = None  # between `columns` and `read`, so that the file is parsed once
+    _kept: tuple[dict[str, list[Any]], list[int], list[Fault]] | None = None  # so that the file is parsed once
 
     def columns(self) -> list[str]:
         self._kept = self._values()
-        return list(self._kept)
+        return list(self._kept[0])
 
-    def read(self, columns: list[str]) -> pa.Table:
-        values, self._kept = self._kept or self._values(), None
-        return pa.table({column: self._column(column, values[column]) for column in columns})
+    def read(self, columns: list[str]) -> tuple[pa.Table, list[Fault]]:
+        (values, rows, faults), self._kept = self._kept or self._values(), None
+        table = pa.table({column: self._column(column, values[column]) for column in columns})
+        return table.append_column(ROW, pa.array(rows, pa.int64())), faults
 
-    def _values(self) -> dict[str, list[Any]]:
-        """Every column of the file, None where a line does not have it."""
+    def _values(self) -> tuple[dict[str, list[Any]], list[int], list[Fault]]:
+        """Every column of the file, None where a line does not have it; the rows' numbers; lines that are no row."""
         values: dict[str, list[Any]] = {}
-        with pa.input_stream(self.path, compression="detect") as stream, io.TextIOWrapper(stream, "utf-8") as lines:
-            for number, line in enumerate(filter(str.strip, lines)):
+        rows: list[int] = []
+        faults: list[Fault] = []
+        with pa.input_stream(self.path, compression="detect") as stream, io.BufferedReader(stream) as lines:
+            for number, line in enumerate(filter(bytes.strip, lines), start=1):
                 try:
-                    row = json.loads(line)
+                    row = _object(line)
                 except ValueError as error:
-                    raise DataError(f"{self.path!r}, row {number + 1} is not JSON: {error}") from error
-                if not isinstance(row, dict):
-                    raise DataError(f"{self.path!r}, row {number + 1} is not a JSON object: {line.strip()[:60]}")
+                    faults.append(Fault(f"{self.path}, row {number}", str(error)))
+                    continue
                 for column, value in row.items():
-                    values.setdefault(column, [None] * number).append(value)
+                    values.setdefault(column, [None] * len(rows)).append(value)
                 for column in values.keys() - row.keys():
                     values[column].append(None)
-        return values
+                rows.append(number)
+        if not rows:
+            check_share(faults, 0, self.max_bad, repr(self.path))
+        return values, rows, faults
 
     def _column(self, name: str, values: list[Any]) -> pa.Array:
         if any(isinstance(value, list) for value in values):
@@ -89,3 +129,16 @@ class JSONL(Table):
             return pa.array(values)
         except pa.ArrowException as error:
             raise DataError(f"Column {name!r} of {self.path!r} holds values of several kinds: {error}") from error
+
+
+def _object(line: bytes) -> dict[str, Any]:
+    """A line of JSON; ValueError says what it is instead."""
+    try:
+        row = json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"the row is not UTF-8: {error}") from error
+    except ValueError as error:
+        raise ValueError(f"the row is not JSON: {error}") from error
+    if not isinstance(row, dict):
+        raise ValueError(f"the row is not a JSON object: {line.strip()[:60].decode()}")
+    return row

@@ -27,13 +27,16 @@ class TarIndex:
         names: large_string (members,), without a leading './'.
         offsets: int64 (members,), bytes from the file's beginning.
         sizes: int64 (members,), bytes.
-        whole: the tar has its end; False where it was cut off, what is listed being complete nevertheless.
+        broken: why the scan ended before the tar did (it is cut off or damaged), what is listed being complete
+            nevertheless; None where it is whole.
+        refused: names of members that are absolute or climb out by '..'; they are not listed.
     """
 
     names: pa.Array
     offsets: np.ndarray
     sizes: np.ndarray
-    whole: bool
+    broken: str | None
+    refused: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -60,55 +63,62 @@ class _Found:
     names: list[str] = field(default_factory=list)
     offsets: list[int] = field(default_factory=list)
     sizes: list[int] = field(default_factory=list)
+    refused: list[str] = field(default_factory=list)
 
 
 def index_tar(path: str) -> TarIndex:
     """Scan the headers of a tar (ustar, GNU, pax); contents are skipped.
 
     Raises:
-        DataError: it is no tar, it is damaged, or a member's name is absolute or climbs out by '..'.
+        DataError: it is no tar.
     """
     found = _Found()
     with open(path, "rb", buffering=0) as file:
         try:
-            whole = _scan(path, file, found)
-        except DataError:
-            raise
-        except ValueError as error:  # a header whose numbers are none
-            raise DataError(_no_tar(path, b"", found.offsets[-1] if found.offsets else 1)) from error
+            broken = _scan(path, file, found)
+        except ValueError as error:  # a header whose numbers are none, or a DataError: it is no tar at all
+            if isinstance(error, DataError):
+                raise
+            broken = _damaged(int(found.offsets[-1] + found.sizes[-1]) if found.offsets else 0)
     return TarIndex(
         pa.array(found.names, pa.large_string()),
         np.array(found.offsets, np.int64),
         np.array(found.sizes, np.int64),
-        whole,
+        broken,
+        tuple(found.refused),
     )
 
 
-def _scan(path: str, file: io.FileIO, found: _Found) -> bool:
-    """Fill `found`; whether the end of the tar was reached."""
+def _scan(path: str, file: io.FileIO, found: _Found) -> str | None:
+    """Fill `found`; why the end of the tar was not reached."""
     length, place = os.fstat(file.fileno()).st_size, 0
     said: dict[str, str] = {}  # by an extended header, of the member that comes next
     while True:
         file.seek(place)
         header = file.read(BLOCK)
         if header == END:
-            return True
+            return None
         if len(header) < BLOCK and (place or not header):
-            return False
+            return _cut_off(found)
         if not _is_header(header):
-            raise DataError(_no_tar(path, header, place))
+            if place:
+                return _damaged(place)
+            raise DataError(_no_tar(path, header))
         kind, size, start = header[156:157], _number(header[124:136]), place + BLOCK
         if kind in (b"x", b"g", b"L", b"K"):
             content = file.read(size)
             if len(content) < size:
-                return False
+                return _cut_off(found)
             said |= _extended(kind, content)
         else:
             size = 0 if kind in WITHOUT_CONTENT else int(said.get("size", size))
             if start + size > length:
-                return False
-            if kind in FILES:
-                found.names.append(_inside(path, said.get("path") or _name(header)))
+                return _cut_off(found)
+            name = said.get("path") or _name(header)
+            if kind in FILES and (name.startswith("/") or ".." in name.split("/")):
+                found.refused.append(name)
+            elif kind in FILES:
+                found.names.append(name.removeprefix("./"))
                 found.offsets.append(start)
                 found.sizes.append(size)
             said = {}
@@ -155,18 +165,15 @@ def _text(field: bytes) -> str:
     return field.partition(b"\0")[0].decode("utf-8", errors="replace")
 
 
-def _inside(path: str, name: str) -> str:
-    if name.startswith("/") or ".." in name.split("/"):
-        raise DataError(
-            f"Shard {path!r} has a member {name!r}, which leads out of it. No tool for data sets writes such names: do "
-            f"not unpack it, and have it from another place."
-        )
-    return name.removeprefix("./")
+def _cut_off(found: _Found) -> str:
+    return f"the shard is cut off: it ends after {len(found.names)} complete members"
 
 
-def _no_tar(path: str, header: bytes, place: int) -> str:
-    if place:
-        return f"Shard {path!r} is damaged at byte {place}: there is no header of a member. Fetch or write it again."
+def _damaged(place: int) -> str:
+    return f"the shard is damaged after byte {place}: there is no header of a member"
+
+
+def _no_tar(path: str, header: bytes) -> str:
     if header[:2] == b"\x1f\x8b":
         return f"{path!r} is compressed, so that nothing in it can be looked up. Unpack it: gunzip {path}"
     return f"{path!r} is no tar file."

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import warnings
 from collections.abc import Sequence
 from typing import Any, Literal
 
 from velm.data.base import DataError, Dataset, MissingSplitError
+from velm.data.faults import check_share, text_fault
 from velm.data.folder import PICTURES
 from velm.data.records import TableRecords
 from velm.data.samples import Samples
@@ -17,6 +17,8 @@ from velm.data.tar import TarIndex, index_tar
 
 __all__ = ["WebDataset"]
 
+NO_PICTURE, NO_TEXT = LACKING = ("it has no picture", "it has no text")
+TWICE = "*"  # stands among a sample's endings for one that comes twice
 PACKED = {"json_text_key": "texts", "json_target_key": "targets", "json_image_id_key": "image_id"}
 
 
@@ -81,38 +83,48 @@ class WebDataset(Dataset):
         samples = Samples()
         for shard in shards:
             path = local_path(shard, self.cache)
-            index = index_tar(path)
-            if not index.whole:
-                warnings.warn(
-                    f"Shard {shard!r} is cut off: it ends after {len(index.names)} complete members, which are kept.",
-                    stacklevel=2,
-                )
+            try:
+                index = index_tar(path)
+            except DataError as error:
+                samples.break_off(shard, str(error))
+                continue
             self._read_shard(path, short[shard], index, samples)
+            if index.broken is not None:
+                samples.break_off(shard, index.broken)
             samples.close(path)
-        samples.warn_of_skipped(name)
-        if not len(samples):
+        faults = samples.all_faults()
+        if not len(samples) and all(fault.cause in LACKING for fault in faults):
             raise DataError(self._nothing_whole(name, samples.endings))
+        check_share(faults, len(samples), self.max_bad, f"split {name!r}")
         return samples.records()
 
     def _read_shard(self, path: str, short: str, index: TarIndex, samples: Samples) -> None:
-        """Add the samples that have a picture and a sentence; those without are noted."""
+        """Add the samples that have a picture and a sentence; the others are noted."""
         members: list[str] = index.names.to_pylist()
         places = list(zip(index.offsets.tolist(), index.sizes.tolist(), strict=True))
+        for member in index.refused:
+            samples.skip(f"{short}/{member}", "the member's name leads out of the shard; do not unpack it")
         with open(path, "rb") as file:
-            for stem, kinds in _by_sample(path, members).items():
+            for stem, kinds in _by_sample(members).items():
                 contents: dict[str, bytes] = {}
                 for kind in self._wanted & kinds.keys():
                     offset, size = places[kinds[kind]]
                     file.seek(offset)
                     contents[kind] = file.read(size)
                 where = f"{short}/{stem}"
-                texts, targets, image_id = self._told(where, contents.get(".txt"), contents.get(".json"))
                 picture = next((number for kind, number in kinds.items() if kind in PICTURES), None)
-                if picture is None or not texts:
-                    samples.skip(where, "picture" if picture is None else "text", kinds)
+                title = where if picture is None else f"{short}/{members[picture]}"
+                try:
+                    texts, targets, image_id = self._told(where, contents.get(".txt"), contents.get(".json"))
+                    _require(TWICE not in kinds, "two members of its shard have the same name")
+                    _require(picture is not None, NO_PICTURE)
+                    _require(texts, NO_TEXT)
+                    for each in (*texts, *(targets or ())):
+                        _require(text_fault(each) is None, f"a sentence {text_fault(each)}")
+                except DataError as error:
+                    samples.skip(title, str(error), kinds)
                 else:
-                    name = f"{short}/{members[picture]}"
-                    samples.add(name, image_id or where, places[picture], texts, targets)
+                    samples.add(title, image_id or where, places[picture or 0], texts, targets)
 
     def _told(self, where: str, txt: bytes | None, told: bytes | None) -> tuple[list[str], list[str] | None, str]:
         """The sentences of a sample, their targets, its picture's id ('' where none is named)."""
@@ -172,8 +184,16 @@ def _packed(folder: str) -> dict[str, list[str]]:
     return shards
 
 
-def _by_sample(path: str, members: Sequence[str]) -> dict[str, dict[str, int]]:
-    """Stem to the number of its member of each ending, lower-case, in the order of first appearance."""
+def _require(holds: object, otherwise: str) -> None:
+    if not holds:
+        raise DataError(otherwise)
+
+
+def _by_sample(members: Sequence[str]) -> dict[str, dict[str, int]]:
+    """Stem to the number of its member of each ending, lower-case, in the order of first appearance.
+
+    Where two members of a sample have the same ending, `TWICE` is among its endings.
+    """
     samples: dict[str, dict[str, int]] = {}
     for number, member in enumerate(members):
         folder, slash, base = member.rpartition("/")
@@ -182,10 +202,7 @@ def _by_sample(path: str, members: Sequence[str]) -> dict[str, dict[str, int]]:
             continue
         kinds = samples.setdefault(f"{folder}{slash}{stem}", {})
         if kinds.setdefault(f".{ending.lower()}", number) != number:
-            raise DataError(
-                f"Shard {path!r} has two members {member!r}; which of them belongs to the sample is anyone's guess. "
-                f"Write it again."
-            )
+            kinds[TWICE] = number
     return samples
 
 

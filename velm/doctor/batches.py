@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Literal
 
 import numpy as np
 
+from velm.data.base import DataError
 from velm.data.samplers import PictureBatchSampler
 from velm.doctor.findings import Finding
 
 __all__ = [
-    "accumulation", "batch_size", "false_negative_share", "false_negatives", "first_loss", "optimizer_steps", "steps",
-    "warmup",
+    "accumulation", "batch_size", "batches_by_length", "false_negative_share", "false_negatives", "first_loss",
+    "optimizer_steps", "steps", "warmup",
 ]  # fmt: skip
 
 LONG = 0.5  # warm-up as a part of the run above which it is a warning
@@ -51,6 +52,22 @@ def batch_size(
     on = "1 device" if devices == 1 else f"{devices} devices"
     message = f"{rows:,} samples a step on {on}, {len(sampler):,} steps an epoch."
     return Finding("batch_size", "ok", message, value=value), len(sampler), rows
+
+
+def batches_by_length(
+    make: Callable[[], PictureBatchSampler], *, tokens: int | None, devices: int
+) -> tuple[Finding, int, int]:
+    """`batch_size` of batches of like length: `make` gives their sampler, `tokens` is a device's budget, if any."""
+    try:
+        sampler = make()
+    except DataError as error:
+        return Finding("batch_size", "error", str(error), "`velm fit` would end with this message."), 0, 0
+    sizes = [len(batch) for batch in sampler.global_batches(0)]
+    rows = round(sum(sizes) / len(sizes))
+    value = {"samples": rows, "smallest": min(sizes), "largest": max(sizes), "batches": len(sizes), "devices": devices}
+    budget = "" if tokens is None else f", at most {tokens:,} tokens on a device"
+    message = f"{min(sizes):,} to {max(sizes):,} samples of like length a step{budget}; {len(sizes):,} steps an epoch."
+    return Finding("batch_size", "ok", message, value=value), len(sizes), rows
 
 
 def false_negative_share(counts: Sequence[int] | np.ndarray, batch: int) -> float:

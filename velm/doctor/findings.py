@@ -13,7 +13,7 @@ Severity = Literal["error", "warning", "info", "ok"]
 
 #: Every check and what it looks at.
 CHECKS: dict[str, str] = {
-    "data": "the dataset and each of its splits can be read",
+    "data": "the dataset and each of its splits can be read, and what of it cannot be used",
     "pictures": "every picture file is there and can be decoded",
     "duplicates_across_splits": "no picture of one split is in another, byte for byte or nearly",
     "duplicates_within_a_split": "the same picture under two names",

@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from velm.data.base import DataError, EncodedImage, Record
+from velm.data.base import DataError, EncodedImage, Record, image_name
+from velm.data.faults import Fault, count_bad
 from velm.data.transforms import read_image
-from velm.doctor.findings import Finding, examples, share
+from velm.doctor.findings import Finding, Severity, examples, share
 
-__all__ = ["Picture", "difference_hash", "look", "pictures"]
+__all__ = ["Picture", "difference_hash", "left_out", "look", "pictures"]
 
 DECODED = 128  # pixels of the shorter side that decoding keeps: enough for every figure below, and fast on large JPEGs
 THUMBNAIL = 16  # pixels
@@ -89,7 +90,7 @@ def _look(split: str, records: Sequence[Record], place: int, decode: bool) -> Pi
         record = records[place]
         if record.image is None:
             return None
-        name = _name(record)
+        name = image_name(record)
         if isinstance(record.image, str | os.PathLike) and not os.path.isfile(record.image):
             return Picture(split, name, missing=True, error=f"There is no picture {name!r}.")
         if not decode:
@@ -102,13 +103,6 @@ def _look(split: str, records: Sequence[Record], place: int, decode: bool) -> Pi
     thumbnail = np.asarray(small.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX))
     digest = hashlib.blake2b(content, digest_size=16).digest()
     return Picture(split, name, digest=digest, look=difference_hash(small), thumbnail=thumbnail)
-
-
-def _name(record: Record) -> str:
-    image = record.image
-    if isinstance(image, EncodedImage):
-        return image.name
-    return os.fspath(image) if isinstance(image, str | os.PathLike) else record.image_id
 
 
 def _content(image: Any, name: str) -> tuple[bytes, Any]:
@@ -130,23 +124,54 @@ def difference_hash(image: Image.Image) -> int:
     return int.from_bytes(np.packbits(grey[:, 1:] > grey[:, :-1]).tobytes(), "big")
 
 
-def pictures(found: Sequence[Picture]) -> list[Finding]:
-    """Missing and unreadable pictures, with the first few names."""
+def left_out(split: str, records: Sequence[Record], max_bad: float) -> list[Finding]:
+    """What opening a split found to be unusable: an error if it is more than `max_bad` of it, else a warning."""
+    faults: Sequence[Fault] = getattr(records, "faults", ())
+    if not faults:
+        return []
+    bad, total = count_bad(faults), len(records) + sum(fault.lost for fault in faults)
+    told = "; ".join(f"{fault.path}: {fault.cause}" for fault in faults[:3]) + ("; ..." if len(faults) > 3 else "")
+    advice = " ".join(
+        dict.fromkeys([*(fault.advice for fault in faults if fault.advice), "Mend them or take them out."])
+    )
+    value = {"split": split, "bad": bad, "total": total, "faults": [{"path": f.path, "cause": f.cause} for f in faults]}
+    message = f"{share(bad, total)} records of {split} cannot be used. {told}"
+    return [Finding("data", _severity(bad, total, max_bad), message, advice, value)]
+
+
+def _severity(bad: int, total: int, max_bad: float) -> Severity:
+    return "error" if bad > max_bad * total else "warning"
+
+
+def pictures(found: Sequence[Picture], max_bad: float = 0.0) -> list[Finding]:
+    """Missing and unreadable pictures, with the first few names: errors if they are more than `max_bad` of a split."""
     if not found:
         return [Finding("pictures", "ok", "The data has no pictures.", value={"pictures": 0})]
     missing = [p for p in found if p.missing]
     broken = [p for p in found if p.error is not None and not p.missing]
     decoded = sum(p.thumbnail is not None for p in found) + len(broken)
-    value = {"pictures": len(found), "decoded": decoded, "missing": len(missing), "unreadable": len(broken)}
+    faults = [{"path": p.name, "cause": p.error} for p in (*missing, *broken)]
+    value: dict[str, Any] = {
+        "pictures": len(found),
+        "decoded": decoded,
+        "missing": len(missing),
+        "unreadable": len(broken),
+    }
+    value |= {"faults": faults} if faults else {}
+    splits = {p.split for p in (*missing, *broken)}
+    shares = [
+        (sum(p.split == s and p.error is not None for p in found), sum(p.split == s for p in found)) for s in splits
+    ]
+    severity: Severity = "error" if any(_severity(*each, max_bad) == "error" for each in shares) else "warning"
     findings = []
     if missing:
         message = f"{share(len(missing), len(found))} pictures are missing: {examples([p.name for p in missing])}."
         advice = "Put them there, set data.dataset.root to the folder their paths start from, or take their rows out."
-        findings.append(Finding("pictures", "error", message, advice, value))
+        findings.append(Finding("pictures", severity, message, advice, value))
     if broken:
         causes = "; ".join(f"{p.split}: {p.error}" for p in broken[:3]) + ("; ..." if len(broken) > 3 else "")
         message = f"{share(len(broken), decoded)} decoded pictures cannot be read. {causes}"
-        findings.append(Finding("pictures", "error", message, "Fetch them again, or take their rows out.", value))
+        findings.append(Finding("pictures", severity, message, "Fetch them again, or take their rows out.", value))
     if not findings:
         others = len(found) - decoded
         rest = f"; the other {others:,} were only looked for (--pictures)" if others else ""

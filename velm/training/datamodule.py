@@ -12,7 +12,8 @@ import torch
 from torch.utils.data import DataLoader
 
 from velm import registry
-from velm.data.base import Dataset, MissingSplitError, Record
+from velm.data.base import DataError, Dataset, MissingSplitError, Record
+from velm.data.buckets import LengthBatchSampler, sentence_lengths
 from velm.data.collate import CaptionItems, Collate, check_lengths
 from velm.data.loader import ResumableLoader
 from velm.data.samplers import PictureBatchSampler
@@ -50,8 +51,14 @@ class VisionLanguageData(lightning.LightningDataModule):
         captions: of a picture's sentences, a 'random' one each epoch, 'all' of them, or the 'first'.
         captions_per_image: captions of a picture that come with it in a step, which then encodes the picture once
             for all of them; with 'random'. A batch has `batch_size` pictures and so many times as many sentences.
+        bucket_by_length: make batches of sentences of like length, which need little padding; needs each picture once
+            an epoch (captions: random or first).
+        max_tokens: in place of `batch_size`: so many samples of like length that they have at most so many tokens on
+            a device, padding included.
         max_length: longest sentence in tokens, bos and eos included; longer ones are cut, with a warning.
         num_workers: processes that read pictures; 0 reads them in the main process.
+        max_bad: share of a split's pictures, in [0, 1], that may be unusable: they are left out and named in
+            quarantine.jsonl; above it the run ends.
         seed: of order, choice of sentence and augmentation; None: the run's `seed_everything`, or 0.
         plugins: modules or .py files whose decorators register parts.
     """
@@ -68,8 +75,11 @@ class VisionLanguageData(lightning.LightningDataModule):
         eval_batch_size: int | None = None,
         captions: Literal["random", "all", "first"] = "random",
         captions_per_image: int = 1,
+        bucket_by_length: bool = False,
+        max_tokens: int | None = None,
         max_length: int = 64,
         num_workers: int = 0,
+        max_bad: float = 0.01,
         seed: int | None = None,
         plugins: list[str] | None = None,
     ) -> None:
@@ -90,8 +100,13 @@ class VisionLanguageData(lightning.LightningDataModule):
                 f"above 1 only with captions: random (all: every caption is a sample of its own)."
             )
         self.captions_per_image = captions_per_image
+        if not 0 <= max_bad <= 1:
+            raise registry.SpecError(f"data.max_bad is a share of the data, between 0 and 1; got {max_bad}.")
+        self.max_bad = max_bad
+        self.bucket_by_length, self.max_tokens = bucket_by_length, max_tokens
         self.seed = seed
         self.dataset: Dataset = registry.datasets.build(dataset)
+        self.dataset.max_bad = max_bad
         self._records: dict[str, Sequence[Record]] = {}
         self._train_loader: ResumableLoader | None = None
         self._place: dict[str, int] | None = None
@@ -133,7 +148,10 @@ class VisionLanguageData(lightning.LightningDataModule):
 
     def config(self) -> dict[str, Any]:
         """The plain config of the data, as a checkpoint stores it."""
-        names = ("image_size", "resize", "batch_size", "captions", "captions_per_image", "max_length", "num_workers")
+        names = (
+            "image_size", "resize", "batch_size", "captions", "captions_per_image", "bucket_by_length", "max_tokens",
+            "max_length", "num_workers",
+        )  # fmt: skip
         stored = {name: getattr(self, name) for name in names}
         specs = {"dataset": self.dataset_spec, "tokenizer": self.tokenizer_spec}
         return {**specs, "augment": asdict(self.augment), **stored}
@@ -148,16 +166,39 @@ class VisionLanguageData(lightning.LightningDataModule):
             check_lengths(self.records("train"), self.tokenizer, self.max_length)
 
     def train_dataloader(self) -> ResumableLoader:
-        items = self._items("train", train=True)
-        sampler = PictureBatchSampler(
-            picture_of=items.picture_of, batch_size=self.batch_size, seed=self._seed(), shuffle=True, drop_last=True,
-            rank=self._rank(), world_size=self._world_size(),
-        )  # fmt: skip
+        items = self.train_items()
+        sampler = self.batch_sampler(items, rank=self._rank(), world_size=self._world_size())
         self._train_loader = ResumableLoader(items, batch_sampler=sampler, **self._options())
         if self._place is not None:
             self._train_loader.load_state_dict(self._place)
             self._place = None
         return self._train_loader
+
+    @property
+    def by_length(self) -> bool:
+        """Whether batches are made of sentences of like length."""
+        return self.bucket_by_length or self.max_tokens is not None
+
+    def train_items(self) -> CaptionItems:
+        """The samples of training."""
+        return self._items("train", train=True)
+
+    def batch_sampler(self, items: CaptionItems, *, rank: int = 0, world_size: int = 1) -> PictureBatchSampler:
+        """The order and the batches of training samples.
+
+        Raises:
+            DataError: the samples cannot be batched as asked.
+        """
+        shared: dict[str, Any] = {
+            "picture_of": items.picture_of, "batch_size": self.batch_size, "seed": self._seed(), "rank": rank,
+            "world_size": world_size,
+        }  # fmt: skip
+        try:
+            if not self.by_length:
+                return PictureBatchSampler(**shared, shuffle=True, drop_last=True)
+            return LengthBatchSampler(**shared, lengths=sentence_lengths(items), max_tokens=self.max_tokens)
+        except ValueError as error:
+            raise DataError(str(error)) from error
 
     def state_dict(self) -> dict[str, Any]:
         """The place in the epoch, for the checkpoint.
@@ -200,7 +241,7 @@ class VisionLanguageData(lightning.LightningDataModule):
         return CaptionItems(
             self.records(split), tokenizer=self.tokenizer, transform=transform, seed=self._seed(),
             captions=self.captions if train else "first", max_length=self.max_length,
-            per_image=self.captions_per_image if train else 1,
+            per_image=self.captions_per_image if train else 1, replace=train,
         )  # fmt: skip
 
     def _options(self) -> dict[str, Any]:

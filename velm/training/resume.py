@@ -18,6 +18,8 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from velm.data.faults import BadDataError
+
 __all__ = ["TERMINATED", "Resume", "run_seed", "seed_step"]
 
 TERMINATED = 143
@@ -61,8 +63,8 @@ class Resume(Callback):
     def on_exception(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException
     ) -> None:
-        """SIGTERM (preemption): Lightning ends the step that is under way; this saves it."""
-        if isinstance(exception, SIGTERMException) and trainer.training:
+        """SIGTERM (preemption): Lightning ends the step that is under way; this saves it. So for too much bad data."""
+        if isinstance(exception, SIGTERMException | BadDataError) and trainer.training:
             trainer.save_checkpoint(self.folder / "last.ckpt")
 
 

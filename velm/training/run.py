@@ -18,10 +18,12 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from velm.data.faults import BadDataError
 from velm.registry import SpecError
 from velm.training.callbacks import CaptionPanel, LastWords, ResumableCSVLogger
 from velm.training.datamodule import Augmentation, VisionLanguageData
 from velm.training.optim import OptimizerConfig
+from velm.training.quarantine import FILE, Quarantine, write_down
 from velm.training.resume import TERMINATED, Resume
 from velm.training.task import VisionLanguageTask
 from velm.training.validation import ValidationConfig
@@ -70,6 +72,16 @@ class VelmCLI(LightningCLI):
                 raise SpecError(f"`velm {self.subcommand}` found no {best}: train first, or give --ckpt_path.")
             config.ckpt_path = str(best)
 
+    def instantiate_classes(self) -> None:
+        try:
+            super().instantiate_classes()
+        except BadDataError as error:  # the vocabulary is made of the data, so it is opened before there is a Trainer
+            if self.subcommand == "fit":
+                file = Path(self.config[self.subcommand].trainer.default_root_dir) / FILE
+                write_down(file, error.faults)
+                raise BadDataError(f"{error} All of them: {file}", error.faults) from None
+            raise
+
     def instantiate_trainer(self, **kwargs: Any) -> lightning.Trainer:
         config = self._get(self.config_init, "trainer")
         folder = Path(config["default_root_dir"])
@@ -82,7 +94,7 @@ class VelmCLI(LightningCLI):
     def _callbacks(self, folder: Path, config: Any) -> list[Callback]:
         if self.subcommand != "fit":
             return []
-        callbacks: list[Callback] = [CaptionPanel(), LastWords(), Resume(folder)]
+        callbacks: list[Callback] = [CaptionPanel(), LastWords(), Resume(folder), Quarantine(folder)]
         if config["logger"] is not False:
             callbacks.append(LearningRateMonitor(logging_interval="step"))
         if config["enable_checkpointing"] is not False:

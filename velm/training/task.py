@@ -152,7 +152,8 @@ class VisionLanguageTask(lightning.LightningModule):
         self._begin("val")
 
     def validation_step(self, batch: Batch, batch_index: int) -> None:
-        self.scores["val"].update(batch)
+        if len(batch):  # else none of its pictures could be read
+            self.scores["val"].update(batch)
 
     def on_validation_epoch_end(self) -> None:
         self._end("val")
@@ -161,14 +162,15 @@ class VisionLanguageTask(lightning.LightningModule):
         self._begin("test")
 
     def test_step(self, batch: Batch, batch_index: int) -> None:
-        self.scores["test"].update(batch)
+        if len(batch):
+            self.scores["test"].update(batch)
 
     def on_test_epoch_end(self) -> None:
         self._end("test")
 
     def predict_step(self, batch: Batch, batch_index: int) -> list[dict[str, str]]:
         """Captions of the batch's pictures: {'image_id': ..., 'caption': ...}."""
-        return self._begin("test").captions_of(batch)
+        return self._begin("test").captions_of(batch) if len(batch) else []
 
     def _begin(self, split: str) -> SplitScores:
         data = self.trainer.datamodule  # type: ignore[attr-defined]

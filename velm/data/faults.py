@@ -1,0 +1,166 @@
+"""What of a dataset cannot be used: named, counted, and an error only where there is too much of it."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from velm.data.base import DataError
+
+__all__ = [
+    "LONGEST", "BadDataError", "Fault", "check_share", "count_bad", "odd_texts", "places", "refuse_too_many",
+    "sound_texts", "text_fault", "undecodable",
+]  # fmt: skip
+
+LONGEST = 10_000  # characters; a longer text is no sentence but a file that ran together
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A picture, a sentence or a file that cannot be used.
+
+    Attributes:
+        path: of the picture; of the file and the row in it where there is none.
+        cause: what is wrong, and where.
+        lost: records that the split lacks because of it; 0 where the record is still there (it has other sentences,
+            or its picture turns out to be unreadable only when it is looked at).
+        advice: what to do where many are like that.
+    """
+
+    path: str
+    cause: str
+    lost: int = 1
+    advice: str = ""
+
+
+class BadDataError(DataError):
+    """More of a dataset is bad than may be.
+
+    Attributes:
+        faults: all that were found, where the message lists a few.
+    """
+
+    def __init__(self, message: str, faults: Iterable[Fault] = ()) -> None:
+        super().__init__(message)
+        self.faults = tuple(faults)
+
+
+def count_bad(faults: Iterable[Fault]) -> int:
+    """Records that are lost or faulty; a picture counts once, however much is wrong with it and its sentences."""
+    lost: dict[str, int] = {}
+    for fault in faults:
+        lost[fault.path] = lost.get(fault.path, 0) + fault.lost
+    return sum(max(1, count) for count in lost.values())
+
+
+def check_share(faults: Sequence[Fault], records: int, max_bad: float, where: str) -> None:
+    """Warn of what is bad, or refuse to go on where it is too much.
+
+    Args:
+        faults: everything wrong with them.
+        records: that are left.
+        max_bad: share that may be bad, in [0, 1].
+        where: 'split 'train' of 'captions.csv''.
+
+    Raises:
+        BadDataError: it is more, or nothing is left; the message has the numbers, the first few and what to do.
+    """
+    refuse_too_many(faults, records, max_bad, where)
+    if faults:
+        bad, total = _counted(faults, records)
+        shown = ", ".join(f"{fault.path} ({fault.cause})" for fault in faults[:3]) + (", ..." if bad > 3 else "")
+        warnings.warn(f"{bad:,} of {total:,} records of {where} cannot be used: {shown}", stacklevel=3)
+
+
+def refuse_too_many(faults: Sequence[Fault], records: int, max_bad: float, where: str) -> None:
+    """Raise the BadDataError of `check_share`, or do nothing."""
+    if not faults and not records:
+        raise BadDataError(f"There are no records in {where}.")
+    bad, total = _counted(faults, records)
+    if bad <= max_bad * total and records:
+        return
+    listed = "".join(f"\n  {fault.path}: {fault.cause}" for fault in faults[:5])
+    others = f"\n  ... and {len(faults) - 5:,} more" if len(faults) > 5 else ""
+    advice = " ".join(dict.fromkeys(fault.advice for fault in faults if fault.advice))
+    raise BadDataError(
+        f"{bad:,} of {total:,} records of {where} ({100 * bad / max(total, 1):.1f}%) cannot be used, max_bad is "
+        f"{100 * max_bad:.1f}%:{listed}{others}\n"
+        f"Mend them or take them out{', or raise data.max_bad to leave them out' if records else ''}."
+        f"{' ' + advice if advice else ''}",
+        faults,
+    )
+
+
+def _counted(faults: Sequence[Fault], records: int) -> tuple[int, int]:
+    return count_bad(faults), records + sum(fault.lost for fault in faults)
+
+
+def text_fault(text: str) -> str | None:
+    """What is wrong with a sentence: it is empty, holds NUL characters or is longer than `LONGEST`; None if nothing."""
+    if not text.strip():
+        return "is empty"
+    if "\0" in text:
+        return "holds NUL characters"
+    if len(text) > LONGEST:
+        return _too_long(len(text))
+    return None
+
+
+def _too_long(length: int) -> str:
+    return f"has {length:,} characters, more than {LONGEST:,}"
+
+
+def sound_texts(texts: Sequence[str], path: str) -> tuple[list[str], list[Fault]]:
+    """The sentences of a picture that can be used, and what is wrong with the others; without any it is lost."""
+    if not texts:
+        return [], [Fault(path, "it has no sentence")]
+    sound = [text for text in texts if text_fault(text) is None]
+    faults: list[Fault] = []
+    for number, text in enumerate(texts, start=1):
+        cause = text_fault(text)
+        if cause is not None:
+            faults.append(Fault(path, f"sentence {number} {cause}", lost=int(not sound and not faults)))
+    return sound, faults
+
+
+def odd_texts(column: pa.ChunkedArray | pa.Array) -> dict[int, str]:
+    """`text_fault` of a whole column, by place; null is empty too."""
+    lengths = pc.fill_null(pc.utf8_length(column), 0)
+    blank = pc.equal(pc.fill_null(pc.utf8_length(pc.utf8_trim_whitespace(column)), 0), 0)
+    odd = {place: _too_long(lengths[place].as_py()) for place in places(pc.greater(lengths, LONGEST))}
+    odd |= dict.fromkeys(places(pc.match_substring(column, "\0")), "holds NUL characters")
+    return odd | dict.fromkeys(places(blank), "is empty")
+
+
+def undecodable(column: pa.ChunkedArray) -> list[int]:
+    """Places of a column of text whose bytes are not UTF-8; nothing else may be asked of such a column."""
+    places, start = [], 0
+    for chunk in column.chunks:
+        try:
+            chunk.validate(full=True)
+        except pa.ArrowInvalid:
+            raw: Any = chunk.view(pa.large_binary() if pa.types.is_large_string(chunk.type) else pa.binary())
+            places += [start + i for i, value in enumerate(raw.to_pylist()) if not _is_utf8(value)]
+        start += len(chunk)
+    return places
+
+
+def _is_utf8(value: bytes | None) -> bool:
+    try:
+        _ = value is None or value.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def places(mask: pa.ChunkedArray | pa.Array) -> list[int]:
+    """Where a column of bool is True; null is not."""
+    column = pa.chunked_array([mask]) if isinstance(mask, pa.Array) else mask
+    found: list[int] = np.flatnonzero(pc.fill_null(column, False).to_numpy()).tolist()
+    return found
