@@ -13,7 +13,8 @@ turns, after one that is not counted. Without workers there is one process with 
 The pictures are made: noise with the spectrum of photographs, 500 x 375 pixels of about 115 kB as Flickr's have, and
 2,048 x 1,536 pixels of about 1.3 MB. Less detail is decoded faster and makes VELM's lead greater.
 
-Expect two minutes, and at least 2 times open_clip's pictures on 500 x 375 and 2.8 times on 3 megapixels.
+Expect two minutes, and about 1.9 times open_clip's pictures on 500 x 375 and 2.7 times on 3 megapixels; other work on
+the machine moves the first by a tenth.
 """
 
 from __future__ import annotations
