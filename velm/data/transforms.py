@@ -1,24 +1,20 @@
 """Pictures to uint8 tensors: decoding and geometry only.
 
 Values stay bytes until they are on the device, where the model normalises them: a quarter of the traffic
-between processes. A big JPEG is decoded at the smallest of the codec's scales (a half, a quarter, an eighth)
-that still holds every pixel asked for.
+between processes.
 """
 
 from __future__ import annotations
 
-import io
 import math
-import os
 from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
 from torch import Tensor
 from torch.nn import functional
 
-from velm.data.base import DataError, EncodedImage, no_picture
+from velm.data.decoding import read_image, read_pixels
 
 __all__ = ["EvalTransform", "Resize", "TrainTransform", "read_image", "transform_from_config"]
 
@@ -26,69 +22,14 @@ Resize = Literal["crop", "squash"]
 RATIO = (3 / 4, 4 / 3)  # of a random crop's sides, as in Szegedy et al. 2015
 
 
-def read_image(image: Any, minimum: int | None = None) -> Image.Image:
-    """An upright RGB picture.
-
-    Transparent parts become white, 16-bit values keep their high byte, EXIF rotation is carried out.
-
-    Args:
-        image: a path, an `EncodedImage`, a PIL image, or a uint8 array (H, W), (H, W, 3) or (H, W, 4).
-        minimum: pixels that the shorter side must keep; a JPEG may be decoded smaller down to it. None
-            decodes every pixel.
-
-    Raises:
-        DataError: the picture cannot be read; the message names it and the cause.
-    """
-    if isinstance(image, np.ndarray):
-        return _to_rgb(_from_array(image))
-    if isinstance(image, Image.Image):
-        return _to_rgb(ImageOps.exif_transpose(image))
-    if not isinstance(image, str | os.PathLike | EncodedImage):
-        raise DataError(f"A picture is a path, a PIL image or a uint8 array, not {type(image).__name__}.")
-    name = image.name if isinstance(image, EncodedImage) else os.fspath(image)
-    try:
-        with Image.open(io.BytesIO(image.load()) if isinstance(image, EncodedImage) else image) as opened:
-            if minimum is not None and opened.format == "JPEG":
-                shorter = min(opened.size)
-                scale = next((s for s in (8, 4, 2) if shorter // s >= minimum), 1)
-                opened.draft(None, (opened.width // scale, opened.height // scale))
-            return _to_rgb(ImageOps.exif_transpose(opened))
-    except FileNotFoundError as error:
-        raise DataError(no_picture(name)) from error
-    except Exception as error:  # codecs fail in many ways: OSError, SyntaxError, struct.error, bombs ...
-        raise DataError(f"Cannot read picture {name!r}: {type(error).__name__}: {error}") from error
-
-
-def _from_array(array: np.ndarray) -> Image.Image:
-    if array.dtype != np.uint8 or array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (3, 4)):
-        raise DataError(
-            f"A picture array must be uint8 of shape (H, W), (H, W, 3) or (H, W, 4); got {array.dtype} {array.shape}."
-        )
-    return Image.fromarray(array)
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "RGB":
-        image.load()
-        return image
-    if image.mode.startswith("I"):  # 16-bit grey; PIL's own conversion would clip at 255
-        values = np.asarray(image).astype(np.int64)
-        values = values >> 8 if values.max(initial=0) > 255 else values
-        return Image.fromarray(values.clip(0, 255).astype(np.uint8)).convert("RGB")
-    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    return image.convert("RGB")
-
-
-def _resized(image: Image.Image, box: tuple[int, int, int, int], size: int) -> Tensor:
-    """The box (left, top, width, height, pixels) of a picture as uint8 (3, size, size), antialiased."""
+def _resized(pixels: Tensor, box: tuple[int, int, int, int], size: int) -> Tensor:
+    """The box (left, top, width, height) of uint8 (3, H, W) as uint8 (3, size, size), antialiased."""
     left, top, width, height = box
-    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None, :, top : top + height, left : left + width]
+    part = pixels[None, :, top : top + height, left : left + width]
     if (height, width) != (size, size):
         # On uint8, channels last, torch is about twice as fast as PIL.
-        pixels = functional.interpolate(pixels, (size, size), mode="bilinear", antialias=True)
-    return pixels[0].contiguous()
+        part = functional.interpolate(part, (size, size), mode="bilinear", antialias=True)
+    return part[0].contiguous()
 
 
 def _check(image_size: int, resize: str) -> None:
@@ -113,8 +54,9 @@ class EvalTransform:
 
     def __call__(self, image: Any, rng: np.random.Generator | None = None) -> Tensor:
         """A picture (see `read_image`) as uint8 (3, image_size, image_size); `rng` changes nothing."""
-        picture = read_image(image, minimum=self.image_size)
-        return _resized(picture, _whole(picture.width, picture.height, self.resize), self.image_size)
+        picture = read_pixels(image, minimum=self.image_size)
+        height, width = picture.shape[1:]
+        return _resized(picture, _whole(width, height, self.resize), self.image_size)
 
     def config(self) -> dict[str, Any]:
         """What `transform_from_config` needs; goes into the checkpoint."""
@@ -158,11 +100,12 @@ class TrainTransform:
             area = rng.uniform(*self.crop_scale)
             ratio = math.exp(rng.uniform(math.log(RATIO[0]), math.log(RATIO[1])))
         shorter = min(1.0, math.sqrt(area * min(ratio, 1 / ratio)))  # the box's, of the picture's
-        picture = read_image(image, minimum=math.ceil(self.image_size / shorter))
+        picture = read_pixels(image, minimum=math.ceil(self.image_size / shorter))
+        height, width = picture.shape[1:]
         if self.crop_scale is None:
-            box = _whole(picture.width, picture.height, self.resize)
+            box = _whole(width, height, self.resize)
         else:
-            box = _random_box(picture.width, picture.height, self.resize, area, ratio, rng)
+            box = _random_box(width, height, self.resize, area, ratio, rng)
         pixels = _resized(picture, box, self.image_size)
         if self.flip and rng.random() < 0.5:
             pixels = pixels.flip(-1)

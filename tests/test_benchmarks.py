@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+import csv
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from PIL import Image
+
+
+@pytest.fixture(scope="module")
+def data() -> ModuleType:
+    spec = importlib.util.spec_from_file_location(
+        "data_benchmark", Path(__file__).parents[1] / "benchmarks" / "data.py"
+    )
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_corpus_is_the_same_each_time(data, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    first, second = (data.make_corpus(tmp_path / name, 2, 50, 37, 1.0) for name in ("a", "b"))
+    assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
+    assert first[0].read_bytes() != first[1].read_bytes()
+    assert Image.open(first[0]).size == (50, 37)
+
+
+def test_both_sides_read_the_same_pictures_and_sentences(data, tmp_path: Path) -> None:
+    data.write_tables(tmp_path, data.make_corpus(tmp_path, 3, 50, 37, 1.0))
+    with open(tmp_path / "ours.csv") as ours, open(tmp_path / "theirs.csv") as theirs:
+        (_, *mine), (header, *yours) = csv.reader(ours), csv.reader(theirs, delimiter="\t")
+    assert mine == yours
+    assert len(mine) == 3
+    assert header == ["filepath", "title"]
+
+
+def test_our_side_is_the_shipped_loader(data, tmp_path: Path) -> None:
+    data.write_tables(tmp_path, data.make_corpus(tmp_path, 4, 300, 240, 1.0))
+    batches = list(data.our_loader(tmp_path, batch_size=2, workers=0))
+    assert [batch.images.shape for batch in batches] == [(2, 3, data.SIZE, data.SIZE)] * 2
+    assert batches[0].images.dtype == torch.uint8
+    normalised = data.normaliser()(batches[0].images)
+    assert normalised.dtype == torch.float32
+    assert normalised.abs().max() < 4
+
+
+def test_pipelines_take_turns_and_the_first_turn_is_not_counted(data) -> None:
+    order = []
+    runs = {name: lambda name=name: order.append(name) or 5 for name in ("a", "b")}
+    found = data.speeds(runs, repeats=2)
+    assert order == ["a", "b"] * 3
+    assert {name: len(values) for name, values in found.items()} == {"a": 2, "b": 2}
+
+
+def test_ratios_are_of_medians_to_the_first(data) -> None:
+    rows = data.summary({"theirs": [10.0, 12.0, 50.0], "ours": [30.0, 1.0, 24.0]})
+    assert rows["ours"] == {"median": 24.0, "min": 1.0, "max": 30.0, "ratio": 2.0}
+    assert "ours" in data.printed({"500 x 375": {"one core": rows}})
+    assert "2.00 x" in data.printed({"500 x 375": {"one core": rows}})
+
+
+def test_without_open_clip_it_says_what_to_install(data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "open_clip", None)
+    with pytest.raises(SystemExit, match="'open_clip' is missing: pip install --no-deps open_clip_torch"):
+        data.their_loader(tmp_path, batch_size=2, workers=0)
+
+
+def test_a_folder_without_pictures_is_refused(data, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="There is no JPEG under"):
+        data.main(["--root", str(tmp_path)])
+
+
+def test_json_holds_what_the_table_shows(data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    data.make_corpus(tmp_path, 1, 50, 37, 1.0)
+    measured = {"one core": {"ours": {"median": 2.0, "min": 1.0, "max": 3.0, "ratio": 1.0}}}
+    monkeypatch.setattr(data, "measure", lambda *_: measured)
+    threads = torch.get_num_threads()
+    data.main(["--root", str(tmp_path), "--json"])
+    torch.set_num_threads(threads)
+    assert json.loads(capsys.readouterr().out) == {str(tmp_path): measured}
