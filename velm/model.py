@@ -103,7 +103,8 @@ class VisionLanguageModel(nn.Module):
         assert self.image_encoder is not None
         if images.dtype == torch.uint8:
             pixels = images.to(self.image_scale.dtype)
-            images = torch.addcmul(self.image_shift, pixels, self.image_scale)  # (p / 255 - mean) / std in one pass
+            # (p / 255 - mean) / std in one pass and in place: `pixels` is a copy, of another type
+            images = torch.addcmul(self.image_shift, pixels, self.image_scale, out=pixels)
         return self.image_encoder(images)
 
     def encode_text(self, tokens: Tensor, mask: Tensor) -> EncoderOutput:
