@@ -184,7 +184,7 @@ def test_targets_that_do_not_fit_their_texts(tmp_path: Path) -> None:
     }
     assert "row 1: 2 texts but 1 targets" in error(write(tmp_path, "jsonl", content), **options)
     content = [{"text": ["a", "b"], "to": "c"}]
-    assert "must both be lists or neither" in error(write(tmp_path, "jsonl", content), **options)
+    assert "must all be lists or none" in error(write(tmp_path, "jsonl", content), **options)
 
 
 def test_pictures_that_are_not_there_are_counted_and_named(tmp_path: Path) -> None:
@@ -287,3 +287,27 @@ def test_multi30k() -> None:
     assert len(train) == 6743
     assert train[0].texts == ("A little girl climbing into a wooden playhouse.",)
     assert train[0].targets == ("Ein kleines Mädchen klettert in ein Spielhaus aus Holz.",)
+
+
+# --- weights of sentences
+
+
+def test_weights_of_sentences(tmp_path: Path) -> None:
+    content = [{**row, "w": weight} for row, weight in zip(ROWS, ("2", "0.5", "1", "3"), strict=True)]
+    train = CSV(path=write(tmp_path, content=content), weight_column="w").split("train")
+    assert [record.weights for record in train] == [(2.0, 1.0), (0.5,)]
+    assert CSV(path=write(tmp_path, content=content)).split("train")[0].weights is None
+    lists = [{"text": ["a", "b"], "w": [1, 2]}, {"text": ["c"], "w": [3.5]}]
+    options = {"image_column": None, "image_id_column": None, "split_column": None, "weight_column": "w"}
+    made = JSONL(path=write(tmp_path, "jsonl", lists), **options)
+    assert [each for record in made.split("train") for each in record.weights] == [1.0, 2.0, 3.5]
+
+
+@pytest.mark.parametrize("weight", ["", "often", "-1", "nan", "inf"])
+def test_weights_that_are_none(tmp_path: Path, weight: str) -> None:
+    content = [{**row, "w": weight if row["image_id"] == "3" else "1"} for row in ROWS]
+    message = error(write(tmp_path, content=content), weight_column="w")
+    assert f"row 2: column 'w' holds {weight!r}, which is no weight from 0 up" in message
+    lists = [{"text": ["a", "b"], "w": [1]}]
+    options = {"image_column": None, "image_id_column": None, "split_column": None, "weight_column": "w"}
+    assert "2 texts but 1 weights" in error(write(tmp_path, "jsonl", lists), kind=JSONL, **options)

@@ -14,8 +14,8 @@ import pyarrow.compute as pc
 from velm.data.base import DataError
 
 __all__ = [
-    "LONGEST", "BadDataError", "Fault", "check_share", "count_bad", "odd_texts", "places", "refuse_too_many",
-    "sound_texts", "text_fault", "undecodable",
+    "LONGEST", "BadDataError", "Fault", "as_weights", "check_share", "count_bad", "odd_texts", "places",
+    "refuse_too_many", "sound_texts", "text_fault", "undecodable",
 ]  # fmt: skip
 
 LONGEST = 10_000  # characters; a longer text is no sentence but a file that ran together
@@ -136,6 +136,23 @@ def odd_texts(column: pa.ChunkedArray | pa.Array) -> dict[int, str]:
     odd = {place: _too_long(lengths[place].as_py()) for place in places(pc.greater(lengths, LONGEST))}
     odd |= dict.fromkeys(places(pc.match_substring(column, "\0")), "holds NUL characters")
     return odd | dict.fromkeys(places(blank), "is empty")
+
+
+def as_weights(column: pa.ChunkedArray) -> tuple[pa.ChunkedArray, dict[int, str]]:
+    """Numbers float64 of a column, null where there is none, and the places whose weight is no number from 0 up."""
+    try:
+        numbers = pc.cast(column, pa.float64())
+    except pa.ArrowInvalid:  # some text is no number
+        numbers = pa.chunked_array([pa.array([_number(value) for value in column.to_pylist()], pa.float64())])
+    wrong = places(pc.invert(pc.fill_null(pc.and_(pc.greater_equal(numbers, 0), pc.is_finite(numbers)), False)))
+    return numbers, {place: f"{column[place].as_py()!r}, which is no weight from 0 up" for place in wrong}
+
+
+def _number(text: str | None) -> float | None:
+    try:
+        return None if text is None else float(text)
+    except ValueError:
+        return None
 
 
 def undecodable(column: pa.ChunkedArray) -> list[int]:

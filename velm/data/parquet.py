@@ -41,6 +41,7 @@ class Parquet(Table):
         image_column: str | None = "image_path",
         text_column: str = "text",
         target_column: str | None = None,
+        weight_column: str | None = None,
         split_column: str | None = "split",
         image_id_column: str | None = "image_id",
         splits: dict[str, str] | None = None,
@@ -52,7 +53,8 @@ class Parquet(Table):
         inside = image_bytes_column is not None
         super().__init__(
             path=path, root=root, image_column=image_bytes_column if inside else image_column, text_column=text_column,
-            target_column=target_column, split_column=split_column, image_id_column=image_id_column, splits=splits,
+            target_column=target_column, weight_column=weight_column, split_column=split_column,
+            image_id_column=image_id_column, splits=splits,
             missing_image=missing_image, check_files=check_files and not inside,
             allow_outside=allow_outside or inside, allow_overlap=allow_overlap,
         )  # fmt: skip

@@ -31,7 +31,7 @@ class TableRecords(Records):
         """Keep the columns; nothing is read.
 
         Args:
-            columns: 'text', and 'image', 'image_id', 'target' where there are.
+            columns: 'text', and 'image', 'image_id', 'target', 'weight' where there are.
             picture: int (rows,), which picture a row shows, numbered in the order they come.
             root: folder that the paths of 'image' start from.
             encoded: gives pictures that are no files of their own, by the number in `ROW` less one; 'image' then only
@@ -54,8 +54,12 @@ class TableRecords(Records):
             image_id=self._value("image_id", rows[0]) or image or f"row {self._value(ROW, rows[0])}",
             image=self._image(image, rows[0]) if image else None,
             texts=tuple(self._value("text", row) for row in rows),
-            targets=tuple(self._value("target", row) for row in rows) if "target" in self._columns else None,
+            targets=self._values("target", rows),
+            weights=self._values("weight", rows),
         )
+
+    def _values(self, column: str, rows: list[int]) -> tuple[Any, ...] | None:
+        return tuple(self._value(column, row) for row in rows) if column in self._columns else None
 
     def _image(self, image: str, row: int) -> str | EncodedImage:
         return os.path.join(self._root, image) if self._encoded is None else self._encoded(self._value(ROW, row) - 1)
@@ -127,17 +131,18 @@ def row_names(numbers: np.ndarray | pa.Array, present: np.ndarray | None = None)
 
 
 def flattened(table: pa.Table, file: str, root: str | None = None) -> tuple[pa.Table, list[Fault]]:
-    """One row a sentence: lists of them, and of targets beside them, are opened; rows without any are taken out."""
-    lists = [n for n in ("text", "target") if n in table.column_names and _is_list(table[n].type)]
+    """One row a sentence: lists of them, and of what is beside them, are opened; rows without any are taken out."""
+    beside = [n for n in ("text", "target", "weight") if n in table.column_names]
+    lists = [n for n in beside if _is_list(table[n].type)]
     if not lists:
         return table, []
-    if "target" in table.column_names and len(lists) == 1:
-        raise DataError(f"{file!r}: text and target must both be lists or neither; only {lists[0]} is one.")
+    if len(lists) < len(beside):
+        raise DataError(f"{file!r}: {' and '.join(beside)} must all be lists or none; only {', '.join(lists)} is one.")
     lengths = [pc.fill_null(pc.list_value_length(table[n]), 0) for n in lists]
     causes = dict.fromkeys(places(pc.equal(lengths[0], 0)), "its list of texts is empty")
-    for others in lengths[1:]:
+    for name, others in zip(lists[1:], lengths[1:], strict=True):
         for place in places(pc.not_equal(lengths[0], others)):
-            causes[place] = f"{lengths[0][place]} texts but {others[place]} targets"
+            causes[place] = f"{lengths[0][place]} texts but {others[place]} {name}s"
     table, faults = take_out(table, causes, file, root)
     rows = pc.list_parent_indices(whole(table[lists[0]]))
     opened = {n: pc.list_flatten(whole(table[n])) for n in lists}

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from velm.data.base import DataError, Dataset, EncodedImage, MissingSplitError
-from velm.data.faults import Fault, check_share, odd_texts, places
+from velm.data.faults import Fault, as_weights, check_share, odd_texts, places
 from velm.data.records import (
     TableRecords,
     codes,
@@ -44,6 +44,8 @@ class Table(Dataset):
         image_column: column of picture paths; None for data without pictures.
         text_column: column of sentences; in JSON lines and Parquet a row may hold a list of them.
         target_column: column of what to write for the sentence (translation, answer); None where there is none.
+        weight_column: column of numbers, how often a sentence of a picture is to come beside the others, with
+            `captions: weighted`; None where they are alike.
         split_column: column that says which split a row is in; None puts every row into 'train'.
         image_id_column: column of picture ids: rows with the same one are one picture; None goes by the
             picture's path, and by the row without pictures.
@@ -65,6 +67,7 @@ class Table(Dataset):
         image_column: str | None = "image_path",
         text_column: str = "text",
         target_column: str | None = None,
+        weight_column: str | None = None,
         split_column: str | None = "split",
         image_id_column: str | None = "image_id",
         splits: dict[str, str] | None = None,
@@ -83,6 +86,7 @@ class Table(Dataset):
                 "image": image_column,
                 "text": text_column,
                 "target": target_column,
+                "weight": weight_column,
                 "split": split_column,
                 "image_id": image_id_column,
             }.items()
@@ -175,7 +179,7 @@ class Table(Dataset):
     def _as_text(self, table: pa.Table) -> pa.Table:
         for place, name in enumerate(table.column_names):
             column = table[name]
-            if name == ROW or pa.types.is_large_string(column.type):
+            if name in (ROW, "weight") or pa.types.is_large_string(column.type):
                 continue
             if pa.types.is_nested(column.type) or pa.types.is_binary(column.type):
                 raise DataError(f"Column {self.names[name]!r} of {self.path!r} must hold text, not {column.type}.")
@@ -204,6 +208,12 @@ class Table(Dataset):
             if name in self.names:
                 table, odd = take_out(table, self._odd_texts(table, name), self.path, self._folder())
                 faults += odd
+        if "weight" in self.names:
+            numbers, odd_weights = as_weights(table["weight"])
+            table = table.set_column(table.column_names.index("weight"), "weight", numbers)
+            causes = {place: f"column {self.names['weight']!r} holds {what}" for place, what in odd_weights.items()}
+            table, odd = take_out(table, causes, self.path, self._folder())
+            faults += odd
         if "image" not in self.names:
             return table, faults
         table, nameless = take_out(table, self._nameless(table), self.path, self._folder(), NAMELESS)
