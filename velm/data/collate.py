@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -16,7 +16,20 @@ from velm.data.base import DataError, Record
 from velm.data.tokenizers import Tokenizer
 from velm.outputs import Batch
 
-__all__ = ["CaptionItems", "Captions", "Collate", "Item", "check_lengths", "cut", "pad_tokens", "text_counts"]
+if TYPE_CHECKING:
+    from velm.data.features import FeatureReader
+
+__all__ = [
+    "CaptionItems",
+    "Captions",
+    "Collate",
+    "Item",
+    "check_lengths",
+    "cut",
+    "first_shown",
+    "pad_tokens",
+    "text_counts",
+]
 
 Captions = Literal["random", "all", "first"]
 
@@ -26,7 +39,8 @@ class Item:
     """One sample.
 
     Attributes:
-        image: uint8 (3, H, W), None where the record has no picture.
+        image: uint8 (3, H, W), None where the record has no picture; where pictures come encoded, int64 (), its row
+            in the `FeatureReader`.
         tokens: bos ... eos.
         target: bos ... eos of what to write, None where it is `tokens`.
         image_id: the place in its split of the first record that shows the picture.
@@ -46,6 +60,13 @@ def text_counts(records: Sequence[Record]) -> np.ndarray:
     return np.asarray([len(r.texts) for r in records] if known is None else known, dtype=np.int64)
 
 
+def first_shown(records: Sequence[Record]) -> np.ndarray:
+    """int (records,), the place of the first record that shows the same picture; asks `records.pictures` for it."""
+    pictures = getattr(records, "pictures", np.arange(len(records)))
+    _, first, same = np.unique(pictures, return_index=True, return_inverse=True)
+    return first[same]
+
+
 class CaptionItems(TorchDataset):
     """The samples of a split, by number or by (epoch, number).
 
@@ -63,6 +84,7 @@ class CaptionItems(TorchDataset):
         has_target: whether samples carry targets; None, where the record has them.
         per_image: how many captions of a picture come with it in a step, which encodes the picture once for all of
             them; with 'random'. A picture with fewer repeats some.
+        features: of the same records, where pictures come encoded; `transform` then does nothing.
     """
 
     def __init__(
@@ -76,6 +98,7 @@ class CaptionItems(TorchDataset):
         max_length: int | None = None,
         has_target: bool | None = None,
         per_image: int = 1,
+        features: FeatureReader | None = None,
     ) -> None:
         if per_image < 1 or (per_image > 1 and captions != "random"):
             raise ValueError(f"captions_per_image is at least 1, and 1 unless captions is random; got {per_image}.")
@@ -85,12 +108,11 @@ class CaptionItems(TorchDataset):
             raise ValueError(f"max_length must be at least 3 tokens (bos, a word, eos), got {max_length}.")
         self.records, self.tokenizer, self.transform = records, tokenizer, transform
         self.captions, self.seed, self.max_length, self.has_target = captions, seed, max_length, has_target
-        self.per_image = per_image
+        self.per_image, self.features = per_image, features
         counts = text_counts(records)
         places = np.arange(len(counts))
         self._place_of = np.repeat(places, counts) if captions == "all" else places
-        _, first, same = np.unique(getattr(records, "pictures", places), return_index=True, return_inverse=True)
-        self._picture = first[same]  # the first record of each picture: an index into the records all the same
+        self._picture = first_shown(records)  # an index into the records all the same
         self.picture_of = self._picture[self._place_of]
         self._starts = np.cumsum(counts) - counts
 
@@ -108,7 +130,7 @@ class CaptionItems(TorchDataset):
         epoch, sample = key if isinstance(key, tuple) else (0, key)
         place = int(self._place_of[sample])
         record = self.records[place]
-        image = self._image(record, epoch, sample)
+        image = self._image(record, epoch, sample, place)
         indices = [self._text_index(len(record.texts), epoch, n, sample, place) for n in range(self.per_image)]
         return [
             Item(
@@ -130,9 +152,11 @@ class CaptionItems(TorchDataset):
         lap, turn = divmod(epoch * self.per_image + number, count)  # within a lap each caption comes once
         return int(np.random.default_rng((self.seed, 1, lap, place)).permutation(count)[turn])
 
-    def _image(self, record: Record, epoch: int, sample: int) -> Tensor | None:
+    def _image(self, record: Record, epoch: int, sample: int, place: int) -> Tensor | None:
         if self.transform is None or record.image is None:
             return None
+        if self.features is not None:
+            return self.features.row(int(self._picture[place]))
         return self.transform(record.image, np.random.default_rng((self.seed, 2, epoch, sample)))
 
     def _target(self, record: Record, text_index: int) -> list[int] | None:
@@ -158,10 +182,11 @@ class Collate:
 
     Args:
         pad_id: the tokenizer's.
+        features: what the items' pictures are rows of, where they come encoded.
     """
 
-    def __init__(self, pad_id: int) -> None:
-        self.pad_id = pad_id
+    def __init__(self, pad_id: int, features: FeatureReader | None = None) -> None:
+        self.pad_id, self.features = pad_id, features
 
     def __call__(self, items: Sequence[Item]) -> Batch:
         tokens, mask = pad_tokens([item.tokens for item in items], self.pad_id)
@@ -169,13 +194,14 @@ class Collate:
         target_tokens, target_mask = pad_tokens(targets, self.pad_id) if targets else (None, None)
         shown, rows = _shared_images(items)
         return Batch(
-            images=_stacked(shown),
+            images=_stacked(shown) if self.features is None else None,
             tokens=tokens,
             mask=mask,
             image_ids=torch.tensor([item.image_id for item in items]),
             target_tokens=target_tokens,
             target_mask=target_mask,
             image_rows=torch.tensor(rows) if len(shown) < len(items) else None,
+            encoded=None if self.features is None else self.features.read(shown),
         )
 
 

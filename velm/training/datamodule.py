@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 from velm import registry
 from velm.data.base import Dataset, MissingSplitError, Record
 from velm.data.collate import CaptionItems, Collate, check_lengths
+from velm.data.features import FeatureReader
 from velm.data.loader import ResumableLoader
 from velm.data.samplers import PictureBatchSampler
 from velm.data.tokenizers import Tokenizer
@@ -54,6 +55,8 @@ class VisionLanguageData(lightning.LightningDataModule):
         num_workers: processes that read pictures; 0 reads them in the main process.
         seed: of order, choice of sentence and augmentation; None: the run's `seed_everything`, or 0.
         plugins: modules or .py files whose decorators register parts.
+        cache_features: before a fit, encode each picture once by the frozen image encoder and read its features from
+            then on, in place of the picture; a folder to keep them in, or True for ~/.cache/velm/features.
     """
 
     def __init__(
@@ -72,6 +75,7 @@ class VisionLanguageData(lightning.LightningDataModule):
         num_workers: int = 0,
         seed: int | None = None,
         plugins: list[str] | None = None,
+        cache_features: bool | str = False,
     ) -> None:
         super().__init__()
         least = {"image_size": (image_size, 1), "batch_size": (batch_size, 1), "max_length": (max_length, 3)}
@@ -89,10 +93,13 @@ class VisionLanguageData(lightning.LightningDataModule):
                 f"data.captions_per_image is {captions_per_image} with captions: {captions}; it is at least 1, and "
                 f"above 1 only with captions: random (all: every caption is a sample of its own)."
             )
+        if cache_features:
+            _require_still(augment)
         self.captions_per_image = captions_per_image
-        self.seed = seed
+        self.seed, self.cache_features = seed, cache_features
         self.dataset: Dataset = registry.datasets.build(dataset)
         self._records: dict[str, Sequence[Record]] = {}
+        self._features: dict[str, FeatureReader] = {}
         self._train_loader: ResumableLoader | None = None
         self._place: dict[str, int] | None = None
 
@@ -131,6 +138,12 @@ class VisionLanguageData(lightning.LightningDataModule):
             self._records[split] = self.dataset.split(split)
         return self._records[split]
 
+    def features(self, split: str) -> FeatureReader:
+        """The features of a split's pictures under `cache_features`; a fit opens it when they are there."""
+        if split not in self._features:
+            self._features[split] = FeatureReader(self.records(split))
+        return self._features[split]
+
     def config(self) -> dict[str, Any]:
         """The plain config of the data, as a checkpoint stores it."""
         names = ("image_size", "resize", "batch_size", "captions", "captions_per_image", "max_length", "num_workers")
@@ -153,7 +166,7 @@ class VisionLanguageData(lightning.LightningDataModule):
             picture_of=items.picture_of, batch_size=self.batch_size, seed=self._seed(), shuffle=True, drop_last=True,
             rank=self._rank(), world_size=self._world_size(),
         )  # fmt: skip
-        self._train_loader = ResumableLoader(items, batch_sampler=sampler, **self._options())
+        self._train_loader = ResumableLoader(items, batch_sampler=sampler, **self._options(items))
         if self._place is not None:
             self._train_loader.load_state_dict(self._place)
             self._place = None
@@ -188,7 +201,7 @@ class VisionLanguageData(lightning.LightningDataModule):
     def _each_picture_once(self, split: str) -> DataLoader:
         items = self._items(split, train=False)
         mine = range(self._rank(), len(items), self._world_size())
-        return DataLoader(items, sampler=list(mine), batch_size=self.eval_batch_size, **self._options())
+        return DataLoader(items, sampler=list(mine), batch_size=self.eval_batch_size, **self._options(items))
 
     def _items(self, split: str, train: bool) -> CaptionItems:
         if train:
@@ -201,11 +214,16 @@ class VisionLanguageData(lightning.LightningDataModule):
             self.records(split), tokenizer=self.tokenizer, transform=transform, seed=self._seed(),
             captions=self.captions if train else "first", max_length=self.max_length,
             per_image=self.captions_per_image if train else 1,
+            features=self.features(split) if self._encoded() else None,
         )  # fmt: skip
 
-    def _options(self) -> dict[str, Any]:
+    def _encoded(self) -> bool:
+        """Whether pictures come encoded: in a fit with `cache_features`, and nowhere else."""
+        return bool(self.cache_features) and self.trainer is not None and self.trainer.state.fn == "fit"
+
+    def _options(self, items: CaptionItems) -> dict[str, Any]:
         return {
-            "collate_fn": Collate(self.pad_id),
+            "collate_fn": Collate(self.pad_id, items.features),
             "num_workers": self.num_workers,
             "persistent_workers": self.num_workers > 0,
             "pin_memory": torch.cuda.is_available(),
@@ -219,6 +237,17 @@ class VisionLanguageData(lightning.LightningDataModule):
 
     def _world_size(self) -> int:
         return 1 if self.trainer is None else self.trainer.world_size
+
+
+def _require_still(augment: Augmentation) -> None:
+    """Pictures that are encoded once may not look different every time."""
+    on = {name: value for name, value in asdict(augment).items() if value not in (None, False, 0.0)}
+    if on:
+        listed = ", ".join(f"{name} {value}" for name, value in on.items())
+        raise registry.SpecError(
+            f"data.cache_features encodes a picture once, so nothing random may be done to it, and data.augment has "
+            f"{listed}. Set crop_scale: null, flip: false and color_jitter: 0 there, or cache_features: false."
+        )
 
 
 def _sentences(record: Record) -> tuple[str, ...]:
