@@ -1,9 +1,10 @@
 """Seconds of an epoch with a frozen CNN, from pictures and from their cached features, and how far the losses differ.
 
-    python benchmarks/cache_features.py [--batches 24] [options of velm fit]
+    python benchmarks/cache_features.py [--batches 12] [--folder kept] [options of velm fit]
 
-Both runs take the same steps one after the other, two epochs each; the second one's seconds count. Validation is off.
-The cache lies in a new folder, so the time of filling it is seen too.
+Both runs take the same steps one after the other, two epochs each; of the second one's steps the median and the
+shortest count, from one step's end to the next one's, so that waiting for pictures is in it. Validation is off.
+The cache lies in a new folder, so the time of filling it is printed too, unless `--folder` names one.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import argparse
 import sys
 import tempfile
 import time
+from itertools import pairwise
+from statistics import median
 from typing import Any
 
 import lightning
@@ -26,20 +29,19 @@ CONFIG = [
 
 
 class Watch(Callback):
-    """Losses of steps, seconds of epochs, and seconds from the fit's start to its first step."""
+    """Losses of steps and the seconds at which they ended."""
 
     def __init__(self) -> None:
         self.losses: list[float] = []
-        self.epochs: list[float] = []
-
-    def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
-        self.started = time.perf_counter()
+        self.ends: list[float] = []
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         self.losses.append(float(outputs["loss"]))
+        self.ends.append(time.perf_counter())
 
-    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        self.epochs.append(time.perf_counter() - self.started)
+    def steps(self) -> list[float]:
+        """Seconds of the second epoch's steps."""
+        return [end - start for start, end in pairwise(self.ends[len(self.ends) // 2 - 1 :])]
 
 
 def fit(arguments: list[str], batches: int) -> Watch:
@@ -58,17 +60,20 @@ def fit(arguments: list[str], batches: int) -> Watch:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--batches", type=int, default=24)
+    parser.add_argument("--batches", type=int, default=12)
+    parser.add_argument("--folder")
     args, rest = parser.parse_known_args()
-    with tempfile.TemporaryDirectory() as folder:
-        watches = [fit([*rest, *more], args.batches) for more in ([], [f"--data.cache_features={folder}"])]
-    pixels, features = (watch.epochs[1] / args.batches for watch in watches)
+    with tempfile.TemporaryDirectory() as new:
+        options = ([], [f"--data.cache_features={args.folder or new}"])
+        watches = [fit([*rest, *more], args.batches) for more in options]
+    for name, watch in zip(("pictures", "features"), watches, strict=True):
+        print(f"a step of {name}: median {median(watch.steps()):.3f} s, shortest {min(watch.steps()):.3f} s")
+    pixels, features = (watch.steps() for watch in watches)
+    print(f"ratio: of medians {median(features) / median(pixels):.3f}, of shortest {min(features) / min(pixels):.3f}")
     pairs = zip(watches[0].losses, watches[1].losses, strict=True)
     difference = max(abs(one - other) for one, other in pairs)
-    print(f"a step of pictures {pixels:.3f} s, of features {features:.3f} s: {features / pixels:.3f}")
-    print(
-        f"losses {watches[0].losses[0]:.3f} ... {watches[0].losses[-1]:.3f} nats, largest difference {difference:.4f}"
-    )
+    first, last = watches[0].losses[0], watches[0].losses[-1]
+    print(f"losses {first:.3f} ... {last:.3f} nats in {2 * args.batches} steps, largest difference {difference:.6f}")
 
 
 if __name__ == "__main__":
