@@ -83,10 +83,8 @@ class VisionLanguageModel(nn.Module):
         align = self.aligned and bool(EMBEDS & set(needs))
         write = self.decoder is not None and "decoder" in needs
         output = VisionLanguageOutput()
-        if batch.images is not None and (align or (write and "image" in self.memory_sources)):
-            output.image = self.encode_image(batch.images)
-            if batch.image_rows is not None:  # encoded once, shown by several samples
-                output.image = output.image.select(batch.image_rows)
+        if align or (write and "image" in self.memory_sources):
+            output.image = self._image(batch)
         if batch.tokens is not None and (align or (write and "text" in self.memory_sources)):
             assert batch.mask is not None
             output.text = self.encode_text(batch.tokens, batch.mask)
@@ -97,6 +95,16 @@ class VisionLanguageModel(nn.Module):
             output.decoder, output.labels = self._decode(batch, *self.memory(output.image, output.text))
             output.output_projection = self._decoder().output_projection
         return output
+
+    def _image(self, batch: Batch) -> EncoderOutput | None:
+        """What is seen on a batch's pictures, each encoded once and shown by as many samples as share it."""
+        if batch.encoded is not None:
+            image = batch.encoded.output()
+        elif batch.images is not None:
+            image = self.encode_image(batch.images)
+        else:
+            return None
+        return image if batch.image_rows is None else image.select(batch.image_rows)
 
     def encode_image(self, images: Tensor) -> EncoderOutput:
         """Pictures to features: uint8 (B, 3, H, W) as read, or float already normalised."""

@@ -6,6 +6,7 @@ V vocabulary, H x W pixels. Masks are bool and True where there is content.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -36,6 +37,35 @@ class EncoderOutput:
 
 
 @dataclass
+class EncodedImages:
+    """What a frozen image encoder made of pictures, as it is kept: in half precision.
+
+    Attributes:
+        features: float16 (B, N, D); N is 0 where only `pooled` is asked for.
+        pooled: float16 (B, D).
+        mask: bool (B, N) or None, as of `EncoderOutput`.
+        grid: (H', W') or None, as of `EncoderOutput`.
+        dtypes: those of `features` and `pooled` as they came from the encoder.
+    """
+
+    features: Tensor
+    pooled: Tensor
+    mask: Tensor | None = None
+    grid: tuple[int, int] | None = None
+    dtypes: tuple[torch.dtype, torch.dtype] = (torch.float32, torch.float32)
+
+    def output(self) -> EncoderOutput:
+        """As the encoder gave it, up to what half precision has rounded."""
+        features, pooled = self.features.to(self.dtypes[0]), self.pooled.to(self.dtypes[1])
+        return EncoderOutput(features, pooled, self.mask, self.grid)
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> EncodedImages:
+        """The same with every tensor replaced by `function` of it."""
+        mask = None if self.mask is None else function(self.mask)
+        return EncodedImages(function(self.features), function(self.pooled), mask, self.grid, self.dtypes)
+
+
+@dataclass
 class DecoderOutput:
     """What a decoder makes of a whole sentence under teacher forcing.
 
@@ -55,7 +85,8 @@ class Batch:
     """A training batch; `batch[:n]` is its first n samples.
 
     Attributes:
-        images: uint8 (B, 3, H, W) as read, or float already normalised; None without pictures. See `image_rows`.
+        images: uint8 (B, 3, H, W) as read, or float already normalised; None without pictures, and where they come
+            encoded. See `image_rows`.
         tokens: int64 (B, T), bos ... eos, padded.
         mask: bool (B, T), True on bos ... eos.
         image_ids: int64 (B,), equal where two samples show the same picture.
@@ -63,8 +94,9 @@ class Batch:
         target_mask: bool (B, S).
         target_count: float (), the number of predicted tokens that a mean is taken over, where that is not
             simply this batch's own (several devices: their mean).
-        image_rows: int64 (B,), the row of `images` that each sample shows, where samples share pictures and
-            there are fewer of these than B; None where each has its own.
+        image_rows: int64 (B,), the row of `images` or `encoded` that each sample shows, where samples share pictures
+            and there are fewer of these than B; None where each has its own.
+        encoded: the pictures as a frozen encoder has seen them, in place of `images`.
         faults: of samples that could not be read and are left out, or that others stand in for (see
             `velm.data.faults.Fault`).
     """
@@ -78,13 +110,15 @@ class Batch:
     target_count: Tensor | None = None
     image_rows: Tensor | None = None
     faults: tuple[Any, ...] = ()
+    encoded: EncodedImages | None = None
 
     def __len__(self) -> int:
         return len(self.image_ids)
 
     def _map(self, function: Any) -> Batch:
-        changed = {f.name: getattr(self, f.name) for f in fields(self)}
-        return replace(self, **{k: function(v) if isinstance(v, Tensor) else v for k, v in changed.items()})
+        changed = {f.name: getattr(self, f.name) for f in fields(self) if isinstance(getattr(self, f.name), Tensor)}
+        encoded = None if self.encoded is None else self.encoded.map(function)
+        return replace(self, **{name: function(tensor) for name, tensor in changed.items()}, encoded=encoded)
 
     def __getitem__(self, rows: slice) -> Batch:
         return self._map(lambda tensor: tensor[rows] if tensor.dim() else tensor)

@@ -15,7 +15,8 @@ from PIL import Image
 from torch import Tensor
 
 from velm.checkpoint import build_from_checkpoint, build_tokenizer, read_checkpoint
-from velm.data.collate import cut, pad_tokens
+from velm.data.collate import pad_tokens
+from velm.data.items import cut
 from velm.data.reading import read_batches
 from velm.data.tokenizers import Tokenizer
 from velm.data.transforms import EvalTransform, transform_from_config

@@ -183,6 +183,7 @@ def test_faults_of_the_data(
     ("option", "check", "severity", "words"),
     [
         ("--data.max_length=4", "long_captions", "warning", "max_length 4 cuts 40 of 40 (100.0%) sentences"),
+        ("--data.cache_features=true", "model", "error", "needs an image encoder that is wholly frozen"),
         ("--data.batch_size=64", "batch_size", "warning", "batch_size 64 is more than this split can fill"),
         ("--data.dataset.path=nowhere.csv", "data", "error", "nowhere.csv"),
         ("--data.tokenizer={name: word, min_frequency: 999}", "tokenizer", "error", "min_frequency"),
@@ -231,6 +232,16 @@ def test_a_pretrained_tower_at_a_high_rate(pictures: Path, examined) -> None:
     assert grave(found) == [("learning_rate", "warning")]
     code, _ = examined(encoder, "--data.image_size=64", f"--model.optimizer.lr={GENTLE}")
     assert code == 0
+
+
+def test_cached_features_are_looked_over_and_not_made(pictures: Path, examined) -> None:
+    options = ("--model.freeze=[image_encoder]", "--data.cache_features=kept")
+    code, found = examined(*options)
+    assert grave(found) == []
+    assert code == 0
+    assert not (pictures / "kept").exists()
+    _, found = examined(*options, "--data.augment.flip=true")
+    assert "data.augment has flip True" in found["data"][0]["message"]
 
 
 def test_an_absent_split_is_information(pictures: Path, examined) -> None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from velm.data.base import Record
 from velm.data.buckets import LengthBatchSampler, sentence_lengths
-from velm.data.collate import CaptionItems
+from velm.data.items import CaptionItems
 from velm.data.samplers import PictureBatchSampler
 from velm.data.tokenizers import WordTokenizer
 

@@ -9,7 +9,8 @@ import torch
 from torch.utils.data import DataLoader
 
 from velm.data.base import DataError, Record
-from velm.data.collate import CaptionItems, Collate, Item, check_lengths, text_counts
+from velm.data.collate import Collate, check_lengths
+from velm.data.items import CaptionItems, Item, text_counts
 from velm.data.samplers import PictureBatchSampler
 from velm.data.tokenizers import ByteTokenizer, WordTokenizer
 from velm.data.transforms import EvalTransform, TrainTransform

@@ -12,8 +12,9 @@ from corpus import Corpus, build, odd, unreadable
 from PIL import Image
 
 from velm.data.base import DataError, EncodedImage, Record
-from velm.data.collate import CaptionItems, Collate
+from velm.data.collate import Collate
 from velm.data.faults import BadDataError, Fault, check_share, count_bad, odd_texts, text_fault, undecodable
+from velm.data.items import CaptionItems
 from velm.data.samplers import PictureBatchSampler
 from velm.data.tables import CSV
 from velm.data.tokenizers import WordTokenizer

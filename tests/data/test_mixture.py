@@ -10,7 +10,7 @@ import pytest
 from tiny import csv_table
 
 from velm.data.base import DataError
-from velm.data.collate import CaptionItems
+from velm.data.items import CaptionItems
 from velm.data.mixture import Mixture, shares
 from velm.data.tokenizers import ByteTokenizer
 from velm.registry import SpecError, datasets

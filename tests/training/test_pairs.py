@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from velm import registry
-from velm.data.collate import CaptionItems, Collate
+from velm.data.collate import Collate
+from velm.data.items import CaptionItems
 from velm.data.shapes import Shapes
 from velm.data.tokenizers import WordTokenizer
 from velm.data.transforms import EvalTransform

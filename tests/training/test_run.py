@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -178,6 +179,33 @@ def test_bf16_and_ema(config: Path) -> None:
     assert not torch.equal(checkpoint["state_dict"][name], checkpoint["current_model_state"][name])
 
 
+CACHED = ["--model.freeze=[image_encoder]", "--data.cache_features=kept"]
+
+
+def test_a_run_on_cached_features_is_whole_without_them(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert fit(config, *CACHED) == 0
+    assert "32 pictures of train are encoded once" in capsys.readouterr().out
+    shutil.rmtree("kept")
+    captions = velm.load("runs/tiny/best.ckpt").caption([torch.zeros(32, 32, 3, dtype=torch.uint8).numpy()])
+    assert len(captions) == 1
+    assert cli.main(["validate", "--config", str(config), *CACHED]) == 0
+    assert not Path("kept").exists()
+    assert len(Path("runs/tiny/panel.txt").read_text(encoding="utf-8").splitlines()) > 2
+
+
+@pytest.mark.slow
+def test_two_devices_share_cached_features(config: Path) -> None:
+    losses = []
+    for more in (["--model.freeze=[image_encoder]"], CACHED):
+        options = ["--trainer.devices=2", "--data.dataset.val_size=9", "--trainer.max_epochs=2", *more]
+        command = [sys.executable, "-m", "velm.cli", "fit", "--config", str(config), *options]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+        assert done.returncode == 0, done.stderr[-2000:]
+        losses.append([float(row["train/loss"]) for row in rows(Path("runs/tiny")) if row.get("train/loss")])
+    assert done.stdout.count("are encoded once") == len(list(Path("kept").iterdir())) == 2  # train and val, by one rank
+    assert losses[1] == pytest.approx(losses[0], rel=2e-3)
+
+
 @pytest.mark.slow
 def test_two_devices_write_one_run(config: Path) -> None:
     """Through the command line: Lightning launches the second process; validation counts every picture once."""
@@ -204,6 +232,7 @@ def test_two_devices_write_one_run(config: Path) -> None:
         ("--model.memory=[sound]", "memory lists 'image', 'text' or both; got ['sound']"),
         ("--model.freeze=[image_encodr]", "freeze names 'image_encodr'"),
         ("--data.dataset={name: csv, path: nowhere.csv}", "nowhere.csv"),
+        ("--data.cache_features=true", "data.cache_features needs an image encoder that is wholly frozen"),
         ("--data.batch_size=0", "data.batch_size must be at least 1; got 0"),
         ("--model.optimizer.lr_scale={text: 0.1}", "optimizer.lr_scale names 'text'"),
         ("--plugins=[no_such_module]", "The plugin 'no_such_module' cannot be imported"),

@@ -180,7 +180,7 @@ def _look_at_batches(
     task: VisionLanguageTask | None,
     vocab_size: int,
 ) -> None:
-    from velm.data.collate import text_counts
+    from velm.data.items import text_counts
     from velm.doctor import batches as look
     from velm.model import EMBEDS, needs_of
     from velm.training.run import count_devices

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from velm.data.collate import CaptionItems, cut
+from velm.data.items import CaptionItems, cut
 from velm.data.samplers import PictureBatchSampler
 
 __all__ = ["LengthBatchSampler", "sentence_lengths"]

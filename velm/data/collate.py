@@ -1,214 +1,25 @@
-"""Records to samples, samples to batches."""
+"""Samples to batches."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset as TorchDataset
 
-from velm.data.base import DataError, Record, image_name
-from velm.data.faults import Fault, text_fault
+from velm.data.base import Record
+from velm.data.faults import Fault
+from velm.data.items import Item
 from velm.data.tokenizers import Tokenizer
 from velm.outputs import Batch
 
-__all__ = ["CaptionItems", "Captions", "Collate", "Item", "check_lengths", "cut", "pad_tokens", "text_counts"]
+if TYPE_CHECKING:
+    from velm.data.features import FeatureReader
 
-Captions = Literal["random", "weighted", "all", "first"]
-DRAWN = ("random", "weighted")  # one sample a picture, its sentences by turns
-ATTEMPTS = 100  # samples drawn in place of a bad one; bad every time only where nearly all of them are
-
-
-@dataclass
-class Item:
-    """One sample.
-
-    Attributes:
-        image: uint8 (3, H, W), None where the record has no picture.
-        tokens: bos ... eos.
-        target: bos ... eos of what to write, None where it is `tokens`.
-        image_id: the place in its split of the first record that shows the picture.
-        text_index: which of the record's texts this is.
-    """
-
-    image: Tensor | None
-    tokens: list[int]
-    target: list[int] | None
-    image_id: int
-    text_index: int
-
-
-def text_counts(records: Sequence[Record]) -> np.ndarray:
-    """int (records,), the number of texts of each record; asks `records.text_counts` where there is one."""
-    known = getattr(records, "text_counts", None)
-    return np.asarray([len(r.texts) for r in records] if known is None else known, dtype=np.int64)
-
-
-class CaptionItems(TorchDataset):
-    """The samples of a split, by number or by (epoch, number).
-
-    Which caption of a picture comes, and how the picture is cropped, are functions of (seed, epoch, sample):
-    the number of workers changes nothing, and workers need not be told of a new epoch.
-
-    Args:
-        records: one a picture; where some are repeated, `records.pictures`, int (records,), says which are the same.
-        tokenizer: makes ids of sentences.
-        transform: `transform(image, rng) -> uint8 (3, H, W)`; None leaves pictures out.
-        captions: 'random', one sample a picture, another of its captions each epoch until all have come;
-            'weighted', one sample a picture, a caption drawn each epoch by the weights of its record (alike where it
-            has none); 'all', one sample a caption; 'first', one sample a picture, always its first caption.
-        seed: of captions and crops.
-        max_length: tokens, bos and eos included; longer sentences are cut before their eos. None cuts nothing.
-        has_target: whether samples carry targets; None, where the record has them.
-        per_image: how many captions of a picture come with it in a step, which encodes the picture once for all of
-            them; with 'random' and 'weighted'. A picture with fewer repeats some.
-        replace: whether another sample stands in for one that cannot be read, so that batches keep their size; else
-            it is left out.
-    """
-
-    def __init__(
-        self,
-        records: Sequence[Record],
-        *,
-        tokenizer: Tokenizer,
-        transform: Callable[[Any, np.random.Generator], Tensor] | None,
-        captions: Captions = "random",
-        seed: int = 0,
-        max_length: int | None = None,
-        has_target: bool | None = None,
-        per_image: int = 1,
-        replace: bool = True,
-    ) -> None:
-        if captions not in get_args(Captions):
-            raise ValueError(f"captions must be one of {', '.join(get_args(Captions))}; got {captions!r}.")
-        if per_image < 1 or (per_image > 1 and captions not in DRAWN):
-            raise ValueError(
-                f"captions_per_image is {per_image} with captions: {captions}; it is at least 1, and above 1 only with "
-                f"captions: random or weighted (all: every caption is a sample of its own)."
-            )
-        if max_length is not None and max_length < 3:
-            raise ValueError(f"max_length must be at least 3 tokens (bos, a word, eos), got {max_length}.")
-        self.records, self.tokenizer, self.transform = records, tokenizer, transform
-        self.captions, self.seed, self.max_length, self.has_target = captions, seed, max_length, has_target
-        self.per_image, self.replace = per_image, replace
-        counts = text_counts(records)
-        places = np.arange(len(counts))
-        self._place_of = np.repeat(places, counts) if captions == "all" else places
-        _, first, same = np.unique(getattr(records, "pictures", places), return_index=True, return_inverse=True)
-        self._picture = first[same]  # the first record of each picture: an index into the records all the same
-        self.picture_of = self._picture[self._place_of]
-        self._starts = np.cumsum(counts) - counts
-
-    def __len__(self) -> int:
-        return len(self.picture_of)
-
-    def __getitem__(self, key: int | tuple[int, int]) -> Item:
-        return self._together(*_epoch_and_sample(key))[0]
-
-    def __getitems__(self, keys: Sequence[int | tuple[int, int]]) -> list[Item | Fault]:
-        """`per_image` items for each key, neighbours that share one picture; a `DataLoader` asks for batches here.
-
-        A sample that cannot be read gives a fault, then with `replace` the items of another, drawn at random as a
-        function of (seed, epoch, sample): no other sample, batch or rank is touched by it.
-        """
-        return [each for key in keys for each in self._readable(*_epoch_and_sample(key))]
-
-    def _readable(self, epoch: int, sample: int) -> list[Item | Fault]:
-        faults: list[Item | Fault] = []
-        others = np.random.default_rng((self.seed, 3, epoch, sample))
-        for _ in range(ATTEMPTS):
-            try:
-                return faults + self._together(epoch, sample)
-            except Exception as error:  # whatever a codec, a disk or somebody's dataset raises
-                fault = self._fault(sample, error)
-                faults.append(fault)
-            if not self.replace:
-                return faults
-            sample = int(others.integers(len(self)))
-        raise DataError(
-            f"{ATTEMPTS} samples drawn one after another cannot be read. The last, {fault.path}: {fault.cause}"
-        )
-
-    def _fault(self, sample: int, error: Exception) -> Fault:
-        cause = str(error) if isinstance(error, DataError) else f"{type(error).__name__}: {error}"
-        place = int(self._place_of[sample])
-        try:
-            return Fault(image_name(self.records[place]), cause, lost=0)
-        except Exception:  # it is the record that cannot be read
-            return Fault(f"record {place}", cause, lost=0)
-
-    def _together(self, epoch: int, sample: int) -> list[Item]:
-        place = int(self._place_of[sample])
-        record = self.records[place]
-        image = self._image(record, epoch, sample)
-        if self.captions == "weighted":
-            indices = self._weighted(record, epoch, place)
-        else:
-            indices = [self._text_index(len(record.texts), epoch, n, sample, place) for n in range(self.per_image)]
-        for index in indices:
-            wrong = text_fault(record.texts[index])
-            if wrong is not None:  # in data that is not checked when it is opened
-                raise DataError(f"sentence {index + 1} {wrong}")
-        return [
-            Item(
-                image=image,
-                tokens=self._ids(record.texts[index]),
-                target=self._target(record, index),
-                image_id=int(self._picture[place]),
-                text_index=index,
-            )
-            for index in indices
-        ]
-
-    def _text_index(self, count: int, epoch: int, number: int, sample: int, place: int) -> int:
-        """Which caption is the epoch's `number`-th of this sample."""
-        if self.captions == "all":
-            return int(sample - self._starts[place])
-        if self.captions == "first" or count == 1:
-            return 0
-        lap, turn = divmod(epoch * self.per_image + number, count)  # within a lap each caption comes once
-        return int(np.random.default_rng((self.seed, 1, lap, place)).permutation(count)[turn])
-
-    def _weighted(self, record: Record, epoch: int, place: int) -> list[int]:
-        """Captions drawn by their weights, none twice where there are enough."""
-        count, rng = len(record.texts), np.random.default_rng((self.seed, 4, epoch, place))
-        weights = np.ones(count) if record.weights is None else np.asarray(record.weights, dtype=np.float64)
-        if not weights.sum() > 0:
-            raise DataError("all of its sentences have the weight 0")
-        repeat = bool(np.count_nonzero(weights) < self.per_image)
-        drawn: list[int] = rng.choice(count, self.per_image, replace=repeat, p=weights / weights.sum()).tolist()
-        return drawn
-
-    def _image(self, record: Record, epoch: int, sample: int) -> Tensor | None:
-        if self.transform is None or record.image is None:
-            return None
-        return self.transform(record.image, np.random.default_rng((self.seed, 2, epoch, sample)))
-
-    def _target(self, record: Record, text_index: int) -> list[int] | None:
-        if record.targets is not None and self.has_target is not False:
-            return self._ids(record.targets[text_index])
-        if self.has_target:
-            raise DataError(f"Picture {record.image_id!r} has no target to write; the data must name a target column.")
-        return None
-
-    def _ids(self, text: str) -> list[int]:
-        return cut(self.tokenizer.encode(text), self.max_length)
-
-
-def _epoch_and_sample(key: int | tuple[int, int]) -> tuple[int, int]:
-    return key if isinstance(key, tuple) else (0, key)
-
-
-def cut(ids: list[int], max_length: int | None) -> list[int]:
-    """A sentence of at most `max_length` tokens that still ends with its eos."""
-    if max_length is None or len(ids) <= max_length:
-        return ids
-    return [*ids[: max_length - 1], ids[-1]]
+__all__ = ["Collate", "check_lengths", "pad_tokens"]
 
 
 class Collate:
@@ -216,10 +27,11 @@ class Collate:
 
     Args:
         pad_id: the tokenizer's.
+        features: what the items' pictures are rows of, where they come encoded.
     """
 
-    def __init__(self, pad_id: int) -> None:
-        self.pad_id = pad_id
+    def __init__(self, pad_id: int, features: FeatureReader | None = None) -> None:
+        self.pad_id, self.features = pad_id, features
 
     def __call__(self, samples: Sequence[Item | Fault]) -> Batch:
         items = [sample for sample in samples if isinstance(sample, Item)]
@@ -228,7 +40,7 @@ class Collate:
         target_tokens, target_mask = pad_tokens(targets, self.pad_id) if targets else (None, None)
         shown, rows = _shared_images(items)
         return Batch(
-            images=_stacked(shown),
+            images=_stacked(shown) if self.features is None else None,
             tokens=tokens,
             mask=mask,
             image_ids=torch.tensor([item.image_id for item in items], dtype=torch.int64),
@@ -236,6 +48,7 @@ class Collate:
             target_mask=target_mask,
             image_rows=torch.tensor(rows) if len(shown) < len(items) else None,
             faults=tuple(sample for sample in samples if isinstance(sample, Fault)),
+            encoded=None if self.features is None else self.features.read(shown),
         )
 
 

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from velm.data.base import DataError, Dataset, MissingSplitError, Record, Records
-from velm.data.collate import text_counts
 from velm.data.faults import BadDataError
+from velm.data.items import text_counts
 from velm.registry import datasets, split_spec
 
 __all__ = ["Mixture", "shares"]

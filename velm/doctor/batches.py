@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Sequence
 import numpy as np
 
 from velm.data.base import DataError
-from velm.data.collate import Captions
+from velm.data.items import Captions
 from velm.data.samplers import PictureBatchSampler
 from velm.doctor.findings import Finding
 

@@ -14,7 +14,9 @@ from torch.utils.data import DataLoader
 from velm import registry
 from velm.data.base import DataError, Dataset, MissingSplitError, Record
 from velm.data.buckets import LengthBatchSampler, sentence_lengths
-from velm.data.collate import DRAWN, CaptionItems, Captions, Collate, check_lengths
+from velm.data.collate import Collate, check_lengths
+from velm.data.features import FeatureReader
+from velm.data.items import DRAWN, CaptionItems, Captions
 from velm.data.loader import ResumableLoader
 from velm.data.samplers import PictureBatchSampler
 from velm.data.tokenizers import Tokenizer
@@ -63,6 +65,8 @@ class VisionLanguageData(lightning.LightningDataModule):
             quarantine.jsonl; above it the run ends.
         seed: of order, choice of sentence and augmentation; None: the run's `seed_everything`, or 0.
         plugins: modules or .py files whose decorators register parts.
+        cache_features: before a fit, encode each picture once by the frozen image encoder and read its features from
+            then on, in place of the picture; a folder to keep them in, or True for ~/.cache/velm/features.
     """
 
     def __init__(
@@ -84,6 +88,7 @@ class VisionLanguageData(lightning.LightningDataModule):
         max_bad: float = 0.01,
         seed: int | None = None,
         plugins: list[str] | None = None,
+        cache_features: bool | str = False,
     ) -> None:
         super().__init__()
         least = {"image_size": (image_size, 1), "batch_size": (batch_size, 1), "max_length": (max_length, 3)}
@@ -101,15 +106,18 @@ class VisionLanguageData(lightning.LightningDataModule):
                 f"data.captions_per_image is {captions_per_image} with captions: {captions}; it is at least 1, and "
                 f"above 1 only with captions: random or weighted (all: every caption is a sample of its own)."
             )
+        if cache_features:
+            _require_still(augment)
         self.captions_per_image = captions_per_image
         if not 0 <= max_bad <= 1:
             raise registry.SpecError(f"data.max_bad is a share of the data, between 0 and 1; got {max_bad}.")
         self.max_bad = max_bad
         self.bucket_by_length, self.max_tokens = bucket_by_length, max_tokens
-        self.seed = seed
+        self.seed, self.cache_features = seed, cache_features
         self.dataset: Dataset = registry.datasets.build(dataset)
         self.dataset.max_bad = max_bad
         self._records: dict[str, Sequence[Record]] = {}
+        self._features: dict[str, FeatureReader] = {}
         self._train_loader: ResumableLoader | None = None
         self._place: dict[str, int] | None = None
 
@@ -148,6 +156,12 @@ class VisionLanguageData(lightning.LightningDataModule):
             self._records[split] = self.dataset.split(split)
         return self._records[split]
 
+    def features(self, split: str) -> FeatureReader:
+        """The features of a split's pictures under `cache_features`; a fit opens it when they are there."""
+        if split not in self._features:
+            self._features[split] = FeatureReader(self.records(split))
+        return self._features[split]
+
     def config(self) -> dict[str, Any]:
         """The plain config of the data, as a checkpoint stores it."""
         names = (
@@ -170,7 +184,7 @@ class VisionLanguageData(lightning.LightningDataModule):
     def train_dataloader(self) -> ResumableLoader:
         items = self.train_items()
         sampler = self.batch_sampler(items, rank=self._rank(), world_size=self._world_size())
-        self._train_loader = ResumableLoader(items, batch_sampler=sampler, **self._options())
+        self._train_loader = ResumableLoader(items, batch_sampler=sampler, **self._options(items))
         if self._place is not None:
             self._train_loader.load_state_dict(self._place)
             self._place = None
@@ -231,7 +245,7 @@ class VisionLanguageData(lightning.LightningDataModule):
     def _each_picture_once(self, split: str) -> DataLoader:
         items = self._items(split, train=False)
         mine = range(self._rank(), len(items), self._world_size())
-        return DataLoader(items, sampler=list(mine), batch_size=self.eval_batch_size, **self._options())
+        return DataLoader(items, sampler=list(mine), batch_size=self.eval_batch_size, **self._options(items))
 
     def _items(self, split: str, train: bool) -> CaptionItems:
         if train:
@@ -244,11 +258,16 @@ class VisionLanguageData(lightning.LightningDataModule):
             self.records(split), tokenizer=self.tokenizer, transform=transform, seed=self._seed(),
             captions=self.captions if train else "first", max_length=self.max_length,
             per_image=self.captions_per_image if train else 1, replace=train,
+            features=self.features(split) if self._encoded() else None,
         )  # fmt: skip
 
-    def _options(self) -> dict[str, Any]:
+    def _encoded(self) -> bool:
+        """Whether pictures come encoded: in a fit with `cache_features`, and nowhere else."""
+        return bool(self.cache_features) and self.trainer is not None and self.trainer.state.fn == "fit"
+
+    def _options(self, items: CaptionItems) -> dict[str, Any]:
         return {
-            "collate_fn": Collate(self.pad_id),
+            "collate_fn": Collate(self.pad_id, items.features),
             "num_workers": self.num_workers,
             "persistent_workers": self.num_workers > 0,
             "pin_memory": torch.cuda.is_available(),
@@ -262,6 +281,17 @@ class VisionLanguageData(lightning.LightningDataModule):
 
     def _world_size(self) -> int:
         return 1 if self.trainer is None else self.trainer.world_size
+
+
+def _require_still(augment: Augmentation) -> None:
+    """Pictures that are encoded once may not look different every time."""
+    on = {name: value for name, value in asdict(augment).items() if value not in (None, False, 0.0)}
+    if on:
+        listed = ", ".join(f"{name} {value}" for name, value in on.items())
+        raise registry.SpecError(
+            f"data.cache_features encodes a picture once, so nothing random may be done to it, and data.augment has "
+            f"{listed}. Set crop_scale: null, flip: false and color_jitter: 0 there, or cache_features: false."
+        )
 
 
 def _sentences(record: Record) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ from velm.losses.weighted import build_losses
 from velm.model import build_model
 from velm.outputs import Batch
 from velm.pipeline import Pipeline
+from velm.training.cache import prepare_features, require_frozen
 from velm.training.distributed import gather_global
 from velm.training.optim import OptimizerConfig, build_optimizer, build_schedule, warm_ema
 from velm.training.resume import seed_step
@@ -117,8 +118,11 @@ class VisionLanguageTask(lightning.LightningModule):
         """See that the data module's sentences are what the model reads and writes.
 
         Raises:
-            SpecError: the text is in the memory and there is nothing else to write, or the decoder is too short.
+            SpecError: the text is in the memory and there is nothing else to write, the decoder is too short, or
+                `cache_features` is set and the image encoder is not frozen.
         """
+        if getattr(data, "cache_features", False):
+            require_frozen(self.model.image_encoder)
         if "decoder" in self.needs and "text" in self.model.memory_sources and not data.has_target:
             raise registry.SpecError(
                 "The decoder attends over the text (memory: [..., text]), so it cannot be asked to write that same "
@@ -131,6 +135,10 @@ class VisionLanguageTask(lightning.LightningModule):
                 f"data.max_length is {data.max_length} tokens, but the decoder holds {limit}: "
                 f"lower data.max_length or raise model.decoder.max_length."
             )
+
+    def on_fit_start(self) -> None:
+        """The weights are as they will be used: a checkpoint's, if there is one."""
+        prepare_features(self)
 
     def on_train_batch_start(self, batch: Batch, batch_index: int) -> None:
         seed_step(self.current_epoch, batch_index, self.global_rank)
