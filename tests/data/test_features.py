@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import shutil
+import subprocess
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -160,10 +161,9 @@ def test_only_what_the_dead_left_is_removed(tmp_path: Path) -> None:
     import socket
 
     host = socket.gethostname()
-    child = os.fork()
-    if child == 0:
-        os._exit(0)
-    os.waitpid(child, 0)
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    child = ended.pid
     names = {f"key.{host}-{child}.part": False, f"key.{host}-{os.getppid()}.part": True, f"key.far-{child}.part": True}
     for name in names:
         (tmp_path / name).mkdir()

@@ -301,9 +301,8 @@ class Killed(Squares):
         return super().forward(images)
 
 
-def test_killed_while_encoding(table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_killed_while_encoding(table: Path, tmp_path: Path) -> None:
     """Half a cache is never read, and is removed by whoever comes next."""
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[2]))  # the child imports this file by its name
     option = {"cache_features": str(tmp_path / "kept")}
     task = {"image_encoder": {"name": f"{__name__}:Killed"}, "freeze": ["image_encoder"]}
     # spawned: a fork of this process would wait for OpenMP's threads, which it does not have
