@@ -25,10 +25,7 @@ from pathlib import Path
 from typing import Any
 
 MIB = 2**20
-WORDS = (
-    "a the two young man woman dog child in on with of and red blue white black brown small large street grass water "
-    "snow beach ball shirt running sitting standing playing looking near over through behind people group field"
-).split()
+SYLLABLES = ("ba", "do", "gi", "lu", "me", "no", "ra", "si", "ta", "vo")
 BLOCK = 250_000  # rows written at once
 
 
@@ -64,6 +61,7 @@ def write(folder: Path, rows: int, captions: int, scattered: bool, kind: str) ->
     from pyarrow import csv, parquet
 
     rng, text_bytes, pictures = np.random.default_rng(0), 0, rows // captions
+    words_of = np.array(SYLLABLES + tuple(a + b for a in SYLLABLES for b in SYLLABLES))  # 2 or 4 letters
     path = folder / f"{rows}-{captions}{'-scattered' if scattered else ''}.{kind}"
     schema = pa.schema([("image_path", pa.string()), ("text", pa.string())])
     make = csv.CSVWriter if kind == "csv" else parquet.ParquetWriter
@@ -72,7 +70,7 @@ def write(folder: Path, rows: int, captions: int, scattered: bool, kind: str) ->
             numbers = np.arange(start, min(start + BLOCK, rows))
             numbers = numbers % pictures if scattered else numbers // captions
             paths = [f"images/{number % 1000:03d}/{number:08d}.jpg" for number in numbers.tolist()]
-            words = np.array(WORDS)[rng.integers(0, len(WORDS), (len(numbers), 11))].tolist()
+            words = words_of[rng.integers(0, len(words_of), (len(numbers), 11))].tolist()
             block = pa.table([paths, [" ".join(each) for each in words]], schema=schema)
             text_bytes += sum(len(value) for column in block.to_pydict().values() for value in column)
             writer.write_table(block)
@@ -150,7 +148,8 @@ def report(args: argparse.Namespace) -> None:
     for workers in args.workers:
         small, large = (run(args, rows, workers) for rows in (1000, args.rows))
         text, base = large["text_bytes"] / MIB, max(small["memory"])
-        print(f"{args.rows:,} rows ({args.kind}), {text:,.0f} MiB of text, {workers} workers; small table {base:,.0f} MiB")
+        print(f"{args.rows:,} rows ({args.kind}), {text:,.0f} MiB of text, {workers} workers")
+        print(f"  small table {base:,.0f} MiB, which is taken off")
         print(f"  opened after {large['opened_s']:.1f} s, first batch after {large['first_batch_s']:.1f} s")
         print(f"  {large['samples']:,} samples taken, {large['samples_s']:,.0f} a second")
         for when, memory in zip(("first batch", "tenth", "half", "end"), large["memory"], strict=False):

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
 
 from velm.data.base import DataError, Record
+from velm.data.indices import Repeats, as_array, first_shown
 from velm.data.tokenizers import Tokenizer
 from velm.outputs import Batch
 
@@ -43,7 +44,7 @@ class Item:
 def text_counts(records: Sequence[Record]) -> np.ndarray:
     """int (records,), the number of texts of each record; asks `records.text_counts` where there is one."""
     known = getattr(records, "text_counts", None)
-    return np.asarray([len(r.texts) for r in records] if known is None else known, dtype=np.int64)
+    return np.asarray([len(r.texts) for r in records] if known is None else known)
 
 
 class CaptionItems(TorchDataset):
@@ -87,15 +88,17 @@ class CaptionItems(TorchDataset):
         self.captions, self.seed, self.max_length, self.has_target = captions, seed, max_length, has_target
         self.per_image = per_image
         counts = text_counts(records)
-        places = np.arange(len(counts))
-        self._place_of = np.repeat(places, counts) if captions == "all" else places
-        _, first, same = np.unique(getattr(records, "pictures", places), return_index=True, return_inverse=True)
-        self._picture = first[same]  # the first record of each picture: an index into the records all the same
-        self.picture_of = self._picture[self._place_of]
-        self._starts = np.cumsum(counts) - counts
+        self._place_of = Repeats(counts) if captions == "all" else range(len(counts))
+        self._picture = first_shown(getattr(records, "pictures", None), len(counts))
 
     def __len__(self) -> int:
-        return len(self.picture_of)
+        return len(self._place_of)
+
+    @property
+    def picture_of(self) -> np.ndarray:
+        """int (samples,), the first record that shows the same picture."""
+        pictures = as_array(self._picture)
+        return self._place_of.spread(pictures) if isinstance(self._place_of, Repeats) else pictures
 
     def __getitem__(self, key: int | tuple[int, int]) -> Item:
         return self._together(key)[0]
@@ -123,8 +126,8 @@ class CaptionItems(TorchDataset):
 
     def _text_index(self, count: int, epoch: int, number: int, sample: int, place: int) -> int:
         """Which caption is the epoch's `number`-th of this sample."""
-        if self.captions == "all":
-            return int(sample - self._starts[place])
+        if isinstance(self._place_of, Repeats):
+            return sample - int(self._place_of.starts[place])
         if self.captions == "first" or count == 1:
             return 0
         lap, turn = divmod(epoch * self.per_image + number, count)  # within a lap each caption comes once

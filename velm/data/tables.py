@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,8 @@ from velm.data.rows import ROW
 from velm.data.table import Table
 
 __all__ = ["CSV", "JSONL", "TSV"]
+
+BLOCK = 4 * 2**20  # bytes of a file that are read at once; no row may be longer
 
 
 class _Delimited(Table):
@@ -29,20 +32,7 @@ class _Delimited(Table):
         except pa.ArrowInvalid as error:
             raise DataError(f"Cannot read {self.path!r} as {type(self).__name__}: {error}") from error
 
-    def read(self, columns: list[str]) -> tuple[pa.Table, list[Fault]]:
-        from pyarrow import csv
-
-        types = {column: pa.large_string() for column in columns}
-        convert = csv.ConvertOptions(
-            column_types=types, include_columns=columns, strings_can_be_null=False, check_utf8=False
-        )
-        try:
-            return csv.read_csv(self.path, parse_options=self._parse_options(), convert_options=convert), []
-        except pa.ArrowInvalid:  # some row has too many columns, or too few; once more, to hear which
-            return self._read_slowly(convert)
-
-    def _read_slowly(self, convert: Any) -> tuple[pa.Table, list[Fault]]:
-        """In one thread, which knows the numbers of rows; those that have too many columns or too few are left out."""
+    def read(self, columns: list[str], faults: list[Fault]) -> Iterator[pa.Table]:
         from pyarrow import csv
 
         odd: list[Any] = []
@@ -51,23 +41,27 @@ class _Delimited(Table):
             odd.append(row)
             return "skip"
 
-        read = csv.ReadOptions(use_threads=False)
-        parse = self._parse_options(leave_out)
+        types = {column: pa.string() for column in columns}
+        convert = csv.ConvertOptions(
+            column_types=types, include_columns=columns, strings_can_be_null=False, check_utf8=False
+        )
+        options = csv.ReadOptions(use_threads=False, block_size=BLOCK)  # in one thread, which knows the numbers of rows
+        done = 0
         try:
-            table = csv.read_csv(self.path, read_options=read, parse_options=parse, convert_options=convert)
+            with csv.open_csv(self.path, options, self._parse_options(leave_out), convert) as blocks:
+                for block in blocks:
+                    yield pa.Table.from_batches([block]).append_column(ROW, _numbers(done, block.num_rows, odd))
+                    done += block.num_rows
         except pa.ArrowInvalid as error:
             raise DataError(f"Cannot read {self.path!r} as {type(self).__name__}: {error}") from error
-        rows = [row.number - 1 for row in odd]  # Arrow counts the header
-        faults = [
+        faults += [
             Fault(
-                f"{self.path}, row {number}",
+                f"{self.path}, row {row.number - 1}",  # Arrow counts the header
                 f"the row has {row.actual_columns} columns, the header {row.expected_columns}: {row.text[:60]!r}",
                 advice="A sentence that holds the separator, or a quotation mark, must be quoted.",
             )
-            for number, row in zip(rows, odd, strict=True)
+            for row in odd
         ]
-        numbers = np.delete(np.arange(1, table.num_rows + len(rows) + 1), np.array(rows, np.int64) - 1)
-        return table.append_column(ROW, pa.array(numbers)), faults
 
     def _parse_options(self, invalid_row_handler: Any = None) -> Any:
         from pyarrow import csv
@@ -75,6 +69,13 @@ class _Delimited(Table):
         return csv.ParseOptions(
             delimiter=self.delimiter, newlines_in_values=True, invalid_row_handler=invalid_row_handler
         )
+
+
+def _numbers(done: int, count: int, odd: list[Any]) -> pa.Array:
+    """int (count,), numbers in the file of the rows after the first `done`, those that are `odd` not among them."""
+    rows = np.arange(done, done + count)
+    before = np.array([row.number - 2 - place for place, row in enumerate(odd)], np.int64)  # good rows before each
+    return pa.array(rows + 1 + np.searchsorted(before, rows, side="right"))
 
 
 class CSV(_Delimited):
@@ -96,10 +97,11 @@ class JSONL(Table):
         self._kept = self._values()
         return list(self._kept[0])
 
-    def read(self, columns: list[str]) -> tuple[pa.Table, list[Fault]]:
-        (values, rows, faults), self._kept = self._kept or self._values(), None
+    def read(self, columns: list[str], faults: list[Fault]) -> Iterator[pa.Table]:
+        (values, rows, odd), self._kept = self._kept or self._values(), None
+        faults += odd
         table = pa.table({column: self._column(column, values[column]) for column in columns})
-        return table.append_column(ROW, pa.array(rows, pa.int64())), faults
+        yield table.append_column(ROW, pa.array(rows, pa.int64()))
 
     def _values(self) -> tuple[dict[str, list[Any]], list[int], list[Fault]]:
         """Every column of the file, None where a line does not have it; the rows' numbers; lines that are no row."""
