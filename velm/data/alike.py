@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from velm.data.columns import same_text, slices
+from velm.data.columns import same_text, slices, text_buffers
 from velm.data.sorting import index_type, parts
 
 __all__ = ["first_alike", "text_hashes"]
@@ -59,13 +59,9 @@ def text_hashes(column: pa.ChunkedArray) -> np.ndarray:
     """
     hashes = np.empty(len(column), np.uint64)
     for start, part in slices(column):
-        wide = pa.types.is_large_string(part.type)
-        _, bounds, content = part.buffers()
-        ends = np.frombuffer(bounds, np.int64 if wide else np.int32)[part.offset : part.offset + len(part) + 1]
-        data = np.frombuffer(b"" if content is None else content, np.uint8)[ends[0] : ends[-1]]
-        ends = ends.astype(np.int64) - ends[0]
+        ends, data = text_buffers(part)
         lengths = np.diff(ends)
-        place = np.arange(len(data)) - np.repeat(ends[:-1], lengths)
+        place = np.arange(len(data), dtype=ends.dtype) - np.repeat(ends[:-1], lengths)
         weights = _weights(max(int(lengths.max()), 1).bit_length())
         sums = np.zeros(len(data) + 1, np.uint64)
         np.cumsum((data.astype(np.uint64) + np.uint64(1)) * weights[place], out=sums[1:])

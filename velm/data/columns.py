@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from mmap import mmap
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-__all__ = ["gathered", "has_text", "same_text", "slices"]
+__all__ = ["compact", "gathered", "has_text", "same_text", "slices", "text_buffers"]
 
 SLICE = 2**16  # rows
 
@@ -50,3 +52,43 @@ def same_text(column: pa.ChunkedArray, rows: np.ndarray, others: np.ndarray) -> 
         equal = pc.or_(pc.fill_null(pc.equal(one, other), False), both)
         same.append(equal.to_numpy(zero_copy_only=False))
     return np.concatenate(same)
+
+
+def compact(column: pa.ChunkedArray) -> pa.Array:
+    """A column in one piece, in pages of its own and no more of them than it needs.
+
+    Builders reserve more than they fill, and pools keep what they are given back; these pages belong to neither, and
+    are shared by all processes that are forked.
+
+    Args:
+        column: string or of numbers, at most 2 GiB.
+    """
+    if pa.types.is_integer(column.type) and not column.null_count:
+        numbers = _pages(len(column), column.type.to_pandas_dtype())
+        numbers[:] = column.to_numpy()
+        return pa.array(numbers)
+    if not pa.types.is_string(column.type) or column.null_count:
+        return pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
+    ends, data = _pages(len(column) + 1, np.int32), _pages(pc.sum(pc.binary_length(column)).as_py() or 0, np.uint8)
+    row, end = 0, 0
+    for chunk in column.chunks:
+        bounds, content = text_buffers(chunk)
+        data[end : end + len(content)] = content
+        ends[row + 1 : row + len(bounds)] = bounds[1:] + end
+        row, end = row + len(chunk), end + len(content)
+    return pa.StringArray.from_buffers(len(column), pa.py_buffer(ends), pa.py_buffer(data))
+
+
+def _pages(count: int, kind: Any) -> np.ndarray:
+    """Zeros, (count,)."""
+    return np.frombuffer(mmap(-1, max(count, 1) * np.dtype(kind).itemsize), kind)[:count]
+
+
+def text_buffers(chunk: pa.Array) -> tuple[np.ndarray, np.ndarray]:
+    """Where texts begin and the last ends, int (rows + 1,) from 0, and the bytes of all of them, uint8."""
+    _, offsets, content = chunk.buffers()
+    kind = np.int64 if pa.types.is_large_string(chunk.type) else np.int32
+    bounds = np.zeros(1, kind) if offsets is None else np.frombuffer(offsets, kind)
+    bounds = bounds[chunk.offset : chunk.offset + len(chunk) + 1]
+    data = np.frombuffer(b"" if content is None else content, np.uint8)[bounds[0] : bounds[-1]]
+    return bounds - bounds[0], data

@@ -110,9 +110,9 @@ class PictureBatchSampler(Sampler[list]):
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         epoch, skipped, self._skipped = self.epoch, self._skipped, 0
-        order = self._order(epoch)
-        for end, size in list(zip(np.cumsum(self._sizes), self._sizes, strict=True))[skipped:]:
-            batch = order[end - size : end]
+        order, ends = self._order(epoch), np.cumsum(self._sizes)
+        for number in range(skipped, len(ends)):
+            batch = order[ends[number] - self._sizes[number] : ends[number]]
             yield [(epoch, sample) for sample in np.array_split(batch, self.world_size)[self.rank].tolist()]
 
     def global_batches(self, epoch: int) -> list[np.ndarray]:
@@ -122,16 +122,19 @@ class PictureBatchSampler(Sampler[list]):
     def _order(self, epoch: int) -> np.ndarray:
         """int (used,), the samples of an epoch, batch after batch."""
         rng = np.random.default_rng((self.seed, epoch)) if self.shuffle else None
-        used, kept = int(self._sizes.sum()), np.arange(self._samples, dtype=index_type(self._samples))
-        if used < len(kept):
-            kept = kept[:used] if rng is None else np.sort(rng.permutation(kept)[:used])
-        if self._picture is None:
-            return kept[_spread_single(used, rng)]
-        picture = self._picture[kept]
+        used = int(self._sizes.sum())
+        if used == self._samples:
+            return self._spread_out(self._picture, used, rng)
+        kept = np.arange(self._samples, dtype=index_type(self._samples))
+        kept = kept[:used] if rng is None else np.sort(rng.permutation(kept)[:used])
+        return kept[self._spread_out(None if self._picture is None else self._picture[kept], used, rng)]
+
+    def _spread_out(self, picture: np.ndarray | None, total: int, rng: np.random.Generator | None) -> np.ndarray:
+        """int (total,), the order of samples that show these pictures; None, each its own."""
+        if picture is None:
+            return _spread_single(total, rng)
         order = _repaired(_spread(picture, rng), picture, self._sizes)
-        if order is None:
-            order = _dealt(picture, self._sizes, rng)
-        return kept[order]
+        return _dealt(picture, self._sizes, rng) if order is None else order
 
 
 def _numbered(picture_of: np.ndarray) -> np.ndarray | None:

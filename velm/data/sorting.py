@@ -29,7 +29,9 @@ def parts(keys: np.ndarray) -> Iterator[np.ndarray]:
         yield np.arange(len(keys), dtype=kind)
         return
     least, most = keys.min(), keys.max()
-    width = (most - least) / PARTS if keys.dtype.kind == "f" else keys.dtype.type((int(most) - int(least)) // PARTS + 1)
+    width: Any = (most - least) / PARTS if keys.dtype.kind == "f" else (int(most) - int(least)) // PARTS + 1
+    if keys.dtype.kind == "i":  # differences may be too large for a signed number, and wrap to the right unsigned one
+        keys, least = (each.view(f"u{keys.dtype.itemsize}") for each in (keys, least))
     part_of = np.empty(len(keys), np.uint8)
     for start in range(0, len(keys), PART):
         some = keys[start : start + PART] - least

@@ -8,10 +8,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from velm.data.base import DataError
+from velm.data.columns import compact
 
 __all__ = ["by_split"]
 
-PIECE = 32 * 2**20  # bytes that are joined to one chunk: few chunks to look a row up in, little to copy at once
+PIECE = 16 * 2**20  # bytes that are joined to one chunk: few chunks to look a row up in, little to copy at once
 MANY = 10_000  # splits; a column with more of them says something else
 
 
@@ -55,7 +56,8 @@ def _parts(block: pa.Table) -> Iterator[tuple[str | None, pa.Table]]:
 
 
 def _joined(parts: list[pa.Table]) -> pa.Table:
-    return _together(parts).combine_chunks()
+    together = _together(parts)
+    return pa.table({name: compact(together[name]) for name in together.column_names})
 
 
 def _together(parts: list[pa.Table]) -> pa.Table:

@@ -17,7 +17,7 @@ from velm.data.table import Table
 
 __all__ = ["CSV", "JSONL", "TSV"]
 
-BLOCK = 4 * 2**20  # bytes of a file that are read at once; no row may be longer
+BLOCK = 2**20  # bytes of a file that are read at once; no row may be longer
 
 
 class _Delimited(Table):
