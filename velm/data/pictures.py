@@ -54,23 +54,29 @@ def _forbid_two(columns: Mapping[str, pa.ChunkedArray], later: np.ndarray, first
         )
 
 
-def overlap(keys: Mapping[str | None, pa.ChunkedArray]) -> tuple[int, dict[str, list[str | None]]]:
-    """Pictures that are in more than one split: how many there are, and some with their splits.
+def overlap(tables: Mapping[str | None, pa.Table], key: str) -> tuple[int, dict[str, list[str | None]]]:
+    """Pictures that are in more than one split: how many there are, and the first ones with their splits.
 
     Args:
-        keys: by split what tells its pictures apart; a blank one tells nothing.
+        tables: by split, with `ROW`.
+        key: the column that tells pictures apart; what is blank tells nothing.
     """
-    names, columns = list(keys), list(keys.values())
-    everything = pa.chunked_array([chunk for column in columns for chunk in column.chunks], columns[0].type)
-    first = first_alike(everything) if len(names) > 1 else None
+    names, columns = list(tables), [table[key] for table in tables.values()]
+    if len(names) < 2:
+        return 0, {}
+    everything = pa.chunked_array([chunk for column in columns for chunk in column.chunks])
+    first = first_alike(everything)
     if first is None:
         return 0, {}
     split_of = np.repeat(np.arange(len(names), dtype=np.int16), [len(column) for column in columns])
     elsewhere = np.flatnonzero(split_of != split_of[first])
-    owners = first[elsewhere]
-    twice = np.unique(owners[has_text(everything).to_numpy()[owners]])
+    elsewhere = elsewhere[has_text(everything).to_numpy()[elsewhere]]
+    twice = np.unique(first[elsewhere])
+    rows = np.concatenate([twice, elsewhere])
+    rows = rows[np.argsort(np.concatenate([table[ROW].to_numpy() for table in tables.values()])[rows], kind="stable")]
+    owners, begin = np.unique(first[rows], return_index=True)
     some = {}
-    for owner in twice[:3].tolist():
-        splits = [split_of[owner], *np.unique(split_of[elsewhere[owners == owner]])]
+    for owner in owners[np.argsort(begin)][:3].tolist():
+        splits = dict.fromkeys(split_of[rows[first[rows] == owner]].tolist())
         some[everything[owner].as_py()] = [names[split] for split in splits]
     return len(twice), some

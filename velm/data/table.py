@@ -203,7 +203,7 @@ class Table(Dataset):
         key = next((name for name in ("image_id", "image") if name in self.names), None)
         if "split" not in self.names or key is None or not tables:
             return
-        count, some = overlap({split: table[key] for split, table in tables.items()})
+        count, some = overlap(tables, key)
         if count:
             listed = [f"{name!r} in {' and '.join(map(str, splits))}" for name, splits in some.items()]
             raise DataError(

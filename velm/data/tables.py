@@ -18,6 +18,7 @@ from velm.data.table import Table
 __all__ = ["CSV", "JSONL", "TSV"]
 
 BLOCK = 2**20  # bytes of a file that are read at once; no row may be longer
+LINES = 50_000  # of JSON that are Python's at once
 
 
 class _Delimited(Table):
@@ -91,22 +92,23 @@ class TSV(_Delimited):
 class JSONL(Table):
     """One JSON object a line, UTF-8; the sentences of a row may be a list."""
 
-    _kept: tuple[dict[str, list[Any]], list[int], list[Fault]] | None = None  # so that the file is parsed once
+    _kept: tuple[list[str], list[pa.Table], list[Fault]] | None = None  # so that the file is parsed once
 
     def columns(self) -> list[str]:
-        self._kept = self._values()
-        return list(self._kept[0])
+        self._kept = self._parsed()
+        return self._kept[0]
 
     def read(self, columns: list[str], faults: list[Fault]) -> Iterator[pa.Table]:
-        (values, rows, odd), self._kept = self._kept or self._values(), None
+        (_, blocks, odd), self._kept = self._kept or self._parsed(), None
         faults += odd
-        table = pa.table({column: self._column(column, values[column]) for column in columns})
-        yield table.append_column(ROW, pa.array(rows, pa.int64()))
+        while blocks:
+            yield blocks.pop(0)
 
-    def _values(self) -> tuple[dict[str, list[Any]], list[int], list[Fault]]:
-        """Every column of the file, None where a line does not have it; the rows' numbers; lines that are no row."""
-        values: dict[str, list[Any]] = {}
-        rows: list[int] = []
+    def _parsed(self) -> tuple[list[str], list[pa.Table], list[Fault]]:
+        """The names of all columns; the rows of those in use, None where a line lacks one; lines that are no row."""
+        names: dict[str, None] = {}
+        waiting: list[tuple[int, dict[str, Any]]] = []  # numbers and rows
+        blocks: list[pa.Table] = []
         faults: list[Fault] = []
         with pa.input_stream(self.path, compression="detect") as stream, io.BufferedReader(stream) as lines:
             for number, line in enumerate(filter(bytes.strip, lines), start=1):
@@ -115,14 +117,19 @@ class JSONL(Table):
                 except ValueError as error:
                     faults.append(Fault(f"{self.path}, row {number}", str(error)))
                     continue
-                for column, value in row.items():
-                    values.setdefault(column, [None] * len(rows)).append(value)
-                for column in values.keys() - row.keys():
-                    values[column].append(None)
-                rows.append(number)
-        if not rows:
+                names |= dict.fromkeys(row)
+                waiting.append((number, row))
+                if len(waiting) == LINES:
+                    blocks.append(self._block(waiting))
+                    waiting = []
+        if not waiting and not blocks:
             check_share(faults, 0, self.max_bad, repr(self.path))
-        return values, rows, faults
+        blocks += [self._block(waiting)] if waiting else []
+        return list(names), self._of_one_kind(blocks), faults
+
+    def _block(self, numbered: list[tuple[int, dict[str, Any]]]) -> pa.Table:
+        table = {name: self._column(name, [row.get(name) for _, row in numbered]) for name in self.names.values()}
+        return pa.table({**table, ROW: pa.array([number for number, _ in numbered], pa.int64())})
 
     def _column(self, name: str, values: list[Any]) -> pa.Array:
         if any(isinstance(value, list) for value in values):
@@ -131,6 +138,26 @@ class JSONL(Table):
             return pa.array(values)
         except pa.ArrowException as error:
             raise DataError(f"Column {name!r} of {self.path!r} holds values of several kinds: {error}") from error
+
+    def _of_one_kind(self, blocks: list[pa.Table]) -> list[pa.Table]:
+        """As within a block: all are lists where some are, and text and numbers are not one column."""
+        for name in self.names.values():
+            kinds = {block[name].type for block in blocks}
+            flat = {kind.value_type if pa.types.is_list(kind) else kind for kind in kinds} - {pa.null()}
+            if len(flat) > 1 and flat != {pa.int64(), pa.float64()}:
+                listed = " and ".join(sorted(map(str, flat)))
+                raise DataError(f"Column {name!r} of {self.path!r} holds values of several kinds: {listed}")
+            if any(map(pa.types.is_list, kinds)):
+                blocks = [b.set_column(b.column_names.index(name), name, _lists(b[name])) for b in blocks]
+        return blocks
+
+
+def _lists(column: pa.ChunkedArray) -> pa.ChunkedArray | pa.Array:
+    """Every value as a list of itself, a missing one as an empty list; lists as they are."""
+    if pa.types.is_list(column.type):
+        return column
+    ends = np.cumsum([0, *column.is_valid().to_numpy()], dtype=np.int32)
+    return pa.ListArray.from_arrays(ends, pa.concat_arrays(column.chunks).drop_null())
 
 
 def _object(line: bytes) -> dict[str, Any]:
