@@ -7,11 +7,12 @@ writes a seeded table into the folder (once; 0.9 GB), and opens it in a process 
 Lightning take by themselves; that is taken off. Pictures are left out (`check_files: false`, no transform): their bytes
 are not the table's. The tokenizer is `byte`, which has nothing to learn, so that start-up is the table's alone.
 
-    memory   PSS, shared pages counted once, of the main process and its workers together (/proc/PID/smaps_rollup)
+    memory   of the main process and its workers together, shared pages counted once: PSS of /proc/PID/smaps_rollup
+             without program files, which other programs may happen to share
     peak     largest resident memory of the main process, as /usr/bin/time -v gives it
     ratio    memory over the small table's, divided by the bytes of paths and sentences
 
-Ten million rows take ten minutes an epoch on one core; --batches 20000 stops before its end. Linux only.
+An epoch of ten million takes some minutes; --batches 5000 stops before its end. Linux only.
 """
 
 from __future__ import annotations
@@ -116,7 +117,7 @@ def shared_out() -> float:
     own = Path("/proc/self").resolve()
     family = [own] + [p for p in own.parent.glob("[0-9]*") if f"\nPPid:\t{own.name}\n" in _read(p / "status")]
     lines = [line for each in family for line in _read(each / "smaps_rollup").splitlines()]
-    return sum(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1024
+    return sum(int(line.split()[1]) for line in lines if line.startswith(("Pss_Anon:", "Pss_Shmem:"))) / 1024
 
 
 def _read(path: Path) -> str:

@@ -12,8 +12,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from velm.data.faults import Fault, undecodable
+from velm.data.indices import as_array
 
-__all__ = ["ROW", "Odd", "named_faults", "parted", "take_out", "text_values", "without_undecodable"]
+__all__ = [
+    "ROW", "Odd", "named_faults", "numbered", "parted", "take_out", "text_values", "unnumbered",
+    "without_undecodable",
+]  # fmt: skip
 
 ROW = "__row__"  # column: the row's number in its file, from 1, the header not counted
 
@@ -94,6 +98,19 @@ def without_undecodable(table: pa.Table) -> tuple[pa.Table, Odd]:
         if pa.types.is_string(table[name].type) or pa.types.is_large_string(table[name].type):
             causes |= dict.fromkeys(undecodable(table[name]), f"the column of its {name} is not UTF-8")
     return parted(table, causes)
+
+
+def unnumbered(table: pa.Table) -> tuple[pa.Table, range | None]:
+    """A table without `ROW`, and its numbers, where they follow one another; else the table as it is, and None."""
+    numbers = table[ROW].to_numpy()
+    if not len(numbers) or (numbers[1:] - numbers[:-1] != 1).any():
+        return table, None
+    return table.drop_columns([ROW]), range(int(numbers[0]), int(numbers[-1]) + 1)
+
+
+def numbered(table: pa.Table, numbers: range | None) -> pa.Table:
+    """The table that `unnumbered` had."""
+    return table if numbers is None else table.append_column(ROW, pa.array(as_array(numbers)))
 
 
 def _present(kept: pa.ChunkedArray, odd: pa.ChunkedArray) -> set[Any]:

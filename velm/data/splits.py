@@ -12,7 +12,7 @@ from velm.data.columns import compact
 
 __all__ = ["by_split"]
 
-PIECE = 16 * 2**20  # bytes that are joined to one chunk: few chunks to look a row up in, little to copy at once
+PIECE = 4 * 2**20  # bytes that are joined to one chunk: chunks enough to have little twice, few to look a row up in
 MANY = 10_000  # splits; a column with more of them says something else
 
 

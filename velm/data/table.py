@@ -20,7 +20,7 @@ from velm.data.faults import Fault, check_share, odd_texts, places
 from velm.data.missing import missing_pictures
 from velm.data.pictures import overlap, picture_numbers
 from velm.data.records import TableRecords, distinct, existing_path, nearest, opened
-from velm.data.rows import ROW, Odd, named_faults, take_out, text_values, without_undecodable
+from velm.data.rows import ROW, Odd, named_faults, numbered, take_out, text_values, unnumbered, without_undecodable
 from velm.data.sorting import index_type
 from velm.data.splits import by_split
 
@@ -86,7 +86,7 @@ class Table(Dataset):
         self.splits = splits or {}
         self.missing_image, self.check_files = missing_image, check_files
         self.allow_outside, self.allow_overlap = allow_outside, allow_overlap
-        self._read: dict[str | None, pa.Table] | None = None
+        self._read: dict[str | None, tuple[pa.Table, range | None]] | None = None  # by split, with numbers of rows
         self._unread: list[tuple[str | None, Fault]] = []  # with the split that each is of, where that is known
 
     @abstractmethod
@@ -110,7 +110,10 @@ class Table(Dataset):
         if not table.num_rows:
             check_share(faults, 0, self.max_bad, where)
         columns = dict(zip(table.column_names, table.columns, strict=True))
-        records = TableRecords(columns, self._pictures(columns), self.root, self.encoded())
+        picture = self._pictures(columns)
+        if self.encoded() is None and ("image_id" in columns or ("image" in columns and self.missing_image != "blank")):
+            del columns[ROW]  # every record has a name of its own
+        records = TableRecords(columns, picture, self.root, self.encoded())
         if self.check_files and "image" in columns:
             faults += missing_pictures(self.root, distinct(columns["image"]))
         check_share(faults, len(records), self.max_bad, where)
@@ -119,28 +122,30 @@ class Table(Dataset):
 
     def _rows(self, name: str) -> pa.Table:
         tables, theirs = self._tables(), self.splits.get(name, name)
-        rows = sum(table.num_rows for table in tables.values())
+        rows = sum(table.num_rows for table, _ in tables.values())
         if not rows and self._unread:
             check_share([fault for _, fault in self._unread], 0, self.max_bad, repr(self.path))
         if "split" not in self.names:
             if name == "train" and rows:
-                return tables[None]
+                return numbered(*tables[None])
             raise MissingSplitError(
                 f"{self.path!r} has no split {name!r}: split_column is null, so its {rows} rows are 'train'. "
                 f"Name the column that holds the split."
             )
         if theirs not in tables:
             ours = {theirs: our for our, theirs in self.splits.items()}
-            listed = ", ".join(f"{ours.get(split or '', split)!r} ({t.num_rows} rows)" for split, t in tables.items())
+            listed = ", ".join(
+                f"{ours.get(split or '', split)!r} ({t.num_rows} rows)" for split, (t, _) in tables.items()
+            )
             raise MissingSplitError(
                 f"{self.path!r} has no rows of split {theirs!r} in column "
                 f"{self.names['split']!r}. It has: {listed or 'no rows at all'}. "
                 f"If a split has another name there, say so: splits: {{{name}: <its name>}}."
             )
-        return tables[theirs]
+        return numbered(*tables[theirs])
 
-    def _tables(self) -> dict[str | None, pa.Table]:
-        """By split the columns in use under our names, one row a sentence, with `ROW`; read once."""
+    def _tables(self) -> dict[str | None, tuple[pa.Table, range | None]]:
+        """By split the columns in use under our names, one row a sentence, `unnumbered`; read once."""
         if self._read is None:
             self._require_columns()
             unread: list[Fault] = []
@@ -149,7 +154,7 @@ class Table(Dataset):
             self._unread = [(None, fault) for fault in unread] + self._unusable(*odd, list(tables.values()))
             if not self.allow_overlap:
                 self._forbid_overlap(tables)
-            self._read = tables
+            self._read = {split: unnumbered(table) for split, table in tables.items()}
         return self._read
 
     def _blocks(self, unread: list[Fault], undecodable: list[Odd], empty: list[Odd]) -> Iterator[pa.Table]:
