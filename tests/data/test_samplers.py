@@ -175,3 +175,33 @@ def test_lightning_finds_set_epoch() -> None:
 def test_impossible_options_are_refused(options, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         PictureBatchSampler(**options)
+
+
+def test_the_order_is_what_it_always_was() -> None:
+    """A run that goes on, goes on in the order it began with, also by a later version."""
+    singles = PictureBatchSampler(picture_of=pictures(6, 1), batch_size=2, seed=1)
+    singles.set_epoch(2)
+    assert list(singles) == [[(2, 2), (2, 3)], [(2, 0), (2, 5)], [(2, 1), (2, 4)]]
+    pairs = PictureBatchSampler(picture_of=pictures(4, 2), batch_size=3, seed=1, drop_last=True)
+    assert list(pairs) == [[(0, 4), (0, 1), (0, 2)], [(0, 5), (0, 0), (0, 6)]]
+    ranks = [
+        PictureBatchSampler(picture_of=pictures(4, 2), batch_size=2, seed=5, rank=r, world_size=2, drop_last=True)
+        for r in range(2)
+    ]
+    for rank in ranks:
+        rank.set_epoch(1)
+    assert [flat(list(rank)) for rank in ranks] == [[2, 4, 3, 1], [0, 7, 6, 5]]
+    ragged_ones = PictureBatchSampler(picture_of=np.array([3, 3, 9, 4, 4, 4, 7, 1]), batch_size=3, seed=5)
+    assert [batch.tolist() for batch in ragged_ones.global_batches(4)] == [[7, 2, 5], [1, 3, 6], [4, 0]]
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+@pytest.mark.parametrize("drop_last", [True, False])
+def test_pictures_of_one_sample_each_come_in_the_order_of_all_others(shuffle: bool, drop_last: bool) -> None:
+    """The way that does not look at the pictures is only faster."""
+    options = {"batch_size": 7, "shuffle": shuffle, "drop_last": drop_last, "seed": 3}
+    quick = PictureBatchSampler(picture_of=pictures(103, 1), **options)
+    slow = PictureBatchSampler(picture_of=pictures(103, 1), **options)
+    assert quick._picture is None
+    slow._picture = np.arange(103, dtype=np.int32)
+    assert list(quick) == list(slow)

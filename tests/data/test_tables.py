@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 from pyarrow import parquet
 
+from velm.data import splits, tables
 from velm.data.base import DataError, Record
 from velm.data.parquet import Parquet
 from velm.data.tables import CSV, JSONL, TSV
@@ -311,3 +312,52 @@ def test_weights_that_are_none(tmp_path: Path, weight: str) -> None:
     lists = [{"text": ["a", "b"], "w": [1]}]
     options = {"image_column": None, "image_id_column": None, "split_column": None, "weight_column": "w"}
     assert "2 texts but 1 weights" in error(write(tmp_path, "jsonl", lists), kind=JSONL, **options)
+
+
+def messy(kind: str) -> str:
+    """Rows of 40 pictures in three splits, out of order, many of them bad in one way or another."""
+    pictures = [i * 7 % 40 for i in range(400)]
+    content = [
+        {
+            "image_path": "" if i % 31 == 0 else f"../{i}.png" if i % 37 == 0 else f"images/{picture}.png",
+            "text": "" if i % 11 == 0 or picture == 39 else f"a long sentence that has the number {i}",
+            "split": ("train", "train", "val", "test")[picture % 4],
+        }
+        for i, picture in enumerate(pictures)
+    ]
+    if kind == "jsonl":
+        lines = [json.dumps(row if i % 5 else {**row, "text": [row["text"], "b"]}) for i, row in enumerate(content)]
+        return "".join("[1]\n" if i % 23 == 0 else line + "\n" for i, line in enumerate(lines))
+    lines = [",".join(row.values()) for row in content]
+    bad = {i: line + ",one more" for i, line in enumerate(lines) if i % 29 == 0} | {
+        i: line.replace("long", "\udcff") for i, line in enumerate(lines) if i % 17 == 0
+    }
+    return "\n".join(["image_path,text,split", *(bad.get(i, line) for i, line in enumerate(lines)), ""])
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+@pytest.mark.filterwarnings("ignore:.* cannot be used")
+def test_the_size_of_blocks_changes_nothing(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / f"data.{kind}"
+    path.write_text(messy(kind), encoding="utf-8", errors="surrogateescape")
+    found = []
+    for small in (False, True):
+        if small:
+            monkeypatch.setattr(tables, "BLOCK", 200)
+            monkeypatch.setattr(tables, "LINES", 3)
+            monkeypatch.setattr(splits, "PIECE", 500)
+        data = KINDS[kind](path=str(path), image_id_column=None, check_files=False)
+        data.max_bad = 9.0  # a picture can be bad in several ways
+        train, val = data.split("train"), data.split("val")
+        found.append((list(train), train.faults, list(val), val.faults))
+    assert found[0] == found[1]
+    assert len(found[0][0]) > 15
+    assert len(found[0][1]) > 40
+
+
+def test_json_lines_of_several_kinds_are_found_in_any_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tables, "LINES", 1)
+    content = [{"text": "a"}, {"text": None}, {"text": ["b"]}, {"text": 3}]
+    options = {"image_column": None, "image_id_column": None, "split_column": None, "kind": JSONL}
+    assert "'text' of" in (message := error(write(tmp_path, "jsonl", content), **options))
+    assert "holds values of several kinds: int64 and string" in message

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -54,7 +54,7 @@ class LengthBatchSampler(PictureBatchSampler):
         )
 
     def _plan(self) -> None:
-        if len(np.unique(self.picture_of)) < len(self.picture_of):
+        if self._picture is not None and int(self._picture.max()) + 1 < self._samples:
             raise ValueError(
                 "bucket_by_length and max_tokens need each picture once an epoch, and this split shows some more "
                 "often: its sentences of like length would meet in a batch. Set captions to random, weighted or first."
@@ -74,13 +74,13 @@ class LengthBatchSampler(PictureBatchSampler):
             )
         self._sizes = np.array(_within_budget(ceilings, self.max_tokens, self.world_size))
 
-    def global_batches(self, epoch: int) -> list[np.ndarray]:
-        """The samples of every global batch of an epoch; each row is shared out among the ranks."""
+    def _batches(self, epoch: int) -> Iterator[np.ndarray]:
         rng = np.random.default_rng((self.seed, epoch))
         chosen = rng.permutation(len(self.lengths))[: int(self._sizes.sum())]
         by_length = chosen[np.argsort(self.lengths[chosen], kind="stable")]
         batches = np.split(by_length, np.cumsum(self._sizes)[:-1])
-        return [rng.permutation(batches[i]) for i in rng.permutation(len(batches)).tolist()]
+        for number in rng.permutation(len(batches)).tolist():
+            yield rng.permutation(batches[number])
 
 
 def _within_budget(lengths: np.ndarray, budget: int, world_size: int) -> list[int]:

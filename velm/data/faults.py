@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from velm.data.base import DataError
+from velm.data.columns import has_text, slices
 
 __all__ = [
     "LONGEST", "BadDataError", "Fault", "as_weights", "check_share", "count_bad", "odd_texts", "places",
@@ -131,11 +132,13 @@ def sound_texts(texts: Sequence[str], path: str) -> tuple[list[str], list[Fault]
 
 def odd_texts(column: pa.ChunkedArray | pa.Array) -> dict[int, str]:
     """`text_fault` of a whole column, by place; null is empty too."""
-    lengths = pc.fill_null(pc.utf8_length(column), 0)
-    blank = pc.equal(pc.fill_null(pc.utf8_length(pc.utf8_trim_whitespace(column)), 0), 0)
-    odd = {place: _too_long(lengths[place].as_py()) for place in places(pc.greater(lengths, LONGEST))}
-    odd |= dict.fromkeys(places(pc.match_substring(column, "\0")), "holds NUL characters")
-    return odd | dict.fromkeys(places(blank), "is empty")
+    odd: dict[int, str] = {}
+    for start, part in slices(column):
+        lengths = pc.fill_null(pc.utf8_length(part), 0)
+        odd |= {start + place: _too_long(lengths[place].as_py()) for place in places(pc.greater(lengths, LONGEST))}
+        odd |= {start + place: "holds NUL characters" for place in places(pc.match_substring(part, "\0"))}
+        odd |= {start + place: "is empty" for place in places(pc.invert(has_text(part)))}
+    return odd
 
 
 def as_weights(column: pa.ChunkedArray) -> tuple[pa.ChunkedArray, dict[int, str]]:

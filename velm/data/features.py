@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from velm.data.base import DataError, Record
-from velm.data.items import first_shown
+from velm.data.indices import first_shown
 from velm.data.reading import read_batches
 from velm.data.transforms import EvalTransform
 from velm.outputs import EncodedImages, EncoderOutput
@@ -37,7 +37,7 @@ class Pictures(Sequence[Any]):
 
     def __init__(self, records: Sequence[Record]) -> None:
         self.records = records
-        self.places = np.unique(first_shown(records))
+        self.places = np.unique(first_shown(getattr(records, "pictures", None), len(records)))
 
     def __len__(self) -> int:
         return len(self.places) + 1

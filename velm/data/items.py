@@ -12,12 +12,13 @@ from torch.utils.data import Dataset as TorchDataset
 
 from velm.data.base import DataError, Record, image_name
 from velm.data.faults import Fault, text_fault
+from velm.data.indices import Repeats, as_array, first_shown
 from velm.data.tokenizers import Tokenizer
 
 if TYPE_CHECKING:
     from velm.data.features import FeatureReader
 
-__all__ = ["DRAWN", "CaptionItems", "Captions", "Item", "cut", "first_shown", "text_counts"]
+__all__ = ["DRAWN", "CaptionItems", "Captions", "Item", "cut", "text_counts"]
 
 Captions = Literal["random", "weighted", "all", "first"]
 DRAWN = ("random", "weighted")  # one sample a picture, its sentences by turns
@@ -47,14 +48,7 @@ class Item:
 def text_counts(records: Sequence[Record]) -> np.ndarray:
     """int (records,), the number of texts of each record; asks `records.text_counts` where there is one."""
     known = getattr(records, "text_counts", None)
-    return np.asarray([len(r.texts) for r in records] if known is None else known, dtype=np.int64)
-
-
-def first_shown(records: Sequence[Record]) -> np.ndarray:
-    """int (records,), the place of the first record that shows the same picture; asks `records.pictures` for it."""
-    pictures = getattr(records, "pictures", np.arange(len(records)))
-    _, first, same = np.unique(pictures, return_index=True, return_inverse=True)
-    return first[same]
+    return np.asarray([len(r.texts) for r in records] if known is None else known)
 
 
 class CaptionItems(TorchDataset):
@@ -107,14 +101,17 @@ class CaptionItems(TorchDataset):
         self.captions, self.seed, self.max_length, self.has_target = captions, seed, max_length, has_target
         self.per_image, self.replace, self.features = per_image, replace, features
         counts = text_counts(records)
-        places = np.arange(len(counts))
-        self._place_of = np.repeat(places, counts) if captions == "all" else places
-        self._picture = first_shown(records)  # an index into the records all the same
-        self.picture_of = self._picture[self._place_of]
-        self._starts = np.cumsum(counts) - counts
+        self._place_of = Repeats(counts) if captions == "all" else range(len(counts))
+        self._picture = first_shown(getattr(records, "pictures", None), len(counts))
 
     def __len__(self) -> int:
-        return len(self.picture_of)
+        return len(self._place_of)
+
+    @property
+    def picture_of(self) -> np.ndarray:
+        """int (samples,), the first record that shows the same picture."""
+        pictures = as_array(self._picture)
+        return self._place_of.spread(pictures) if isinstance(self._place_of, Repeats) else pictures
 
     def __getitem__(self, key: int | tuple[int, int]) -> Item:
         return self._together(*_epoch_and_sample(key))[0]
@@ -176,8 +173,8 @@ class CaptionItems(TorchDataset):
 
     def _text_index(self, count: int, epoch: int, number: int, sample: int, place: int) -> int:
         """Which caption is the epoch's `number`-th of this sample."""
-        if self.captions == "all":
-            return int(sample - self._starts[place])
+        if isinstance(self._place_of, Repeats):
+            return sample - int(self._place_of.starts[place])
         if self.captions == "first" or count == 1:
             return 0
         lap, turn = divmod(epoch * self.per_image + number, count)  # within a lap each caption comes once

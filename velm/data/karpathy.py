@@ -12,7 +12,8 @@ import pyarrow as pa
 
 from velm.data.base import DataError, Dataset, MissingSplitError
 from velm.data.faults import check_share, sound_texts
-from velm.data.records import TableRecords, existing_path, missing_pictures
+from velm.data.missing import missing_pictures
+from velm.data.records import TableRecords, existing_path
 
 __all__ = ["Karpathy"]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal
@@ -15,6 +16,7 @@ from pyarrow import parquet
 from velm.data.base import DataError, EncodedImage
 from velm.data.faults import Fault
 from velm.data.records import row_names
+from velm.data.rows import ROW
 from velm.data.table import Table
 
 __all__ = ["Parquet"]
@@ -63,11 +65,16 @@ class Parquet(Table):
     def columns(self) -> list[str]:
         return list(self._schema().names)
 
-    def read(self, columns: list[str]) -> tuple[pa.Table, list[Fault]]:
-        if self.image_bytes_column is None:
-            return parquet.read_table(self.path, columns=columns), []
-        table = parquet.read_table(self.path, columns=[c for c in columns if c != self.image_bytes_column])
-        return table.append_column(self.image_bytes_column, self._numbered()), []
+    def read(self, columns: list[str], faults: list[Fault]) -> Iterator[pa.Table]:
+        inside, done = self.image_bytes_column, 0
+        numbered = None if inside is None else self._numbered()
+        with parquet.ParquetFile(self.path, pre_buffer=False) as file:
+            for batch in file.iter_batches(columns=[column for column in columns if column != inside]):
+                table, rows = pa.Table.from_batches([batch]), batch.num_rows
+                if numbered is not None:
+                    table = table.append_column(inside, numbered.slice(done, rows))
+                yield table.append_column(ROW, pa.array(np.arange(done + 1, done + rows + 1)))
+                done += rows
 
     def encoded(self) -> Cells | None:
         return None if self.image_bytes_column is None else Cells(self.path, self._leaf())
@@ -75,7 +82,7 @@ class Parquet(Table):
     def _folder(self) -> str | None:
         return self.root if self.image_bytes_column is None else None
 
-    def _pictures(self, columns: dict[str, pa.Array]) -> np.ndarray:
+    def _pictures(self, columns: dict[str, pa.ChunkedArray]) -> np.ndarray | None:
         """By id alone where there are bytes and ids: comparing bytes would read them all."""
         if self.image_bytes_column is not None and "image_id" in columns:
             columns = {name: column for name, column in columns.items() if name != "image"}

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from velm.data.base import DataError, EncodedImage, Record, Records, no_picture
+from velm.data.base import DataError, EncodedImage, Record, Records
+from velm.data.columns import slices
 from velm.data.faults import Fault, places
-from velm.data.rows import ROW, take_out
+from velm.data.rows import ROW, Odd, named_faults, parted
+from velm.data.sorting import index_type, stable_order
 
-__all__ = ["TableRecords", "existing_path", "missing_pictures", "nearest"]
+__all__ = ["TableRecords", "existing_path", "flattened", "nearest", "opened"]
 
 
 class TableRecords(Records):
@@ -23,8 +25,8 @@ class TableRecords(Records):
 
     def __init__(
         self,
-        columns: dict[str, pa.Array],
-        picture: np.ndarray,
+        columns: dict[str, pa.ChunkedArray | pa.Array],
+        picture: np.ndarray | None,
         root: str = "",
         encoded: Callable[[int], EncodedImage] | None = None,
     ) -> None:
@@ -32,23 +34,50 @@ class TableRecords(Records):
 
         Args:
             columns: 'text', and 'image', 'image_id', 'target', 'weight' where there are.
-            picture: int (rows,), which picture a row shows, numbered in the order they come.
+            picture: int (rows,), which picture a row shows, numbered in the order they come; None, each its own.
             root: folder that the paths of 'image' start from.
             encoded: gives pictures that are no files of their own, by the number in `ROW` less one; 'image' then only
                 says by null which rows have none.
         """
         self._columns, self._root, self._encoded = columns, root, encoded
-        self._order = np.argsort(picture, kind="stable")
-        self.text_counts = np.bincount(picture)
-        self._ends = np.cumsum(self.text_counts)
-        self.pictures = np.arange(len(self._ends))  # int (records,), equal where two records show the same picture
+        self._order: np.ndarray | None = None  # rows by picture; None as they come
+        self._ends: np.ndarray | None = None  # where each picture's end; None where each has one
+        self._pictures: np.ndarray | None = None
+        self._length = rows = len(columns["text"])
+        if picture is not None and len(picture) and int(picture.max()) + 1 < rows:
+            self._ends = np.cumsum(np.bincount(picture), dtype=index_type(rows))
+            self._length = len(self._ends)
+            if (picture[1:] < picture[:-1]).any():
+                self._order = stable_order(picture)
         self.faults: list[Fault] = []  # what was left out, and what is known to be bad of the rest
 
+    @property
+    def text_counts(self) -> np.ndarray:
+        """int (records,), the number of texts of each."""
+        if self._ends is None:
+            return np.broadcast_to(np.int32(1), self._length)
+        return np.diff(self._ends, prepend=self._ends.dtype.type(0))
+
+    @property
+    def pictures(self) -> np.ndarray:
+        """int (records,), equal where two records show the same picture."""
+        return np.arange(self._length, dtype=index_type(self._length)) if self._pictures is None else self._pictures
+
+    @pictures.setter
+    def pictures(self, pictures: np.ndarray) -> None:
+        self._pictures = pictures
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all that is kept in memory: the columns, and the arrays that find a picture's rows in them."""
+        arrays = (array for array in (self._order, self._ends, self._pictures) if array is not None)
+        return sum(column.nbytes for column in self._columns.values()) + sum(array.nbytes for array in arrays)
+
     def __len__(self) -> int:
-        return len(self._ends)
+        return self._length
 
     def record(self, place: int) -> Record:
-        rows = self._order[self._ends[place] - self.text_counts[place] : self._ends[place]].tolist()
+        rows = self._rows(place)
         image = self._value("image", rows[0])
         return Record(
             image_id=self._value("image_id", rows[0]) or image or f"row {self._value(ROW, rows[0])}",
@@ -58,8 +87,15 @@ class TableRecords(Records):
             weights=self._values("weight", rows),
         )
 
-    def _values(self, column: str, rows: list[int]) -> tuple[Any, ...] | None:
+    def _values(self, column: str, rows: Sequence[int]) -> tuple[Any, ...] | None:
         return tuple(self._value(column, row) for row in rows) if column in self._columns else None
+
+    def _rows(self, place: int) -> Sequence[int]:
+        if self._ends is None:
+            return (place,)
+        start, end = int(self._ends[place - 1]) if place else 0, int(self._ends[place])
+        rows: Sequence[int] = range(start, end) if self._order is None else self._order[start:end].tolist()
+        return rows
 
     def _image(self, image: str, row: int) -> str | EncodedImage:
         return os.path.join(self._root, image) if self._encoded is None else self._encoded(self._value(ROW, row) - 1)
@@ -85,34 +121,16 @@ def nearest(name: str, present: Iterable[str]) -> str:
     return f" Did you mean {close[0]!r}?" if close else ""
 
 
-def missing_pictures(root: str, paths: Iterable[str]) -> list[Fault]:
-    """The pictures that are not there, each folder being read once (a look at each file is slow over a network)."""
-    contents: dict[str, set[str]] = {}
-    missing = []
-    for path in paths:
-        folder, name = os.path.split(os.path.join(root, path))
-        if folder not in contents:
-            contents[folder] = set(os.listdir(folder)) if os.path.isdir(folder) else set()
-        if name not in contents[folder]:
-            missing.append(os.path.join(root, path))
-    advice = f"Put the pictures there, or set root (now {root!r}) to the folder that their paths start from."
-    return [Fault(path, no_picture(path), lost=0, advice=advice) for path in missing]
-
-
 def whole(column: pa.ChunkedArray) -> pa.Array:
-    """A column in one piece, for fast access by row."""
+    """A column in one piece."""
     joined = column.combine_chunks()
     return joined if isinstance(joined, pa.Array) else pa.concat_arrays(joined.chunks)
 
 
-def distinct(column: pa.ChunkedArray | pa.Array) -> list[str]:
-    """The different texts of a column that are not blank."""
-    return [value for value in pc.unique(column).to_pylist() if value and not value.isspace()]
-
-
-def has_text(column: pa.ChunkedArray | pa.Array) -> pa.ChunkedArray | pa.Array:
-    """bool, False where a text is missing or blank."""
-    return pc.fill_null(pc.greater(pc.utf8_length(pc.utf8_trim_whitespace(column)), 0), False)
+def distinct(column: pa.ChunkedArray | pa.Array) -> Iterator[str]:
+    """The texts of a column that are not blank, some of them more than once."""
+    for _, part in slices(column):
+        yield from (value for value in pc.unique(part).to_pylist() if value and not value.isspace())
 
 
 def codes(column: pa.Array) -> np.ndarray:
@@ -132,10 +150,16 @@ def row_names(numbers: np.ndarray | pa.Array, present: np.ndarray | None = None)
 
 def flattened(table: pa.Table, file: str, root: str | None = None) -> tuple[pa.Table, list[Fault]]:
     """One row a sentence: lists of them, and of what is beside them, are opened; rows without any are taken out."""
+    kept, odd = opened(table, file)
+    return kept, named_faults(odd, [kept], file, root)
+
+
+def opened(table: pa.Table, file: str) -> tuple[pa.Table, Odd]:
+    """As `flattened`, with the rows that were taken out as they are."""
     beside = [n for n in ("text", "target", "weight") if n in table.column_names]
     lists = [n for n in beside if _is_list(table[n].type)]
     if not lists:
-        return table, []
+        return parted(table, {})
     if len(lists) < len(beside):
         raise DataError(f"{file!r}: {' and '.join(beside)} must all be lists or none; only {', '.join(lists)} is one.")
     lengths = [pc.fill_null(pc.list_value_length(table[n]), 0) for n in lists]
@@ -143,10 +167,10 @@ def flattened(table: pa.Table, file: str, root: str | None = None) -> tuple[pa.T
     for name, others in zip(lists[1:], lengths[1:], strict=True):
         for place in places(pc.not_equal(lengths[0], others)):
             causes[place] = f"{lengths[0][place]} texts but {others[place]} {name}s"
-    table, faults = take_out(table, causes, file, root)
+    table, odd = parted(table, causes)
     rows = pc.list_parent_indices(whole(table[lists[0]]))
-    opened = {n: pc.list_flatten(whole(table[n])) for n in lists}
-    return pa.table({n: opened[n] if n in opened else table[n].take(rows) for n in table.column_names}), faults
+    flat = {n: pc.list_flatten(whole(table[n])) for n in lists}
+    return pa.table({n: flat[n] if n in flat else table[n].take(rows) for n in table.column_names}), odd
 
 
 def _is_list(kind: pa.DataType) -> bool:

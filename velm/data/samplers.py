@@ -5,11 +5,17 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterator, Sequence
+from itertools import islice
 
 import numpy as np
 from torch.utils.data import Sampler
 
+from velm.data.indices import as_array
+from velm.data.sorting import index_type, stable_order
+
 __all__ = ["PictureBatchSampler"]
+
+TOGETHER = 2**20  # samples that are looked at together for conflicts
 
 
 class PictureBatchSampler(Sampler[list]):
@@ -48,24 +54,24 @@ class PictureBatchSampler(Sampler[list]):
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        self.picture_of = np.asarray(picture_of, dtype=np.int64)
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
         if not 0 <= rank < world_size:
             raise ValueError(f"rank must be in 0 ... world_size - 1 = {world_size - 1}, got {rank}.")
-        if not len(self.picture_of):
+        if not len(picture_of):
             raise ValueError("There are no samples to make batches of: picture_of is empty.")
         self.batch_size, self.seed, self.shuffle, self.drop_last = batch_size, seed, shuffle, drop_last
         self.rank, self.world_size = rank, world_size
         self.epoch = 0
         self._skipped = 0
+        self._samples, self._picture = len(picture_of), _numbered(as_array(picture_of))
         self._plan()
 
     def _plan(self) -> None:
         """Fix the sizes of the global batches, once for all epochs."""
-        samples, wanted = len(self.picture_of), self.batch_size * self.world_size
-        _, dense, counts = np.unique(self.picture_of, return_inverse=True, return_counts=True)
-        self._picture, pictures, most = dense.reshape(-1), len(counts), int(counts.max())
+        samples, wanted = self._samples, self.batch_size * self.world_size
+        counts = np.ones(1, int) if self._picture is None else np.bincount(self._picture)
+        pictures, most = samples if self._picture is None else len(counts), int(counts.max())
         count = samples // wanted if self.drop_last else math.ceil(samples / wanted)
         enough = count >= most and samples >= wanted
         if count >= most:
@@ -105,65 +111,115 @@ class PictureBatchSampler(Sampler[list]):
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         epoch, skipped, self._skipped = self.epoch, self._skipped, 0
-        for batch in self.global_batches(epoch)[skipped:]:
+        for batch in islice(self._batches(epoch), skipped, None):
             yield [(epoch, sample) for sample in np.array_split(batch, self.world_size)[self.rank].tolist()]
 
     def global_batches(self, epoch: int) -> list[np.ndarray]:
         """The samples of every global batch of an epoch; each row is shared out among the ranks."""
+        return list(self._batches(epoch))
+
+    def _batches(self, epoch: int) -> Iterator[np.ndarray]:
+        order, start = self._order(epoch), 0
+        for size in self._sizes.tolist():
+            yield order[start : start + size]
+            start += size
+
+    def _order(self, epoch: int) -> np.ndarray:
+        """int (used,), the samples of an epoch, batch after batch."""
         rng = np.random.default_rng((self.seed, epoch)) if self.shuffle else None
-        kept = np.arange(len(self._picture))
         used = int(self._sizes.sum())
-        if used < len(kept):
-            kept = kept[:used] if rng is None else np.sort(rng.permutation(kept)[:used])
-        picture = self._picture[kept]
+        if used == self._samples:
+            return self._spread_out(self._picture, used, rng)
+        kept = np.arange(self._samples, dtype=index_type(self._samples))
+        kept = kept[:used] if rng is None else np.sort(rng.permutation(kept)[:used])
+        return kept[self._spread_out(None if self._picture is None else self._picture[kept], used, rng)]
+
+    def _spread_out(self, picture: np.ndarray | None, total: int, rng: np.random.Generator | None) -> np.ndarray:
+        """int (total,), the order of samples that show these pictures; None, each its own."""
+        if picture is None:
+            return _spread_single(total, rng)
         order = _repaired(_spread(picture, rng), picture, self._sizes)
-        if order is None:
-            order = _dealt(picture, self._sizes, rng)
-        return np.split(kept[order], np.cumsum(self._sizes)[:-1])
+        return _dealt(picture, self._sizes, rng) if order is None else order
+
+
+def _numbered(picture_of: np.ndarray) -> np.ndarray | None:
+    """int (samples,), pictures numbered from 0 by their size, no gaps; None where each sample shows a larger one."""
+    steps = picture_of[1:] > picture_of[:-1]
+    if steps.all():
+        return None
+    kind = index_type(len(picture_of))
+    if (steps | (picture_of[1:] == picture_of[:-1])).all():
+        return np.concatenate([np.zeros(1, kind), np.cumsum(steps, dtype=kind)])
+    return np.unique(picture_of, return_inverse=True)[1].reshape(-1).astype(kind)
 
 
 def _spread(picture: np.ndarray, rng: np.random.Generator | None) -> np.ndarray:
     """An order in which the n samples of a picture fall one into each n-th of the epoch."""
     total = len(picture)
-    shuffled = np.arange(total) if rng is None else rng.permutation(total)
-    by_picture = shuffled[np.argsort(picture[shuffled], kind="stable")]
-    counts = np.bincount(picture)
-    starts = np.cumsum(counts) - counts
+    shuffled = np.arange(total, dtype=picture.dtype)
+    if rng is not None:
+        rng.shuffle(shuffled)
+    by_picture = shuffled[stable_order(picture[shuffled])]
+    del shuffled
+    counts = np.bincount(picture).astype(picture.dtype)
+    starts = np.cumsum(counts, dtype=picture.dtype) - counts
     owner = picture[by_picture]
-    turn = np.arange(total) - starts[owner]  # the sample is its picture's turn-th
-    offset = 0.5 if rng is None else rng.random(total)
-    return by_picture[np.argsort((turn + offset) / counts[owner], kind="stable")]
+    when = np.full(total, 0.5) if rng is None else rng.random(total)
+    when += np.arange(total, dtype=picture.dtype) - starts[owner]  # the sample is its picture's n-th
+    when /= counts[owner]
+    del owner
+    return by_picture[stable_order(when)]
 
 
-def _conflicts(order: np.ndarray, picture: np.ndarray, batch: np.ndarray) -> np.ndarray:
+def _spread_single(total: int, rng: np.random.Generator | None) -> np.ndarray:
+    """`_spread` of as many pictures as samples, in the same order without looking at them."""
+    if rng is None:
+        return np.arange(total, dtype=index_type(total))
+    rng.shuffle(np.empty(total, np.uint8))  # as many random numbers as `_spread` draws before
+    return stable_order(rng.random(total))
+
+
+def _conflicts(order: np.ndarray, picture: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     """Places in `order` whose picture is already in their batch."""
-    key = batch * (picture.max() + 1) + picture[order]
-    by_key = np.argsort(key, kind="stable")
-    return by_key[1:][key[by_key][1:] == key[by_key][:-1]]
+    pictures, found = int(picture.max()) + 1, [np.zeros(0, np.int64)]
+    together = max(1, TOGETHER // int(sizes.max()))  # batches
+    ends = np.concatenate([[0], np.cumsum(sizes)])
+    for first in range(0, len(sizes), together):
+        some = sizes[first : first + together]
+        start, end = ends[first], ends[first + len(some)]
+        key = np.repeat(np.arange(len(some)), some) * pictures + picture[order[start:end]]
+        by_key = np.argsort(key, kind="stable")
+        found.append(start + by_key[1:][key[by_key][1:] == key[by_key][:-1]])
+    return np.concatenate(found)
 
 
 def _repaired(order: np.ndarray, picture: np.ndarray, sizes: np.ndarray) -> np.ndarray | None:
     """`order` with each conflict swapped for the nearest place that suits both; None if one finds no place."""
-    batch = np.repeat(np.arange(len(sizes)), sizes)
-    places = _conflicts(order, picture, batch)
+    places = _conflicts(order, picture, sizes)
     if not len(places):
         return order
-    order, total = order.copy(), len(order)
-    members = [set(part.tolist()) for part in np.split(picture[order], np.cumsum(sizes)[:-1])]
+    order, total, ends = order.copy(), len(order), np.cumsum(sizes)
+    members: dict[int, set[int]] = {}  # pictures of the batches that were looked at
+
+    def pictures_of(batch: int) -> set[int]:
+        if batch not in members:
+            members[batch] = set(picture[order[ends[batch] - sizes[batch] : ends[batch]]].tolist())
+        return members[batch]
+
     for place in places.tolist():
-        here, mine = int(batch[place]), int(picture[order[place]])
+        here, mine = int(np.searchsorted(ends, place, side="right")), int(picture[order[place]])
         for step in range(1, total):
             other = (place + step) % total
-            there, theirs = int(batch[other]), int(picture[order[other]])
-            if there != here and mine not in members[there] and theirs not in members[here]:
+            there, theirs = int(np.searchsorted(ends, other, side="right")), int(picture[order[other]])
+            if there != here and mine not in pictures_of(there) and theirs not in pictures_of(here):
                 break
         else:
             return None
         order[place], order[other] = order[other], order[place]
-        members[here].add(theirs)  # `mine` stays: its first sample is still here
-        members[there].remove(theirs)
-        members[there].add(mine)
-    return order if not len(_conflicts(order, picture, batch)) else None
+        pictures_of(here).add(theirs)  # `mine` stays: its first sample is still here
+        pictures_of(there).remove(theirs)
+        pictures_of(there).add(mine)
+    return order if not len(_conflicts(order, picture, sizes)) else None
 
 
 def _dealt(picture: np.ndarray, sizes: np.ndarray, rng: np.random.Generator | None) -> np.ndarray:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Literal
 
 import numpy as np
@@ -15,19 +15,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from velm.data.base import DataError, Dataset, EncodedImage, MissingSplitError
+from velm.data.columns import has_text
 from velm.data.faults import Fault, as_weights, check_share, odd_texts, places
-from velm.data.records import (
-    TableRecords,
-    codes,
-    distinct,
-    existing_path,
-    flattened,
-    has_text,
-    missing_pictures,
-    nearest,
-    whole,
-)
-from velm.data.rows import ROW, take_out, without_undecodable
+from velm.data.missing import missing_pictures
+from velm.data.pictures import overlap, picture_numbers
+from velm.data.records import TableRecords, distinct, existing_path, nearest, opened
+from velm.data.rows import ROW, Odd, named_faults, numbered, take_out, text_values, unnumbered, without_undecodable
+from velm.data.sorting import index_type
+from velm.data.splits import by_split
 
 __all__ = ["Table"]
 
@@ -95,7 +90,7 @@ class Table(Dataset):
         self.splits = splits or {}
         self.missing_image, self.check_files = missing_image, check_files
         self.allow_outside, self.allow_overlap = allow_outside, allow_overlap
-        self._read: pa.Table | None = None
+        self._read: dict[str | None, tuple[pa.Table, range | None]] | None = None  # by split, with numbers of rows
         self._unread: list[tuple[str | None, Fault]] = []  # with the split that each is of, where that is known
 
     @abstractmethod
@@ -103,8 +98,8 @@ class Table(Dataset):
         """The names of the file's columns."""
 
     @abstractmethod
-    def read(self, columns: list[str]) -> tuple[pa.Table, list[Fault]]:
-        """Some of the file's columns, every row that is one, and `ROW` where some are not; those that are not."""
+    def read(self, columns: list[str], faults: list[Fault]) -> Iterator[pa.Table]:
+        """Some of the file's columns, in blocks of rows, with `ROW`; `faults` gets the rows that are none."""
 
     def encoded(self) -> Callable[[int], EncodedImage] | None:
         """Gives the picture of a row, from 0, where they lie in the file itself; None where it has paths."""
@@ -118,8 +113,11 @@ class Table(Dataset):
         faults += bad
         if not table.num_rows:
             check_share(faults, 0, self.max_bad, where)
-        columns = {column: whole(table[column]) for column in table.column_names if column != "split"}
-        records = TableRecords(columns, self._pictures(columns), self.root, self.encoded())
+        columns = dict(zip(table.column_names, table.columns, strict=True))
+        picture = self._pictures(columns)
+        if self.encoded() is None and ("image_id" in columns or ("image" in columns and self.missing_image != "blank")):
+            del columns[ROW]  # every record has a name of its own
+        records = TableRecords(columns, picture, self.root, self.encoded())
         if self.check_files and "image" in columns:
             faults += missing_pictures(self.root, distinct(columns["image"]))
         check_share(faults, len(records), self.max_bad, where)
@@ -127,43 +125,65 @@ class Table(Dataset):
         return records
 
     def _rows(self, name: str) -> pa.Table:
-        table = self._table()
-        if not table.num_rows and self._unread:
+        tables, theirs = self._tables(), self.splits.get(name, name)
+        rows = sum(table.num_rows for table, _ in tables.values())
+        if not rows and self._unread:
             check_share([fault for _, fault in self._unread], 0, self.max_bad, repr(self.path))
         if "split" not in self.names:
-            if name == "train" and table.num_rows:
-                return table
+            if name == "train" and rows:
+                return numbered(*tables[None])
             raise MissingSplitError(
-                f"{self.path!r} has no split {name!r}: split_column is null, so its {table.num_rows} rows are 'train'. "
+                f"{self.path!r} has no split {name!r}: split_column is null, so its {rows} rows are 'train'. "
                 f"Name the column that holds the split."
             )
-        chosen = table.filter(pc.equal(table["split"], self.splits.get(name, name)))
-        if not chosen.num_rows:
+        if theirs not in tables:
             ours = {theirs: our for our, theirs in self.splits.items()}
-            found = pc.value_counts(table["split"]).to_pylist()
-            listed = ", ".join(f"{ours.get(v['values'], v['values'])!r} ({v['counts']} rows)" for v in found)
+            listed = ", ".join(
+                f"{ours.get(split or '', split)!r} ({t.num_rows} rows)" for split, (t, _) in tables.items()
+            )
             raise MissingSplitError(
-                f"{self.path!r} has no rows of split {self.splits.get(name, name)!r} in column "
+                f"{self.path!r} has no rows of split {theirs!r} in column "
                 f"{self.names['split']!r}. It has: {listed or 'no rows at all'}. "
                 f"If a split has another name there, say so: splits: {{{name}: <its name>}}."
             )
-        return chosen
+        return numbered(*tables[theirs])
 
-    def _table(self) -> pa.Table:
-        """The columns in use under our names, one row a sentence, with `ROW`; read once."""
+    def _tables(self) -> dict[str | None, tuple[pa.Table, range | None]]:
+        """By split the columns in use under our names, one row a sentence, `unnumbered`; read once."""
         if self._read is None:
             self._require_columns()
-            raw, unread = self.read(list(dict.fromkeys(self.names.values())))
-            table = pa.table({ours: raw[theirs] for ours, theirs in self.names.items()})
-            rows = raw[ROW] if ROW in raw.column_names else pa.array(np.arange(1, table.num_rows + 1))
-            table, undecodable, splits = without_undecodable(table.append_column(ROW, rows), self.path, self._folder())
-            table, empty = flattened(table, self.path, self._folder())
-            self._unread = [(None, fault) for fault in unread + empty] + list(zip(splits, undecodable, strict=True))
-            table = self._as_text(table)
+            unread: list[Fault] = []
+            odd: tuple[list[Odd], list[Odd]] = ([], [])
+            tables = by_split(self._blocks(unread, *odd), f"Column {self.names.get('split')!r} of {self.path!r}")
+            self._unread = [(None, fault) for fault in unread] + self._unusable(*odd, list(tables.values()))
             if not self.allow_overlap:
-                self._forbid_overlap(table)
-            self._read = table
+                self._forbid_overlap(tables)
+            self._read = {split: unnumbered(table) for split, table in tables.items()}
         return self._read
+
+    def _blocks(self, unread: list[Fault], undecodable: list[Odd], empty: list[Odd]) -> Iterator[pa.Table]:
+        """What is read, as text and under our names; rows that cannot be used at all are put aside."""
+        for raw in self.read(list(dict.fromkeys(self.names.values())), unread):
+            named = {ours: raw[theirs] for ours, theirs in self.names.items()}
+            table, strange = without_undecodable(pa.table({**named, ROW: raw[ROW]}))
+            table, without = opened(table, self.path)
+            for put, odd in ((undecodable, strange), (empty, without)):
+                if odd.causes:
+                    put.append(Odd(self._as_text(odd.table), odd.causes))
+            yield self._as_text(table)
+
+    def _unusable(
+        self, undecodable: list[Odd], empty: list[Odd], kept: list[pa.Table]
+    ) -> list[tuple[str | None, Fault]]:
+        """What is wrong with rows that were put aside, and the splits of those that are not UTF-8."""
+        odd = [*undecodable, *empty]
+        if not odd:
+            return []
+        table, count = pa.concat_tables([each.table for each in odd]), sum(len(each.causes) for each in undecodable)
+        causes = [cause for each in odd for cause in each.causes]
+        faults = named_faults(Odd(table, causes), kept, self.path, self._folder())
+        splits = text_values(table["split"].slice(0, count)) if "split" in self.names else [None] * count
+        return [(None, fault) for fault in faults[count:]] + list(zip(splits, faults[:count], strict=True))
 
     def _require_columns(self) -> None:
         present = self.columns()
@@ -179,25 +199,25 @@ class Table(Dataset):
     def _as_text(self, table: pa.Table) -> pa.Table:
         for place, name in enumerate(table.column_names):
             column = table[name]
-            if name in (ROW, "weight") or pa.types.is_large_string(column.type):
-                continue
-            if pa.types.is_nested(column.type) or pa.types.is_binary(column.type):
+            if name == ROW:
+                kind = pa.from_numpy_dtype(index_type(pc.max(column).as_py() or 0))
+            elif pa.types.is_nested(column.type) or pa.types.is_binary(column.type):
                 raise DataError(f"Column {self.names[name]!r} of {self.path!r} must hold text, not {column.type}.")
-            table = table.set_column(place, name, pc.cast(column, pa.large_string()))
+            else:
+                kind = pa.string()
+            table = table.set_column(place, name, pc.cast(column, kind))
         return table
 
-    def _forbid_overlap(self, table: pa.Table) -> None:
-        if "split" not in self.names or not {"image_id", "image"} & set(self.names):
+    def _forbid_overlap(self, tables: dict[str | None, pa.Table]) -> None:
+        key = next((name for name in ("image_id", "image") if name in self.names), None)
+        if "split" not in self.names or key is None or not tables:
             return
-        key = "image_id" if "image_id" in self.names else "image"
-        pairs = table.select([key, "split"]).group_by([key, "split"]).aggregate([])
-        counts = pairs.group_by(key).aggregate([("split", "count"), ("split", "list")])
-        twice = counts.filter(pc.and_(pc.greater(counts["split_count"], 1), has_text(counts[key])))
-        if twice.num_rows:
-            some = [f"{row[key]!r} in {' and '.join(row['split_list'])}" for row in twice.slice(0, 3).to_pylist()]
+        count, some = overlap(tables, key)
+        if count:
+            listed = [f"{name!r} in {' and '.join(map(str, splits))}" for name, splits in some.items()]
             raise DataError(
-                f"{twice.num_rows} pictures of {self.path!r} are in more than one split: {'; '.join(some)}"
-                f"{' ...' if twice.num_rows > 3 else ''}. Figures on such a split say nothing. "
+                f"{count} pictures of {self.path!r} are in more than one split: {'; '.join(listed)}"
+                f"{' ...' if count > 3 else ''}. Figures on such a split say nothing. "
                 f"Mend the column {self.names['split']!r}, or set allow_overlap to true."
             )
 
@@ -256,27 +276,6 @@ class Table(Dataset):
         """What the paths in the column of pictures start from; None where they are no paths."""
         return self.root
 
-    def _pictures(self, columns: dict[str, pa.Array]) -> np.ndarray:
-        """int (rows,), which picture each row shows, numbered in the order they come."""
-        own = np.arange(len(columns[ROW]))
-        if "image_id" not in columns and "image" not in columns:
-            return own
-        if "image_id" not in columns:  # a row without a path is a picture of its own
-            named = has_text(columns["image"]).to_numpy(zero_copy_only=False)
-            _, first, picture = np.unique(
-                np.where(named, codes(columns["image"]), -1 - own), return_index=True, return_inverse=True
-            )
-            return np.argsort(np.argsort(first))[picture]
-        picture = codes(columns["image_id"])
-        if "image" in columns:
-            image = codes(columns["image"])
-            first = np.unique(picture, return_index=True)[1]
-            differ = np.flatnonzero(image != image[first][picture])
-            if len(differ):
-                row = int(differ[0])
-                one, other = columns["image"][int(first[picture[row]])], columns["image"][row]
-                raise DataError(
-                    f"{self.path!r}, row {columns[ROW][row]}: picture id {columns['image_id'][row].as_py()!r} has two "
-                    f"pictures, {one.as_py()!r} and {other.as_py()!r}. One id, one picture."
-                )
-        return picture
+    def _pictures(self, columns: dict[str, pa.ChunkedArray]) -> np.ndarray | None:
+        """As `picture_numbers`."""
+        return picture_numbers(columns, self.path)

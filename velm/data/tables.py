@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,9 @@ from velm.data.rows import ROW
 from velm.data.table import Table
 
 __all__ = ["CSV", "JSONL", "TSV"]
+
+BLOCK = 2**20  # bytes of a file that are read at once; no row may be longer
+LINES = 50_000  # of JSON that are Python's at once
 
 
 class _Delimited(Table):
@@ -29,20 +33,7 @@ class _Delimited(Table):
         except pa.ArrowInvalid as error:
             raise DataError(f"Cannot read {self.path!r} as {type(self).__name__}: {error}") from error
 
-    def read(self, columns: list[str]) -> tuple[pa.Table, list[Fault]]:
-        from pyarrow import csv
-
-        types = {column: pa.large_string() for column in columns}
-        convert = csv.ConvertOptions(
-            column_types=types, include_columns=columns, strings_can_be_null=False, check_utf8=False
-        )
-        try:
-            return csv.read_csv(self.path, parse_options=self._parse_options(), convert_options=convert), []
-        except pa.ArrowInvalid:  # some row has too many columns, or too few; once more, to hear which
-            return self._read_slowly(convert)
-
-    def _read_slowly(self, convert: Any) -> tuple[pa.Table, list[Fault]]:
-        """In one thread, which knows the numbers of rows; those that have too many columns or too few are left out."""
+    def read(self, columns: list[str], faults: list[Fault]) -> Iterator[pa.Table]:
         from pyarrow import csv
 
         odd: list[Any] = []
@@ -51,23 +42,27 @@ class _Delimited(Table):
             odd.append(row)
             return "skip"
 
-        read = csv.ReadOptions(use_threads=False)
-        parse = self._parse_options(leave_out)
+        types = {column: pa.string() for column in columns}
+        convert = csv.ConvertOptions(
+            column_types=types, include_columns=columns, strings_can_be_null=False, check_utf8=False
+        )
+        options = csv.ReadOptions(use_threads=False, block_size=BLOCK)  # in one thread, which knows the numbers of rows
+        done = 0
         try:
-            table = csv.read_csv(self.path, read_options=read, parse_options=parse, convert_options=convert)
+            with csv.open_csv(self.path, options, self._parse_options(leave_out), convert) as blocks:
+                for block in blocks:
+                    yield pa.Table.from_batches([block]).append_column(ROW, _numbers(done, block.num_rows, odd))
+                    done += block.num_rows
         except pa.ArrowInvalid as error:
             raise DataError(f"Cannot read {self.path!r} as {type(self).__name__}: {error}") from error
-        rows = [row.number - 1 for row in odd]  # Arrow counts the header
-        faults = [
+        faults += [
             Fault(
-                f"{self.path}, row {number}",
+                f"{self.path}, row {row.number - 1}",  # Arrow counts the header
                 f"the row has {row.actual_columns} columns, the header {row.expected_columns}: {row.text[:60]!r}",
                 advice="A sentence that holds the separator, or a quotation mark, must be quoted.",
             )
-            for number, row in zip(rows, odd, strict=True)
+            for row in odd
         ]
-        numbers = np.delete(np.arange(1, table.num_rows + len(rows) + 1), np.array(rows, np.int64) - 1)
-        return table.append_column(ROW, pa.array(numbers)), faults
 
     def _parse_options(self, invalid_row_handler: Any = None) -> Any:
         from pyarrow import csv
@@ -75,6 +70,13 @@ class _Delimited(Table):
         return csv.ParseOptions(
             delimiter=self.delimiter, newlines_in_values=True, invalid_row_handler=invalid_row_handler
         )
+
+
+def _numbers(done: int, count: int, odd: list[Any]) -> pa.Array:
+    """int (count,), numbers in the file of the rows after the first `done`, those that are `odd` not among them."""
+    rows = np.arange(done, done + count)
+    before = np.array([row.number - 2 - place for place, row in enumerate(odd)], np.int64)  # good rows before each
+    return pa.array(rows + 1 + np.searchsorted(before, rows, side="right"))
 
 
 class CSV(_Delimited):
@@ -90,21 +92,23 @@ class TSV(_Delimited):
 class JSONL(Table):
     """One JSON object a line, UTF-8; the sentences of a row may be a list."""
 
-    _kept: tuple[dict[str, list[Any]], list[int], list[Fault]] | None = None  # so that the file is parsed once
+    _kept: tuple[list[str], list[pa.Table], list[Fault]] | None = None  # so that the file is parsed once
 
     def columns(self) -> list[str]:
-        self._kept = self._values()
-        return list(self._kept[0])
+        self._kept = self._parsed()
+        return self._kept[0]
 
-    def read(self, columns: list[str]) -> tuple[pa.Table, list[Fault]]:
-        (values, rows, faults), self._kept = self._kept or self._values(), None
-        table = pa.table({column: self._column(column, values[column]) for column in columns})
-        return table.append_column(ROW, pa.array(rows, pa.int64())), faults
+    def read(self, columns: list[str], faults: list[Fault]) -> Iterator[pa.Table]:
+        (_, blocks, odd), self._kept = self._kept or self._parsed(), None
+        faults += odd
+        while blocks:
+            yield blocks.pop(0)
 
-    def _values(self) -> tuple[dict[str, list[Any]], list[int], list[Fault]]:
-        """Every column of the file, None where a line does not have it; the rows' numbers; lines that are no row."""
-        values: dict[str, list[Any]] = {}
-        rows: list[int] = []
+    def _parsed(self) -> tuple[list[str], list[pa.Table], list[Fault]]:
+        """The names of all columns; the rows of those in use, None where a line lacks one; lines that are no row."""
+        names: dict[str, None] = {}
+        waiting: list[tuple[int, dict[str, Any]]] = []  # numbers and rows
+        blocks: list[pa.Table] = []
         faults: list[Fault] = []
         with pa.input_stream(self.path, compression="detect") as stream, io.BufferedReader(stream) as lines:
             for number, line in enumerate(filter(bytes.strip, lines), start=1):
@@ -113,14 +117,19 @@ class JSONL(Table):
                 except ValueError as error:
                     faults.append(Fault(f"{self.path}, row {number}", str(error)))
                     continue
-                for column, value in row.items():
-                    values.setdefault(column, [None] * len(rows)).append(value)
-                for column in values.keys() - row.keys():
-                    values[column].append(None)
-                rows.append(number)
-        if not rows:
+                names |= dict.fromkeys(row)
+                waiting.append((number, row))
+                if len(waiting) == LINES:
+                    blocks.append(self._block(waiting))
+                    waiting = []
+        if not waiting and not blocks:
             check_share(faults, 0, self.max_bad, repr(self.path))
-        return values, rows, faults
+        blocks += [self._block(waiting)] if waiting else []
+        return list(names), self._of_one_kind(blocks), faults
+
+    def _block(self, numbered: list[tuple[int, dict[str, Any]]]) -> pa.Table:
+        table = {name: self._column(name, [row.get(name) for _, row in numbered]) for name in self.names.values()}
+        return pa.table({**table, ROW: pa.array([number for number, _ in numbered], pa.int64())})
 
     def _column(self, name: str, values: list[Any]) -> pa.Array:
         if any(isinstance(value, list) for value in values):
@@ -129,6 +138,26 @@ class JSONL(Table):
             return pa.array(values)
         except pa.ArrowException as error:
             raise DataError(f"Column {name!r} of {self.path!r} holds values of several kinds: {error}") from error
+
+    def _of_one_kind(self, blocks: list[pa.Table]) -> list[pa.Table]:
+        """As within a block: all are lists where some are, and text and numbers are not one column."""
+        for name in self.names.values():
+            kinds = {block[name].type for block in blocks}
+            flat = {kind.value_type if pa.types.is_list(kind) else kind for kind in kinds} - {pa.null()}
+            if len(flat) > 1 and flat != {pa.int64(), pa.float64()}:
+                listed = " and ".join(sorted(map(str, flat)))
+                raise DataError(f"Column {name!r} of {self.path!r} holds values of several kinds: {listed}")
+            if any(map(pa.types.is_list, kinds)):
+                blocks = [b.set_column(b.column_names.index(name), name, _lists(b[name])) for b in blocks]
+        return blocks
+
+
+def _lists(column: pa.ChunkedArray) -> pa.ChunkedArray | pa.Array:
+    """Every value as a list of itself, a missing one as an empty list; lists as they are."""
+    if pa.types.is_list(column.type):
+        return column
+    ends = np.cumsum([0, *column.is_valid().to_numpy()], dtype=np.int32)
+    return pa.ListArray.from_arrays(ends, pa.concat_arrays(column.chunks).drop_null())
 
 
 def _object(line: bytes) -> dict[str, Any]:
