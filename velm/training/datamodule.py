@@ -245,7 +245,7 @@ class VisionLanguageData(lightning.LightningDataModule):
     def _each_picture_once(self, split: str) -> DataLoader:
         items = self._items(split, train=False)
         mine = range(self._rank(), len(items), self._world_size())
-        return DataLoader(items, sampler=list(mine), batch_size=self.eval_batch_size, **self._options(items))
+        return DataLoader(items, sampler=mine, batch_size=self.eval_batch_size, **self._options(items))
 
     def _items(self, split: str, train: bool) -> CaptionItems:
         if train:
