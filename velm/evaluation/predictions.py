@@ -84,12 +84,7 @@ def predict(
     Raises:
         DataError: there are no records, or they lack the pictures, texts or targets that the model needs.
     """
-    if not len(records):
-        raise DataError("There are no records to evaluate on.")
-    if batch_size < 1:
-        raise DataError(f"batch_size {batch_size} is too small; it is at least 1.")
-    if texts_per_image is not None and texts_per_image < 1:
-        raise DataError(f"texts_per_image {texts_per_image} is too small; it is at least 1, or left out for all.")
+    _check(records, batch_size, texts_per_image)
     config = pipeline.generation_config(**options)
     embeds: list[Tensor] = []
     gallery: list[tuple[int, str]] = []
@@ -118,6 +113,15 @@ def predict(
         image_ids=torch.tensor([i for i, _ in gallery]),
         texts=[text for _, text in gallery],
     )
+
+
+def _check(records: Sequence[Record], batch_size: int, texts_per_image: int | None) -> None:
+    if not len(records):
+        raise DataError("There are no records to evaluate on.")
+    if batch_size < 1:
+        raise DataError(f"batch_size {batch_size} is too small; it is at least 1.")
+    if texts_per_image is not None and texts_per_image < 1:
+        raise DataError(f"texts_per_image {texts_per_image} is too small; it is at least 1, or left out for all.")
 
 
 def encoded(
