@@ -96,7 +96,7 @@ def _sections(sides: Sequence[Side], data: Mapping[str, Any], curves: Sequence[s
     compositional = [name for name in figures if name.startswith("compositional/")]
     others = [name for name in figures if name not in compositional]
     swaps = swaps_table(swapped_words(sides[0].measured.predictions.written or [], SWAPS))
-    swaps = f"<h3>Words written for others</h3>{swaps}" if swaps else ""
+    swaps = _asset("words.html").replace("{{ table }}", swaps) if swaps else ""
     apart = '<option value="apart">Furthest apart first</option>' if len(sides) > 1 else ""
     hardest = _asset("confusions.html") if data["confusions"] else ""
     bodies = {
