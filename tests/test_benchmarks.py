@@ -86,3 +86,17 @@ def test_json_holds_what_the_table_shows(data, tmp_path: Path, monkeypatch: pyte
     data.main(["--root", str(tmp_path), "--json"])
     torch.set_num_threads(threads)
     assert json.loads(capsys.readouterr().out) == {str(tmp_path): measured}
+
+
+def test_the_pointing_game_is_played_on_the_checkpoints_own_scenes(write_checkpoint, capsys) -> None:
+    spec = importlib.util.spec_from_file_location("pointing", Path(__file__).parents[1] / "benchmarks" / "pointing.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert module.main([str(write_checkpoint()), "--json"]) == 0
+    scores = json.loads(capsys.readouterr().out)
+    assert {f"attention of the {kind}" for kind in ("size", "colour", "shape")} | {"similarity map"} == set(scores)
+    assert scores["similarity map"]["rounds"] == 12
+    assert module.main([str(write_checkpoint())]) == 0
+    assert "similarity map" in capsys.readouterr().out

@@ -95,16 +95,19 @@ def test_command_is_known_and_its_files_are_there(words: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    "words", [p for p in commands() if p.values[0][0] in ("caption", "doctor", "evaluate", "pack", "plugins")]
+    "words",
+    [p for p in commands() if p.values[0][0] in ("caption", "doctor", "evaluate", "explain", "pack", "plugins")],
 )
 def test_options_of_a_command_are_accepted(words: list[str]) -> None:
-    from velm.commands import caption, doctor, evaluate, pack, plugins
+    from velm.commands import caption, doctor, evaluate, explain, pack, plugins
 
     rest = words[1:]
     if words[0] == "caption":
         caption._parser().parse_intermixed_args(rest)
     elif words[0] == "evaluate":
         evaluate._parse(rest)
+    elif words[0] == "explain":
+        explain._parser().parse_args(rest)
     elif words[0] == "doctor":
         doctor._parser().parse_known_args(rest)
     elif words[0] == "pack":

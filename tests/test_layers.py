@@ -15,7 +15,7 @@ FLOORS = {
     1: ["encoders", "decoders", "losses", "metrics", "data"],
     2: ["model", "manifest"],
     3: ["checkpoint", "generation"],
-    4: ["pipeline", "evaluation", "testing", "doctor"],
+    4: ["pipeline", "explain", "evaluation", "testing", "doctor"],
     5: ["training"],
     6: ["cli", "commands"],
 }
@@ -23,7 +23,7 @@ FLOOR = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
 # inside one floor: who may lean on whom
 BESIDE = {
     ("plugins", "specs"), ("registry", "specs"), ("registry", "plugins"), ("registry", "version"),
-    ("evaluation", "pipeline"), ("cli", "commands"),
+    ("explain", "pipeline"), ("evaluation", "pipeline"), ("evaluation", "explain"), ("cli", "commands"),
 }  # fmt: skip
 FILES = sorted(path for path in ROOT.rglob("*.py") if path != ROOT / "__init__.py")
 

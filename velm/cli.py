@@ -13,6 +13,7 @@ COMMANDS = {
     "predict": ("velm.training.run", "caption the test split"),
     "caption": ("velm.commands.caption", "describe pictures with a checkpoint"),
     "evaluate": ("velm.commands.evaluate", "recall, BLEU, ROUGE-L, CIDEr-D of a checkpoint"),
+    "explain": ("velm.commands.explain", "where each word looked, where a sentence is found"),
     "doctor": ("velm.commands.doctor", "look over data and config before hours are spent"),
     "pack": ("velm.commands.pack", "write a dataset as tar shards"),
     "plugins": ("velm.commands.plugins", "list, show and check encoders, decoders, losses, datasets, tokenizers"),

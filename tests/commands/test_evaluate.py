@@ -30,6 +30,31 @@ def test_metrics_and_captions_are_written(write_checkpoint, tmp_path, capsys):
     assert "6 pictures and" in output
 
 
+def test_a_report_is_written_with_the_curves_of_the_run(write_checkpoint, tmp_path, capsys):
+    checkpoint = write_checkpoint()
+    (tmp_path / "metrics.csv").write_text("epoch,step,train/loss\n0,9,4.0\n1,19,3.0\n")
+    assert velm(["evaluate", str(checkpoint), "--output", str(tmp_path / "out"), *FAST]) == 0
+    report = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    for section in ("figures", "retrieval", "captions", "confusions", "training"):
+        assert f'<section id="{section}">' in report
+    figures = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    intervals = json.loads((tmp_path / "out" / "intervals.json").read_text())
+    assert intervals.keys() == figures.keys() - {"caption/distinct"}
+    assert str(tmp_path / "out" / "report.html") in capsys.readouterr().out
+
+
+def test_another_checkpoint_beside_it(write_checkpoint, tmp_path):
+    first, second = write_checkpoint("a.ckpt"), write_checkpoint("b.ckpt", decoder={"name": "rnn", "dim": 16})
+    arguments = ["evaluate", str(first), "--compare", str(second), "--output", str(tmp_path / "out"), *FAST]
+    assert velm([*arguments, "--rerank", "4"]) == 0
+    comparison = json.loads((tmp_path / "out" / "comparison.json").read_text())
+    figures = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert comparison["checkpoint"] == str(second)
+    assert comparison["figures"].keys() == figures.keys()
+    assert comparison["differences"].keys() == figures.keys() - {"caption/distinct"}
+    assert str(second) in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+
+
 def test_reranked_figures_are_asked_for(write_checkpoint, tmp_path, capsys):
     arguments = ["evaluate", str(write_checkpoint()), "--output", str(tmp_path), *FAST, "--rerank", "4"]
     assert velm(arguments) == 0
@@ -96,6 +121,7 @@ def test_what_was_typed_changes_what_is_stored():
         (["--texts_per_image", "0"], "texts_per_image 0 is too small"),
         (["--num_beams", "0"], "num_beams 0 is too small"),
         (["--rerank", "1"], "rerank 1 leaves nothing to put in order"),
+        (["--compare", "nowhere.ckpt"], "nowhere.ckpt"),
     ],
 )
 def test_bad_input_is_told_without_a_traceback(write_checkpoint, tmp_path, capsys, arguments, words):

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from velm.data.shapes import Shapes
-from velm.evaluation.evaluate import evaluate, reranked_figures
+from velm.evaluation.evaluate import evaluate
 from velm.evaluation.predictions import predict
 from velm.evaluation.reranking import rerank
 from velm.generation import log_likelihood
-from velm.metrics import retrieval_ranks
+from velm.metrics import figures_of_ranks, retrieval_ranks
 from velm.pipeline import PipelineError, load
 
 
@@ -94,8 +94,8 @@ def test_a_captioner_that_knows_finds_everything(pipeline, records, found, monke
         return torch.tensor([0.0 if owners[text] == row else -1000.0 for text in texts])
 
     monkeypatch.setattr("velm.evaluation.reranking._likelihoods", knows)
-    figures = reranked_figures(pipeline, records, blind, k=21)
-    assert figures["reranked/image_to_text/recall@1"] == figures["reranked/text_to_image/recall@1"] == 1.0
+    figures = figures_of_ranks(rerank(pipeline, records, blind, k=21))
+    assert figures["image_to_text/recall@1"] == figures["text_to_image/recall@1"] == 1.0
 
 
 def test_the_scale_is_the_one_that_was_learnt(pipeline, records, found, write_checkpoint):

@@ -1,4 +1,4 @@
-"""`velm evaluate`: the figures of a checkpoint on a split, and every caption it wrote."""
+"""`velm evaluate`: the figures of a checkpoint on a split, every caption it wrote, and a report to look at."""
 
 from __future__ import annotations
 
@@ -14,8 +14,11 @@ from velm.commands.options import add_loading, add_writing, load_pipeline, writi
 from velm.registry import SpecError, datasets, split_spec
 
 if TYPE_CHECKING:
-    from velm.data.base import Dataset
+    from velm.data.base import Dataset, Record
+    from velm.data.transforms import Resize
+    from velm.evaluation.evaluate import Measured
     from velm.evaluation.predictions import Written
+    from velm.pipeline import Pipeline
 
 __all__ = ["dataset_spec", "main"]
 
@@ -23,45 +26,66 @@ _PREFIX = "--data.dataset"
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run `velm evaluate`: prints a table, writes metrics.json and captions.jsonl.
+    """Run `velm evaluate`: prints a table, writes metrics.json, captions.jsonl, report.html and intervals.json.
 
     Raises:
         CheckpointError, PipelineError, SpecError, DataError: nothing can be measured; `velm` prints the message.
     """
     args, changes = _parse(argv)
-    pipeline = load_pipeline(args)
+    pipelines = [_checked(args, path) for path in (args.checkpoint, args.compare) if path is not None]
+    spec = dataset_spec(pipelines[0].data.get("dataset"), changes)
+    dataset: Dataset = datasets.build(spec)
+    records = dataset.split(args.split)
+
+    measured = [_measured(pipeline, records, args) for pipeline in pipelines]
+    found, figures = measured[0].predictions, measured[0].figures
+    args.output.mkdir(parents=True, exist_ok=True)
+    (args.output / "metrics.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    if found.written is not None:
+        _write_captions(args.output / "captions.jsonl", found.written)
+    _write_report(args, measured, records, pipelines[0].transform.resize)
+    print(_table(figures))
+    texts = "" if found.text_embeds is None else f" and {len(found.text_embeds)} texts"
+    print(f"\n{len(records)} pictures{texts} of the split {args.split!r}; written to {args.output}")
+    print(f"To look at: {args.output / 'report.html'}")
+    return 0
+
+
+def _checked(args: argparse.Namespace, checkpoint: str) -> Pipeline:
+    """The pipeline of a checkpoint; what it cannot do is said before any work."""
+    pipeline = load_pipeline(argparse.Namespace(**{**vars(args), "checkpoint": checkpoint}))
     if pipeline.writes:
         pipeline.generation_config(**writing(args))
     if args.rerank is not None:
         from velm.evaluation.reranking import check_rerank
 
         check_rerank(pipeline, args.rerank)
-    spec = dataset_spec(pipeline.data.get("dataset"), changes)
-    dataset: Dataset = datasets.build(spec)
-    records = dataset.split(args.split)
+    return pipeline
 
-    from velm.evaluation.evaluate import figures, reranked_figures
-    from velm.evaluation.predictions import predict
 
-    found = predict(
+def _measured(pipeline: Pipeline, records: Sequence[Record], args: argparse.Namespace) -> Measured:
+    from velm.evaluation.evaluate import measure
+
+    return measure(
         pipeline,
         records,
         batch_size=args.batch_size,
         texts_per_image=args.texts_per_image,
+        rerank=args.rerank,
+        attention=True,
         progress=_show_progress if sys.stderr.isatty() else None,
         **writing(args),
     )
-    measured = figures(found)
-    if args.rerank is not None:
-        measured |= reranked_figures(pipeline, records, found, k=args.rerank, batch_size=args.batch_size)
-    args.output.mkdir(parents=True, exist_ok=True)
-    (args.output / "metrics.json").write_text(json.dumps(measured, indent=2) + "\n", encoding="utf-8")
-    if found.written is not None:
-        _write_captions(args.output / "captions.jsonl", found.written)
-    print(_table(measured))
-    texts = "" if found.text_embeds is None else f" and {len(found.text_embeds)} texts"
-    print(f"\n{len(records)} pictures{texts} of the split {args.split!r}; written to {args.output}")
-    return 0
+
+
+def _write_report(
+    args: argparse.Namespace, measured: Sequence[Measured], records: Sequence[Record], resize: Resize
+) -> None:
+    from velm.evaluation.report import side, write_report
+
+    names = [args.checkpoint, args.compare]
+    sides = [side(name, each) for name, each in zip(names, measured, strict=False)]
+    write_report(args.output, sides, records, split=args.split, resize=resize)
 
 
 def dataset_spec(stored: Any, changes: Sequence[tuple[str, Any]]) -> dict[str, Any]:
@@ -127,7 +151,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     add_loading(parser)
     parser.add_argument("--split", default="test", help="split of the dataset (default test)")
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="for metrics.json, captions.jsonl")
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="for metrics.json, report.html ...")
+    parser.add_argument("--compare", metavar="CHECKPOINT", help="another one, to be set beside it in the report")
     parser.add_argument(
         "--texts_per_image",
         type=int,

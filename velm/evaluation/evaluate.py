@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from velm import metrics
@@ -10,9 +11,25 @@ from velm.data.base import Record
 from velm.evaluation.predictions import Predictions, Progress, predict
 from velm.evaluation.reranking import check_rerank
 from velm.evaluation.reranking import rerank as rerank_candidates
+from velm.metrics.retrieval import RetrievalRanks
 from velm.pipeline import Pipeline
 
-__all__ = ["evaluate", "figures", "reranked_figures"]
+__all__ = ["Measured", "evaluate", "figures", "measure"]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A model on a split, with what its figures are made of.
+
+    Attributes:
+        predictions: what it said of every picture.
+        figures: by the names of metrics.json.
+        ranks: what goes before the names of figures ('' for the embeddings, 'reranked/'), and the ranks themselves.
+    """
+
+    predictions: Predictions
+    figures: dict[str, float]
+    ranks: Mapping[str, RetrievalRanks] = field(default_factory=dict)
 
 
 def evaluate(
@@ -44,15 +61,34 @@ def evaluate(
     Returns:
         figures by the names of metrics.json, in [0, 1] unless the name says otherwise.
     """
+    return measure(
+        pipeline,
+        records,
+        batch_size=batch_size,
+        texts_per_image=texts_per_image,
+        rerank=rerank,
+        progress=progress,
+        **options,
+    ).figures
+
+
+def measure(
+    pipeline: Pipeline, records: Sequence[Record], *, rerank: int | None = None, batch_size: int = 64, **options: Any
+) -> Measured:
+    """As `evaluate`, with the predictions and ranks kept; further options are those of `predict`."""
     if rerank is not None:
         check_rerank(pipeline, rerank)
-    found = predict(
-        pipeline, records, batch_size=batch_size, texts_per_image=texts_per_image, progress=progress, **options
-    )
+    found = predict(pipeline, records, batch_size=batch_size, **options)
+    ranks: dict[str, RetrievalRanks] = {}
+    if found.image_embeds is not None:
+        ranks[""] = metrics.retrieval_ranks(found.image_embeds, found.text_embeds, found.image_ids)
+    if rerank is not None:
+        ranks["reranked/"] = rerank_candidates(pipeline, records, found, k=rerank, batch_size=batch_size)
     measured = figures(found)
     if rerank is not None:
-        measured |= reranked_figures(pipeline, records, found, k=rerank, batch_size=batch_size)
-    return measured
+        reranked = metrics.figures_of_ranks(ranks["reranked/"])
+        measured |= {f"reranked/{name}": value for name, value in reranked.items()}
+    return Measured(found, measured, ranks)
 
 
 def figures(predictions: Predictions) -> dict[str, float]:
@@ -64,11 +100,3 @@ def figures(predictions: Predictions) -> dict[str, float]:
         captions = [written.caption for written in predictions.written]
         found |= metrics.caption_metrics(captions, [written.references for written in predictions.written])
     return found
-
-
-def reranked_figures(
-    pipeline: Pipeline, records: Sequence[Record], predictions: Predictions, *, k: int, batch_size: int = 64
-) -> dict[str, float]:
-    """The figures of retrieval under the names of metrics.json, `reranked/` before them; arguments as of `rerank`."""
-    ranks = rerank_candidates(pipeline, records, predictions, k=k, batch_size=batch_size)
-    return {f"reranked/{name}": value for name, value in metrics.figures_of_ranks(ranks).items()}

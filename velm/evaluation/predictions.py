@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from velm.data.base import DataError, Record
+from velm.explain.attention import WordMaps, word_maps
 from velm.generation import GenerationConfig
 from velm.outputs import EncoderOutput
 from velm.pipeline import Pipeline
@@ -47,6 +48,7 @@ class Predictions:
         image_ids: int64 (m,), the row of the record that each text belongs to.
         texts: the gallery's m sentences.
         written: None where the model does not write.
+        looked: beside `written`, where each word of the caption looked, where the decoder says; () unless asked for.
     """
 
     image_embeds: Tensor | None = None
@@ -54,6 +56,7 @@ class Predictions:
     image_ids: Tensor | None = None
     texts: Sequence[str] = ()
     written: list[Written] | None = None
+    looked: Sequence[WordMaps | None] = ()
 
 
 def predict(
@@ -62,6 +65,7 @@ def predict(
     *,
     batch_size: int = 64,
     texts_per_image: int | None = None,
+    attention: bool = False,
     progress: Progress | None = None,
     **options: Any,
 ) -> Predictions:
@@ -73,22 +77,19 @@ def predict(
         batch_size: pictures at a time.
         texts_per_image: how many sentences of a picture, the first ones, enter the gallery (and are attended to,
             where the decoder reads the text); None takes all.
+        attention: note where each word looked.
         progress: called with (records done, records in all) after every batch.
         **options: fields of `velm.generation.GenerationConfig`.
 
     Raises:
         DataError: there are no records, or they lack the pictures, texts or targets that the model needs.
     """
-    if not len(records):
-        raise DataError("There are no records to evaluate on.")
-    if batch_size < 1:
-        raise DataError(f"batch_size {batch_size} is too small; it is at least 1.")
-    if texts_per_image is not None and texts_per_image < 1:
-        raise DataError(f"texts_per_image {texts_per_image} is too small; it is at least 1, or left out for all.")
+    _check(records, batch_size, texts_per_image)
     config = pipeline.generation_config(**options)
     embeds: list[Tensor] = []
     gallery: list[tuple[int, str]] = []
     written: list[Written] = []
+    looked: list[WordMaps | None] = []
     for start, chunk, image in encoded(pipeline, records, batch_size):
         if pipeline.aligned and image is not None:
             embeds.append(pipeline.embed_image(image))
@@ -97,10 +98,12 @@ def predict(
             reads_text = "text" in pipeline.model.memory_sources
             wanted = [(row, *each) for row, r in enumerate(chunk) for each in _wanted(r, reads_text, texts_per_image)]
             for part in range(0, len(wanted), batch_size):
-                written += _written(pipeline, chunk, image, wanted[part : part + batch_size], config)
+                rows, maps = _written(pipeline, chunk, image, wanted[part : part + batch_size], config, attention)
+                written += rows
+                looked += maps
         if progress is not None:
             progress(start + len(chunk), len(records))
-    found = Predictions(written=written if pipeline.writes else None)
+    found = Predictions(written=written if pipeline.writes else None, looked=looked)
     if not pipeline.aligned:
         return found
     return replace(
@@ -110,6 +113,15 @@ def predict(
         image_ids=torch.tensor([i for i, _ in gallery]),
         texts=[text for _, text in gallery],
     )
+
+
+def _check(records: Sequence[Record], batch_size: int, texts_per_image: int | None) -> None:
+    if not len(records):
+        raise DataError("There are no records to evaluate on.")
+    if batch_size < 1:
+        raise DataError(f"batch_size {batch_size} is too small; it is at least 1.")
+    if texts_per_image is not None and texts_per_image < 1:
+        raise DataError(f"texts_per_image {texts_per_image} is too small; it is at least 1, or left out for all.")
 
 
 def encoded(
@@ -163,10 +175,13 @@ def _written(
     image: EncoderOutput | None,
     wanted: list[tuple[int, str | None, tuple[str, ...]]],
     config: GenerationConfig,
-) -> list[Written]:
+    attention: bool,
+) -> tuple[list[Written], list[WordMaps | None]]:
+    """What is written for the pairs of `wanted`, and where its words looked, if asked for."""
     rows, texts, references = zip(*wanted, strict=True)
     seen = None if image is None else image.select(torch.tensor(rows, device=image.features.device))
     read = None if texts[0] is None else pipeline.encode_texts(texts)
     captions = [candidates[0].text for candidates in pipeline.write(seen, read, config)]
     ids = [chunk[row].image_id for row in rows]
-    return [Written(*row) for row in zip(ids, texts, captions, references, strict=True)]
+    found = [Written(*row) for row in zip(ids, texts, captions, references, strict=True)]
+    return found, word_maps(pipeline, seen, captions, read) if attention else []

@@ -1,0 +1,95 @@
+"""Where the decoder looked as it wrote each word, on the grid of the picture.
+
+The decoder's own attention, under teacher forcing: alpha of an RNN's additive attention (Xu et al. 2015, arXiv
+1502.03044, figure 3), the last block's cross-attention of a Transformer, averaged over heads. It is what was looked at,
+not what decided: for that see `velm.explain.saliency`.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from velm.data.tokenizers import Tokenizer
+from velm.outputs import EncoderOutput
+from velm.pipeline import Pipeline
+
+__all__ = ["WordMaps", "word_maps"]
+
+UNKNOWN = "⟨unk⟩"
+
+
+@dataclass(frozen=True)
+class WordMaps:
+    """One map a word.
+
+    Attributes:
+        words: W words of a sentence, in their order.
+        maps: float (W, H', W'), the attention on each position of the picture, row by row from the top left corner;
+            a map sums to 1, or to less where the decoder attends over a text too.
+    """
+
+    words: tuple[str, ...]
+    maps: Tensor
+
+
+@torch.inference_mode()
+def word_maps(
+    pipeline: Pipeline, image: EncoderOutput | None, texts: Sequence[str], source: EncoderOutput | None = None
+) -> list[WordMaps | None]:
+    """Where each word of some sentences looked, one sentence a picture.
+
+    Args:
+        pipeline: a model that writes.
+        image: B pictures as encoded (`pipeline.encode_images`).
+        texts: B sentences, the model's own or any other.
+        source: B texts as encoded, where the decoder attends over these too.
+
+    Returns:
+        B items; None where there is no map: the decoder does not say where it looked, or not at a grid.
+    """
+    pipeline.require_decoder()
+    decoder, sources = pipeline.model.decoder, pipeline.model.memory_sources
+    assert decoder is not None
+    if image is None or image.grid is None or "image" not in sources or not texts:
+        return [None] * len(texts)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that a sentence is cut was said when it was read
+        tokens, _ = pipeline.tokenize(texts)
+    looked = decoder.decode(tokens[:, :-1], *pipeline.model.memory(image, source)).attention
+    if looked is None:
+        return [None] * len(texts)
+    positions = image.features.shape[1]
+    looked = looked[..., :positions] if sources[0] == "image" else looked[..., -positions:]
+    grids = looked.float().unflatten(-1, image.grid).cpu()
+    return [_by_word(pipeline.tokenizer, ids, grid) for ids, grid in zip(tokens[:, 1:].tolist(), grids, strict=True)]
+
+
+def _by_word(tokenizer: Tokenizer, ids: Sequence[int], grids: Tensor) -> WordMaps:
+    """The mean over the tokens of each word; ids (T,) without bos, grids float (T, H', W')."""
+    rows: list[list[int]] = []
+    words: list[str] = []
+    known: list[int] = []
+    before: list[str] = []
+    for row, token in enumerate(ids):
+        if token in (tokenizer.eos_id, tokenizer.pad_id):
+            break
+        if token == tokenizer.unk_id:
+            words.append(UNKNOWN)
+            rows.append([row])
+            continue
+        known.append(token)
+        after = tokenizer.decode(known).split()
+        if len(after) > len(before):
+            words.append(after[-1])
+            rows.append([row])
+        elif after and words[-1] != UNKNOWN:
+            words[-1] = after[-1]
+            rows[-1].append(row)
+        before = after
+    maps = [grids[each].mean(dim=0) for each in rows]
+    return WordMaps(tuple(words), torch.stack(maps) if maps else grids[:0])

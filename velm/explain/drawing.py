@@ -1,0 +1,63 @@
+"""Maps over their picture, as a sheet of tiles: what was not looked at lies under a veil."""
+
+from __future__ import annotations
+
+import textwrap
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from velm.explain.explanation import Explanation
+
+__all__ = ["sheet", "veiled"]
+
+SIDE = 192  # pixels of a tile
+GAP = 12
+LABEL = 24
+COLUMNS = 6
+VEIL = np.array([16.0, 18.0, 40.0])
+THICKNESS = 0.8
+PAPER, INK = (255, 255, 255), (23, 25, 31)
+
+
+def veiled(picture: np.ndarray, values: np.ndarray) -> Image.Image:
+    """A picture uint8 (H, W, 3) as a tile, dark where values (h, w) are lowest and clear where they are highest."""
+    spread = float(values.max() - values.min())
+    levels = (values - values.min()) / spread if spread > 0 else np.zeros_like(values)
+    size = (SIDE, SIDE)
+    clear = Image.fromarray((255 * levels).astype(np.uint8)).resize(size, Image.Resampling.BILINEAR)
+    dark = THICKNESS * (1 - np.asarray(clear, dtype=np.float32)[..., None] / 255)
+    pixels = np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BICUBIC), dtype=np.float32)
+    return Image.fromarray((pixels * (1 - dark) + VEIL * dark).round().astype(np.uint8))
+
+
+def sheet(explanation: Explanation) -> Image.Image:
+    """The picture, then its maps, each with its name below, and the sentence above all."""
+    tiles = [("picture", Image.fromarray(explanation.picture).resize((SIDE, SIDE), Image.Resampling.BICUBIC))]
+    if explanation.similarity is not None:
+        tiles.append(("similarity", veiled(explanation.picture, explanation.similarity)))
+    if explanation.saliency is not None:
+        tiles.append(("saliency", veiled(explanation.picture, _smooth(np.abs(explanation.saliency)))))
+    if explanation.attention is not None:
+        words = zip(explanation.words, explanation.attention, strict=True)
+        tiles += [(word, veiled(explanation.picture, values)) for word, values in words]
+    columns = min(COLUMNS, len(tiles))
+    rows = -(-len(tiles) // columns)
+    lines = textwrap.wrap(explanation.text, width=22 * columns) or [""]
+    top = GAP + LABEL * len(lines)
+    page = Image.new("RGB", (GAP + columns * (SIDE + GAP), top + rows * (SIDE + LABEL + GAP) + GAP), PAPER)
+    pen = ImageDraw.Draw(page)
+    pen.text((GAP, GAP), "\n".join(lines), INK, font=ImageFont.load_default(size=17))
+    for place, (name, tile) in enumerate(tiles):
+        row, column = divmod(place, columns)
+        left, upper = GAP + column * (SIDE + GAP), top + GAP + row * (SIDE + LABEL + GAP)
+        page.paste(tile, (left, upper))
+        pen.text((left, upper + SIDE + 3), name[:24], INK, font=ImageFont.load_default(size=15))
+    return page
+
+
+def _smooth(values: np.ndarray, part: int = 24) -> np.ndarray:
+    """Single pixels cannot be seen: a mean over neighbours, a few percent of the side."""
+    height, width = values.shape
+    small = (max(1, min(part, width)), max(1, min(part, height)))
+    return np.asarray(Image.fromarray(values.astype(np.float32)).resize(small, Image.Resampling.BOX))

@@ -1,0 +1,81 @@
+"""Which pixels decide how well a sentence fits: integrated gradients (Sundararajan et al. 2017, arXiv 1703.01365).
+
+Gradients of the fit are added up on the way from a grey picture to this one. The attributions of all pixels sum to what
+the picture fits better than the grey one (completeness), for any encoder, be there a grid or not. captum does the sums:
+`pip install 'velm[explain]'`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from velm.pipeline import Pipeline, PipelineError
+
+__all__ = ["saliency_map"]
+
+
+def saliency_map(pipeline: Pipeline, image: Any, text: str, *, steps: int = 32) -> Tensor:
+    """What each pixel adds to the fit of picture and sentence, signed, float (H, W), summed over colours.
+
+    The fit is the cosine of the embeddings where the model aligns, else log P(text | picture) in nats.
+
+    Args:
+        pipeline: a model that sees pictures.
+        image: as of `Pipeline.caption`; H and W are what its transform makes of it.
+        text: the sentence.
+        steps: on the way from grey; more make the sum come closer to the difference.
+
+    Raises:
+        PipelineError: captum is not installed, or the model neither aligns nor captions from the picture alone.
+    """
+    try:
+        from captum.attr import IntegratedGradients
+    except ImportError as error:
+        raise PipelineError(f"Saliency needs captum ({error}): pip install 'velm[explain]'.") from error
+    if steps < 1:
+        raise PipelineError(f"steps {steps} is too small; it is at least 1.")
+    fit = _Cosine(pipeline, text) if pipeline.aligned else _Likelihood(pipeline, text)
+    model = pipeline.model
+    # in the encoder's own range, where the mean of what it was trained with, a grey, is 0
+    pixels = pipeline.transform(image)[None].to(pipeline.device) * model.image_scale + model.image_shift
+    with torch.enable_grad():
+        found = IntegratedGradients(fit).attribute(
+            pixels, baselines=torch.zeros_like(pixels), n_steps=steps, internal_batch_size=16
+        )
+    return found[0].sum(dim=0).detach().float().cpu()
+
+
+class _Cosine:
+    """float (B,) of pictures (B, 3, H, W) with a sentence."""
+
+    def __init__(self, pipeline: Pipeline, text: str) -> None:
+        self.model = pipeline.model
+        self.sentence = pipeline.embed_texts([text]).to(pipeline.device).clone()
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        embeds = self.model.embed_image(self.model.encode_image(pixels))
+        return functional.cosine_similarity(embeds, self.sentence.to(embeds))
+
+
+class _Likelihood:
+    """log P(text | picture), float (B,), of pictures (B, 3, H, W)."""
+
+    def __init__(self, pipeline: Pipeline, text: str) -> None:
+        pipeline.require_decoder()
+        if pipeline.model.memory_sources != ("image",):
+            sources = ", ".join(pipeline.model.memory_sources)
+            raise PipelineError(f"Saliency asks how likely a picture's text is; this decoder attends over [{sources}].")
+        self.model = pipeline.model
+        self.tokens, self.mask = pipeline.tokenize([text])
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        assert self.model.decoder is not None
+        memory, mask = self.model.memory(self.model.encode_image(pixels), None)
+        tokens, content = (each.expand(len(pixels), -1) for each in (self.tokens, self.mask))
+        hidden = self.model.decoder.decode(tokens[:, :-1], memory, mask).hidden
+        log_p = self.model.decoder.output_projection(hidden).log_softmax(dim=-1)
+        return (log_p.gather(2, tokens[:, 1:, None])[..., 0] * content[:, 1:]).sum(dim=1)
