@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from velm.metrics.diversity import distinct_captions, distinct_n, diversity_of_words, mean_length, novelty
@@ -32,6 +32,7 @@ def test_novelty_by_hand() -> None:
         novelty([], ["a"])
 
 
+@settings(deadline=None)
 @given(SENTENCES, SENTENCES)
 def test_novelty_is_a_share_that_more_training_never_raises(hypotheses: list[str], training: list[str]) -> None:
     share = novelty(hypotheses, training)
@@ -40,6 +41,7 @@ def test_novelty_is_a_share_that_more_training_never_raises(hypotheses: list[str
     assert novelty(hypotheses, iter(training)) == share
 
 
+@settings(deadline=None)
 @given(SENTENCES)
 def test_figures_are_those_of_the_functions(hypotheses: list[str]) -> None:
     assert diversity_of_words([sentence.split() for sentence in hypotheses]) == {

@@ -5,7 +5,9 @@ from __future__ import annotations
 import shutil
 import sys
 from pathlib import Path
+from subprocess import CalledProcessError
 from types import ModuleType
+from urllib.error import URLError
 
 import pytest
 
@@ -25,6 +27,21 @@ def test_without_java_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "which", lambda name: None)
     with pytest.raises(JavaMissingError, match="METEOR needs Java: there is no `java`"):
         meteor(["a dog"], [["a dog"]])
+
+
+@pytest.mark.parametrize("error", [URLError("no network"), CalledProcessError(1, "java")])
+def test_what_java_needs_besides_is_told(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def fail() -> None:
+        raise error
+
+    module = ModuleType("pycocoevalcap.spice.spice")
+    module.Spice = fail  # type: ignore[attr-defined]
+    for name in ("pycocoevalcap", "pycocoevalcap.spice"):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setattr(shutil, "which", lambda name: "java")
+    with pytest.raises(JavaMissingError, match=r"SPICE could not be computed by pycocoevalcap: .*Java 8 to 11"):
+        spice(["a dog"], [["a dog"]])
 
 
 def test_bad_input_is_refused() -> None:

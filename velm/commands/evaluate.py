@@ -10,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from velm.commands.extras import add_extras, check_extras, extra_figures
 from velm.commands.options import add_loading, add_writing, load_pipeline, writing
 from velm.registry import SpecError, datasets, split_spec
 
@@ -39,6 +40,7 @@ def main(argv: Sequence[str]) -> int:
     spec = dataset_spec(pipeline.data.get("dataset"), changes)
     dataset: Dataset = datasets.build(spec)
     records = dataset.split(args.split)
+    check_extras(args, pipeline, records)
 
     from velm.evaluation.evaluate import figures, reranked_figures
     from velm.evaluation.predictions import predict
@@ -54,6 +56,7 @@ def main(argv: Sequence[str]) -> int:
     measured = figures(found)
     if args.rerank is not None:
         measured |= reranked_figures(pipeline, records, found, k=args.rerank, batch_size=args.batch_size)
+    measured |= extra_figures(args, pipeline, dataset, records, found)
     args.output.mkdir(parents=True, exist_ok=True)
     (args.output / "metrics.json").write_text(json.dumps(measured, indent=2) + "\n", encoding="utf-8")
     if found.written is not None:
@@ -140,6 +143,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="K",
         help="also: retrieval with the K nearest of a query put in order by how likely the captioner holds them",
     )
+    add_extras(parser)
     add_writing(parser)
     return parser
 

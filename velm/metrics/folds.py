@@ -13,7 +13,7 @@ import torch
 
 from velm.metrics.retrieval import retrieval_metrics
 
-__all__ = ["fold_metrics"]
+__all__ = ["check_folds", "fold_metrics"]
 
 
 def fold_metrics(
@@ -27,11 +27,16 @@ def fold_metrics(
         ks: numbers of answers looked at.
     """
     image, text, ids = (torch.as_tensor(each) for each in (image_embeds, text_embeds, image_ids))
-    if not 1 <= folds <= len(image):
-        raise ValueError(f"folds {folds} of {len(image)} pictures: it takes 1 to as many as there are pictures.")
+    check_folds(folds, len(image))
     size = len(image) // folds
     figures = []
     for start in range(0, folds * size, size):
         own = ((ids >= start) & (ids < start + size)).to(text.device)
         figures.append(retrieval_metrics(image[start : start + size], text[own], ids[own.to(ids.device)] - start, ks))
     return {name: sum(fold[name] for fold in figures) / folds for name in figures[0]}
+
+
+def check_folds(folds: int, pictures: int) -> None:
+    """Raise ValueError where so many pictures have not so many folds."""
+    if not 1 <= folds <= pictures:
+        raise ValueError(f"folds {folds} of {pictures} pictures: it takes 1 to as many as there are pictures.")

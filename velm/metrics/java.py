@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import shutil
+import subprocess
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -72,6 +73,13 @@ def _score(
             f"{figure} of {len(hypotheses)} hypotheses and {len(references)} lists of references: it takes one list "
             f"a hypothesis, none of them empty, and at least one."
         )
-    scorer = getattr(require_java(figure, module), name)()
+    found = require_java(figure, module)
     right = {i: [" ".join(tokenize(s)) for s in sentences] for i, sentences in enumerate(references)}
-    return float(scorer.compute_score(right, {i: [" ".join(tokenize(s))] for i, s in enumerate(hypotheses)})[0])
+    ours = {i: [" ".join(tokenize(s))] for i, s in enumerate(hypotheses)}
+    try:
+        return float(getattr(found, name)().compute_score(right, ours)[0])
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise JavaMissingError(
+            f"{figure} could not be computed by pycocoevalcap: {error}. SPICE downloads Stanford CoreNLP 3.6.0 when it "
+            f"is first used (a network) and wants Java 8 to 11."
+        ) from error
