@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import importlib.util
 import json
+import shutil
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -12,16 +13,19 @@ import torch
 from PIL import Image
 
 
-@pytest.fixture(scope="module")
-def data() -> ModuleType:
-    spec = importlib.util.spec_from_file_location(
-        "data_benchmark", Path(__file__).parents[1] / "benchmarks" / "data.py"
-    )
+def benchmark(name: str) -> ModuleType:
+    path = Path(__file__).parents[1] / "benchmarks" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(f"{name}_benchmark", path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def data() -> ModuleType:
+    return benchmark("data")
 
 
 def test_the_corpus_is_the_same_each_time(data, tmp_path: Path) -> None:
@@ -100,3 +104,23 @@ def test_the_pointing_game_is_played_on_the_checkpoints_own_scenes(write_checkpo
     assert scores["similarity map"]["rounds"] == 12
     assert module.main([str(write_checkpoint())]) == 0
     assert "similarity map" in capsys.readouterr().out
+
+
+def test_both_definitions_of_recall_agree() -> None:
+    retrieval = benchmark("retrieval")
+    embeddings = retrieval.made(150)
+    assert retrieval.one_hot_recall(*embeddings) == pytest.approx(retrieval.ours(*embeddings))
+    assert 0 < retrieval.ours(*embeddings)["text_to_image/recall@1"] <= 1
+
+
+def test_captions_are_compared_where_there_is_java(tmp_path: Path) -> None:
+    pytest.importorskip("pycocoevalcap", reason="pip install 'velm[metrics]' to compare with it")
+    if shutil.which("java") is None:
+        pytest.skip("no Java")
+    captions = benchmark("captions")
+    rows = [["image_id", "text"], ["0", "A dog runs ."], ["0", "a dog can't run"], ["1", "a cat"], ["1", "the cat!"]]
+    with open(tmp_path / "captions.csv", "w", newline="") as file:
+        csv.writer(file).writerows([*rows, ["2", "alone"]])
+    found = captions.compare(captions.read(str(tmp_path / "captions.csv")))
+    assert (found["pictures"], found["captions"], found["cut otherwise"]) == (3, 5, 0)
+    assert all(abs(row["difference"]) < 1e-9 for row in found["figures"].values())

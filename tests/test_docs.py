@@ -277,6 +277,19 @@ def test_every_figure_is_described() -> None:
     assert first_column(section("using.md", "`metrics.json`")) == names
 
 
+def test_every_option_for_more_figures_is_described() -> None:
+    from argparse import ArgumentParser
+
+    from velm.commands.extras import add_extras
+    from velm.evaluation.swaps import KINDS
+
+    parser = ArgumentParser()
+    add_extras(parser)
+    options = {name for action in parser._actions for name in action.option_strings} - {"-h", "--help"}
+    assert options <= set(re.findall(r"(--\w+)", section("using.md", "More figures")))
+    assert first_column(section("using.md", "Compositional")) == set(KINDS)
+
+
 def test_every_page_is_in_the_navigation() -> None:
     pages = set(re.findall(r"(\w+\.md)$", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"), re.MULTILINE))
     assert pages == {page.name for page in DOCS.glob("*.md")}

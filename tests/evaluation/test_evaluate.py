@@ -16,10 +16,20 @@ from velm.pipeline import PipelineError, load
 RETRIEVAL = {
     f"{way}/{figure}"
     for way in ("image_to_text", "text_to_image")
-    for figure in ("recall@1", "recall@5", "recall@10", "median_rank")
+    for figure in ("recall@1", "recall@5", "recall@10", "median_rank", "mean_rank", "mrr")
 }
 CAPTION = {
-    f"caption/{name}" for name in ("bleu1", "bleu2", "bleu3", "bleu4", "rouge_l", "cider", "exact_match", "distinct")
+    f"caption/{name}"
+    for name in (
+        *(f"bleu{n}" for n in range(1, 5)),
+        "rouge_l",
+        "cider",
+        "exact_match",
+        "distinct",
+        "distinct1",
+        "distinct2",
+        "length",
+    )
 }
 
 

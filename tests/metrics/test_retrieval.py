@@ -9,7 +9,14 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from velm.metrics.retrieval import recall_at_k, retrieval_metrics, retrieval_ranks, unique_pictures
+from velm.metrics.retrieval import (
+    RetrievalRanks,
+    figures_of_ranks,
+    recall_at_k,
+    retrieval_metrics,
+    retrieval_ranks,
+    unique_pictures,
+)
 
 
 def gallery(pictures: int = 23, dim: int = 6, noise: float = 0.6) -> tuple[Tensor, Tensor, Tensor]:
@@ -90,11 +97,28 @@ def test_names_are_those_of_metrics_json() -> None:
     assert list(figures) == [
         f"{direction}/{name}"
         for direction in ("image_to_text", "text_to_image")
-        for name in ("recall@1", "recall@5", "recall@10", "median_rank")
+        for name in ("recall@1", "recall@5", "recall@10", "median_rank", "mean_rank", "mrr")
     ]
     ranks = retrieval_ranks(*gallery())
     assert figures["text_to_image/recall@5"] == (ranks.text_to_image <= 5).double().mean()
     assert figures["image_to_text/median_rank"] == ranks.image_to_text.median()
+
+
+def test_figures_of_ranks_by_hand() -> None:
+    ranks = RetrievalRanks(torch.tensor([1, 2, 4, 13]), torch.tensor([1, 1]))
+    figures = figures_of_ranks(ranks)
+    assert figures["image_to_text/median_rank"] == 2
+    assert figures["image_to_text/mean_rank"] == 5
+    assert figures["image_to_text/mrr"] == pytest.approx((1 + 1 / 2 + 1 / 4 + 1 / 13) / 4)
+    assert [figures[f"image_to_text/recall@{k}"] for k in (1, 5, 10)] == [0.25, 0.75, 0.75]
+    assert figures["text_to_image/mean_rank"] == figures["text_to_image/mrr"] == 1
+
+
+def test_more_noise_never_betters_a_rank() -> None:
+    quiet, loud = (retrieval_metrics(*gallery(noise=noise)) for noise in (0.1, 3.0))
+    for way in ("image_to_text", "text_to_image"):
+        assert quiet[f"{way}/mrr"] > loud[f"{way}/mrr"]
+        assert quiet[f"{way}/mean_rank"] < loud[f"{way}/mean_rank"]
 
 
 def test_pairs_become_pictures() -> None:

@@ -6,10 +6,11 @@ import argparse
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from velm.commands.extras import add_extras, check_extras, extra_figures
 from velm.commands.options import add_loading, add_writing, load_pipeline, writing
 from velm.registry import SpecError, datasets, split_spec
 
@@ -37,7 +38,10 @@ def main(argv: Sequence[str]) -> int:
     dataset: Dataset = datasets.build(spec)
     records = dataset.split(args.split)
 
-    measured = [_measured(pipeline, records, args) for pipeline in pipelines]
+    for pipeline in pipelines:
+        check_extras(args, pipeline, records)
+
+    measured = [_measured(pipeline, dataset, records, args) for pipeline in pipelines]
     found, figures = measured[0].predictions, measured[0].figures
     args.output.mkdir(parents=True, exist_ok=True)
     (args.output / "metrics.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
@@ -63,10 +67,10 @@ def _checked(args: argparse.Namespace, checkpoint: str) -> Pipeline:
     return pipeline
 
 
-def _measured(pipeline: Pipeline, records: Sequence[Record], args: argparse.Namespace) -> Measured:
+def _measured(pipeline: Pipeline, dataset: Dataset, records: Sequence[Record], args: argparse.Namespace) -> Measured:
     from velm.evaluation.evaluate import measure
 
-    return measure(
+    measured = measure(
         pipeline,
         records,
         batch_size=args.batch_size,
@@ -76,6 +80,8 @@ def _measured(pipeline: Pipeline, records: Sequence[Record], args: argparse.Name
         progress=_show_progress if sys.stderr.isatty() else None,
         **writing(args),
     )
+    extra = extra_figures(args, pipeline, dataset, records, measured.predictions)
+    return replace(measured, figures={**measured.figures, **extra})
 
 
 def _write_report(
@@ -165,6 +171,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="K",
         help="also: retrieval with the K nearest of a query put in order by how likely the captioner holds them",
     )
+    add_extras(parser)
     add_writing(parser)
     return parser
 

@@ -103,7 +103,8 @@ class ClassRecords(Records):
         self, root: str, paths: pa.Array, kind: np.ndarray, names: Sequence[str], templates: Sequence[str]
     ) -> None:
         """`paths`: large_string (pictures,), from `root`; `kind`: int (pictures,), places in `names`."""
-        self._root, self._paths, self._kind, self._names, self._templates = root, paths, kind, names, templates
+        self._root, self._paths, self._kind, self._templates = root, paths, kind, templates
+        self.classes = names  # of all splits, also those that this one has no picture of
         self.text_counts = np.full(len(kind), len(templates))
 
     def __len__(self) -> int:
@@ -111,7 +112,7 @@ class ClassRecords(Records):
 
     def record(self, place: int) -> Record:
         path, number = self._paths[place].as_py(), int(self._kind[place])
-        name = self._names[number]
+        name = self.classes[number]
         return Record(
             image_id=path,
             image=os.path.join(self._root, path),

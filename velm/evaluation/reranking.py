@@ -27,7 +27,7 @@ from velm.metrics.retrieval import RetrievalRanks, retrieval_ranks
 from velm.outputs import EncoderOutput
 from velm.pipeline import Pipeline, PipelineError
 
-__all__ = ["SCALE", "check_rerank", "rerank"]
+__all__ = ["SCALE", "check_rerank", "likelihoods", "rerank"]
 
 SCALE = 20.0
 """s of a model whose losses have none (triplet)."""
@@ -102,14 +102,14 @@ class _Pairs:
                 asked = [texts[j] for j in column[low:high].tolist()]
                 if asked:
                     one = image.select(torch.tensor([row], device=image.features.device))
-                    self.values[low:high] = _likelihoods(pipeline, one, asked)
+                    self.values[low:high] = likelihoods(pipeline, one, asked)
 
     def of(self, text: Tensor, image: Tensor) -> Tensor:
         return self.values[torch.searchsorted(self.keys, image * self.texts + text)]
 
 
 @torch.inference_mode()
-def _likelihoods(pipeline: Pipeline, image: EncoderOutput, texts: Sequence[str]) -> Tensor:
+def likelihoods(pipeline: Pipeline, image: EncoderOutput, texts: Sequence[str]) -> Tensor:
     """log P(text | picture) of many texts of one picture, float (texts,), on the CPU."""
     assert pipeline.model.decoder is not None
     with warnings.catch_warnings():

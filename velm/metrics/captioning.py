@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
+from velm.metrics.diversity import diversity_of_words
 from velm.metrics.ptb import ptb_tokenize
 
 __all__ = [
@@ -18,8 +19,6 @@ __all__ = [
     "caption_metrics",
     "cider",
     "cider_d",
-    "distinct_captions",
-    "distinct_n",
     "exact_match",
     "rouge_l",
 ]
@@ -32,14 +31,14 @@ Counts = Counter[tuple[str, ...]]
 def caption_metrics(
     hypotheses: Sequence[str], references: Sequence[Sequence[str]], *, tokenize: Tokenize = ptb_tokenize
 ) -> dict[str, float]:
-    """Everything below, under the names of metrics.json; `caption/cider` is CIDEr-D."""
+    """Everything below and `velm.metrics.diversity`, under the names of metrics.json; `caption/cider` is CIDEr-D."""
     words, right = _words(hypotheses, references, tokenize)
     figures = {f"caption/bleu{n}": score for n, score in enumerate(_bleu(words, right), start=1)}
     return figures | {
         "caption/rouge_l": _rouge_l(words, right),
         "caption/cider": _cider(words, right, d=True),
         "caption/exact_match": _exact_match(words, right),
-        "caption/distinct": _distinct(map(tuple, words)),
+        **diversity_of_words(words),
     }
 
 
@@ -168,24 +167,6 @@ def exact_match(
 
 def _exact_match(words: list[Words], references: list[list[Words]]) -> float:
     return sum(sentence in right for sentence, right in zip(words, references, strict=True)) / len(words)
-
-
-def distinct_n(hypotheses: Sequence[str], n: int, *, tokenize: Tokenize = ptb_tokenize) -> float:
-    """Different n-grams by n-grams (Li et al., arXiv 1510.03055); 0 where there is none."""
-    if n < 1:
-        raise ValueError(f"n {n} is below 1: it is a number of words.")
-    sentences = [tokenize(sentence) for sentence in hypotheses]
-    return _distinct(tuple(s[i : i + n]) for s in sentences for i in range(len(s) - n + 1))
-
-
-def distinct_captions(hypotheses: Sequence[str], *, tokenize: Tokenize = ptb_tokenize) -> float:
-    """Different captions by captions: near 0 when a model writes the same for every picture."""
-    return _distinct(tuple(tokenize(sentence)) for sentence in hypotheses)
-
-
-def _distinct(things: Iterable[tuple[str, ...]]) -> float:
-    things = list(things)
-    return len(set(things)) / len(things) if things else 0.0
 
 
 def _ngrams(words: Words) -> Counts:

@@ -116,9 +116,10 @@ def recall_at_k(image_embeds: Any, text_embeds: Any, image_ids: Any, k: int) -> 
 def retrieval_metrics(
     image_embeds: Any, text_embeds: Any, image_ids: Any, ks: Sequence[int] = (1, 5, 10)
 ) -> dict[str, float]:
-    """Recall at every k, and the median rank, under the names they have in metrics.json.
+    """Recall at every k, median and mean rank and mean reciprocal rank, under the names of metrics.json.
 
-    The median rank is in places from 1 (the lower of the two in the middle); it is better when small.
+    Ranks are in places from 1 (the median is the lower of the two in the middle) and better when small; `mrr`, the
+    mean of 1 / rank (Voorhees 1999, TREC-8), is in (0, 1].
     """
     return figures_of_ranks(retrieval_ranks(image_embeds, text_embeds, image_ids), ks)
 
@@ -129,6 +130,8 @@ def figures_of_ranks(ranks: RetrievalRanks, ks: Sequence[int] = (1, 5, 10)) -> d
     for direction, rank in ranks._asdict().items():
         figures |= {f"{direction}/recall@{k}": _share(rank <= k) for k in ks}
         figures[f"{direction}/median_rank"] = float(rank.median())
+        figures[f"{direction}/mean_rank"] = float(rank.double().mean())
+        figures[f"{direction}/mrr"] = float(rank.double().reciprocal().mean())
     return figures
 
 

@@ -1,0 +1,117 @@
+"""VELM's caption figures beside pycocoevalcap's whole Java pipeline, on real captions.
+
+    pip install 'velm[metrics]'                            # and Java, e.g. apt-get install default-jre-headless
+    python benchmarks/captions.py ../shared/data/flickr8k/captions.csv
+    python benchmarks/captions.py ../shared/data/multi30k/translations.csv.gz --column en
+
+The first caption of every picture that has several is held against its others. Both sides get the raw sentences: VELM
+cuts them by `ptb_tokenize`, the other by Stanford's PTBTokenizer, and each computes its figures from its own words.
+Printed: how many sentences have other words, the figures of both, their difference, and the seconds each took. "Same
+words" gives both the words of the Java tokenizer, which leaves the arithmetic.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import gzip
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from velm import metrics
+
+Sentences = list[list[str]]
+
+
+def read(path: str, column: str = "text") -> Sentences:
+    """The captions of each picture, by the column image_id; .gz is opened."""
+    found: dict[str, list[str]] = {}
+    with (gzip.open if path.endswith(".gz") else open)(path, "rt", encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            found.setdefault(row["image_id"], []).append(row[column])
+    return list(found.values())
+
+
+def java_words(captions: Sentences) -> Sentences:
+    """Every sentence as Stanford's tokenizer cuts it, words joined by blanks."""
+    from velm.metrics.java import require_java
+
+    tokenizer = require_java("The comparison", "tokenizer.ptbtokenizer").PTBTokenizer()
+    given = {i: [{"caption": text} for text in texts] for i, texts in enumerate(captions)}
+    found: Sentences = list(tokenizer.tokenize(given).values())
+    return found
+
+
+def theirs(captions: Sentences) -> dict[str, float]:
+    """BLEU, ROUGE-L and CIDEr-D by pycocoevalcap, of sentences already cut."""
+    from pycocoevalcap.bleu.bleu import Bleu
+    from pycocoevalcap.cider.cider import Cider
+    from pycocoevalcap.rouge.rouge import Rouge
+
+    right = {i: texts[1:] for i, texts in enumerate(captions)}
+    given = right, {i: texts[:1] for i, texts in enumerate(captions)}
+    figures = {f"bleu{n}": score for n, score in enumerate(Bleu(4).compute_score(*given, verbose=0)[0], start=1)}
+    return figures | {"rouge_l": Rouge().compute_score(*given)[0], "cider": Cider().compute_score(*given)[0]}
+
+
+def ours(captions: Sentences, tokenize: Callable[[str], list[str]] = metrics.ptb_tokenize) -> dict[str, float]:
+    """The same by VELM."""
+    given = [texts[0] for texts in captions], [texts[1:] for texts in captions]
+    figures = metrics.caption_metrics(*given, tokenize=tokenize)
+    return {name: figures[f"caption/{name}"] for name in ("bleu1", "bleu2", "bleu3", "bleu4", "rouge_l", "cider")}
+
+
+def compare(captions: Sentences) -> dict[str, Any]:
+    """What is printed."""
+    captions, single = ([c for c in captions if (len(c) > 1) is several] for several in (True, False))
+    start = time.perf_counter()
+    mine = ours(captions) if captions else {}
+    middle = time.perf_counter()
+    words = java_words(captions) if captions else []
+    yours = theirs(words) if captions else {}
+    end = time.perf_counter()
+    same = ours(words, str.split) if captions else {}
+    every = zip(captions + single, words + (java_words(single) if single else []), strict=True)
+    flat = [pair for texts, cuts in every for pair in zip(texts, cuts, strict=True)]
+    other = [(text, cut) for text, cut in flat if metrics.ptb_tokenize(text) != cut.split()]
+    return {
+        "pictures": len(captions) + len(single),
+        "captions": len(flat),
+        "cut otherwise": len(other),
+        "seconds": {"velm": middle - start, "pycocoevalcap": end - middle},
+        "figures": {
+            name: {
+                "velm": mine[name],
+                "pycocoevalcap": yours[name],
+                "difference": mine[name] - yours[name],
+                "difference, same words": same[name] - yours[name],
+            }
+            for name in mine
+        },
+        "examples": [[text, cut, " ".join(metrics.ptb_tokenize(text))] for text, cut in other[:20]],
+    }
+
+
+def main(argv: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(description="VELM's caption figures beside pycocoevalcap's, on real captions.")
+    parser.add_argument("path", help="csv with the columns image_id and text")
+    parser.add_argument("--column", default="text", help="of the captions (default text)")
+    parser.add_argument("--json", action="store_true", help="print everything, with sentences that are cut otherwise")
+    args = parser.parse_args(argv)
+    found = compare(read(args.path, args.column))
+    if args.json:
+        print(json.dumps(found, indent=1, ensure_ascii=False))
+        return
+    print(f"{found['captions']} captions of {found['pictures']} pictures; {found['cut otherwise']} cut otherwise")
+    print("".join(f"{title:>24}" for title in ("", "velm", "pycocoevalcap", "difference", "same words")))
+    for name, row in found["figures"].items():
+        print(f"{name:>24}" + "".join(f"{value:24.3g}" if "diff" in key else f"{value:24.6f}"
+                                      for key, value in row.items()))  # fmt: skip
+    print(f"{'seconds':>24}" + "".join(f"{value:24.1f}" for value in found["seconds"].values()))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

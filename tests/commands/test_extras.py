@@ -1,0 +1,103 @@
+"""Figures of `velm evaluate` that are asked for: all of them run, and what cannot be had is told first."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+from PIL import Image
+
+from velm.cli import main as velm
+
+FAST = ["--max_length", "3"]
+
+
+@pytest.fixture
+def run(write_checkpoint, tmp_path):
+    def run(*options, **changes):
+        out = tmp_path / "out"
+        data = {"dataset": {"name": "shapes", "test_size": 6, "train_size": 9, "image_size": 32}}
+        checkpoint = write_checkpoint(data=data, **changes)
+        code = velm(["evaluate", str(checkpoint), "--output", str(out), *options])
+        return code, json.loads((out / "metrics.json").read_text()) if code == 0 else None
+
+    return run
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for split in ("train", "test"):
+        for colour in ("red", "blue"):
+            for number in range(4):
+                path = tmp_path / "data" / split / colour / f"{number}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.new("RGB", (32, 32), colour).save(path)
+    return f"--data.dataset={{name: image_folder, path: {tmp_path / 'data'}}}"
+
+
+def test_nothing_is_there_unless_asked_for(run):
+    _, figures = run(*FAST)
+    assert {name.split("/")[0] for name in figures} == {"image_to_text", "text_to_image", "caption"}
+    assert not {"caption/novel", "caption/clip_score", "caption/meteor"} & set(figures)
+
+
+def test_everything_at_once(run):
+    code, figures = run(*FAST, "--folds", "3", "--clip_score", "--novelty", "--compositional")
+    assert code == 0
+    names = {"folds/image_to_text/recall@1", "folds/text_to_image/mrr", "caption/clip_score", "caption/ref_clip_score"}
+    assert names | {"caption/novel", "compositional/order", "compositional/order/captioner"} <= set(figures)
+    assert figures["caption/novel"] == 1  # an untrained model
+
+
+def test_classes_have_zero_shot_figures_and_probes_when_asked_for(run, folder):
+    _, figures = run(*FAST, folder)
+    assert 0 <= figures["zero_shot/top1"] <= 1
+    assert "linear_probe/top1" not in figures
+    _, figures = run(*FAST, folder, "--probe", "--template", "{}", "--template", "a {}")
+    assert figures["linear_probe/top1"] == figures["nearest_neighbours/top1"] == 1
+
+
+def test_java_that_fails_loses_no_other_figure(run, monkeypatch):
+    from velm import metrics
+    from velm.metrics import java
+
+    def fail(*_):
+        raise java.JavaMissingError("no network")
+
+    monkeypatch.setattr(java, "require_java", lambda *_: None)
+    monkeypatch.setattr(metrics, "meteor", lambda hypotheses, references: 0.25, raising=False)
+    monkeypatch.setattr(metrics, "spice", fail, raising=False)
+    with pytest.warns(UserWarning, match="no network"):
+        code, figures = run(*FAST, "--meteor", "--spice")
+    assert code == 0
+    assert figures["caption/meteor"] == 0.25
+    assert "caption/spice" not in figures
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--folds", "7"], "folds 7 of 6 pictures"),
+        (["--probe"], "The records have no classes"),
+        (["--template", "a {}"], "The records have no classes"),
+    ],
+)
+def test_what_cannot_be_had_is_told_first(run, capsys, options, words):
+    assert run(*options)[0] == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("velm evaluate: ")
+    assert words in captured.err
+
+
+def test_a_missing_package_is_told_first(run, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pycocoevalcap", None)
+    assert run("--meteor")[0] == 2
+    assert "pip install 'velm[metrics]'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--clip_score", "--novelty", "--meteor"])
+def test_a_model_that_does_not_write_is_refused(run, capsys, monkeypatch, option):
+    monkeypatch.setattr("velm.metrics.java.require_java", lambda *_: None)
+    assert run(option, decoder=None, losses={"contrastive": {}})[0] == 2
+    assert "no decoder" in capsys.readouterr().err

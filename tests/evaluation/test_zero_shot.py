@@ -1,0 +1,74 @@
+"""Zero-shot classification: classes from metadata, prompts ensembled, what is missing told."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from PIL import Image
+
+from velm.data.base import DataError, Record
+from velm.data.image_folder import ImageFolder
+from velm.evaluation.zero_shot import class_embeds, classes_of, require_classes, zero_shot_figures
+from velm.pipeline import load
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two classes in 'test'; a third has a picture in 'train' only."""
+    for place in ("test/red", "test/small_blue", "train/red", "train/small_blue", "train/large_green"):
+        for number in range(3):
+            path = tmp_path / "data" / place / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (32, 32), place.split("_")[-1].split("/")[-1]).save(path)
+    return ImageFolder(path=str(tmp_path / "data"))
+
+
+def test_classes_are_those_of_all_splits(folder):
+    names, labels = classes_of(folder.split("test"))
+    assert names == ["large green", "red", "small blue"]
+    assert labels.tolist() == [1, 1, 1, 2, 2, 2]
+
+
+def test_classes_of_plain_records():
+    records = [Record(str(i), None, ("x",), metadata={"class": name}) for i, name in enumerate(["b", "a", "b"])]
+    names, labels = classes_of(records)
+    assert (names, labels.tolist()) == (["b", "a"], [0, 1, 0])
+    assert classes_of([Record("0", None, ("x",))]) is None
+    assert classes_of([]) is None
+    with pytest.raises(DataError, match="Record 'y' has no class, others have"):
+        classes_of([*records, Record("y", None, ("x",))])
+    with pytest.raises(DataError, match=r"The records have no classes.*image_folder"):
+        require_classes([Record("0", None, ("x",))])
+
+
+def test_figures_are_what_the_pipeline_says(folder, write_checkpoint):
+    pipeline, records = load(write_checkpoint()), folder.split("test")
+    images = pipeline.embed_images([record.image for record in records])
+    figures = zero_shot_figures(pipeline, records, images, templates=["a {}"], ks=(1, 2, 5))
+    assert set(figures) == {"zero_shot/top1", "zero_shot/top2"}  # top5 of three classes says nothing
+    names, labels = classes_of(records)
+    scores = pipeline.score([record.image for record in records], [f"a {name}" for name in names])
+    assert figures["zero_shot/top1"] == (scores.argmax(1) == labels).double().mean()
+
+
+def test_perfect_embeddings_by_hand(folder, write_checkpoint):
+    pipeline, records = load(write_checkpoint()), folder.split("test")
+    names, labels = classes_of(records)
+    assert zero_shot_figures(pipeline, records, class_embeds(pipeline, names)[labels])["zero_shot/top1"] == 1
+
+
+def test_an_ensemble_is_the_mean_of_its_prompts(write_checkpoint):
+    pipeline = load(write_checkpoint())
+    one, other, both = (class_embeds(pipeline, ["red", "star"], t) for t in (["a {}"], ["{}"], ["a {}", "{}"]))
+    assert torch.allclose(both, torch.nn.functional.normalize(one + other, dim=1), atol=1e-6)
+
+
+def test_unknown_names_are_warned_of(write_checkpoint):
+    with pytest.warns(UserWarning, match="does not know all words of 1 of 2 classes: tench"):
+        class_embeds(load(write_checkpoint()), ["red", "tench"], ["{}"])
+
+
+@pytest.mark.parametrize(("templates", "got"), [(["a photo"], "'a photo'"), (["{} {}"], "'{} {}'"), ([], "none")])
+def test_bad_templates_are_refused(write_checkpoint, templates, got):
+    with pytest.raises(DataError, match=f"templates are sentences with one {{}} for the class.*got {got}"):
+        class_embeds(load(write_checkpoint()), ["red"], templates)

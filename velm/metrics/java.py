@@ -1,0 +1,85 @@
+"""METEOR and SPICE, which exist in Java only: through pycocoevalcap, an extra."""
+
+from __future__ import annotations
+
+import importlib
+import shutil
+import subprocess
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from velm.metrics.ptb import ptb_tokenize
+
+__all__ = ["JavaMissingError", "meteor", "require_java", "spice"]
+
+Tokenize = Callable[[str], list[str]]
+
+
+class JavaMissingError(ImportError):
+    """pycocoevalcap or Java is not there; the message says how to get it."""
+
+
+def meteor(
+    hypotheses: Sequence[str], references: Sequence[Sequence[str]], *, tokenize: Tokenize = ptb_tokenize
+) -> float:
+    """METEOR 1.5 of the corpus (Denkowski and Lavie 2014), in [0, 1], as pycocoevalcap reports it.
+
+    Args:
+        hypotheses, references, tokenize: as of `velm.metrics.captioning`.
+
+    Raises:
+        JavaMissingError: pycocoevalcap or Java is missing.
+    """
+    return _score("METEOR", "meteor.meteor", "Meteor", hypotheses, references, tokenize)
+
+
+def spice(
+    hypotheses: Sequence[str], references: Sequence[Sequence[str]], *, tokenize: Tokenize = ptb_tokenize
+) -> float:
+    """SPICE (Anderson et al. 2016, arXiv 1607.08822), in [0, 1], as pycocoevalcap reports it.
+
+    pycocoevalcap downloads Stanford CoreNLP 3.6.0 when it is first used, and its parts want Java 8 to 11.
+
+    Args:
+        hypotheses, references, tokenize: as of `velm.metrics.captioning`.
+
+    Raises:
+        JavaMissingError: pycocoevalcap or Java is missing.
+    """
+    return _score("SPICE", "spice.spice", "Spice", hypotheses, references, tokenize)
+
+
+def require_java(figure: str, module: str) -> Any:
+    """A module of pycocoevalcap, or JavaMissingError that says what is missing for the figure."""
+    try:
+        found = importlib.import_module(f"pycocoevalcap.{module}")
+    except ImportError as error:
+        raise JavaMissingError(f"{figure} needs pycocoevalcap: pip install 'velm[metrics]' ({error}).") from error
+    if shutil.which("java") is None:
+        raise JavaMissingError(f"{figure} needs Java: there is no `java` on the PATH. Debian: default-jre-headless.")
+    return found
+
+
+def _score(
+    figure: str,
+    module: str,
+    name: str,
+    hypotheses: Sequence[str],
+    references: Sequence[Sequence[str]],
+    tokenize: Tokenize,
+) -> float:
+    if not hypotheses or len(hypotheses) != len(references) or not all(references):
+        raise ValueError(
+            f"{figure} of {len(hypotheses)} hypotheses and {len(references)} lists of references: it takes one list "
+            f"a hypothesis, none of them empty, and at least one."
+        )
+    found = require_java(figure, module)
+    right = {i: [" ".join(tokenize(s)) for s in sentences] for i, sentences in enumerate(references)}
+    ours = {i: [" ".join(tokenize(s))] for i, s in enumerate(hypotheses)}
+    try:
+        return float(getattr(found, name)().compute_score(right, ours)[0])
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise JavaMissingError(
+            f"{figure} could not be computed by pycocoevalcap: {error}. SPICE downloads Stanford CoreNLP 3.6.0 when it "
+            f"is first used (a network) and wants Java 8 to 11."
+        ) from error
