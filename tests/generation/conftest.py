@@ -43,6 +43,27 @@ class TableDecoder(Decoder):
         return logits, TableState(state.memory, token, attention)
 
 
+def small_decoders(vocab_size=6, kinds=("rnn", "transformer")):
+    """Random ones in float64, by name; the bias makes sentences end now and then."""
+    from velm.decoders.rnn import RNNDecoder
+    from velm.decoders.transformer import TransformerDecoder
+
+    torch.manual_seed(0)
+    options = {"vocab_size": vocab_size, "memory_dim": 6, "dim": 8}
+    found = {
+        "rnn": RNNDecoder(**options, gate=True),
+        "transformer": TransformerDecoder(**options, depth=2, heads=2, max_length=16),
+    }
+    for decoder in found.values():
+        torch.nn.init.normal_(decoder.output_projection.weight)
+    return {kind: found[kind].double().eval() for kind in kinds}
+
+
+@pytest.fixture(scope="session", params=["rnn", "transformer"])
+def small_decoder(request):
+    return small_decoders(kinds=(request.param,))[request.param]
+
+
 @pytest.fixture
 def table():
     return TableDecoder

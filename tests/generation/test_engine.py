@@ -70,10 +70,14 @@ def test_scores_are_those_of_teacher_forcing(decoder, write, beams):
     found = write(decoder, memory, max_length=7, num_beams=beams, num_return=beams, length_penalty=0.5)
     decoder.eval()
     for b in range(5):
-        assert found.scores[b].tolist() == sorted(found.scores[b].tolist(), reverse=True)
+        ranks = list(zip(found.tokens[b].eq(EOS).any(1).tolist(), found.scores[b].tolist(), strict=True))
+        assert ranks == sorted(ranks, reverse=True)  # those that were cut come last
         for r, sentence in enumerate(trim(found.tokens[b])):
             expected = log_prob(decoder, memory[b : b + 1], sentence) / len(sentence) ** 0.5
             assert found.scores[b, r].item() == pytest.approx(expected, abs=1e-6)
+            total = found.log_probs[b, r].sum().item()
+            assert total / len(sentence) ** 0.5 == pytest.approx(expected, abs=1e-5)
+            assert found.log_probs[b, r, len(sentence) :].eq(0).all()
 
 
 @pytest.mark.parametrize("decoder", decoders(), ids=["lstm", "gru", "transformer"])
