@@ -56,7 +56,10 @@ RULES = {
     "three words": ({"must_include": [[3], [4], [5]]}, lambda w: {3, 4, 5} <= set(w)),
     "twice the same": ({"must_include": [[3, 3]]}, lambda w: holds(w, (3, 3))),
     "a forbidden word": ({"forbidden": [[4]]}, lambda w: 4 not in w),
-    "forbidden phrases": ({"forbidden": [[3, 4], [5, 5, 5]]}, lambda w: not holds(w, (3, 4)) and (5, 5, 5) not in (w[:3], w[1:])),
+    "forbidden phrases": (
+        {"forbidden": [[3, 4], [5, 5, 5]]},
+        lambda w: not holds(w, (3, 4)) and not holds(w, (5, 5, 5)),
+    ),
     "one and not the other": (
         {"must_include": [[3], [4]], "forbidden": [[3, 4], [5]]},
         lambda w: 3 in w and 4 in w and 5 not in w and not holds(w, (3, 4)),

@@ -29,6 +29,7 @@ from velm.generation import GenerationConfig
         ({"forbidden": ["dog"]}, r"forbidden\[0\] is 'dog'; it takes token ids. A pipeline takes words"),
         ({"prefix": "a dog"}, "prefix is 'a dog'; it takes token ids"),
         ({"must_include": [[3], []]}, "must_include has an empty phrase; each has at least one token"),
+        ({"rerank_by_alignment": 1.0}, "rerank_by_alignment 1.0 has only one sentence to choose from; give num_beams"),
         ({"answers": []}, "answers is empty, so that there is nothing to write"),
     ],
     ids=str,

@@ -113,6 +113,11 @@ class GenerationConfig:
                 f"temperature {self.temperature} (sampling) and num_beams {self.num_beams} exclude each other; "
                 "leave one of them out. Several samples: num_return."
             )
+        if self.rerank_by_alignment is not None and max(self.num_beams, self.num_return) == 1:
+            raise ValueError(
+                f"rerank_by_alignment {self.rerank_by_alignment} has only one sentence to choose from; give num_beams, "
+                "or a temperature and num_return."
+            )
 
     def _set_phrases(self) -> None:
         """Tuples of tuples of ids, whatever sequences came."""
