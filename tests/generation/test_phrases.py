@@ -3,7 +3,7 @@
 from itertools import product
 
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from velm.generation.matcher import Matcher
@@ -28,6 +28,7 @@ def state_of(phrases, sentence):
     return state
 
 
+@settings(deadline=None)
 @given(st.lists(phrase, min_size=1, max_size=3), st.lists(st.sampled_from(WORDS), max_size=8))
 def test_the_matcher_finds_what_ends_here(parts, sentence):
     matcher = Matcher(parts)
@@ -53,6 +54,7 @@ def test_overlap_is_used_and_what_is_forbidden_is_gone_around():
     assert compiled([(3,), (4,)], both_ways, suppress=(PAD, BOS, 5)).remaining(torch.tensor([0])).item() == NEVER
 
 
+@settings(deadline=None)
 @given(st.lists(phrase, max_size=2), st.lists(phrase, max_size=2), st.integers(1, 5))
 def test_what_is_allowed_is_what_can_still_be_ended(required, forbidden, limit):
     """For every sentence so far: a token is allowed where some sentence that keeps the rules goes on with it."""

@@ -17,7 +17,7 @@ def best(totals: Tensor, scores: Tensor, count: int) -> Picked:
     """The `count` best continuations of each sentence, best first.
 
     Args:
-        totals: float (b, W), what each of W hypotheses has, less what makes its scores log-probabilities.
+        totals: float (b, W), what each of W hypotheses has.
         scores: float (b, W, V), what each token would add.
         count: how many; fewer come back where there are fewer.
     """

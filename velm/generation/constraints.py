@@ -45,13 +45,14 @@ class Constraints:
         self.rules = compile_rules(
             config, eos_id=eos_id, suppress=suppress, vocab_size=vocab_size, limit=limit, device=device
         )
+        self.may_stick = self.rules is not None or len({*suppress, eos_id}) == vocab_size
         self.repeats = config.no_repeat_ngram if config.answers is None else 0
 
     def __call__(self, scores: Tensor, tokens: Tensor, states: Tensor) -> Tensor:
-        """A copy of scores float (R, V) without what may not follow the tokens written, int64 (R, t).
+        """Scores float (R, V) without what may not follow the tokens written.
 
         Args:
-            scores: float (R, V), as the decoder gave them.
+            scores: float (R, V); may be written into.
             tokens: int64 (R, t).
             states: int64 (R,).
         """
@@ -61,15 +62,14 @@ class Constraints:
             return torch.full_like(scores, -torch.inf).index_copy(
                 1, self.suppress.new_tensor([word]), scores[:, word : word + 1]
             )
-        allowed = scores.index_fill(1, self.suppress, -torch.inf)
+        hard = scores.index_fill_(1, self.suppress, -torch.inf)
         if self.rules is not None:
-            allowed = self.rules.forbid(allowed, states, self.limit - written)
-        hard, early = allowed, written + 1 < self.config.min_length
-        if early:
-            allowed = allowed.index_fill(1, self.suppress.new_tensor([self.eos_id]), -torch.inf)
-        if self.repeats:
-            allowed = forbid_repeats(allowed, tokens, self.repeats)
-        return self._unstick(allowed, hard) if early or self.repeats else allowed
+            hard = self.rules.forbid(hard, states, self.limit - written)
+        soft = forbid_repeats(hard, tokens, self.repeats) if self.repeats else hard
+        if written + 1 < self.config.min_length:
+            soft = soft.clone() if soft is hard and self.may_stick else soft
+            soft[:, self.eos_id] = -torch.inf
+        return soft if soft is hard else self._unstick(soft, hard)
 
     def advance(self, states: Tensor, words: Tensor) -> Tensor:
         """The states after one more word, int64, in the shape of both."""
@@ -77,7 +77,9 @@ class Constraints:
 
     def _unstick(self, allowed: Tensor, hard: Tensor) -> Tensor:
         """Rows of `allowed` that are left nothing may end; or, where they may not, do what they may by `hard`."""
-        stuck = (allowed == -torch.inf).all(dim=1)
+        stuck = allowed.amax(dim=1) == -torch.inf
+        if not bool(stuck.any()):
+            return allowed
         may_end = hard[:, self.eos_id] > -torch.inf
         allowed = allowed.where(~(stuck & ~may_end)[:, None], hard)
         allowed[:, self.eos_id] = hard[:, self.eos_id].where(stuck, allowed[:, self.eos_id])

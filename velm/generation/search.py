@@ -109,21 +109,21 @@ class Search:
 
     def _continue(self, live: Live, logits: Tensor, going: Tensor, state: DecoderState) -> tuple[Live, Tensor]:
         """Candidates, best first, and which hypothesis each of them continues, int64 (b, C)."""
-        logits = logits if logits.dtype == torch.float64 else logits.float()
-        scores = self.constraints(logits, live.tokens.flatten(0, 1), live.states.flatten())
-        scores, normaliser = scores.unflatten(0, live.totals.shape), logits.logsumexp(1).view(live.totals.shape)
+        dtype = torch.promote_types(logits.dtype, torch.float32)
+        log_probs = logits.log_softmax(dim=1, dtype=dtype)  # a copy, which the constraints may write into
+        scores = self.constraints(log_probs, live.tokens.flatten(0, 1), live.states.flatten())
+        scores = scores.unflatten(0, live.totals.shape)
         if self.config.temperature is not None:
-            words = draw(scores[:, 0] - normaliser, self.config, self.generator)[:, None]
+            words = draw(scores[:, 0], self.config, self.generator)[:, None]
             parents, added = torch.zeros_like(words), scores[:, 0].gather(1, words)
         elif self.groups > 1:
-            parents, words, added = self._diverse(live, scores, normaliser, going)
+            parents, words, added = self._diverse(live, scores, going)
         else:
-            parents, words, added = self._best(live.totals - normaliser, scores, live.states)
-        log_probs = added - normaliser.gather(1, parents)
+            parents, words, added = self._best(live.totals, scores, live.states)
         states = self.constraints.advance(live.states.gather(1, parents), words)
         looked = state.attention if self.return_attention else None
         looked = None if looked is None else looked.unflatten(0, live.totals.shape)
-        return live.extend(parents, words, log_probs, states, looked), parents
+        return live.extend(parents, words, added, states, looked), parents
 
     def _best(self, totals: Tensor, scores: Tensor, states: Tensor) -> Picked:
         # every hypothesis may end at once: with twice the beams, enough are left to go on
@@ -132,14 +132,14 @@ class Search:
             return best_by_need(totals, scores, count, rules, states)
         return best(totals, scores, count)
 
-    def _diverse(self, live: Live, scores: Tensor, normaliser: Tensor, going: Tensor) -> Picked:
+    def _diverse(self, live: Live, scores: Tensor, going: Tensor) -> Picked:
         """Group after group, a token costs `diversity_penalty` for each beam that went on with it (Hamming)."""
         assert self.config.diversity_penalty is not None
         price = scores.new_zeros(len(scores) // self.groups, scores.shape[2])
         found = []
         for group in range(self.groups):
             mine = slice(group, None, self.groups)
-            totals = live.totals[mine] - normaliser[mine]
+            totals = live.totals[mine]
             parents, words, added = self._best(totals, scores[mine] - price[:, None], live.states[mine])
             added = added + price.gather(1, words)
             found.append((parents, words, added))
