@@ -15,9 +15,10 @@ pairs, because the peers differ:
   `BeamSearchScorer` that transformers 5 no longer has; what runs here is its loop, with its own `CoCa.forward`: every
   step reads the whole sentence again, and beams repeat the picture before it is encoded.
 
-Each pair takes turns (A B A B ...); medians over the turns, after one that is not counted.
+Each pair takes turns (A B A B ...); medians over the turns, after a picture that is not counted. With one thread, the
+seconds are the processor's, so that other work on the machine counts less.
 
-Expect ten minutes, and on one thread the ratios of docs/results.md.
+Expect a quarter of an hour, most of it open_clip's beams, and on one thread the ratios of docs/results.md.
 """
 
 from __future__ import annotations
@@ -37,10 +38,10 @@ PICTURES, TOKENS, VOCABULARY = 32, 20, 49408
 SIZE, PATCH, DIM, HEADS, IMAGE_DEPTH = 224, 32, 384, 6, 12
 BOS, EOS, PAD = VOCABULARY - 2, VOCABULARY - 1, 0
 
-Run = Callable[[], Any]
+Run = Callable[[Tensor], Any]
 
 
-def ours(images: Tensor, depth: int, beams: int) -> Run:
+def ours(depth: int, beams: int) -> Run:
     """The shipped model and engine."""
     from velm.generation import GenerationConfig, generate
     from velm.model import build_model
@@ -59,14 +60,14 @@ def ours(images: Tensor, depth: int, beams: int) -> Run:
     how = GenerationConfig(max_length=TOKENS, min_length=TOKENS, num_beams=beams)
 
     @torch.inference_mode()
-    def run() -> Tensor:
+    def run(images: Tensor) -> Tensor:
         memory, mask = model.memory(model.encode_image(images), None)
         return generate(model.decoder, memory, mask, bos_id=BOS, eos_id=EOS, pad_id=PAD, config=how).tokens
 
     return run
 
 
-def transformers_own(images: Tensor, depth: int, beams: int) -> Run:
+def transformers_own(depth: int, beams: int) -> Run:
     """`VisionEncoderDecoderModel.generate` as it is, with its cache."""
     from transformers import GPT2Config, GPT2LMHeadModel, VisionEncoderDecoderModel, ViTConfig, ViTModel
 
@@ -81,16 +82,16 @@ def transformers_own(images: Tensor, depth: int, beams: int) -> Run:
     parts = {"encoder": ViTModel(encoder, add_pooling_layer=False), "decoder": GPT2LMHeadModel(decoder)}
     model = VisionEncoderDecoderModel(**parts).eval()
     options = {"decoder_start_token_id": BOS, "eos_token_id": EOS, "pad_token_id": PAD, "do_sample": False}
-    pixels = images.float() / 255 - 0.5
 
     @torch.inference_mode()
-    def run() -> Tensor:
+    def run(images: Tensor) -> Tensor:
+        pixels = images.float() / 255 - 0.5
         return model.generate(pixels, num_beams=beams, min_new_tokens=TOKENS, max_new_tokens=TOKENS, **options)
 
     return run
 
 
-def open_clip_loop(images: Tensor, text_depth: int, depth: int, beams: int) -> Run:
+def open_clip_loop(text_depth: int, depth: int, beams: int) -> Run:
     """What `CoCa.generate` does, with `CoCa.forward`; the beams' book-keeping is left out of theirs."""
     try:
         from open_clip.coca_model import CoCa
@@ -106,10 +107,10 @@ def open_clip_loop(images: Tensor, text_depth: int, depth: int, beams: int) -> R
             "output_tokens": True,
         },
     ).eval()  # fmt: skip
-    pixels = images.float() / 255 - 0.5
 
     @torch.inference_mode()
-    def run() -> Tensor:
+    def run(images: Tensor) -> Tensor:
+        pixels = images.float() / 255 - 0.5
         repeated = pixels.repeat_interleave(beams, dim=0)
         latent, embeds = model._encode_image(repeated)
         words = torch.full((len(repeated), 1), BOS)
@@ -126,24 +127,23 @@ def open_clip_loop(images: Tensor, text_depth: int, depth: int, beams: int) -> R
     return run
 
 
-def pairs(pictures: int, beams: int) -> dict[str, dict[str, Run]]:
+def pair(peer: str, beams: int) -> dict[str, Run]:
     """The peer and VELM beside it."""
-    images = torch.randint(0, 256, (pictures, 3, SIZE, SIZE), dtype=torch.uint8)
-    return {
-        "transformers": {"transformers": transformers_own(images, 6, beams), "VELM, 6 blocks": ours(images, 6, beams)},
-        "open_clip": {"open_clip's loop": open_clip_loop(images, 12, 6, beams), "VELM, 18": ours(images, 18, beams)},
-    }
+    if peer == "transformers":
+        return {"transformers": transformers_own(6, beams), "VELM, 6 blocks": ours(6, beams)}
+    return {"open_clip's loop": open_clip_loop(12, 6, beams), "VELM, 18 blocks": ours(18, beams)}
 
 
-def speeds(runs: dict[str, Run], tokens: int, repeats: int) -> dict[str, dict[str, float]]:
-    """Tokens a second of each, taking turns after one that is not counted; the ratio is to the first."""
+def speeds(runs: dict[str, Run], images: Tensor, repeats: int) -> dict[str, dict[str, float]]:
+    """Tokens a second of each, taking turns after one with a single picture; the ratio is to the first."""
+    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
     found: dict[str, list[float]] = {name: [] for name in runs}
     for turn in range(repeats + 1):
         for name, run in runs.items():
-            start = time.perf_counter()
-            run()
+            start = clock()
+            run(images if turn else images[:1])
             if turn:
-                found[name].append(tokens / (time.perf_counter() - start))
+                found[name].append(len(images) * TOKENS / (clock() - start))
     medians = {name: statistics.median(values) for name, values in found.items()}
     first = next(iter(medians.values()))
     return {
@@ -163,10 +163,10 @@ def printed(results: dict[str, dict[str, dict[str, float]]]) -> str:
     return "\n".join(lines)
 
 
-def profile(run: Run) -> str:
+def profile(run: Run, images: Tensor) -> str:
     """Where the time of a run goes, by operation."""
     with torch.profiler.profile() as recorded:
-        run()
+        run(images)
     return recorded.key_averages().table(sort_by="self_cpu_time_total", row_limit=18, max_name_column_width=40)
 
 
@@ -175,21 +175,22 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--pictures", type=int, default=PICTURES, help="in a batch")
     parser.add_argument("--beams", type=int, nargs="+", default=[1, 5], help="1 is greedy")
     parser.add_argument("--peers", nargs="+", default=["transformers", "open_clip"], help="which to run")
-    parser.add_argument("--repeats", type=int, default=5, help="turns of each")
+    parser.add_argument("--repeats", type=int, default=3, help="turns of each")
     parser.add_argument("--threads", type=int, default=1, help="of torch")
     parser.add_argument("--profile", action="store_true", help="show where VELM's time goes instead")
     parser.add_argument("--json", action="store_true", help="JSON in place of the table")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
+    images = torch.randint(0, 256, (options.pictures, 3, SIZE, SIZE), dtype=torch.uint8)
     results = {}
-    for beams in options.beams:
-        for peer, runs in pairs(options.pictures, beams).items():
+    for peer in options.peers:
+        for beams in options.beams:
+            search, runs = f"{peer}, {'greedy' if beams == 1 else f'{beams} beams'}", pair(peer, beams)
             if options.profile:
-                print(f"{peer}, {beams} beams", profile(list(runs.values())[1]), sep="\n")
-            elif peer in options.peers:
-                search = "greedy" if beams == 1 else f"{beams} beams"
-                results[f"{peer}, {search}"] = speeds(runs, options.pictures * TOKENS, options.repeats)
+                print(search, profile(list(runs.values())[1], images), sep="\n")
+            else:
+                results[search] = speeds(runs, images, options.repeats)
     if not options.profile:
         print(json.dumps(results, indent=2) if options.json else printed(results))
 
