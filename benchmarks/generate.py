@@ -11,7 +11,8 @@ pairs, because the peers differ:
 
 - transformers: `VisionEncoderDecoderModel.generate`, ViT and a GPT-2 of 6 layers with cross-attention; VELM with a
   Transformer decoder of 6 blocks.
-- open_clip: CoCa with 12 layers of text and 6 of decoder, VELM with 18 blocks. Its own `generate` needs a
+- open_clip: CoCa with 12 layers of text and 6 of decoder over its 255 pooled positions; VELM with 18 blocks over the same
+  features of the same tower. Its own `generate` needs a
   `BeamSearchScorer` that transformers 5 no longer has; what runs here is its loop, with its own `CoCa.forward`: every
   step reads the whole sentence again, and beams repeat the picture before it is encoded.
 
@@ -41,28 +42,26 @@ BOS, EOS, PAD = VOCABULARY - 2, VOCABULARY - 1, 0
 Run = Callable[[Tensor], Any]
 
 
-def ours(depth: int, beams: int) -> Run:
-    """The shipped model and engine."""
+def ours(depth: int, beams: int, tower: Run | None = None) -> Run:
+    """The shipped model and engine; with another picture tower, its features (B, N, 384) in place of the ViT's."""
     from velm.generation import GenerationConfig, generate
     from velm.model import build_model
 
-    config = {
-        "image_encoder": {
-            "name": "vit", "dim": DIM, "depth": IMAGE_DEPTH, "heads": HEADS, "patch_size": PATCH
-        },
+    config: dict[str, Any] = {
+        "image_encoder": {"name": "vit", "dim": DIM, "depth": IMAGE_DEPTH, "heads": HEADS, "patch_size": PATCH},
         "decoder": {"name": "transformer", "dim": DIM, "depth": depth, "heads": HEADS, "max_length": 77},
         "losses": {"captioning": {}},
         "memory": ["image"],
         "vocab_size": VOCABULARY,
         "pad_id": PAD,
-    }  # fmt: skip
+    }
     model = build_model(config).eval()
     how = GenerationConfig(max_length=TOKENS, min_length=TOKENS, num_beams=beams)
 
     @torch.inference_mode()
     def run(images: Tensor) -> Tensor:
-        memory, mask = model.memory(model.encode_image(images), None)
-        return generate(model.decoder, memory, mask, bos_id=BOS, eos_id=EOS, pad_id=PAD, config=how).tokens
+        memory = model.encode_image(images).features if tower is None else tower(images)
+        return generate(model.decoder, memory, bos_id=BOS, eos_id=EOS, pad_id=PAD, config=how).tokens
 
     return run
 
@@ -91,34 +90,36 @@ def transformers_own(depth: int, beams: int) -> Run:
     return run
 
 
-def open_clip_loop(text_depth: int, depth: int, beams: int) -> Run:
-    """What `CoCa.generate` does, with `CoCa.forward`; the beams' book-keeping is left out of theirs."""
+def coca(text_depth: int, depth: int) -> Any:
+    """open_clip's CoCa, made as its configs make it, but for the sizes."""
     try:
         from open_clip.coca_model import CoCa
     except ImportError as error:
         sys.exit(f"{error.name!r} is missing: pip install --no-deps open_clip_torch ftfy wcwidth")
-    text = {"context_length": 77, "vocab_size": VOCABULARY, "width": DIM, "heads": HEADS, "layers": text_depth}
-    model = CoCa(
+    width = {"context_length": 77, "width": DIM, "heads": HEADS}
+    vision = {"image_size": SIZE, "layers": IMAGE_DEPTH, "width": DIM, "head_width": DIM // HEADS, "patch_size": PATCH}
+    pooler = {"attentional_pool": True, "attn_pooler_heads": HEADS, "output_tokens": True}
+    return CoCa(
         embed_dim=DIM,
-        multimodal_cfg={"context_length": 77, "width": DIM, "heads": HEADS, "layers": depth},
-        text_cfg={**text, "embed_cls": True, "output_tokens": True},
-        vision_cfg={
-            "image_size": SIZE, "layers": IMAGE_DEPTH, "width": DIM, "head_width": DIM // HEADS, "patch_size": PATCH,
-            "output_tokens": True,
-        },
-    ).eval()  # fmt: skip
+        multimodal_cfg={**width, "layers": depth, "attn_pooler_heads": HEADS},
+        text_cfg={**width, "vocab_size": VOCABULARY, "layers": text_depth, "embed_cls": True, "output_tokens": True},
+        vision_cfg={**vision, **pooler},
+    ).eval()
+
+
+def open_clip_loop(model: Any, beams: int) -> Run:
+    """What `CoCa.generate` does, with `CoCa.forward`; the beams' book-keeping is left out of theirs."""
 
     @torch.inference_mode()
     def run(images: Tensor) -> Tensor:
-        pixels = images.float() / 255 - 0.5
-        repeated = pixels.repeat_interleave(beams, dim=0)
+        repeated = (images.float() / 255 - 0.5).repeat_interleave(beams, dim=0)
         latent, embeds = model._encode_image(repeated)
         words = torch.full((len(repeated), 1), BOS)
-        totals = torch.tensor([0.0] + [-1e9] * (beams - 1)).repeat(len(pixels), 1)
-        first = torch.arange(len(pixels))[:, None] * beams
+        totals = torch.tensor([0.0] + [-1e9] * (beams - 1)).repeat(len(images), 1)
+        first = torch.arange(len(images))[:, None] * beams
         for _ in range(TOKENS):
             logits = model(repeated, words, image_latent=latent, image_embs=embeds, output_labels=False)["logits"]
-            scores = logits[:, -1].log_softmax(dim=1).view(len(pixels), beams, -1) + totals[:, :, None]
+            scores = logits[:, -1].log_softmax(dim=1).view(len(images), beams, -1) + totals[:, :, None]
             totals, chosen = scores.flatten(1).topk(beams, dim=1)
             rows = (first + chosen // VOCABULARY).flatten()
             words = torch.cat([words[rows], (chosen % VOCABULARY).view(-1, 1)], dim=1)
@@ -131,7 +132,12 @@ def pair(peer: str, beams: int) -> dict[str, Run]:
     """The peer and VELM beside it."""
     if peer == "transformers":
         return {"transformers": transformers_own(6, beams), "VELM, 6 blocks": ours(6, beams)}
-    return {"open_clip's loop": open_clip_loop(12, 6, beams), "VELM, 18 blocks": ours(18, beams)}
+    model = coca(12, 6)
+
+    def tower(images: Tensor) -> Tensor:
+        return model._encode_image(images.float() / 255 - 0.5)[1]
+
+    return {"open_clip's loop": open_clip_loop(model, beams), "VELM, 18 blocks": ours(18, beams, tower)}
 
 
 def speeds(runs: dict[str, Run], images: Tensor, repeats: int) -> dict[str, dict[str, float]]:
