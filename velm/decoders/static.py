@@ -52,7 +52,8 @@ class StaticState(DecoderState):
 class StaticDecoder(Decoder):
     """A TransformerDecoder whose step has the same shapes at every place, compiled.
 
-    Writes what the decoder itself writes. The first step of a shape compiles, which takes seconds to minutes: greedy
+    Writes what the decoder itself writes. Meant for a GPU, where a step is many small kernels to launch; on a CPU it
+    is slower than the decoder itself, which is bound by its matrix products. The first step of a shape compiles, which takes seconds to minutes: greedy
     search has one shape, beam search two; sentences that leave the batch make the number of rows a variable, once.
 
     Args:
@@ -102,9 +103,10 @@ class StaticDecoder(Decoder):
         seen = (torch.arange(past.shape[4], device=place.device) <= place).expand(len(token), -1)
         for index, block in enumerate(decoder._layers()):
             normed = block.attention_norm(x)
-            for part, new in zip(past[index], block.attention.keys_values(normed), strict=True):
-                part.index_copy_(2, place, new)
-            query = x + block.attention.attend(normed, (past[index, 0], past[index, 1]), mask=seen)
+            keys, values = past[index, 0], past[index, 1]
+            for room, new in zip((keys, values), block.attention.keys_values(normed), strict=True):
+                room.index_copy_(2, place, new)
+            query = x + block.attention.attend(normed, (keys, values), mask=seen)
             grouped = memory.group(query[:, 0])
             keys_values = memory.tensors[2 * index], memory.tensors[2 * index + 1]
             x = block.think(block.look(grouped, keys_values, memory.mask).flatten(0, 1)[:, None])
