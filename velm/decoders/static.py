@@ -52,9 +52,10 @@ class StaticState(DecoderState):
 class StaticDecoder(Decoder):
     """A TransformerDecoder whose step has the same shapes at every place, compiled.
 
-    Writes what the decoder itself writes. Meant for a GPU, where a step is many small kernels to launch; on a CPU it
-    is slower than the decoder itself, which is bound by its matrix products. The first step of a shape compiles, which takes seconds to minutes: greedy
-    search has one shape, beam search two; sentences that leave the batch make the number of rows a variable, once.
+    Writes what the decoder itself writes; no gradient comes of stepping. Meant for a GPU, where a step is many small
+    kernels to launch; on a CPU it is slower than the decoder itself, whose time goes into matrix products. The first
+    step of a shape compiles, which takes seconds to minutes: greedy search has one shape, beam search two; sentences
+    that leave the batch make the number of rows a variable, once.
 
     Args:
         decoder: shares its weights.
@@ -89,6 +90,7 @@ class StaticDecoder(Decoder):
         past = keys.new_zeros(len(self.decoder.blocks), 2, rows, heads, self.max_length, width)
         return StaticState(self.decoder, shared, past, torch.zeros(1, dtype=torch.int64, device=keys.device))
 
+    @torch.no_grad()
     def step(self, token: Tensor, state: DecoderState) -> tuple[Tensor, StaticState]:
         assert isinstance(state, StaticState)
         if state.length >= self.max_length:
