@@ -11,10 +11,10 @@ pairs, because the peers differ:
 
 - transformers: `VisionEncoderDecoderModel.generate`, ViT and a GPT-2 of 6 layers with cross-attention; VELM with a
   Transformer decoder of 6 blocks.
-- open_clip: CoCa with 12 layers of text and 6 of decoder over its 255 pooled positions; VELM with 18 blocks over the same
-  features of the same tower. Its own `generate` needs a
-  `BeamSearchScorer` that transformers 5 no longer has; what runs here is its loop, with its own `CoCa.forward`: every
-  step reads the whole sentence again, and beams repeat the picture before it is encoded.
+- open_clip: CoCa with 12 layers of text and 6 of decoder over its 255 pooled positions; VELM with 18 blocks, which have
+  as many weights, over the same features of the same tower. Its own `generate` needs a `BeamSearchScorer`, which
+  transformers 5 no longer has; what runs here is its loop, with its own `CoCa.forward`: every step reads the whole
+  sentence again, and beams repeat the picture before it is encoded.
 
 Each pair takes turns (A B A B ...); medians over the turns, after a picture that is not counted. With one thread, the
 seconds are the processor's, so that other work on the machine counts less.
