@@ -31,6 +31,7 @@ def compiled(limit=8, name=repr, **options):
         ({"must_include": [[16]]}, "must_include: token 16 is not in the vocabulary of 16 tokens"),
         ({"forbidden": [[-1]]}, "forbidden: token -1 is not in the vocabulary"),
         ({"must_include": [[3, EOS]]}, r"must_include \(3, 2\) holds token 2, which is never written as a word"),
+        ({"forbidden": [[3, EOS]]}, r"forbidden \(3, 2\) holds token 2, which is never written as a word"),
         ({"prefix": [PAD]}, r"prefix \(0,\) holds token 0, which is never written"),
         ({"answers": [[BOS]]}, r"answers \(1,\) holds token 1, which is never written"),
         ({"must_include": [[i] for i in range(3, 14)], "limit": 20}, "must_include has 11 phrases; it takes up to 10"),

@@ -68,7 +68,7 @@ def _check_tokens(config: GenerationConfig, eos_id: int, suppress: Sequence[int]
                     raise ValueError(
                         f"{rule}: token {token} is not in the vocabulary of {vocab_size} tokens (0 to V - 1)."
                     )
-                if rule in wanted and (token == eos_id or token in suppress):
+                if token == eos_id or (rule in wanted and token in suppress):
                     raise ValueError(f"{rule} {name(phrase)} holds token {token}, which is never written as a word.")
 
 
