@@ -19,7 +19,7 @@ pairs, because the peers differ:
 Each pair takes turns (A B A B ...); medians over the turns, after a picture that is not counted. With one thread, the
 seconds are the processor's, so that other work on the machine counts less.
 
-Expect a quarter of an hour, most of it open_clip's beams, and on one thread the ratios of docs/results.md.
+Expect a quarter of an hour, most of it open_clip's beams, and the ratios of docs/results.md.
 """
 
 from __future__ import annotations
