@@ -76,6 +76,25 @@ def test_an_unreadable_picture_is_named_and_the_others_are_captioned(write_check
     assert len(captured.err.strip().splitlines()) == 1
 
 
+def test_rules_and_reranking(write_checkpoint, folder, capsys):
+    arguments = ["caption", str(write_checkpoint()), str(folder), "--num_beams", "4", "--max_length", "8"]
+    rules = ["--must_include", "red", "--must_include", "blue square", "--forbidden", "large", "--prefix", "a star"]
+    assert velm([*arguments, *rules]) == 0
+    for line in capsys.readouterr().out.splitlines():
+        caption = line.split("\t")[1]
+        assert caption.startswith("a star")
+        assert "blue square" in caption
+        assert "large" not in caption
+    groups = ["--num_beam_groups", "2", "--diversity_penalty", "0.5", "--num_return", "2"]
+    assert velm([*arguments, *groups, "--rerank_by_alignment", "2", "--json"]) == 0
+    for line in capsys.readouterr().out.splitlines():
+        found = json.loads(line)["captions"]
+        assert [set(each) for each in found] == [{"caption", "score", "log_prob", "cosine"}] * 2
+        assert found[0]["score"] >= found[1]["score"]
+    assert velm([*arguments, "--answers", "a red star", "--answers", "blue"]) == 0
+    assert {line.split("\t")[1] for line in capsys.readouterr().out.splitlines()} <= {"a red star", "blue"}
+
+
 def test_text_in_the_memory(write_checkpoint, folder, capsys):
     both = str(write_checkpoint(memory=["image", "text"], losses={"captioning": {}}))
     picture = str(folder / "a.jpg")
@@ -94,6 +113,8 @@ def test_text_in_the_memory(write_checkpoint, folder, capsys):
         (["{checkpoint}", "nowhere.jpg"], "There is no picture or folder 'nowhere.jpg'"),
         (["{checkpoint}", "{empty}"], "has no pictures; looked for .bmp"),
         (["{checkpoint}", "{picture}", "--num_return", "3"], "num_return 3 is more than num_beams 1"),
+        (["{checkpoint}", "{picture}", "--must_include", "zebra"], "'zebra' has a word that is not in the model's"),
+        (["{checkpoint}", "{picture}", "--must_include", "red", "--forbidden", "red"], "which is forbidden"),
         (["{checkpoint}", "{picture}", "--device", "nonsense"], "Cannot compute on the device 'nonsense'"),
         (
             ["{checkpoint}", "{picture}", "--plugins", "nowhere_at_all"],

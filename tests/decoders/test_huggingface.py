@@ -55,6 +55,18 @@ def test_a_state_is_never_changed_by_stepping_on():
     assert torch.equal(first, again)
 
 
+def test_beams_within_their_sentence_do_not_copy_the_memory():
+    decoder = HFDecoder(model_name="gpt2", config=GPT2, **GIVEN).eval()
+    _, state = decoder.step(torch.tensor([4, 5]), decoder.start(torch.randn(2, 3, 12)))
+    state = state.select(torch.tensor([0, 0, 1, 1]))
+    moved = state.select(torch.tensor([1, 1, 3, 2]))
+    of_memory = [s.cache.cross_attention_cache.layers[0].keys.data_ptr() for s in (state, moved)]
+    assert of_memory[0] == of_memory[1]
+    assert moved.memory is state.memory
+    across = state.select(torch.tensor([2, 3, 0, 1]))
+    assert torch.equal(across.memory[0], state.memory[2])
+
+
 def test_pretrained_language_model_gets_new_cross_attention_and_the_tokenizers_vocabulary(tmp_path):
     model = transformers.GPT2LMHeadModel(transformers.GPT2Config(**GPT2, vocab_size=32))
     model.save_pretrained(tmp_path)

@@ -43,6 +43,34 @@ class TableDecoder(Decoder):
         return logits, TableState(state.memory, token, attention)
 
 
+def hf_decoder(vocab_size):
+    from velm.decoders.huggingface import HFDecoder
+
+    sizes = {"n_embd": 8, "n_layer": 2, "n_head": 2, "n_positions": 16}
+    return HFDecoder(model_name="gpt2", config=sizes, vocab_size=vocab_size, memory_dim=6)
+
+
+def small_decoders(vocab_size=6, kinds=("rnn", "transformer")):
+    """Random ones in float64, by name; the bias makes sentences end now and then."""
+    from velm.decoders.rnn import RNNDecoder
+    from velm.decoders.transformer import TransformerDecoder
+
+    torch.manual_seed(0)
+    options = {"vocab_size": vocab_size, "memory_dim": 6, "dim": 8}
+    found = {
+        "rnn": RNNDecoder(**options, gate=True),
+        "transformer": TransformerDecoder(**options, depth=2, heads=2, max_length=16),
+    }
+    for decoder in found.values():
+        torch.nn.init.normal_(decoder.output_projection.weight)
+    return {kind: found[kind].double().eval() for kind in kinds}
+
+
+@pytest.fixture(scope="session", params=["rnn", "transformer"])
+def small_decoder(request):
+    return small_decoders(kinds=(request.param,))[request.param]
+
+
 @pytest.fixture
 def table():
     return TableDecoder
@@ -61,3 +89,43 @@ def write():
         )  # fmt: skip
 
     return write
+
+
+@dataclass
+class ReadState(DecoderState):
+    memory: torch.Tensor
+    tokens: torch.Tensor
+
+    def select(self, rows):
+        return ReadState(self.memory[rows], self.tokens[rows])
+
+
+class Uncached(Decoder):
+    """Another decoder without its cache: each step reads the whole sentence again, each row its own memory."""
+
+    def __init__(self, decoder):
+        super().__init__()
+        self.decoder, self.output_projection = decoder, decoder.output_projection
+
+    @classmethod
+    def inner(cls, kind):
+        torch.manual_seed(0)
+        decoder = hf_decoder(12) if kind == "hf" else small_decoders(12, (kind,))[kind]
+        torch.nn.init.normal_(decoder.output_projection.weight)
+        return decoder.double().eval()
+
+    def forward(self, tokens, memory, memory_mask=None):
+        return self.decoder(tokens, memory, memory_mask)
+
+    def start(self, memory, memory_mask=None):
+        return ReadState(memory, torch.zeros(len(memory), 0, dtype=torch.int64))
+
+    def step(self, token, state):
+        tokens = torch.cat([state.tokens, token[:, None]], dim=1)
+        hidden = self.decoder(tokens, state.memory)[:, -1]
+        return self.output_projection(hidden), ReadState(state.memory, tokens)
+
+
+@pytest.fixture
+def uncached():
+    return Uncached

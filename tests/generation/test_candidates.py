@@ -2,7 +2,8 @@ import pytest
 import torch
 
 from velm.generation import GenerationConfig
-from velm.generation.candidates import best, draw, keep_top_k, keep_top_p
+from velm.generation.candidates import best, best_by_need, draw, keep_min_p, keep_top_k, keep_top_p
+from velm.generation.phrases import Phrases
 
 P = torch.tensor([[0.1, 0.4, 0.05, 0.25, 0.2]])
 
@@ -12,11 +13,15 @@ def kept(log_probs):
 
 
 def test_best_by_hand():
-    totals = torch.tensor([[[0.0, -3.0, -1.0], [-2.0, -0.5, -9.0]]])
-    parents, words = best(totals, 4)
+    totals = torch.tensor([[1.0, -0.5]])
+    scores = torch.tensor([[[-1.0, -4.0, -2.0], [-1.5, 0.0, -8.5]]])
+    parents, words, added = best(totals, scores, 4)
     assert parents.tolist() == [[0, 1, 0, 1]]
     assert words.tolist() == [[0, 1, 2, 0]]
-    assert best(totals, 99)[0].shape == (1, 6)
+    assert added.tolist() == [[-1.0, 0.0, -2.0, -1.5]]
+    assert best(totals, scores, 99)[0].shape == (1, 6)
+    for count, expected in ((1, [[0]]), (2, [[0, 2]])):  # one hypothesis
+        assert best(totals[:, :1], scores[:, :1], count)[1].tolist() == expected
 
 
 def test_top_k():
@@ -27,6 +32,21 @@ def test_top_k():
 @pytest.mark.parametrize(("mass", "tokens"), [(0.01, [1]), (0.41, [1, 3]), (0.84, [1, 3, 4]), (1.0, [0, 1, 2, 3, 4])])
 def test_top_p(mass, tokens):
     assert kept(keep_top_p(P.log(), mass)) == tokens
+
+
+@pytest.mark.parametrize(("share", "tokens"), [(1.0, [1]), (0.6, [1, 3]), (0.49, [1, 3, 4]), (0.01, [0, 1, 2, 3, 4])])
+def test_min_p(share, tokens):
+    assert kept(keep_min_p(P.log(), share)) == tokens
+
+
+def test_beams_are_dealt_out_by_need():
+    """Token 4 must come: what has it, however unlikely, takes turns with what has it not."""
+    phrases = Phrases([(4,)], [], eos_id=2, suppress=(), vocab_size=6)
+    scores = torch.tensor([[[-9.0, -8.0, -torch.inf, -1.0, -5.0, -2.0], [-9.5, -8.5, -torch.inf, -1.5, -6.0, -2.5]]])
+    parents, words, added = best_by_need(torch.zeros(1, 2), scores, 6, phrases, torch.zeros(1, 2, dtype=torch.int64))
+    assert words.tolist() == [[3, 4, 3, 4, 5, 5]]
+    assert parents.tolist() == [[0, 0, 1, 1, 0, 1]]
+    assert added.tolist() == [[-1.0, -5.0, -1.5, -6.0, -2.0, -2.5]]
 
 
 def test_draws_follow_the_probabilities():
@@ -40,7 +60,11 @@ def test_draws_follow_the_probabilities():
 
 def test_draws_respect_top_k_and_top_p():
     rows = P.log().expand(2000, 5)
-    for config in (GenerationConfig(temperature=3.0, top_k=2), GenerationConfig(temperature=1.0, top_p=0.6)):
+    for config in (
+        GenerationConfig(temperature=3.0, top_k=2),
+        GenerationConfig(temperature=1.0, top_p=0.6),
+        GenerationConfig(temperature=2.0, min_p=0.75),
+    ):
         assert set(draw(rows, config, torch.Generator().manual_seed(0)).tolist()) == {1, 3}
 
 

@@ -19,6 +19,18 @@ from velm.generation import GenerationConfig
         ({"top_p": 0.9}, "top_p 0.9 is for sampling"),
         ({"num_return": 3, "num_beams": 2}, "num_return 3 is more than num_beams 2"),
         ({"temperature": 1.0, "num_beams": 2}, "exclude each other"),
+        ({"min_p": 0.1}, "min_p 0.1 is for sampling; give a temperature too"),
+        ({"temperature": 1.0, "min_p": 1.5}, r"min_p 1.5 is not in \(0, 1\]"),
+        ({"num_beam_groups": 0}, "num_beam_groups 0 is too small; it is at least 1"),
+        ({"num_beams": 4, "num_beam_groups": 3}, "num_beams 4 is not divisible by num_beam_groups 3"),
+        ({"num_beams": 4, "num_beam_groups": 2}, "num_beam_groups 2 without a diversity_penalty search the same thing"),
+        ({"num_beams": 4, "diversity_penalty": 0.5}, "diversity_penalty 0.5 is between groups; give num_beam_groups"),
+        ({"num_beams": 2, "num_beam_groups": 2, "diversity_penalty": 0.0}, "diversity_penalty 0.0 is not above 0"),
+        ({"forbidden": ["dog"]}, r"forbidden\[0\] is 'dog'; it takes token ids. A pipeline takes words"),
+        ({"prefix": "a dog"}, "prefix is 'a dog'; it takes token ids"),
+        ({"must_include": [[3], []]}, "must_include has an empty phrase; each has at least one token"),
+        ({"rerank_by_alignment": 1.0}, "rerank_by_alignment 1.0 has only one sentence to choose from; give num_beams"),
+        ({"answers": []}, "answers is empty, so that there is nothing to write"),
     ],
     ids=str,
 )
@@ -29,3 +41,9 @@ def test_errors(options, message):
 
 def test_samples_need_no_beams():
     assert GenerationConfig(temperature=1.0, num_return=3).num_beams == 1
+
+
+def test_phrases_become_tuples_each_once():
+    config = GenerationConfig(forbidden=[[3, 4], [5], [3, 4]], answers=[[3]], prefix=[3])
+    assert config.forbidden == ((3, 4), (5,))
+    assert (config.answers, config.prefix, config.must_include) == (((3,),), (3,), ())

@@ -70,10 +70,14 @@ def test_scores_are_those_of_teacher_forcing(decoder, write, beams):
     found = write(decoder, memory, max_length=7, num_beams=beams, num_return=beams, length_penalty=0.5)
     decoder.eval()
     for b in range(5):
-        assert found.scores[b].tolist() == sorted(found.scores[b].tolist(), reverse=True)
+        ranks = list(zip(found.tokens[b].eq(EOS).any(1).tolist(), found.scores[b].tolist(), strict=True))
+        assert ranks == sorted(ranks, reverse=True)  # those that were cut come last
         for r, sentence in enumerate(trim(found.tokens[b])):
             expected = log_prob(decoder, memory[b : b + 1], sentence) / len(sentence) ** 0.5
             assert found.scores[b, r].item() == pytest.approx(expected, abs=1e-6)
+            total = found.log_probs[b, r].sum().item()
+            assert total / len(sentence) ** 0.5 == pytest.approx(expected, abs=1e-5)
+            assert found.log_probs[b, r, len(sentence) :].eq(0).all()
 
 
 @pytest.mark.parametrize("decoder", decoders(), ids=["lstm", "gru", "transformer"])
@@ -192,3 +196,27 @@ def test_the_decoder_is_put_back(write):
 
 def test_no_memories_no_sentences(write):
     assert write(decoders()[0], torch.zeros(0, 2, 6).double()).tokens.shape == (0, 1, 0)
+
+
+@pytest.mark.parametrize("kind", ["rnn", "transformer", "hf"])
+@pytest.mark.parametrize(
+    "config",
+    [
+        {},
+        {"num_beams": 4, "num_return": 2},
+        {"num_beams": 4, "num_beam_groups": 2, "diversity_penalty": 0.5, "num_return": 2},
+        {"num_beams": 5, "must_include": [[5, 6], [9]], "forbidden": [[4]]},
+    ],
+    ids=str,
+)
+def test_cached_alone_and_among_32_is_what_reading_everything_again_says(uncached, write, kind, config):
+    """Three kinds of decoder: the cache, the batch and the sharing of a memory among beams change nothing."""
+    decoder, memory = uncached.inner(kind), torch.randn(32, 4, 6, generator=torch.Generator().manual_seed(0)).double()
+    together = write(decoder, memory, max_length=7, **config)
+    again = write(uncached(decoder), memory, max_length=7, **config)
+    assert torch.equal(together.tokens, again.tokens)
+    torch.testing.assert_close(together.scores, again.scores)
+    for b in (0, 17, 31):
+        alone = write(decoder, memory[b : b + 1], max_length=7, **config)
+        assert torch.equal(alone.tokens[0], together.tokens[b, :, : alone.tokens.shape[2]])
+        torch.testing.assert_close(alone.scores[0], together.scores[b])

@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator, Sequence
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -90,9 +91,17 @@ def _captions(
 
 def _lines(picture: str, found: list[Caption], as_json: bool) -> list[str]:
     if as_json:
-        captions = [{"caption": each.text, "score": round(each.score, 6)} for each in found]
+        captions = [_numbers(each) for each in found]
         return [json.dumps({"image": picture, "captions": captions}, ensure_ascii=False)]
     return [f"{picture}\t{each.text}" for each in found]
+
+
+def _numbers(caption: Caption) -> dict[str, Any]:
+    """A caption for JSON, which knows no infinity: what could not be written has null for its numbers."""
+    numbers = {"score": caption.score, "log_prob": caption.log_prob}
+    if caption.cosine is not None:
+        numbers["cosine"] = caption.cosine
+    return {"caption": caption.text, **{k: round(v, 6) if isfinite(v) else None for k, v in numbers.items()}}
 
 
 def _parser() -> argparse.ArgumentParser:

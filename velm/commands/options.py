@@ -12,14 +12,24 @@ __all__ = ["add_loading", "add_writing", "load_pipeline", "writing"]
 
 _WRITING: dict[str, tuple[type, str]] = {
     "num_beams": (int, "beams of the search; 1 is greedy"),
+    "num_beam_groups": (int, "groups of beams that keep away from each other"),
+    "diversity_penalty": (float, "how far: what a token costs for each beam of another group that wrote it there"),
     "max_length": (int, "most tokens to write; as long as the sentences trained with, if left out"),
     "min_length": (int, "fewest tokens to write"),
     "length_penalty": (float, "above 1 favours long sentences, below 1 short ones"),
     "temperature": (float, "sample at this temperature in place of searching"),
     "top_k": (int, "sample among the k likeliest tokens only"),
     "top_p": (float, "sample among the likeliest tokens that have this probability together"),
+    "min_p": (float, "sample among the tokens at least this share as likely as the likeliest"),
     "no_repeat_ngram": (int, "no sequence of so many tokens comes twice in a sentence"),
+    "prefix": (str, "what every sentence begins with"),
     "num_return": (int, "sentences for each picture"),
+    "rerank_by_alignment": (float, "order all beams (or samples) by score + this * cosine with the picture"),
+}
+_WORDS = {
+    "forbidden": "a word or phrase that is not written; may be given again",
+    "must_include": "a word or phrase that every sentence has; may be given again",
+    "answers": "one of the only sentences there are; given for each",
 }
 
 
@@ -43,13 +53,15 @@ def add_writing(parser: argparse.ArgumentParser) -> None:
     """The fields of `GenerationConfig`, and --seed; what is left out keeps its default."""
     group = parser.add_argument_group("how to write")
     for name, (kind, text) in _WRITING.items():
-        group.add_argument(f"--{name}", type=kind, metavar="N" if kind is int else "X", help=text)
+        group.add_argument(f"--{name}", type=kind, metavar={int: "N", float: "X", str: "TEXT"}[kind], help=text)
+    for name, text in _WORDS.items():
+        group.add_argument(f"--{name}", action="append", metavar="TEXT", help=text)
     group.add_argument("--seed", type=int, metavar="N", help="of samples")
 
 
 def writing(args: argparse.Namespace) -> dict[str, Any]:
     """The fields of `GenerationConfig` that were given."""
-    return {name: getattr(args, name) for name in _WRITING if getattr(args, name) is not None}
+    return {name: getattr(args, name) for name in (*_WRITING, *_WORDS) if getattr(args, name) is not None}
 
 
 def load_pipeline(args: argparse.Namespace) -> Pipeline:

@@ -28,16 +28,24 @@ class HFDecoderState(DecoderState):
         memory: float (B, N, D'), projected.
         memory_mask: int64 (B, N) or None.
         length: tokens fed so far.
+        owners: int64 (B,), which memory each row attends over.
     """
 
     cache: Any
     memory: Tensor
     memory_mask: Tensor | None
     length: int
+    owners: Tensor
 
     def select(self, rows: Tensor) -> HFDecoderState:
+        """Beams hold a copy of their memory each; while they move within their sentence, it is not copied again."""
+        owners = self.owners.index_select(0, rows)
+        if torch.equal(owners, self.owners):
+            cache = _fork(self.cache, rows, same_memory=True)
+            return HFDecoderState(cache, self.memory, self.memory_mask, self.length, owners)
         mask = None if self.memory_mask is None else self.memory_mask.index_select(0, rows)
-        return HFDecoderState(_fork(self.cache, rows), self.memory.index_select(0, rows), mask, self.length)
+        memory = self.memory.index_select(0, rows)
+        return HFDecoderState(_fork(self.cache, rows), memory, mask, self.length, owners)
 
 
 class HFDecoder(Decoder):
@@ -108,13 +116,14 @@ class HFDecoder(Decoder):
 
         cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
         mask = None if memory_mask is None else memory_mask.long()
-        return HFDecoderState(cache, self.memory_projection(memory), mask, 0)
+        owners = torch.arange(len(memory), device=memory.device)
+        return HFDecoderState(cache, self.memory_projection(memory), mask, 0, owners)
 
     def step(self, token: Tensor, state: DecoderState) -> tuple[Tensor, HFDecoderState]:
         assert isinstance(state, HFDecoderState)
         cache = _fork(state.cache)
         hidden = self._run(token[:, None], state.memory, state.memory_mask, cache, state.length)
-        after = HFDecoderState(cache, state.memory, state.memory_mask, state.length + 1)
+        after = HFDecoderState(cache, state.memory, state.memory_mask, state.length + 1, state.owners)
         return self.output_projection(hidden[:, -1]), after
 
     def train(self, mode: bool = True) -> HFDecoder:
@@ -176,15 +185,18 @@ def _position_offset(model: Any) -> int:
     return int(getattr(embeddings, "padding_idx", -1)) + 1
 
 
-def _fork(cache: Any, rows: Tensor | None = None) -> Any:
-    """A copy of an EncoderDecoderCache that can go its own way, with `rows` of it; shares what it can."""
+def _fork(cache: Any, rows: Tensor | None = None, same_memory: bool = False) -> Any:
+    """A copy of an EncoderDecoderCache that can go its own way, with `rows` of it; shares what it can.
+
+    `same_memory`: the rows attend over the memories that stand there already.
+    """
     from transformers import EncoderDecoderCache
 
-    parts = []
+    parts: list[Any] = []
     for part in (cache.self_attention_cache, cache.cross_attention_cache):
         part = copy.copy(part)
         part.layers = [copy.copy(layer) for layer in part.layers]
-        if rows is not None:
+        if rows is not None and not (same_memory and parts):  # the second part is the memory's
             part.reorder_cache(rows)
         parts.append(part)
     fork = EncoderDecoderCache(*parts)

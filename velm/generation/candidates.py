@@ -6,21 +6,58 @@ import torch
 from torch import Tensor
 
 from velm.generation.config import GenerationConfig
+from velm.generation.phrases import Phrases
+
+Picked = tuple[Tensor, Tensor, Tensor]
+"""For C continuations of each of b sentences, best first: which hypothesis is continued, int64 (b, C), the token
+appended, int64 (b, C), and the token's score, float (b, C)."""
 
 
-def best(totals: Tensor, count: int) -> tuple[Tensor, Tensor]:
+def best(totals: Tensor, scores: Tensor, count: int) -> Picked:
     """The `count` best continuations of each sentence, best first.
 
     Args:
-        totals: float (b, W, V), log-probability of each of W hypotheses with each token appended.
+        totals: float (b, W), what each of W hypotheses has.
+        scores: float (b, W, V), what each token would add.
         count: how many; fewer come back where there are fewer.
-
-    Returns:
-        hypothesis int64 (b, C) that is continued and token int64 (b, C) appended.
     """
-    vocab_size = totals.shape[2]
-    places = totals.flatten(1).topk(min(count, totals[0].numel()), dim=1).indices
-    return places // vocab_size, places % vocab_size
+    if count == 1 == scores.shape[1]:  # greedy
+        values, words = scores[:, 0].max(dim=1, keepdim=True)
+        return torch.zeros_like(words), words, values
+    values, words = scores.topk(min(count, scores.shape[2]), dim=2)  # no other token of a hypothesis can be chosen
+    places = (totals[:, :, None] + values).flatten(1).topk(min(count, words[0].numel()), dim=1).indices
+    return _at(places, words, values)
+
+
+def best_by_need(totals: Tensor, scores: Tensor, count: int, phrases: Phrases, states: Tensor) -> Picked:
+    """As `best`, dealt out over hypotheses by how much they still have to include.
+
+    First the best continuation of each need (the number of words that are missing at least), those best first; then
+    the second best of each, and so on: Post and Vilar's dynamic beam allocation (2018, arXiv 1804.06609), where a
+    place that a need has no use for falls to the others.
+
+    Args:
+        totals, scores, count: as `best` takes them.
+        phrases: what has to be included.
+        states: int64 (b, W), of the hypotheses.
+    """
+    symbols = phrases.symbols.expand(*states.shape, -1)
+    others, words = scores.index_fill(2, phrases.symbols, -torch.inf).topk(min(count, scores.shape[2]), dim=2)
+    words = torch.cat([words, symbols], dim=2)  # (b, W, C): each word once, but for those at -inf
+    values = torch.cat([others, scores.gather(2, symbols)], dim=2)
+    need = phrases.remaining(phrases.advance(states[:, :, None].expand_as(words), words)).flatten(1)
+    ordered, order = (totals[:, :, None] + values).flatten(1).sort(dim=1, descending=True, stable=True)
+    need = need.gather(1, order)
+    turn = torch.zeros_like(need)  # the place of a continuation among those of its need
+    for each in need.unique().tolist():
+        turn = torch.where(need == each, (need == each).cumsum(dim=1), turn)
+    turn = turn.masked_fill(ordered == -torch.inf, turn.shape[1] + 1)
+    return _at(order.gather(1, turn.argsort(dim=1, stable=True)[:, :count]), words, values)
+
+
+def _at(places: Tensor, words: Tensor, values: Tensor) -> Picked:
+    """The continuations that stand at places (b, C) of the flattened hypotheses' words and values (b, W, c)."""
+    return places // words.shape[2], words.flatten(1).gather(1, places), values.flatten(1).gather(1, places)
 
 
 def draw(log_probs: Tensor, config: GenerationConfig, generator: torch.Generator | None) -> Tensor:
@@ -34,6 +71,8 @@ def draw(log_probs: Tensor, config: GenerationConfig, generator: torch.Generator
         log_probs = keep_top_k(log_probs, config.top_k)
     if config.top_p is not None:
         log_probs = keep_top_p(log_probs, config.top_p)
+    if config.min_p is not None:
+        log_probs = keep_min_p(log_probs, config.min_p)
     device = log_probs.device if generator is None else generator.device
     noise = torch.empty(log_probs.shape, device=device, dtype=log_probs.dtype).exponential_(generator=generator)
     return (log_probs - noise.to(log_probs.device).log()).argmax(dim=1)
@@ -52,3 +91,9 @@ def keep_top_p(log_probs: Tensor, mass: float) -> Tensor:
     beyond = before >= mass
     beyond[:, 0] = False
     return log_probs.masked_fill(torch.zeros_like(beyond).scatter(1, order, beyond), -torch.inf)
+
+
+def keep_min_p(log_probs: Tensor, share: float) -> Tensor:
+    """Forbid the tokens of a row less than `share` times as probable as its most probable one."""
+    likeliest = log_probs.amax(dim=1, keepdim=True)
+    return log_probs.masked_fill((log_probs - likeliest).exp() < share, -torch.inf)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+Tokens = Sequence[int]
 
 
 @dataclass(frozen=True)
@@ -13,6 +16,10 @@ class GenerationConfig:
         max_length: most tokens to write, eos included, bos not; a sentence that has not ended by then is cut.
         min_length: fewest tokens, eos included.
         num_beams: hypotheses kept alive for each memory.
+        num_beam_groups: groups that the beams are dealt out to, each a beam search of its own that is kept from what
+            the groups before it write at the same place (Vijayakumar et al. 2016, arXiv 1610.02424).
+        diversity_penalty: what a token costs, in nats, for each beam of an earlier group that goes on with it at the
+            same place; it steers the search and is no part of a score.
         length_penalty: a hypothesis scores sum_t log p(y_t) / length ** length_penalty, length in tokens with
             eos (Wu et al. 2016, arXiv 1609.08144, section 7, without its constants); 0 favours short sentences,
             1 compares the mean log p of a token, more favours long ones.
@@ -20,33 +27,80 @@ class GenerationConfig:
         top_k: sample among the k most probable tokens only.
         top_p: sample among the fewest most probable tokens that have this probability together
             (Holtzman et al. 2020, arXiv 1904.09751).
-        no_repeat_ngram: no sequence of so many tokens is written twice; 0: whatever.
+        min_p: sample among the tokens at least this share as probable as the most probable one
+            (Nguyen et al. 2024, arXiv 2407.01082).
+        no_repeat_ngram: no sequence of so many tokens is written twice; 0: whatever. Gives way to `prefix`, `answers`
+            and `must_include` where they leave no other token.
+        prefix: tokens that every sentence begins with; their log p counts.
+        forbidden: phrases (token sequences) that are not written.
+        must_include: phrases of which each is written, wherever; the sentence ends in time. Beams are dealt out to
+            the hypotheses by how much is missing (Post and Vilar 2018, arXiv 1804.06609); one beam puts it off.
+        answers: the only sentences there are, without eos; None: whatever.
         num_return: sentences for each memory: the best beams, or independent samples.
+        rerank_by_alignment: for a pipeline whose model aligns too: of all beams (or samples) those come first whose
+            score plus this times the cosine of sentence and picture is best; None: the score alone.
     """
 
     max_length: int = 32
     min_length: int = 0
     num_beams: int = 1
+    num_beam_groups: int = 1
+    diversity_penalty: float | None = None
     length_penalty: float = 1.0
     temperature: float | None = None
     top_k: int | None = None
     top_p: float | None = None
+    min_p: float | None = None
     no_repeat_ngram: int = 0
+    prefix: Tokens = ()
+    forbidden: Sequence[Tokens] = ()
+    must_include: Sequence[Tokens] = ()
+    answers: Sequence[Tokens] | None = None
     num_return: int = 1
+    rerank_by_alignment: float | None = None
 
     def __post_init__(self) -> None:
-        for name, least in (("max_length", 1), ("min_length", 0), ("num_beams", 1), ("no_repeat_ngram", 0)):
-            self._at_least(name, least)
-        for name in ("num_return", "top_k"):
+        for name in ("min_length", "no_repeat_ngram"):
+            self._at_least(name, 0)
+        for name in ("max_length", "num_beams", "num_beam_groups", "num_return", "top_k"):
             self._at_least(name, 1)
         if self.min_length > self.max_length:
             raise ValueError(f"min_length {self.min_length} is more than max_length {self.max_length}.")
+        self._check_groups()
+        self._check_sampling()
+        self._set_phrases()
+
+    def _at_least(self, name: str, least: int) -> None:
+        value = getattr(self, name)
+        if value is not None and value < least:
+            raise ValueError(f"{name} {value} is too small; it is at least {least}.")
+
+    def _check_groups(self) -> None:
+        if self.num_beams % self.num_beam_groups:
+            raise ValueError(
+                f"num_beams {self.num_beams} is not divisible by num_beam_groups {self.num_beam_groups}; "
+                "every group has the same number of beams."
+            )
+        if self.diversity_penalty is None:
+            if self.num_beam_groups > 1:
+                raise ValueError(
+                    f"num_beam_groups {self.num_beam_groups} without a diversity_penalty search the same thing "
+                    f"{self.num_beam_groups} times; give one, such as 0.5."
+                )
+        elif not self.diversity_penalty > 0:
+            raise ValueError(f"diversity_penalty {self.diversity_penalty} is not above 0.")
+        elif self.num_beam_groups == 1:
+            raise ValueError(f"diversity_penalty {self.diversity_penalty} is between groups; give num_beam_groups too.")
+
+    def _check_sampling(self) -> None:
         if self.temperature is not None and not self.temperature > 0:
             raise ValueError(f"temperature {self.temperature} is not above 0; leave it out for greedy search.")
-        if self.top_p is not None and not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p {self.top_p} is not in (0, 1].")
+        for name in ("top_p", "min_p"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value <= 1:
+                raise ValueError(f"{name} {value} is not in (0, 1].")
         if self.temperature is None:
-            for name in ("top_k", "top_p"):
+            for name in ("top_k", "top_p", "min_p"):
                 if getattr(self, name) is not None:
                     raise ValueError(f"{name} {getattr(self, name)} is for sampling; give a temperature too.")
             if self.num_return > self.num_beams:
@@ -59,8 +113,27 @@ class GenerationConfig:
                 f"temperature {self.temperature} (sampling) and num_beams {self.num_beams} exclude each other; "
                 "leave one of them out. Several samples: num_return."
             )
+        if self.rerank_by_alignment is not None and max(self.num_beams, self.num_return) == 1:
+            raise ValueError(
+                f"rerank_by_alignment {self.rerank_by_alignment} has only one sentence to choose from; give num_beams, "
+                "or a temperature and num_return."
+            )
 
-    def _at_least(self, name: str, least: int) -> None:
-        value = getattr(self, name)
-        if value is not None and value < least:
-            raise ValueError(f"{name} {value} is too small; it is at least {least}.")
+    def _set_phrases(self) -> None:
+        """Tuples of tuples of ids, whatever sequences came."""
+        object.__setattr__(self, "prefix", _ids("prefix", self.prefix))
+        for name in ("forbidden", "must_include", "answers"):
+            given = getattr(self, name)
+            if given is not None:
+                phrases = tuple(dict.fromkeys(_ids(f"{name}[{i}]", phrase) for i, phrase in enumerate(given)))
+                if () in phrases:
+                    raise ValueError(f"{name} has an empty phrase; each has at least one token.")
+                object.__setattr__(self, name, phrases)
+        if self.answers == ():
+            raise ValueError("answers is empty, so that there is nothing to write; leave it out to write freely.")
+
+
+def _ids(name: str, tokens: Tokens) -> tuple[int, ...]:
+    if not all(isinstance(token, int) for token in tokens):
+        raise ValueError(f"{name} is {tokens!r}; it takes token ids. A pipeline takes words: pipeline.caption(...).")
+    return tuple(tokens)

@@ -1,23 +1,20 @@
-"""Writing: steps any decoder on the contract start / step / select, until every sentence has ended.
-
-start ─ step ─ log p ─ constraints ─ best or drawn ─┬─ eos: finished
-          └────────────── select ────────────────── ┴─ others: live
-"""
+"""Writing: sentences for a batch of memories, whole or a token at a time, with any decoder."""
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 from torch import Tensor
 
-from velm.decoders.base import Decoder, DecoderState
-from velm.generation.candidates import best, draw
+from velm.decoders.base import Decoder
 from velm.generation.config import GenerationConfig
-from velm.generation.constraints import Constraints
-from velm.generation.hypotheses import Finished, Hypothesis, Live
+from velm.generation.hypotheses import Finished, Hypothesis
+from velm.generation.search import Search
 
 
 @dataclass(frozen=True)
@@ -28,12 +25,14 @@ class Generated:
         tokens: int64 (B, R, S), without bos, with eos unless cut at max_length, padded at the end.
         scores: float (B, R), sum of the decoder's own log p over length ** length_penalty; -inf beside a
             sentence that could not be found and is all padding.
+        log_probs: float (B, R, S), the decoder's own log p of each token, whatever it was forbidden; 0 on padding.
         attention: float (B, R, S, N), where the decoder looked to write each token, 0 on padding; None
             unless asked for and known.
     """
 
     tokens: Tensor
     scores: Tensor
+    log_probs: Tensor
     attention: Tensor | None = None
 
 
@@ -69,96 +68,75 @@ def generate(
         suppress: token ids never to write, such as pad, bos and unk.
         generator: for samples that can be had again.
         return_attention: collect where the decoder looked.
+
+    Raises:
+        ValueError: the config contradicts itself, the vocabulary or `decoder.max_length`; nothing was written.
     """
-    config = GenerationConfig() if config is None else config
-    samples = config.num_return if config.temperature is not None else 1
-    search = _Search(decoder, config, bos_id, eos_id, suppress, generator, return_attention)
+    config = _whole(config)
+    search = Search(decoder, config, bos_id, eos_id, suppress, generator, return_attention, memory.device)
+    sentences = len(memory) * search.copies
+    finished = Finished(sentences, search.beams, config.length_penalty)
     with evaluating(decoder):
-        state = decoder.start(memory, memory_mask)
-        if samples > 1:  # each sample is a sentence of its own
-            state = state.select(torch.arange(len(memory), device=memory.device).repeat_interleave(samples))
-        finished = search.run(state, len(memory) * samples, memory.device)
-    found = finished.best(config.num_return)
-    if samples > 1:
-        found = [[one for one, *_ in found[i : i + samples]] for i in range(0, len(found), samples)]
+        state = search.start(memory, memory_mask)
+        deque(search.run(state, sentences, finished), maxlen=0)
+    if config.temperature is None:
+        found = finished.best(config.num_return, search.groups)
+    else:
+        samples = finished.best(1)
+        found = [list(chain(*samples[i : i + search.copies])) for i in range(0, len(samples), search.copies)]
     return _assemble(found, config.num_return, pad_id, memory)
 
 
-@dataclass(frozen=True)
-class _Search:
-    """One search; its arguments are those of `generate`."""
+@torch.no_grad()
+def stream(
+    decoder: Decoder,
+    memory: Tensor,
+    memory_mask: Tensor | None = None,
+    *,
+    bos_id: int,
+    eos_id: int,
+    pad_id: int,
+    config: GenerationConfig | None = None,
+    suppress: Sequence[int] = (),
+    generator: torch.Generator | None = None,
+) -> Iterator[Tensor]:
+    """As `generate`, but hands out each step's tokens int64 (B,) when they are decided; padding after eos.
 
-    decoder: Decoder
-    config: GenerationConfig
-    bos_id: int
-    eos_id: int
-    suppress: Sequence[int]
-    generator: torch.Generator | None
-    return_attention: bool
+    Greedy search or one sample a memory. The decoder is in eval mode while this goes on.
 
-    def run(self, state: DecoderState, sentences: int, device: torch.device) -> Finished:
-        """Search from the start, for `sentences` rows of the state."""
-        vocab_size = self.decoder.output_projection.out_features
-        constraints = Constraints(
-            self.config, eos_id=self.eos_id, suppress=self.suppress, vocab_size=vocab_size, device=device
+    Raises:
+        ValueError: as `generate`; or there are several beams or samples, of which none is decided before the end.
+    """
+    config = _whole(config)
+    if config.num_beams > 1 or config.num_return > 1:
+        raise ValueError(
+            f"num_beams {config.num_beams} and num_return {config.num_return}: what is written is decided at the end "
+            "only. Stream greedily or with a temperature, one sentence a memory."
         )
-        finished = Finished(sentences, self.config.num_beams, self.config.length_penalty)
-        live, done = Live.start(sentences, device), torch.zeros(sentences, dtype=torch.bool, device=device)
-        word = torch.full((sentences,), self.bos_id, device=device)
-        for _ in range(self._limit() if sentences else 0):
-            logits, state = self.decoder.step(word, state)
-            candidates, parents = self._continue(live, logits, constraints, state)
-            ended = (candidates.words == self.eos_id) & (candidates.totals > -torch.inf) & ~done[:, None]
-            ended[:, self.config.num_beams :] = False
-            finished.add(candidates, ended, ended=True)
-            done = finished.done(candidates)
-            if bool(done.all()):
-                break
-            width = live.width
-            live, rows, done = self._go_on(candidates, parents, done, width)
-            if width > 1 or len(rows) != len(word):
-                state = state.select(rows)
-            word = live.words.flatten()
-        finished.add(live, (live.totals > -torch.inf) & ~done[:, None], ended=False)
-        return finished
+    search = Search(decoder, config, bos_id, eos_id, suppress, generator, False, memory.device)
+    return _stream(search, memory, memory_mask, pad_id)
 
-    def _limit(self) -> int:
-        longest = self.decoder.max_length
-        return self.config.max_length if longest is None else min(self.config.max_length, longest)
 
-    def _continue(
-        self, live: Live, logits: Tensor, constraints: Constraints, state: DecoderState
-    ) -> tuple[Live, Tensor]:
-        """Candidates, best first, and which hypothesis each of them continues, int64 (b, C)."""
-        logits = logits if logits.dtype == torch.float64 else logits.float()
-        log_probs = constraints(logits.log_softmax(dim=1), live.tokens.flatten(0, 1))
-        totals = live.totals[:, :, None] + log_probs.unflatten(0, live.totals.shape)
-        if self.config.temperature is None:
-            # every hypothesis may end at once: with twice the beams, enough are left to go on
-            parents, words = best(totals, 2 * self.config.num_beams if self.config.num_beams > 1 else 1)
-        else:
-            words = draw(log_probs, self.config, self.generator)[:, None]
-            parents = torch.zeros_like(words)
-        rows = torch.arange(len(words), device=words.device)[:, None]
-        looked = state.attention if self.return_attention else None
-        looked = None if looked is None else looked.unflatten(0, live.totals.shape)
-        return live.extend(parents, words, totals[rows, parents, words], looked), parents
+@torch.no_grad()
+def _stream(search: Search, memory: Tensor, memory_mask: Tensor | None, pad_id: int) -> Iterator[Tensor]:
+    over = torch.zeros(len(memory), dtype=torch.bool, device=memory.device)
+    with evaluating(search.decoder):
+        state = search.start(memory, memory_mask)
+        for live in search.run(state, len(memory), Finished(len(memory), 1, 0.0)):
+            tokens = torch.full((len(memory),), pad_id, device=memory.device)
+            tokens[live.sentences] = live.words[:, 0]
+            yield tokens.masked_fill(over, pad_id)
+            over = over | (tokens == search.eos_id)
 
-    def _go_on(self, candidates: Live, parents: Tensor, done: Tensor, width: int) -> tuple[Live, Tensor, Tensor]:
-        """The hypotheses that go on, the rows of the state that they continue, and which sentences are done.
 
-        Sentences that are done leave once they are a quarter of the batch: leaving costs a copy of the memory.
-        """
-        vocab_size = self.decoder.output_projection.out_features
-        ends = candidates.words == self.eos_id
-        columns = ends.to(torch.int8).argsort(dim=1, stable=True)  # those that go on, best first
-        columns = columns[:, : min(self.config.num_beams, max(1, width * (vocab_size - 1)))]
-        stay = torch.arange(len(done), device=done.device)
-        if 4 * int(done.sum()) >= len(done):
-            stay = stay[~done]
-        columns = columns[stay]
-        rows = stay[:, None] * width + parents[stay[:, None], columns]
-        return candidates.take(stay, columns), rows.flatten(), done[stay]
+def _whole(config: GenerationConfig | None) -> GenerationConfig:
+    config = GenerationConfig() if config is None else config
+    if config.rerank_by_alignment is not None:
+        raise ValueError(
+            "rerank_by_alignment needs the embeddings of picture and sentence, which a decoder does not have; "
+            "pipeline.caption(...) does."
+        )
+    return config
 
 
 @contextmanager
@@ -178,6 +156,7 @@ def _assemble(found: list[list[Hypothesis]], count: int, pad_id: int, memory: Te
     everything = [hypothesis for sentence in found for hypothesis in sentence]
     longest = max((len(hypothesis.tokens) for hypothesis in everything), default=0)
     tokens = torch.full((len(found), count, longest), pad_id, device=memory.device)
+    log_probs = torch.zeros(tokens.shape, device=memory.device)
     scores = torch.full((len(found), count), -torch.inf, device=memory.device)
     with_attention = len(everything) > 0 and all(hypothesis.attention is not None for hypothesis in everything)
     attention = memory.new_zeros(*tokens.shape, memory.shape[1]) if with_attention else None
@@ -185,7 +164,8 @@ def _assemble(found: list[list[Hypothesis]], count: int, pad_id: int, memory: Te
         for r, hypothesis in enumerate(sentence):
             length = len(hypothesis.tokens)
             tokens[b, r, :length] = hypothesis.tokens
+            log_probs[b, r, :length] = hypothesis.log_probs
             scores[b, r] = hypothesis.score
             if attention is not None and hypothesis.attention is not None:
                 attention[b, r, :length] = hypothesis.attention
-    return Generated(tokens, scores, attention)
+    return Generated(tokens, scores, log_probs, attention)

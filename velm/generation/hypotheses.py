@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import chain, zip_longest
 
 import torch
 from torch import Tensor
@@ -13,22 +14,27 @@ class Live:
     """Hypotheses that go on: W for each of b sentences.
 
     Attributes:
-        sentences: int64 (b,), which sentences these are.
+        sentences: which sentences these are, b numbers.
         tokens: int64 (b, W, t), written so far.
-        totals: float (b, W), sum of log p.
+        log_probs: float (b, W, t), the decoder's own log p of each token.
+        totals: float (b, W), their sum; -inf where what is written may not be.
+        states: int64 (b, W), what the rules remember of each.
         attention: float (b, W, t, N), where each token looked; None if not asked for.
     """
 
-    sentences: Tensor
+    sentences: list[int]
     tokens: Tensor
+    log_probs: Tensor
     totals: Tensor
+    states: Tensor
     attention: Tensor | None
 
     @classmethod
     def start(cls, sentences: int, device: torch.device) -> Live:
         """One empty hypothesis for each sentence."""
         nothing = torch.zeros(sentences, 1, 0, dtype=torch.int64, device=device)
-        return cls(torch.arange(sentences, device=device), nothing, torch.zeros(sentences, 1, device=device), None)
+        zeros = torch.zeros(sentences, 1, device=device)
+        return cls(list(range(sentences)), nothing, nothing.float(), zeros, zeros.long(), None)
 
     @property
     def width(self) -> int:
@@ -39,34 +45,45 @@ class Live:
         """The token written last, int64 (b, W)."""
         return self.tokens[:, :, -1]
 
-    def extend(self, parents: Tensor, words: Tensor, totals: Tensor, looked: Tensor | None) -> Live:
+    def extend(self, parents: Tensor, words: Tensor, log_probs: Tensor, states: Tensor, looked: Tensor | None) -> Live:
         """C continuations of each sentence: hypothesis parents (b, C) with words (b, C) appended.
 
         Args:
             parents, words: int64 (b, C).
-            totals: float (b, C).
+            log_probs: float (b, C), of the words.
+            states: int64 (b, C), with the words.
             looked: float (b, W, N), the attention of this step.
         """
+        alone = self.width == 1 and words.shape[1] == 1  # nothing is reordered
         rows = torch.arange(len(parents), device=parents.device)[:, None]
-        tokens = torch.cat([self.tokens[rows, parents], words[:, :, None]], dim=2)
+
+        def of_parents(tensor: Tensor) -> Tensor:
+            return tensor if alone else tensor[rows, parents]
+
+        tokens = torch.cat([of_parents(self.tokens), words[:, :, None]], dim=2)
+        each = torch.cat([of_parents(self.log_probs), log_probs[:, :, None]], dim=2)
         attention = None
         if looked is not None:
-            now = looked[rows, parents][:, :, None]
-            attention = now if self.attention is None else torch.cat([self.attention[rows, parents], now], dim=2)
-        return Live(self.sentences, tokens, totals, attention)
+            now = of_parents(looked)[:, :, None]
+            attention = now if self.attention is None else torch.cat([of_parents(self.attention), now], dim=2)
+        return Live(self.sentences, tokens, each, of_parents(self.totals) + log_probs, states, attention)
 
-    def take(self, rows: Tensor, columns: Tensor) -> Live:
-        """The sentences rows (k,), of each the hypotheses columns (k, W')."""
-        at = (rows[:, None], columns)
+    def take(self, rows: list[int], columns: Tensor) -> Live:
+        """The sentences `rows`, of each the hypotheses columns (k, W')."""
+        if len(rows) == len(self.sentences) and self.width == columns.shape[1] == 1:
+            return self
+        at = (torch.tensor(rows, dtype=torch.int64, device=columns.device)[:, None], columns)
         attention = None if self.attention is None else self.attention[at]
-        return Live(self.sentences[rows], self.tokens[at], self.totals[at], attention)
+        sentences = [self.sentences[row] for row in rows]
+        return Live(sentences, self.tokens[at], self.log_probs[at], self.totals[at], self.states[at], attention)
 
 
 @dataclass(frozen=True)
 class Hypothesis:
-    """A sentence as written: tokens int64 (S,), its score, attention float (S, N) if asked for."""
+    """A sentence as written: tokens int64 (S,), log_probs float (S,), score, attention float (S, N) if asked for."""
 
     tokens: Tensor
+    log_probs: Tensor
     score: float
     ended: bool
     attention: Tensor | None
@@ -90,18 +107,28 @@ class Finished:
         if len(rows) == 0:
             return
         scores = (live.totals[rows, columns] / live.tokens.shape[2] ** self.length_penalty).tolist()
-        sentences = live.sentences[rows].tolist()
-        tokens = live.tokens[rows, columns].unbind()
+        tokens, log_probs = live.tokens[rows, columns].unbind(), live.log_probs[rows, columns].unbind()
         attention = [None] * len(rows) if live.attention is None else live.attention[rows, columns].unbind()
-        for sentence, *hypothesis in zip(sentences, tokens, scores, attention, strict=True):
-            written, score, looked = hypothesis
-            self.by_sentence[sentence].append(Hypothesis(written, score, ended, looked))
+        for row, *found, looked in zip(rows.tolist(), tokens, log_probs, scores, attention, strict=True):
+            written, each, score = found
+            self.by_sentence[live.sentences[row]].append(Hypothesis(written, each, score, ended, looked))
 
-    def done(self, live: Live) -> Tensor:
-        """bool (b,), which of the live sentences have enough, or nothing left that could go on."""
-        done = [len(self.by_sentence[sentence]) >= self.wanted for sentence in live.sentences.tolist()]
-        return torch.tensor(done, device=live.totals.device) | (live.totals == -torch.inf).all(dim=1)
+    def done(self, live: Live) -> list[bool]:
+        """Which of the live sentences have enough."""
+        return [len(self.by_sentence[sentence]) >= self.wanted for sentence in live.sentences]
 
-    def best(self, count: int) -> list[list[Hypothesis]]:
-        """The best `count` of each sentence, best first; fewer where fewer were found."""
-        return [sorted(found, key=lambda h: h.rank, reverse=True)[:count] for found in self.by_sentence]
+    def best(self, count: int, groups: int = 1) -> list[list[Hypothesis]]:
+        """The best `count` of each sentence, best first; fewer where fewer were found.
+
+        Of several neighbouring groups: the best of each, then the second best of each and so on, nothing twice.
+        """
+        ordered = [sorted(found, key=lambda h: h.rank, reverse=True) for found in self.by_sentence]
+        if groups == 1:
+            return [found[:count] for found in ordered]
+        merged = []
+        for start in range(0, len(ordered), groups):
+            turns = chain.from_iterable(zip_longest(*ordered[start : start + groups]))
+            distinct = {tuple(found.tokens.tolist()): found for found in turns if found is not None}
+            chosen = list(distinct.values())[:count]
+            merged.append(sorted(chosen, key=lambda h: h.rank, reverse=True))
+        return merged

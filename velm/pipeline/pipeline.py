@@ -1,45 +1,27 @@
-"""A trained model at work: pictures and sentences in, captions, embeddings and similarities out. No Lightning."""
+"""A model with its tokenizer and transform: captions, embeddings and similarities of pictures and sentences."""
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
-from velm.checkpoint import build_from_checkpoint, build_tokenizer, read_checkpoint
 from velm.data.collate import pad_tokens
 from velm.data.items import cut
 from velm.data.reading import read_batches
 from velm.data.tokenizers import Tokenizer
-from velm.data.transforms import EvalTransform, transform_from_config
-from velm.generation import Generated, GenerationConfig, generate
-from velm.model import EMBEDS, VisionLanguageModel, needs_of
+from velm.data.transforms import EvalTransform
+from velm.generation import GenerationConfig
+from velm.model import VisionLanguageModel
 from velm.outputs import EncoderOutput
-from velm.registry import PluginError, SpecError, load_plugins
+from velm.pipeline.inputs import Picture, PipelineError, listed, positive, sentences, sources
+from velm.pipeline.writer import Caption, Writer, reranked
 
-__all__ = ["Caption", "Pipeline", "PipelineError", "load"]
-
-Picture = str | os.PathLike[str] | Image.Image | np.ndarray
-
-
-class PipelineError(SpecError):
-    """The model cannot do what was asked, or was asked in the wrong form; the message says what to do."""
-
-
-@dataclass(frozen=True)
-class Caption:
-    """A sentence as written; `score` is the sum of log p over length ** length_penalty, higher is likelier."""
-
-    text: str
-    score: float
+__all__ = ["Pipeline"]
 
 
 class Pipeline:
@@ -79,6 +61,7 @@ class Pipeline:
         self.tokenizer, self.transform, self.max_length = tokenizer, transform, max_length
         self.aligned = model.aligned if aligned is None else model.aligned and aligned
         self.data, self.logit_scale = data or {}, logit_scale
+        self.writer = Writer(self.model, tokenizer, max_length)
 
     @property
     def writes(self) -> bool:
@@ -99,7 +82,8 @@ class Pipeline:
             images: pictures, where the decoder attends over the image.
             texts: sentences, where the decoder attends over the text: to be translated, answered, summed up.
             batch_size: pictures at a time.
-            **options: fields of `velm.generation.GenerationConfig`: num_beams, max_length, temperature, ...
+            **options: fields of `velm.generation.GenerationConfig`: num_beams, max_length, temperature, ...; with
+                words as text: `prefix`, and the lists `forbidden`, `must_include`, `answers`.
         """
         found = self.caption_candidates(images, texts, batch_size=batch_size, **options)
         return [candidates[0].text for candidates in found]
@@ -115,28 +99,45 @@ class Pipeline:
         """As `caption`, but `num_return` sentences each, best first, with their scores."""
         self.require_decoder()
         config = self.generation_config(**options)
-        pictures, sentences = self._sources(images, texts)
+        pictures, read = sources(self.model.memory_sources, images, texts)
         seen = None if pictures is None else self.encode_images(pictures, batch_size=batch_size)
         found: list[list[Caption]] = []
-        for start in range(0, len(pictures or sentences or ()), _positive(batch_size)):
-            text = None if sentences is None else self.encode_texts(sentences[start : start + batch_size])
+        for start in range(0, len(pictures or read or ()), positive(batch_size)):
+            text = None if read is None else self.encode_texts(read[start : start + batch_size])
             found += self.write(None if seen is None else next(seen), text, config)
         return found
+
+    def stream_caption(self, image: Picture | None = None, text: str | None = None, **options: Any) -> Iterator[str]:
+        """The sentence of one picture (or text, or both) in pieces, each as soon as it is decided.
+
+        Args:
+            image: where the decoder attends over the image.
+            text: where it attends over the text.
+            **options: as of `caption`; greedy, or with a temperature.
+        """
+        self.require_decoder()
+        config = self.generation_config(**options)
+        if config.num_beams > 1 or config.num_return > 1:
+            raise PipelineError("Beams and several samples are decided at the end only; stream greedily or one sample.")
+        images, texts = None if image is None else [image], None if text is None else [text]
+        pictures, read = sources(self.model.memory_sources, images, texts)
+        seen = None if pictures is None else next(self.encode_images(pictures, batch_size=1))
+        return self.writer.stream(seen, None if read is None else self.encode_texts(read), config)
 
     def embed_images(self, images: Sequence[Picture], *, batch_size: int = 64) -> Tensor:
         """Joint embeddings float (n, E) on the CPU, L2-normalised."""
         self.require_alignment()
-        pictures = _listed(images, "images")
+        pictures = listed(images, "images")
         return self._joined([self.embed_image(image) for image in self.encode_images(pictures, batch_size=batch_size)])
 
     def embed_texts(self, texts: Sequence[str], *, batch_size: int = 256) -> Tensor:
         """Joint embeddings float (n, E) on the CPU, L2-normalised."""
         self.require_alignment()
-        sentences = _sentences(texts)
-        order = sorted(range(len(sentences)), key=lambda i: len(sentences[i]))  # alike in length: little padding
+        read = sentences(texts)
+        order = sorted(range(len(read)), key=lambda i: len(read[i]))  # alike in length: little padding
         embeds = []
         for start in range(0, len(order), batch_size):
-            text = self.encode_texts([sentences[i] for i in order[start : start + batch_size]])
+            text = self.encode_texts([read[i] for i in order[start : start + batch_size]])
             with torch.inference_mode():
                 embeds.append(self.model.embed_text(text).cpu())
         joined = self._joined(embeds)
@@ -148,7 +149,7 @@ class Pipeline:
 
     def encode_images(self, images: Sequence[Any], *, batch_size: int) -> Iterator[EncoderOutput]:
         """The image encoder's output batch by batch; the next batch is read by threads meanwhile."""
-        for pixels in read_batches(images, self.transform, _positive(batch_size)):
+        for pixels in read_batches(images, self.transform, positive(batch_size)):
             with torch.inference_mode():
                 encoded = self.model.encode_image(pixels.to(self.device))
             yield encoded
@@ -180,31 +181,31 @@ class Pipeline:
         self, image: EncoderOutput | None, text: EncoderOutput | None, config: GenerationConfig
     ) -> list[list[Caption]]:
         """Sentences for a batch already encoded, `config.num_return` each, best first."""
-        assert self.model.decoder is not None
-        tokenizer = self.tokenizer
-        with torch.inference_mode():
-            memory, mask = self.model.memory(image, text)
-            generated = generate(
-                self.model.decoder,
-                memory,
-                mask,
-                bos_id=tokenizer.bos_id,
-                eos_id=tokenizer.eos_id,
-                pad_id=tokenizer.pad_id,
-                config=config,
-                suppress=(tokenizer.pad_id, tokenizer.bos_id, tokenizer.unk_id),
-            )
-        return self._worded(generated)
+        weight = config.rerank_by_alignment
+        if weight is None:
+            return self.writer.write(image, text, config)
+        assert image is not None
+        everything = replace(config, rerank_by_alignment=None)
+        if config.temperature is None:
+            everything = replace(everything, num_return=config.num_beams)
+        found = self.writer.write(image, text, everything)
+        texts = [caption.text for candidates in found for caption in candidates if caption.text]
+        cosines = iter((self.embed_texts(texts)[:, None] @ self._repeated(image, found)).flatten().tolist())
+        judged = [[next(cosines) if caption.text else -1.0 for caption in candidates] for candidates in found]
+        return [reranked(*each, weight, config.num_return) for each in zip(found, judged, strict=True)]
 
     def generation_config(self, **options: Any) -> GenerationConfig:
-        """How to write, given what was set; unless set, a sentence may be as long as those trained with."""
-        known = GenerationConfig.__dataclass_fields__
-        if options.keys() - known:
-            raise PipelineError(f"Unknown {sorted(options.keys() - known)}. Options of writing: {', '.join(known)}.")
-        try:
-            return GenerationConfig(**{"max_length": self.max_length - 1, **options})  # bos is not written
-        except ValueError as error:
-            raise PipelineError(str(error)) from error
+        """How to write, given what was set, with words as text.
+
+        Raises:
+            PipelineError: an option is unknown or ill-chosen, options contradict each other, or the model cannot do so.
+        """
+        config = self.writer.config(**options)
+        if config.rerank_by_alignment is not None:
+            self.require_alignment()
+            if "image" not in self.model.memory_sources:
+                raise PipelineError("rerank_by_alignment compares with the picture, which this decoder does not see.")
+        return config
 
     def require_decoder(self) -> None:
         """Raise PipelineError where the model cannot write."""
@@ -222,95 +223,10 @@ class Pipeline:
                 "Train one with image_encoder, text_encoder and `losses: {contrastive: ...}`; caption works with this."
             )
 
-    def _sources(
-        self, images: Sequence[Picture] | None, texts: Sequence[str] | None
-    ) -> tuple[list[Picture] | None, list[str] | None]:
-        wanted = self.model.memory_sources
-        given = tuple(name for name, value in (("image", images), ("text", texts)) if value is not None)
-        if set(given) != set(wanted):
-            named = {"image": "images=[...]", "text": "texts=[...]"}
-            raise PipelineError(
-                f"The decoder attends over {' and '.join(wanted)}: give {' and '.join(named[w] for w in wanted)}; "
-                f"got {' and '.join(named[g] for g in given) or 'nothing'}."
-            )
-        pictures = None if images is None else _listed(images, "images")
-        sentences = None if texts is None else _sentences(texts)
-        if pictures is not None and sentences is not None and len(pictures) != len(sentences):
-            raise PipelineError(f"One text a picture: got {len(pictures)} images and {len(sentences)} texts.")
-        return pictures, sentences
-
-    def _worded(self, generated: Generated) -> list[list[Caption]]:
-        tokens, scores = generated.tokens.tolist(), generated.scores.tolist()
-        return [
-            [Caption(self.tokenizer.decode(t), s) for t, s in zip(*row, strict=True) if s > -torch.inf]
-            or [Caption("", -torch.inf)]
-            for row in zip(tokens, scores, strict=True)
-        ]
+    def _repeated(self, image: EncoderOutput, found: list[list[Caption]]) -> Tensor:
+        """Embeddings float (captions, E, 1), the picture's for each of its candidates that says something."""
+        counts = torch.tensor([sum(bool(caption.text) for caption in candidates) for candidates in found])
+        return self.embed_image(image).repeat_interleave(counts, dim=0)[:, :, None]
 
     def _joined(self, embeds: list[Tensor]) -> Tensor:
         return torch.cat(embeds) if embeds else torch.zeros(0, self.model.image_projection.out_features)
-
-
-def load(
-    path: str | Path,
-    device: str | torch.device = "cpu",
-    *,
-    ema: bool = True,
-    plugins: Sequence[str] = (),
-    image_size: int | None = None,
-) -> Pipeline:
-    """A pipeline from a checkpoint: no Lightning, no pretrained weights, no code from the file.
-
-    Args:
-        path: of a .ckpt that `velm fit` wrote.
-        device: where to compute, e.g. 'cpu' or 'cuda'.
-        ema: the average of the weights, where training kept one; False: the weights as trained.
-        plugins: modules or .py files whose decorators register parts, where the stored ones have moved.
-        image_size: side of the square that pictures become, in pixels; None: as in validation. Random crops make
-            things larger in training than they are, which somewhat larger pictures make up for afterwards
-            (Touvron et al. 2019, arXiv 1906.06423).
-
-    Raises:
-        CheckpointError: the file cannot be used; the message says why.
-    """
-    load_plugins(plugins)
-    checkpoint = read_checkpoint(path)
-    transform = checkpoint.transform if image_size is None else {**checkpoint.transform, "image_size": image_size}
-    return Pipeline(
-        model=build_from_checkpoint(checkpoint, ema=ema),
-        tokenizer=build_tokenizer(checkpoint),
-        transform=transform_from_config(transform),
-        max_length=checkpoint.max_length,
-        aligned=_trained_to_align(checkpoint.config),
-        data=checkpoint.data,
-        logit_scale=checkpoint.logit_scale,
-        device=device,
-    )
-
-
-def _trained_to_align(config: dict[str, Any]) -> bool:
-    """A translator with memory [image, text] has both encoders, but no loss that made their embeddings meet."""
-    try:
-        return not config.get("losses") or bool(EMBEDS & needs_of(config["losses"]))
-    except (SpecError, PluginError):  # somebody else's loss that is not here: its word cannot be had
-        return True
-
-
-def _listed(items: Any, name: str) -> list[Any]:
-    if isinstance(items, str | bytes | os.PathLike | Image.Image) or (isinstance(items, np.ndarray) and items.ndim < 4):
-        raise PipelineError(f"{name} is a list, also of one; got a single {type(items).__name__}. Write [{name[:-1]}].")
-    return list(items)
-
-
-def _sentences(texts: Any) -> list[str]:
-    sentences = _listed(texts, "texts")
-    for i, text in enumerate(sentences):
-        if not isinstance(text, str) or not text.strip():
-            raise PipelineError(f"texts[{i}] is {text!r}; it takes a sentence that is not empty.")
-    return sentences
-
-
-def _positive(batch_size: int) -> int:
-    if batch_size < 1:
-        raise PipelineError(f"batch_size {batch_size} is too small; it is at least 1.")
-    return batch_size

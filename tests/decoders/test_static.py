@@ -1,0 +1,69 @@
+"""Stepping in place writes what the decoder writes, in one graph for all places."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from velm.decoders.static import StaticDecoder
+from velm.decoders.transformer import TransformerDecoder
+from velm.generation import GenerationConfig, generate
+from velm.testing import check_decoder
+
+OPTIONS = {"vocab_size": 12, "memory_dim": 6, "dim": 8, "depth": 2, "heads": 2}
+IDS = {"bos_id": 1, "eos_id": 2, "pad_id": 0}
+
+
+@pytest.fixture
+def decoder():
+    torch.manual_seed(0)
+    made = TransformerDecoder(**OPTIONS, max_length=16)
+    torch.nn.init.normal_(made.output_projection.weight)
+    return made.double().eval()
+
+
+def test_it_keeps_the_contract():
+    options = {"vocab_size": 32, "memory_dim": 16, "dim": 16, "depth": 2, "heads": 2}
+    report = check_decoder(lambda: StaticDecoder(TransformerDecoder(**options), length=12, backend=None))
+    assert report.ok, str(report)
+
+
+@pytest.mark.parametrize("config", [{}, {"num_beams": 4, "num_return": 3}, {"num_beams": 3, "must_include": [[5]]}])
+def test_it_writes_the_same(decoder, config):
+    memory, mask = torch.randn(6, 4, 6, dtype=torch.float64), torch.rand(6, 4) < 0.8
+    mask[:, 0] = True
+    config = GenerationConfig(max_length=9, **config)
+    static = StaticDecoder(decoder, length=9, backend=None)
+    one, two = (generate(d, memory, mask, config=config, return_attention=True, **IDS) for d in (decoder, static))
+    assert torch.equal(one.tokens, two.tokens)
+    torch.testing.assert_close(one.scores, two.scores)
+    torch.testing.assert_close(one.attention, two.attention)
+
+
+@pytest.mark.parametrize(("beams", "most"), [(1, 1), (4, 2)])
+def test_one_graph_for_every_place(decoder, beams, most):
+    """fullgraph: a break is an error; the backend is called once a graph."""
+    graphs = []
+    torch._dynamo.reset()
+    static = StaticDecoder(decoder, length=14, backend=lambda graph, inputs: graphs.append(graph) or graph.forward)
+    config = GenerationConfig(max_length=14, min_length=14, num_beams=beams)
+    memory = torch.randn(3, 4, 6, dtype=torch.float64)
+    tokens = generate(static, memory, config=config, **IDS).tokens
+    assert tokens.shape[2] == 14
+    assert 1 <= len(graphs) <= most
+    again = len(graphs)
+    generate(static, torch.randn(3, 4, 6, dtype=torch.float64), config=config, **IDS)
+    assert len(graphs) == again
+    assert torch.equal(tokens, generate(decoder, memory, config=config, **IDS).tokens)
+
+
+def test_room(decoder):
+    with pytest.raises(ValueError, match="length 0 is too small; there is room for at least 1 token"):
+        StaticDecoder(decoder, length=0)
+    static = StaticDecoder(decoder, length=2, backend=None)
+    assert StaticDecoder(decoder, length=99, backend=None).max_length == 16
+    state = static.start(torch.randn(1, 4, 6, dtype=torch.float64))
+    for _ in range(2):
+        _, state = static.step(torch.tensor([1]), state)
+    with pytest.raises(ValueError, match="3 tokens, but there is room for length 2 only"):
+        static.step(torch.tensor([1]), state)

@@ -1,0 +1,140 @@
+"""Rules in words, candidates in the order of the model's own alignment, sentences in pieces."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from velm.data.tokenizers import ByteTokenizer
+from velm.outputs import EncoderOutput
+from velm.pipeline import PipelineError, load
+from velm.pipeline.writer import Writer
+
+
+@pytest.fixture
+def pictures():
+    rng = np.random.default_rng(0)
+    return [rng.integers(0, 256, (40, 32 + 4 * i, 3), dtype=np.uint8) for i in range(3)]
+
+
+@pytest.fixture
+def pipeline(write_checkpoint):
+    return load(write_checkpoint())
+
+
+def captions(pipeline, pictures, **options):
+    found = pipeline.caption_candidates(pictures, max_length=8, **options)
+    return [candidate.text for candidates in found for candidate in candidates]
+
+
+@pytest.mark.parametrize(
+    "search", [{}, {"num_beams": 4, "num_return": 4}, {"temperature": 2.0, "num_return": 3}], ids=str
+)
+def test_rules_in_words(pipeline, pictures, search):
+    for text in captions(
+        pipeline, pictures, must_include=["blue square", "red"], forbidden=["large", "a red"], **search
+    ):
+        assert "blue square" in text
+        assert "red" in text
+        assert "large" not in text
+        assert "a red" not in text
+    assert all(text.startswith("a red") for text in captions(pipeline, pictures, prefix="a red", **search))
+    answers = ["a red circle", "a blue square", "blue"]
+    assert set(captions(pipeline, pictures, answers=answers, **search)) <= set(answers)
+
+
+def test_a_batch_of_one_and_of_many(pipeline, pictures):
+    options = {"num_beams": 4, "must_include": ["star"], "num_return": 2}
+    alone = [text for picture in pictures for text in captions(pipeline, [picture], **options)]
+    assert alone == captions(pipeline, pictures, batch_size=32, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"must_include": ["red circle"], "forbidden": ["circle"]},
+            "must_include 'red circle' holds 'circle', which is",
+        ),
+        ({"must_include": ["a red circle"], "max_length": 3}, "needs 4 tokens with the prefix and eos; at most 3"),
+        ({"answers": ["a red star"], "prefix": "blue"}, "None of the 1 answers begins with the prefix 'blue'"),
+        ({"answers": ["a red star"], "max_length": 3}, "answer 'a red star' has 4 tokens with eos; at most 3"),
+        ({"num_beams": 500}, "num_beams 500 is more than the vocabulary has tokens, 1"),
+        ({"must_include": ["zebra"]}, "'zebra' has a word that is not in the model's vocabulary"),
+        ({"prefix": " "}, "prefix is ' '; it takes text that is not empty"),
+    ],
+    ids=str,
+)
+def test_contradictions_are_told_in_words_before_a_picture_is_read(pipeline, options, message):
+    with pytest.raises(PipelineError, match=message):
+        pipeline.caption(["nowhere.jpg"], **options)
+
+
+def test_log_probabilities(pipeline, pictures):
+    for candidates in pipeline.caption_candidates(
+        pictures, num_beams=3, num_return=3, length_penalty=0.0, max_length=6
+    ):
+        for candidate in candidates:
+            assert candidate.log_prob == pytest.approx(candidate.score, abs=1e-5)
+            assert candidate.cosine is None
+
+
+def test_reranking_adds_the_cosine(pipeline, pictures):
+    plain = pipeline.caption_candidates(pictures, num_beams=5, num_return=5, max_length=6)
+    reranked = pipeline.caption_candidates(pictures, num_beams=5, num_return=2, max_length=6, rerank_by_alignment=3.0)
+    for picture, before, after in zip(pictures, plain, reranked, strict=True):
+        cosines = pipeline.score([picture], [candidate.text for candidate in before])[0].tolist()
+        expected = sorted(
+            ((c.score + 3.0 * cosine, c.text) for c, cosine in zip(before, cosines, strict=True)), reverse=True
+        )
+        assert [candidate.text for candidate in after] == [text for _, text in expected[:2]]
+        assert [candidate.score for candidate in after] == pytest.approx([score for score, _ in expected[:2]], abs=1e-5)
+        at = {candidate.text: cosine for candidate, cosine in zip(before, cosines, strict=True)}
+        assert all(candidate.cosine == pytest.approx(at[candidate.text], abs=1e-5) for candidate in after)
+    samples = pipeline.caption_candidates(pictures, temperature=1.0, num_return=4, rerank_by_alignment=1.0)
+    assert all([c.score for c in row] == sorted((c.score for c in row), reverse=True) for row in samples)
+
+
+def test_an_empty_caption_has_nothing_to_embed_and_comes_last(pipeline, pictures):
+    with torch.no_grad():
+        pipeline.model.decoder.output_projection.bias[pipeline.tokenizer.eos_id] = 9.0
+    (row,) = pipeline.caption_candidates(pictures[:1], num_beams=3, num_return=3, rerank_by_alignment=100.0)
+    assert [candidate.text == "" for candidate in row] == [False, False, True]
+    assert row[-1].cosine == -1.0
+
+
+def test_reranking_needs_both(write_checkpoint, pictures):
+    with pytest.warns(UserWarning, match="left out"):
+        writer = load(write_checkpoint(losses={"captioning": {}}))
+    with pytest.raises(PipelineError, match="not trained to align"):
+        writer.caption(pictures, num_beams=3, rerank_by_alignment=1.0)
+    translator = load(write_checkpoint(memory=["text"]))
+    with pytest.raises(PipelineError, match="compares with the picture, which this decoder does not see"):
+        translator.caption(texts=["a star"], num_beams=3, rerank_by_alignment=1.0)
+
+
+@pytest.mark.parametrize("options", [{}, {"prefix": "a red"}, {"must_include": ["blue square"]}], ids=str)
+def test_pieces_are_the_sentence(pipeline, pictures, options):
+    pieces = list(pipeline.stream_caption(pictures[0], max_length=8, **options))
+    assert "".join(pieces) == pipeline.caption(pictures[:1], max_length=8, **options)[0]
+    assert len(pieces) > 2
+    assert all(pieces)
+
+
+def test_a_sentence_of_a_text_in_pieces(write_checkpoint):
+    translator = load(write_checkpoint(memory=["text"], image_encoder=None, losses={"captioning": {}}))
+    pieces = translator.stream_caption(text="a red star", max_length=6)
+    assert "".join(pieces) == translator.caption(texts=["a red star"], max_length=6)[0]
+
+
+def test_half_a_character_waits(pipeline, monkeypatch):
+    tokens = [*ByteTokenizer().to_ids("né!"), ByteTokenizer.eos_id]
+    monkeypatch.setattr("velm.pipeline.writer.stream", lambda *_, **__: iter(torch.tensor(tokens)[:, None]))
+    writer, picture = Writer(pipeline.model, ByteTokenizer(), 16), torch.zeros(1, 4, 16)
+    assert list(writer.stream(EncoderOutput(picture, picture[:, 0]), None, None)) == ["n", "é", "!"]
+
+
+def test_beams_cannot_be_streamed(pipeline, pictures):
+    with pytest.raises(PipelineError, match="decided at the end only; stream greedily or one sample"):
+        pipeline.stream_caption(pictures[0], num_beams=3)
