@@ -91,7 +91,7 @@ def test_what_cannot_be_had_is_told_first(run, capsys, options, words):
 
 
 def test_a_missing_package_is_told_first(run, capsys, monkeypatch):
-    monkeypatch.setitem(sys.modules, "pycocoevalcap", None)
+    monkeypatch.setitem(sys.modules, "pycocoevalcap.meteor.meteor", None)
     assert run("--meteor")[0] == 2
     assert "pip install 'velm[metrics]'" in capsys.readouterr().err
 

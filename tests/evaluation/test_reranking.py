@@ -93,7 +93,7 @@ def test_a_captioner_that_knows_finds_everything(pipeline, records, found, monke
         row = next(seen)
         return torch.tensor([0.0 if owners[text] == row else -1000.0 for text in texts])
 
-    monkeypatch.setattr("velm.evaluation.reranking._likelihoods", knows)
+    monkeypatch.setattr("velm.evaluation.reranking.likelihoods", knows)
     figures = figures_of_ranks(rerank(pipeline, records, blind, k=21))
     assert figures["image_to_text/recall@1"] == figures["text_to_image/recall@1"] == 1.0
 

@@ -15,7 +15,8 @@ from velm.metrics.java import JavaMissingError, meteor, spice
 
 
 def test_without_pycocoevalcap_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "pycocoevalcap", None)
+    for name in ("meteor.meteor", "spice.spice"):
+        monkeypatch.setitem(sys.modules, f"pycocoevalcap.{name}", None)
     for figure in (meteor, spice):
         with pytest.raises(JavaMissingError, match=r"needs pycocoevalcap: pip install 'velm\[metrics\]'"):
             figure(["a dog"], [["a dog"]])
