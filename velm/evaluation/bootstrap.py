@@ -98,6 +98,8 @@ def _retrieval(ranks: RetrievalRanks, owner: np.ndarray, resamples: int, seed: i
             for k in (1, 5, 10):
                 hits = np.bincount(of, weights=places <= k, minlength=pictures)
                 block[f"{way}/recall@{k}"] = counts @ hits / queries
+            for name, each in {"mean_rank": places, "mrr": 1 / places}.items():
+                block[f"{way}/{name}"] = counts @ np.bincount(of, weights=each, minlength=pictures) / queries
             block[f"{way}/median_rank"] = _median(places, counts[:, of], queries)
         blocks.append(block)
     return _joined(blocks)
@@ -113,7 +115,12 @@ def _median(places: np.ndarray, counts: np.ndarray, queries: np.ndarray) -> np.n
 def _captions(written: Sequence[Written], scores: CaptionScores, resamples: int, seed: int) -> Draws:
     numbers: dict[str, int] = {}
     owner = np.array([numbers.setdefault(row.image_id, len(numbers)) for row in written])
-    means = {"caption/rouge_l": scores.rouge_l, "caption/cider": scores.cider, "caption/exact_match": scores.exact}
+    means = {
+        "caption/rouge_l": scores.rouge_l,
+        "caption/cider": scores.cider,
+        "caption/exact_match": scores.exact,
+        "caption/length": scores.length,
+    }
     blocks = []
     for counts in _draws(len(numbers), resamples, seed):
         times = counts[:, owner]

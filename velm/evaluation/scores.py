@@ -33,6 +33,11 @@ class CaptionScores:
     rouge_l: np.ndarray
     exact: np.ndarray
 
+    @property
+    def length(self) -> np.ndarray:
+        """float64 (k,), words written."""
+        return self.bleu[:, 8]
+
 
 def caption_scores(written: Sequence[Written]) -> CaptionScores:
     """The scores of captions one by one; every one has a reference."""
