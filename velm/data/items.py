@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
@@ -126,19 +127,23 @@ class CaptionItems(TorchDataset):
 
     def _readable(self, epoch: int, sample: int) -> list[Item | Fault]:
         faults: list[Item | Fault] = []
-        others = np.random.default_rng((self.seed, 3, epoch, sample))
-        for _ in range(ATTEMPTS):
+        for each in islice(chain([sample], self._others(epoch, sample)), ATTEMPTS):
             try:
-                return faults + self._together(epoch, sample)
+                return faults + self._together(epoch, each)
             except Exception as error:  # whatever a codec, a disk or somebody's dataset raises
-                fault = self._fault(sample, error)
+                fault = self._fault(each, error)
                 faults.append(fault)
             if not self.replace:
                 return faults
-            sample = int(others.integers(len(self)))
         raise DataError(
             f"{ATTEMPTS} samples drawn one after another cannot be read. The last, {fault.path}: {fault.cause}"
         )
+
+    def _others(self, epoch: int, sample: int) -> Iterator[int]:
+        """Samples that stand in for one, each for the one before."""
+        rng = np.random.default_rng((self.seed, 3, epoch, sample))
+        while True:
+            yield int(rng.integers(len(self)))
 
     def _fault(self, sample: int, error: Exception) -> Fault:
         cause = str(error) if isinstance(error, DataError) else f"{type(error).__name__}: {error}"
