@@ -18,6 +18,7 @@ WEIGHTS = Path(__file__).parents[2] / "shared/data/weights/mobilenet_v2_imagenet
 
 SMALLER = {
     "quickstart": [],
+    "answer": [],
     "flickr8k_cnn_rnn": ["--model.image_encoder.weights=null", "--model.text_encoder.dim=16", "--model.decoder.dim=16"],
     "flickr8k_vit_transformer": ["--model.image_encoder.depth=1", "--model.decoder.depth=1"],
     "show_attend_tell": [
@@ -64,7 +65,7 @@ def fit(config: Path, table: Path, *more: str) -> int:
     ]  # fmt: skip
     text = config.read_text(encoding="utf-8")
     if "name: shapes" in text:
-        options.append("--data.dataset={name: shapes, train_size: 8, val_size: 4, test_size: 4}")
+        options += [f"--data.dataset.{split}_size={size}" for split, size in (("train", 8), ("val", 4), ("test", 4))]
     elif "name: image_folder" in text:
         options.append(f"--data.dataset={{name: image_folder, path: {class_folders(table)}}}")
     else:
@@ -77,7 +78,7 @@ def fit(config: Path, table: Path, *more: str) -> int:
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
 @pytest.mark.filterwarnings("ignore")
 def test_config_takes_a_step(config: Path, table: Path) -> None:
-    size = 64 if config.stem == "quickstart" else 48 if "patch_size: 16" in config.read_text() else 64
+    size = 64 if config.stem in ("quickstart", "answer") else 48 if "patch_size: 16" in config.read_text() else 64
     assert fit(config, table, f"--data.image_size={size}", *SMALLER[config.stem]) == 0
 
 

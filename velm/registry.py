@@ -255,6 +255,7 @@ datasets = Registry(
     "my_pkg.my_module:MyDataset",
     {
         "shapes": "velm.data.shapes:Shapes",
+        "shapes_questions": "velm.data.questions:ShapesQuestions",
         "csv": "velm.data.tables:CSV",
         "tsv": "velm.data.tables:TSV",
         "jsonl": "velm.data.tables:JSONL",

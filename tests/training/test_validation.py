@@ -140,6 +140,17 @@ def test_what_is_to_be_written_is_the_reference(data: VisionLanguageData) -> Non
     assert scores._captioning()["caption/exact_match"] == 0.5
 
 
+def test_an_answer_is_right_for_its_own_question_only(data: VisionLanguageData) -> None:
+    scores = make_scores(data, "captioning")
+    scores.records = [SimpleNamespace(texts=("colour ?", "shape ?", "colour ?"), targets=("red", "star", "crimson"))]  # type: ignore[assignment,list-item]
+    scores.captions = {0: "star"}
+    assert scores._captioning()["caption/exact_match"] == 1.0  # a decoder that looks at the picture alone
+    scores.pipeline.model.memory_sources = ("image", "text")
+    assert scores._captioning()["caption/exact_match"] == 0.0
+    scores.captions = {0: "crimson"}
+    assert scores._captioning()["caption/exact_match"] == 1.0
+
+
 def test_every_picture_of_a_batch_is_captioned_on_demand(data: VisionLanguageData) -> None:
     _, scores = measure(data, "contrastive", "captioning", captions=0)
     data.eval_batch_size = 5

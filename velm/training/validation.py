@@ -127,7 +127,13 @@ class SplitScores:
         owners = gather_rows(torch.tensor([row for row, _ in mine]))
         return metrics.retrieval_metrics(image_embeds, text_embeds, owners)
 
+    def _right(self, record: Record) -> list[str]:
+        """What would have been right: for a decoder that reads the first text, that text's targets only."""
+        if record.targets is None or "text" not in self.pipeline.model.memory_sources:
+            return list(record.targets or record.texts)
+        return [right for text, right in zip(record.texts, record.targets, strict=True) if text == record.texts[0]]
+
     def _captioning(self) -> dict[str, float]:
         rows = sorted(self.captions)
-        references = [list(self.records[row].targets or self.records[row].texts) for row in rows]
+        references = [self._right(self.records[row]) for row in rows]
         return metrics.caption_metrics([self.captions[row] for row in rows], references)
