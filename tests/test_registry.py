@@ -110,6 +110,7 @@ def test_six_kinds_are_public_and_each_has_the_builtin_names() -> None:
             "mixture",
             "parquet",
             "shapes",
+            "shapes_questions",
             "tsv",
             "webdataset",
         ],
