@@ -15,8 +15,8 @@ from velm.data.base import DataError
 from velm.data.columns import has_text, slices
 
 __all__ = [
-    "LONGEST", "BadDataError", "Fault", "as_weights", "check_share", "count_bad", "odd_texts", "places",
-    "refuse_too_many", "sound_texts", "text_fault", "undecodable",
+    "LONGEST", "BadDataError", "Fault", "as_weights", "check_share", "count_bad", "counted", "odd_texts",
+    "places", "refuse_too_many", "sound_texts", "text_fault", "undecodable",
 ]  # fmt: skip
 
 LONGEST = 10_000  # characters; a longer text is no sentence but a file that ran together
@@ -74,7 +74,7 @@ def check_share(faults: Sequence[Fault], records: int, max_bad: float, where: st
     """
     refuse_too_many(faults, records, max_bad, where)
     if faults:
-        bad, total = _counted(faults, records)
+        bad, total = counted(faults, records)
         shown = ", ".join(f"{fault.path} ({fault.cause})" for fault in faults[:3]) + (", ..." if bad > 3 else "")
         warnings.warn(f"{bad:,} of {total:,} records of {where} cannot be used: {shown}", stacklevel=3)
 
@@ -83,7 +83,7 @@ def refuse_too_many(faults: Sequence[Fault], records: int, max_bad: float, where
     """Raise the BadDataError of `check_share`, or do nothing."""
     if not faults and not records:
         raise BadDataError(f"There are no records in {where}.")
-    bad, total = _counted(faults, records)
+    bad, total = counted(faults, records)
     if bad <= max_bad * total and records:
         return
     listed = "".join(f"\n  {fault.path}: {fault.cause}" for fault in faults[:5])
@@ -98,7 +98,8 @@ def refuse_too_many(faults: Sequence[Fault], records: int, max_bad: float, where
     )
 
 
-def _counted(faults: Sequence[Fault], records: int) -> tuple[int, int]:
+def counted(faults: Sequence[Fault], records: int) -> tuple[int, int]:
+    """Bad records and all records, of which so many are left."""
     return count_bad(faults), records + sum(fault.lost for fault in faults)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from velm.data.base import Dataset, Record, Records
+from velm.data.base import Record, Records
 from velm.data.scenes import COLOURS, RELATIONS, SHAPES, SIZES, Thing
 from velm.data.shapes import Shapes
 
@@ -15,40 +15,16 @@ __all__ = ["ANSWERS", "ShapesQuestions", "ask"]
 ANSWERS = ("yes", "no", *SIZES, *COLOURS, *SHAPES)
 
 
-class ShapesQuestions(Dataset):
+class ShapesQuestions(Shapes):
     """The scenes of `shapes` with questions as texts and answers as targets: "what colour is the large star?", "red".
 
     Only what has one right answer is asked: attributes of a thing that the others tell apart, what stands beside it,
-    and whether there is a thing, the absent ones being made of the colour and the shape of two that are there.
-
-    Args:
-        train_size: pictures to train on.
-        val_size: pictures in `val`.
-        test_size: pictures in `test`.
-        heldout_size: pictures in `heldout`, one unseen combination of colour and shape in each.
-        objects: objects in a scene, 1 to 3; three want an image_size of 96 or more.
-        image_size: side of a picture, pixels, at least 32.
-        seed: another seed, other pictures and other splits.
+    and whether there is a thing, the absent ones being made of the colour and the shape of two that are there. The
+    options are those of `Shapes`.
     """
 
-    def __init__(
-        self,
-        *,
-        train_size: int = 8000,
-        val_size: int = 500,
-        test_size: int = 500,
-        heldout_size: int = 500,
-        objects: int = 2,
-        image_size: int = 64,
-        seed: int = 0,
-    ) -> None:
-        self.scenes = Shapes(
-            train_size=train_size, val_size=val_size, test_size=test_size, heldout_size=heldout_size, objects=objects,
-            image_size=image_size, seed=seed,
-        )  # fmt: skip
-
     def split(self, name: str) -> Sequence[Record]:
-        return _Asked(self.scenes.split(name))
+        return _Asked(super().split(name))
 
 
 class _Asked(Records):

@@ -119,8 +119,8 @@ class WebDataset(Dataset):
                     _require(TWICE not in kinds, "two members of its shard have the same name")
                     _require(picture is not None, NO_PICTURE)
                     _require(texts, NO_TEXT)
-                    for each in (*texts, *(targets or ())):
-                        _require(text_fault(each) is None, f"a sentence {text_fault(each)}")
+                    for fault in map(text_fault, (*texts, *(targets or ()))):
+                        _require(fault is None, f"a sentence {fault}")
                 except DataError as error:
                     samples.skip(title, str(error), kinds)
                 else:

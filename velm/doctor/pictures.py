@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from velm.data.base import DataError, EncodedImage, Record, image_name
-from velm.data.faults import Fault, count_bad
+from velm.data.faults import Fault, counted
 from velm.data.transforms import read_image
 from velm.doctor.findings import Finding, Severity, examples, share
 
@@ -129,7 +129,7 @@ def left_out(split: str, records: Sequence[Record], max_bad: float) -> list[Find
     faults: Sequence[Fault] = getattr(records, "faults", ())
     if not faults:
         return []
-    bad, total = count_bad(faults), len(records) + sum(fault.lost for fault in faults)
+    bad, total = counted(faults, len(records))
     told = "; ".join(f"{fault.path}: {fault.cause}" for fault in faults[:3]) + ("; ..." if len(faults) > 3 else "")
     advice = " ".join(
         dict.fromkeys([*(fault.advice for fault in faults if fault.advice), "Mend them or take them out."])

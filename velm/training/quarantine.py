@@ -36,6 +36,7 @@ class Quarantine(Callback):
         self.file = folder / FILE
         self.faults: dict[str, dict[tuple[str, str], Fault]] = {"train": {}, "val": {}}
         self._pending: list[tuple[str, Fault]] = []
+        self._unchecked = False  # something was found since the share was looked at
 
     def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
         """Open the splits: too much that is bad is known before anything is trained."""
@@ -87,6 +88,9 @@ class Quarantine(Callback):
     def _check(self, trainer: lightning.Trainer) -> None:
         """Write down what is new; end the run if it is too much by now."""
         self._collect(trainer)
+        if not self._unchecked:
+            return
+        self._unchecked = False
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         for split, faults in self.faults.items():
             if not faults:
@@ -107,6 +111,7 @@ class Quarantine(Callback):
             if key not in self.faults[split]:
                 self.faults[split][key] = fault
                 new.append(fault)
+        self._unchecked |= bool(new)
         if new and trainer.is_global_zero:
             written = write_down(self.file, new, trainer.global_step)
             if written and trainer.global_step:  # the others were warned of by whoever opened the split
