@@ -108,7 +108,7 @@ def test_the_decoder_is_fed_all_but_the_last_and_predicts_all_but_the_first(batc
     model = parts("image")
     output = model(batch)
     [(fed, _, _)] = model.decoder.fed
-    assert fed.tolist() == [[1, 4, 5, 6], [1, 7, 2, 0], [1, 8, 9, 2]]
+    assert fed.tolist() == [[1, 4, 5, 6], [1, 7, 0, 0], [1, 8, 9, 0]]  # nothing follows eos: it is not fed
     assert output.labels.tolist() == [[4, 5, 6, 2], [7, 2, IGNORE, IGNORE], [8, 9, 2, IGNORE]]
     assert output.output_projection is model.decoder.output_projection
 
@@ -119,7 +119,7 @@ def test_a_target_is_what_is_written_where_there_is_one(batch: Batch) -> None:
     output = model(
         replace(batch, target_tokens=target, target_mask=torch.tensor([[1, 1, 1], [1, 1, 1], [1, 1, 0]]) > 0)
     )
-    assert model.decoder.fed[0][0].tolist() == [[1, 3], [1, 9], [1, 2]]
+    assert model.decoder.fed[0][0].tolist() == [[1, 3], [1, 9], [1, 0]]
     assert output.labels.tolist() == [[3, 2], [9, 2], [2, IGNORE]]
     assert torch.equal(output.text.features[..., 0].long(), batch.tokens)  # the source is read whole
 

@@ -34,6 +34,7 @@ class VisionLanguageModel(nn.Module):
         embed_dim: E, width of the joint space; the projections exist when both encoders do.
         memory: what the decoder attends over: 'image', 'text' or both, in this order.
         embed_dropout: probability of zeroing a number of `pooled` before the projections into the joint space.
+        pad_id: the padding token.
     """
 
     image_scale: Tensor
@@ -48,8 +49,10 @@ class VisionLanguageModel(nn.Module):
         embed_dim: int = 256,
         memory: Sequence[str] = ("image",),
         embed_dropout: float = 0.0,
+        pad_id: int = 0,
     ) -> None:
         super().__init__()
+        self.pad_id = pad_id
         self.image_encoder = image_encoder
         self.text_encoder = text_encoder
         self.decoder = decoder
@@ -146,14 +149,19 @@ class VisionLanguageModel(nn.Module):
         return self.decoder
 
     def _decode(self, batch: Batch, memory: Tensor, mask: Tensor | None) -> tuple[DecoderOutput, Tensor]:
-        """The one place where input and target are shifted: bos a b eos -> (bos a b) predicts (a b eos)."""
+        """The one place where input and target are shifted: bos a b eos -> (bos a b) predicts (a b eos).
+
+        Where another sentence of the batch is longer, eos is not fed either: whatever a decoder makes of what it is fed
+        (a penalty), padding never changes it.
+        """
         sentence, content = batch.target_tokens, batch.target_mask
         if sentence is None:
             sentence, content = batch.tokens, batch.mask
         assert sentence is not None
         assert content is not None
-        labels = sentence[:, 1:].masked_fill(~content[:, 1:], IGNORE)
-        return self._decoder().decode(sentence[:, :-1], memory, mask), labels
+        over = ~content[:, 1:]
+        inputs, labels = sentence[:, :-1].masked_fill(over, self.pad_id), sentence[:, 1:].masked_fill(over, IGNORE)
+        return self._decoder().decode(inputs, memory, mask), labels
 
 
 def _normalized(vectors: Tensor) -> Tensor:
@@ -213,6 +221,7 @@ def build_model(config: Mapping[str, Any]) -> VisionLanguageModel:
         embed_dim=config.get("embed_dim") or 256,
         memory=memory,
         embed_dropout=config.get("embed_dropout") or 0.0,
+        pad_id=given["pad_id"],
     )
 
 

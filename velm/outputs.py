@@ -123,11 +123,48 @@ class Batch:
     def __getitem__(self, rows: slice) -> Batch:
         return self._map(lambda tensor: tensor[rows] if tensor.dim() else tensor)
 
+    def predicted(self) -> Tensor:
+        """How many tokens a decoder is to predict, int64 (): those of the targets, or of the texts, but for bos."""
+        mask = self.mask if self.target_mask is None else self.target_mask
+        assert mask is not None
+        return mask[:, 1:].sum()
+
+    def pieces(self, size: int) -> list[Batch]:
+        """The batch in pieces of `size` samples, the last one may have fewer.
+
+        Each has the pictures that it shows, and sentences padded to its own longest.
+        """
+        return [self._piece(torch.arange(start, min(start + size, len(self)))) for start in range(0, len(self), size)]
+
+    def _piece(self, samples: Tensor) -> Batch:
+        rows = samples.to(self.image_ids.device)
+        shown, image_rows = rows, None
+        if self.image_rows is not None:
+            shown, image_rows = self.image_rows[rows].unique(return_inverse=True)
+        piece = replace(
+            self,
+            images=None if self.images is None else self.images[shown],
+            encoded=None if self.encoded is None else self.encoded.map(lambda tensor: tensor[shown]),
+            image_rows=image_rows,
+            image_ids=self.image_ids[rows],
+        )
+        piece.tokens, piece.mask = _trimmed(self.tokens, self.mask, rows)
+        piece.target_tokens, piece.target_mask = _trimmed(self.target_tokens, self.target_mask, rows)
+        return piece
+
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Batch:
         return self._map(lambda tensor: tensor.pin_memory())
+
+
+def _trimmed(tokens: Tensor | None, mask: Tensor | None, rows: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    """Some of the sentences, without the columns that hold only padding."""
+    if tokens is None or mask is None:
+        return None, None
+    longest = int(mask[rows].sum(dim=1).max())
+    return tokens[rows, :longest], mask[rows, :longest]
 
 
 @dataclass

@@ -6,8 +6,10 @@ from collections.abc import Callable
 
 import pytest
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from velm.losses.base import Loss
+from velm.losses.captioning import CaptioningLoss
 from velm.outputs import Batch, VisionLanguageOutput
 from velm.testing import check_loss
 
@@ -52,3 +54,28 @@ def test_a_loss_that_reads_more_than_it_requires_is_caught() -> None:
         requires = frozenset({"image_embeds"})
 
     assert [f.name for f in check_loss(Silent).faults] == ["raised"]
+
+
+class Worded(Loss):
+    """A mean over the tokens of whatever batch it sees."""
+
+    requires = frozenset({"decoder"})
+
+    def forward(self, output: VisionLanguageOutput, batch: Batch) -> Tensor:
+        logits = output.output_projection(output.decoder.hidden)  # type: ignore[misc, union-attr]
+        return cross_entropy(logits.flatten(0, 1), output.labels.flatten())  # type: ignore[union-attr]
+
+
+def test_a_loss_that_says_it_is_additive_and_is_not_is_caught() -> None:
+    class Claims(Worded):
+        additive = True
+
+    assert not check_loss(Worded).faults
+    [fault] = check_loss(Claims).faults
+    assert fault.name == "not additive"
+    assert "batch.target_count" in fault.message
+
+
+def test_the_captioning_loss_is_additive() -> None:
+    assert CaptioningLoss.additive
+    assert not check_loss(CaptioningLoss).faults

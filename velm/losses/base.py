@@ -27,10 +27,12 @@ class Loss(nn.Module, ABC):
     and `image_ids` are everybody's: a loss never knows.
 
     `requires` names the fields of `VisionLanguageOutput` it cannot do without, among `image_embeds`,
-    `text_embeds` and `decoder`.
+    `text_embeds` and `decoder`. `additive` says that the loss of a batch is the sum of those of its pieces, as long
+    as each is told the `target_count` of the whole; with `micro_batch_size` such a loss never sees the whole.
     """
 
     requires: frozenset[str] = frozenset()
+    additive: bool = False
 
     @abstractmethod
     def forward(self, output: VisionLanguageOutput, batch: Batch) -> Tensor:

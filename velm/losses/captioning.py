@@ -28,6 +28,7 @@ class CaptioningLoss(Loss):
     """
 
     requires = frozenset({"decoder"})
+    additive = True
 
     def __init__(self, *, label_smoothing: float = 0.0, chunk_size: int = 512) -> None:
         super().__init__()
@@ -121,13 +122,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
                     d_weight += gradient.T @ rows
                 if d_bias is not None:
                     d_bias += gradient.sum(0)
-        ctx.gradients = d_hidden, d_weight, d_bias
+        ctx.save_for_backward(d_hidden, d_weight, d_bias)  # which a checkpoint around it can let go of
         return total
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:
-        scaled = (g if g is None else g * scale.to(g.dtype) for g in ctx.gradients)
+        scaled = (g if g is None else g * scale.to(g.dtype) for g in ctx.saved_tensors)
         return (*scaled, None, None, None)
 
 

@@ -35,7 +35,11 @@ class WeightedLosses(nn.ModuleDict):
     def forward(self, output: VisionLanguageOutput, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """The sum, float (), and {name: float ()}."""
         parts = {name: loss(output, batch) for name, loss in self.items()}
-        return torch.stack([self.weights[name] * value for name, value in parts.items()]).sum(), parts
+        return self.weighted(parts), parts
+
+    def weighted(self, parts: Mapping[str, Tensor]) -> Tensor:
+        """The weighted sum, float (), of the losses {name: float ()}."""
+        return torch.stack([self.weights[name] * value for name, value in parts.items()]).sum()
 
 
 def build_losses(losses: Mapping[str, Mapping[str, Any] | None]) -> WeightedLosses:
@@ -50,6 +54,14 @@ def build_losses(losses: Mapping[str, Mapping[str, Any] | None]) -> WeightedLoss
         weight = rest.pop("weight", 1.0)
         if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight < math.inf:
             raise registry.SpecError(f"The weight of the loss {name!r} is a number >= 0; got {weight!r}.")
-        modules[name] = registry.losses.build({"name": name, **rest})
-        weights[name] = float(weight)
+        key = _key(name)
+        if key in modules:
+            raise registry.SpecError(f"`losses:` lists two that would be logged as {key!r}: rename one of the classes.")
+        modules[key] = registry.losses.build({"name": name, **rest})
+        weights[key] = float(weight)
     return WeightedLosses(modules, weights)
+
+
+def _key(name: str) -> str:
+    """What a loss is called in logs and checkpoints: its name; of a dotted path, `my_pkg.losses:Focal`, the class."""
+    return name.rpartition(":")[2].replace(".", "_")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -51,6 +53,8 @@ def check_loss(loss: Any) -> Report:
     report.judge("no gradient", lambda: _gradient(module), sound)
     report.judge("order matters", shuffled, sound)
     report.judge("batch of one", lambda: alone(slice(0, 1)), sound)
+    if module.additive:
+        report.judge("not additive", lambda: _adds_up(module), sound)
     if subject.fresh:
         report.judge("state not restored", lambda: state_restored(subject.build, probe), sound)
     report.judge("dtype changed", lambda: dtype_kept(subject.build, probe), sound)
@@ -99,6 +103,23 @@ def _scalar(value: Any) -> str | None:
         return None
     came = f"{tuple(value.shape)} {value.flatten()[:3].tolist()}" if isinstance(value, Tensor) else repr(value)
     return f"forward returned {came}; expected one finite number, float (). Take the mean over the batch."
+
+
+def _adds_up(module: Loss) -> str | None:
+    """Pieces that are told how many tokens the whole predicts, against the whole."""
+    module = copy.deepcopy(module).double()
+
+    def of(rows: slice) -> Tensor:
+        output, batch, _ = _case(module, rows, torch.float64)
+        return module(output, replace(batch, target_count=torch.tensor(float(count))))
+
+    labels = _case(module, ALL, torch.float64)[0].labels
+    count = 1 if labels is None else int((labels != IGNORE).sum())
+    gap = different({"the loss": of(slice(0, 1)) + of(slice(1, None))}, {"the loss": of(ALL)})
+    return gap and (
+        f"the pieces' losses add up to something else than the whole batch's: {gap}. Divide a sum by "
+        "batch.target_count, or leave `additive` False."
+    )
 
 
 def _gradient(module: Any) -> str | None:

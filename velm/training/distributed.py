@@ -21,22 +21,31 @@ def gather_global(
     backward sums the ranks' gradients, and DDP's mean divides by the number of ranks again. A mean over tokens
     becomes global when each rank divides its sum by the mean of the ranks' counts.
     """
-    if module.trainer.world_size == 1:
+    if output.labels is not None and module.trainer.world_size > 1:
+        batch = replace(batch, target_count=global_count(module, (output.labels != IGNORE).sum()))
+    return gather_embeds(module, output, batch)
+
+
+def gather_embeds(
+    module: lightning.LightningModule, output: VisionLanguageOutput, batch: Batch
+) -> tuple[VisionLanguageOutput, Batch]:
+    """Embeddings and picture ids of every device, where there are embeddings."""
+    if module.trainer.world_size == 1 or output.image_embeds is None or output.text_embeds is None:
         return output, batch
-    if output.image_embeds is not None and output.text_embeds is not None:
-        ids = module.all_gather(batch.image_ids)
-        assert isinstance(ids, Tensor)
-        output = replace(
-            output,
-            image_embeds=_gather(module, output.image_embeds),
-            text_embeds=_gather(module, output.text_embeds),
-        )
-        batch = replace(batch, image_ids=ids.flatten(0, 1))
-    if output.labels is not None:
-        count = (output.labels != IGNORE).sum().float()
-        dist.all_reduce(count)
-        batch = replace(batch, target_count=count / module.trainer.world_size)
-    return output, batch
+    ids = module.all_gather(batch.image_ids)
+    assert isinstance(ids, Tensor)
+    image_embeds, text_embeds = _gather(module, output.image_embeds), _gather(module, output.text_embeds)
+    output = replace(output, image_embeds=image_embeds, text_embeds=text_embeds)
+    return output, replace(batch, image_ids=ids.flatten(0, 1))
+
+
+def global_count(module: lightning.LightningModule, count: Tensor) -> Tensor:
+    """The mean over the devices of how many tokens each predicts, float (); one sum divided by it is a global mean."""
+    count = count.float()
+    if module.trainer.world_size == 1:
+        return count.clamp(min=1)
+    dist.all_reduce(count)
+    return count / module.trainer.world_size
 
 
 def _gather(module: lightning.LightningModule, embeds: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ from typing import Any
 
 import lightning
 import torch
+from jsonargparse.typing import PositiveInt
 from lightning.pytorch.callbacks import WeightAveraging
 from torch import Tensor
 
@@ -17,6 +18,7 @@ from velm.outputs import Batch
 from velm.pipeline import Pipeline
 from velm.training.cache import prepare_features, require_frozen
 from velm.training.distributed import gather_global
+from velm.training.micro import losses_in_pieces, warn_of_pieces
 from velm.training.optim import OptimizerConfig, build_optimizer, build_schedule, warm_ema
 from velm.training.resume import seed_step
 from velm.training.validation import SplitScores, ValidationConfig
@@ -36,6 +38,8 @@ class VisionLanguageTask(lightning.LightningModule):
         embed_dropout: probability of zeroing a number of an encoder's pooled vector on its way there.
         memory: what the decoder attends over: [image], [text] or [image, text].
         optimizer: learning rate, decay, warm-up.
+        micro_batch_size: samples of a device's batch whose activations exist at the same time; the gradient is that of
+            the whole batch (see `velm.training.micro`). None: all of them, which is faster where they fit.
         freeze: parts that are not trained: image_encoder, text_encoder, decoder.
         ema: decay a step of an exponential moving average of the weights (smaller at first, see `warm_ema`), which
             is then what is validated and saved; None for none.
@@ -56,6 +60,7 @@ class VisionLanguageTask(lightning.LightningModule):
         embed_dropout: float = 0.0,
         memory: list[str] | None = None,
         optimizer: OptimizerConfig = OptimizerConfig(),  # noqa: B008 - never mutated
+        micro_batch_size: PositiveInt | None = None,
         freeze: list[str] | None = None,
         ema: float | None = None,
         validation: ValidationConfig = ValidationConfig(),  # noqa: B008 - never mutated
@@ -83,6 +88,7 @@ class VisionLanguageTask(lightning.LightningModule):
         self.validation_config = validation
         self.model = build_model(self.spec)
         self.losses = build_losses(weighted)
+        self.micro_batch_size = micro_batch_size
         self.needs = self.losses.requires
         self.frozen = tuple(freeze or ())
         self._freeze()
@@ -139,6 +145,7 @@ class VisionLanguageTask(lightning.LightningModule):
     def on_fit_start(self) -> None:
         """The weights are as they will be used: a checkpoint's, if there is one."""
         prepare_features(self)
+        warn_of_pieces(self, self.trainer.accumulate_grad_batches)
 
     def on_train_batch_start(self, batch: Batch, batch_index: int) -> None:
         seed_step(self.current_epoch, batch_index, self.global_rank)
@@ -153,6 +160,8 @@ class VisionLanguageTask(lightning.LightningModule):
         return total
 
     def _losses(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        if self.micro_batch_size is not None and len(batch) > self.micro_batch_size:
+            return losses_in_pieces(self, batch, self.micro_batch_size)
         output, batch = gather_global(self, self.model(batch, self.needs), batch)
         return self.losses(output, batch)
 
