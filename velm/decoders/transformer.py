@@ -101,14 +101,17 @@ class TransformerDecoder(Decoder):
             self.output_projection.weight = self.embedding.weight
 
     def forward(self, tokens: Tensor, memory: Tensor, memory_mask: Tensor | None = None) -> Tensor:
-        return self.norm(self._blocks(tokens, memory, memory_mask)[0])
+        return self.norm(self._blocks(tokens, self.memory_norm(memory), memory_mask)[0])
 
     def decode(self, tokens: Tensor, memory: Tensor, memory_mask: Tensor | None = None) -> DecoderOutput:
         """With the last block's attention, averaged over heads, when not training."""
-        x, query, keys_values = self._blocks(tokens, memory, memory_mask)
+        memory = self.memory_norm(memory)
+        x, before_last = self._blocks(tokens, memory, memory_mask)
         if self.training:
             return DecoderOutput(self.norm(x))
-        return DecoderOutput(self.norm(x), self._layers()[-1].weights(query, keys_values, memory_mask))
+        last = self._layers()[-1]
+        query = last.listen(before_last, causal=True)
+        return DecoderOutput(self.norm(x), last.weights(query, last.memory_keys_values(memory), memory_mask))
 
     def start(self, memory: Tensor, memory_mask: Tensor | None = None) -> TransformerState:
         memory = self.memory_norm(memory)
@@ -140,15 +143,12 @@ class TransformerDecoder(Decoder):
     def _layers(self) -> list[TransformerBlock]:
         return cast("list[TransformerBlock]", list(self.blocks))
 
-    def _blocks(self, tokens: Tensor, memory: Tensor, memory_mask: Tensor | None) -> tuple[Tensor, Tensor, KeysValues]:
-        """The last block's result, what it asked the memory, and the keys and values it asked."""
-        memory = self.memory_norm(memory)
-        x = query = self._embed(tokens)
+    def _blocks(self, tokens: Tensor, memory: Tensor, memory_mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The last block's result, and what went into it."""
+        x = self._embed(tokens)
         for block in self._layers():
-            keys_values = block.memory_keys_values(memory)
-            query = block.listen(x, causal=True)
-            x = block.think(block.look(query, keys_values, memory_mask))
-        return x, query, keys_values
+            before, x = x, block(x, causal=True, memory=memory, memory_mask=memory_mask)
+        return x, before
 
     def _embed(self, tokens: Tensor, start: int = 0) -> Tensor:
         embedded = self.embedding(tokens)

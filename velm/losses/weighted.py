@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from velm import registry
+from velm.losses.base import Loss
 from velm.outputs import Batch, VisionLanguageOutput
 
 __all__ = ["WeightedLosses", "build_losses"]
@@ -27,10 +28,14 @@ class WeightedLosses(nn.ModuleDict):
         super().__init__(losses)
         self.weights = dict(weights)
 
+    def named(self) -> dict[str, Loss]:
+        """The losses by name."""
+        return cast("dict[str, Loss]", dict(self.items()))
+
     @property
     def requires(self) -> frozenset[str]:
         """What the model has to compute for them."""
-        return frozenset().union(*(loss.requires for loss in self.values()))  # type: ignore[arg-type]
+        return frozenset().union(*(loss.requires for loss in self.named().values()))
 
     def forward(self, output: VisionLanguageOutput, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """The sum, float (), and {name: float ()}."""

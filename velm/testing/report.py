@@ -21,6 +21,7 @@ LAWS = {
     "changes its input": "the tensors handed in are left as they were",
     "not deterministic in eval": "in eval mode the same input gives the same output",
     "no gradient": "every trainable parameter receives a gradient",
+    "not additive": "of a loss that says additive: pieces that are told the whole's target_count add up to the whole",
     "batch of one": "a row alone gives what it gives in a batch",
     "padding leak": "padding never changes a result",
     "fixed image size": "a picture of another size, wider than high, gives another grid",

@@ -12,20 +12,20 @@ so that automatic optimisation, precision plugins, DDP and FSDP2 see nothing unu
 
 from __future__ import annotations
 
-import contextlib
 import warnings
-from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from velm.outputs import IGNORE, Batch, DecoderOutput, VisionLanguageOutput
 from velm.training.distributed import gather_embeds, global_count
+from velm.training.statistics import first_pass_only
 
 if TYPE_CHECKING:
     from velm.training.task import VisionLanguageTask
@@ -44,12 +44,12 @@ def losses_in_pieces(task: VisionLanguageTask, batch: Batch, size: int) -> tuple
         batch: B samples of this device.
         size: samples of a piece, the last one may have fewer.
     """
-    losses, samples = task.losses, len(batch)
+    losses, samples = task.losses.named(), len(batch)
     if "decoder" in task.needs:
         batch = replace(batch, target_count=global_count(task, batch.predicted()))
-    apart = {name: loss for name, loss in losses.items() if loss.additive}
-    whole = {name: loss for name, loss in losses.items() if not loss.additive}
-    wanted = frozenset().union(*(loss.requires for loss in whole.values()))  # type: ignore[arg-type]
+    apart = {name: loss for name, loss in losses.items() if getattr(loss, "additive", False)}
+    whole = {name: loss for name, loss in losses.items() if name not in apart}
+    wanted = frozenset().union(*(loss.requires for loss in whole.values()))
 
     def run(piece: Batch) -> tuple[VisionLanguageOutput, dict[str, Tensor]]:
         output = task.model(piece, task.needs)
@@ -58,15 +58,13 @@ def losses_in_pieces(task: VisionLanguageTask, batch: Batch, size: int) -> tuple
             output.decoder = replace(output.decoder, penalty=output.decoder.penalty * share)
         return _kept(output, wanted), {name: loss(output, piece) for name, loss in apart.items()}
 
-    def contexts() -> tuple[contextlib.AbstractContextManager, contextlib.AbstractContextManager]:
-        return contextlib.nullcontext(), _statistics_kept(task.model)
-
+    contexts = partial(first_pass_only, task.model)
     done = [checkpoint(run, piece, use_reentrant=False, context_fn=contexts) for piece in batch.pieces(size)]
     output, batch = gather_embeds(task, _joined([output for output, _ in done]), batch)
     output.output_projection = getattr(task.model.decoder, "output_projection", None)
     parts = {name: torch.stack([values[name] for _, values in done]).sum() for name in apart}
     parts |= {name: loss(output, batch) for name, loss in whole.items()}
-    return losses.weighted(parts), {name: parts[name] for name in losses}
+    return task.losses.weighted(parts), {name: parts[name] for name in losses}
 
 
 def _kept(output: VisionLanguageOutput, wanted: frozenset[str]) -> VisionLanguageOutput:
@@ -95,40 +93,26 @@ def _joined(outputs: list[VisionLanguageOutput]) -> VisionLanguageOutput:
     return joined
 
 
-@contextlib.contextmanager
-def _statistics_kept(model: nn.Module) -> Iterator[None]:
-    """Batch norm has counted a piece in the first pass: when the piece is computed again, it does not count."""
-    norms = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
-    before = [(norm, norm.momentum, norm.num_batches_tracked) for norm in norms]
-    try:
-        for norm in norms:
-            norm.momentum, norm.num_batches_tracked = 0.0, None
-        yield
-    finally:
-        for norm, momentum, count in before:
-            norm.momentum, norm.num_batches_tracked = momentum, count
-
-
 def warn_of_pieces(task: VisionLanguageTask, accumulate: int) -> None:
     """Say what cutting a batch changes: the negatives of accumulated steps, the statistics of batch norm.
 
     Args:
         accumulate: the Trainer's accumulate_grad_batches.
     """
-    meeting = [name for name, loss in task.losses.items() if {"image_embeds", "text_embeds"} <= loss.requires]
+    meeting = [name for name, loss in task.losses.named().items() if {"image_embeds", "text_embeds"} <= loss.requires]
     if accumulate > 1 and meeting:
         warnings.warn(
             f"accumulate_grad_batches: {accumulate} adds up gradients, but {' and '.join(meeting)} still compares a "
             f"picture with the sentences of its own batch only: that is not a batch {accumulate} times as large. "
-            f"For the gradient of that: {accumulate} times the data.batch_size, and model.micro_batch_size at the present "
-            f"data.batch_size, with the same memory.",
+            f"For the gradient of that, in the same memory: {accumulate} times the data.batch_size, and "
+            f"model.micro_batch_size at the present data.batch_size.",
             stacklevel=2,
         )
     norms = [name for name, part in task.model.named_modules() if isinstance(part, _BatchNorm) and part.training]
     if task.micro_batch_size is not None and norms:
         warnings.warn(
-            f"micro_batch_size: {task.micro_batch_size}, and batch norm in training mode normalises by the statistics of a "
-            f"piece ({norms[0]} and {len(norms) - 1} more), as it would on as many devices. For the whole batch's "
-            f"gradient: `norm: group`, or freeze it.",
+            f"micro_batch_size: {task.micro_batch_size}, and batch norm in training mode ({norms[0]} and "
+            f"{len(norms) - 1} more) normalises by the statistics of a piece, as it would on as many devices. For the "
+            f"whole batch's gradient: `norm: group`, or freeze it.",
             stacklevel=2,
         )

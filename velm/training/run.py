@@ -25,6 +25,7 @@ from velm.training.datamodule import Augmentation, VisionLanguageData
 from velm.training.optim import OptimizerConfig
 from velm.training.quarantine import FILE, Quarantine, write_down
 from velm.training.resume import TERMINATED, Resume
+from velm.training.sharding import register_strategy
 from velm.training.task import VisionLanguageTask
 from velm.training.validation import ValidationConfig
 
@@ -146,6 +147,7 @@ def main(args: ArgsType = None) -> VelmCLI:
 
 
 def _cli(cls: type[CLI], args: ArgsType) -> CLI:
+    register_strategy()
     warnings.filterwarnings("ignore", message=".*LightningCLI's args parameter is intended")  # it is what we mean
     warnings.filterwarnings("ignore", message=".*LeafSpec")  # Lightning's own use of torch
     return cls(

@@ -16,7 +16,9 @@ from velm.losses.weighted import build_losses
 from velm.model import build_model
 from velm.outputs import Batch
 from velm.pipeline import Pipeline
+from velm.training import blocks, sharding
 from velm.training.cache import prepare_features, require_frozen
+from velm.training.compiling import compile_tower
 from velm.training.distributed import gather_global
 from velm.training.micro import losses_in_pieces, warn_of_pieces
 from velm.training.optim import OptimizerConfig, build_optimizer, build_schedule, warm_ema
@@ -40,6 +42,8 @@ class VisionLanguageTask(lightning.LightningModule):
         optimizer: learning rate, decay, warm-up.
         micro_batch_size: samples of a device's batch whose activations exist at the same time; the gradient is that of
             the whole batch (see `velm.training.micro`). None: all of them, which is faster where they fit.
+        checkpoint_blocks: keep only what goes into the towers' repeated blocks, and compute them again on the way back.
+        compile: hand the towers to torch.compile; sentences of any length are one graph.
         freeze: parts that are not trained: image_encoder, text_encoder, decoder.
         ema: decay a step of an exponential moving average of the weights (smaller at first, see `warm_ema`), which
             is then what is validated and saved; None for none.
@@ -61,6 +65,8 @@ class VisionLanguageTask(lightning.LightningModule):
         memory: list[str] | None = None,
         optimizer: OptimizerConfig = OptimizerConfig(),  # noqa: B008 - never mutated
         micro_batch_size: PositiveInt | None = None,
+        checkpoint_blocks: bool = False,
+        compile: bool = False,
         freeze: list[str] | None = None,
         ema: float | None = None,
         validation: ValidationConfig = ValidationConfig(),  # noqa: B008 - never mutated
@@ -92,6 +98,13 @@ class VisionLanguageTask(lightning.LightningModule):
         self.needs = self.losses.requires
         self.frozen = tuple(freeze or ())
         self._freeze()
+        self.sharded = False
+        towers = {name: part for name in PARTS if (part := getattr(self.model, name)) is not None}
+        if checkpoint_blocks:
+            blocks.checkpoint_blocks(towers)
+        if compile:
+            for tower in towers.values():
+                compile_tower(tower)
         self.ema = ema
         self.scores: dict[str, SplitScores] = {}
 
@@ -109,6 +122,17 @@ class VisionLanguageTask(lightning.LightningModule):
         for part in self.frozen:
             getattr(self.model, part).eval()
         return self
+
+    def configure_model(self) -> None:
+        """Cut the weights into shards, where the strategy is FSDP2."""
+        if self.device_mesh is None or self.sharded:
+            return
+        if self.ema is not None:
+            raise registry.SpecError(
+                "model.ema averages whole weights, and fsdp2 shards them: set it to null, or use ddp."
+            )
+        sharding.shard(self.model, self.device_mesh["data_parallel"])
+        self.sharded = True
 
     def setup(self, stage: str) -> None:
         """Hold data and model against each other before anything is trained."""
@@ -164,6 +188,10 @@ class VisionLanguageTask(lightning.LightningModule):
             return losses_in_pieces(self, batch, self.micro_batch_size)
         output, batch = gather_global(self, self.model(batch, self.needs), batch)
         return self.losses(output, batch)
+
+    def on_after_backward(self) -> None:
+        if self.sharded:
+            sharding.average_gradients(self.losses)
 
     def on_validation_epoch_start(self) -> None:
         self._begin("val")
@@ -225,6 +253,9 @@ class VisionLanguageTask(lightning.LightningModule):
     ) -> None:
         """Lightning refuses to clip for a fused optimizer under any mixed precision; bf16 has no scaler in the way."""
         norm = gradient_clip_algorithm in (None, "norm")
+        if self.sharded and gradient_clip_val and norm:
+            sharding.clip_sharded(list(self.parameters()), gradient_clip_val)
+            return
         if self.trainer.precision == "bf16-mixed" and gradient_clip_val and norm:
             torch.nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
         else:
