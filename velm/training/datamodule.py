@@ -225,8 +225,11 @@ class VisionLanguageData(lightning.LightningDataModule):
         return {} if self._train_loader is None else {"train": self._train_loader.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """The training loader that is made next begins there."""
+        """The training loader begins there: the one made next or, since FSDP2 restores late, the one that is there."""
         self._place = state_dict.get("train")
+        if self._train_loader is not None and self._place is not None:
+            self._train_loader.load_state_dict(self._place)
+            self._place = None
 
     def val_dataloader(self) -> DataLoader | list:
         try:

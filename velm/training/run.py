@@ -149,6 +149,7 @@ def main(args: ArgsType = None) -> VelmCLI:
 def _cli(cls: type[CLI], args: ArgsType) -> CLI:
     register_strategy()
     warnings.filterwarnings("ignore", message=".*LightningCLI's args parameter is intended")  # it is what we mean
+    warnings.filterwarnings("ignore", message=".*It is recommended to use `self.log")  # all ranks have the same figures
     warnings.filterwarnings("ignore", message=".*LeafSpec")  # Lightning's own use of torch
     return cls(
         VisionLanguageTask,

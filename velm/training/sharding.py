@@ -2,23 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from itertools import chain
 from typing import Any
 
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy, StrategyRegistry
 from torch import Tensor, distributed, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from torch.optim import Optimizer
 
 from velm.training.blocks import blocks_of
 
-__all__ = ["FSDP2Strategy", "average_gradients", "clip_sharded", "register_strategy", "shard"]
+__all__ = ["FSDP2Strategy", "average_gradients", "clip_sharded", "put_together", "register_strategy", "shard"]
 
 
 class FSDP2Strategy(ModelParallelStrategy):
-    """Lightning's strategy for FSDP2 with every device in one group and checkpoints that are one ordinary file."""
+    """Lightning's strategy for FSDP2 with every device in one group, and checkpoints like those of one device.
+
+    A checkpoint is one file that any number of devices goes on from, with FSDP2 or without: weights whole, the state of
+    the optimizer under the numbers that torch gives its parameters. (Lightning numbers them in the model's order, which
+    is another one where norms and biases have a group of their own.)
+    """
 
     strategy_name = "fsdp2"
 
@@ -26,9 +40,48 @@ class FSDP2Strategy(ModelParallelStrategy):
         super().__init__(tensor_parallel_size=1, save_distributed_checkpoint=False, **options)
 
     def setup_environment(self) -> None:
-        assert self.cluster_environment is not None
         self._data_parallel_size = self.num_nodes * self.num_processes
         super().setup_environment()
+
+    def teardown(self) -> None:
+        """Leave the group, lest its threads end the process with an error of their own."""
+        super().teardown()
+        if distributed.is_initialized():
+            distributed.destroy_process_group()
+
+    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
+        """The whole state as torch has it, on rank 0; nothing on the others."""
+        assert self.model is not None
+        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+        inner = getattr(optimizer, "_optimizer", optimizer)
+        named: dict[str, Any] = get_optimizer_state_dict(self.model, inner, options=options)
+        if self.global_rank != 0:
+            return {}
+        numbers = {name: number for number, name in enumerate(_in_order(named))}
+        groups = [{**group, "params": [numbers[name] for name in group["params"]]} for group in named["param_groups"]]
+        return {"state": {numbers[name]: state for name, state in named["state"].items()}, "param_groups": groups}
+
+    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+        """Each device reads the file and keeps its shards."""
+        assert self.model is not None
+        options = StateDictOptions(full_state_dict=True)
+        path = self.broadcast(checkpoint_path)
+        checkpoint: dict[str, Any] = torch.load(path, mmap=True, map_location="cpu", weights_only=weights_only)
+        set_model_state_dict(self.model, checkpoint.pop("state_dict"), options=options)
+        for optimizer, saved in zip(self.optimizers, checkpoint.get("optimizer_states", ()), strict=False):
+            names = list(_in_order(get_optimizer_state_dict(self.model, optimizer)))
+            groups = [{**group, "params": [names[n] for n in group["params"]]} for group in saved["param_groups"]]
+            named: dict[str, Any] = {
+                "state": {names[n]: state for n, state in saved["state"].items()},
+                "param_groups": groups,
+            }
+            set_optimizer_state_dict(self.model, optimizer, named, options=options)
+        return checkpoint
+
+
+def _in_order(named: Mapping[str, Any]) -> Iterator[str]:
+    """Parameters in torch's order: group after group."""
+    return chain.from_iterable(group["params"] for group in named["param_groups"])
 
 
 def register_strategy() -> None:
@@ -46,6 +99,15 @@ def shard(model: nn.Module, mesh: DeviceMesh) -> None:
     for block in blocks_of(model):
         fully_shard(block, mesh=mesh)
     fully_shard(model, mesh=mesh)
+
+
+def put_together(model: nn.Module, together: bool) -> None:
+    """Every weight whole on every device, for methods that are no `forward` (a decoder's steps); or in shards again."""
+    for part in model.modules():
+        if isinstance(part, FSDPModule):
+            if part is not model:  # which keeps its own together anyway
+                part.set_reshard_after_forward(not together, recurse=False)
+            part.unshard() if together else part.reshard()
 
 
 def average_gradients(module: nn.Module) -> None:

@@ -226,12 +226,16 @@ class VisionLanguageTask(lightning.LightningModule):
             max_length=data.max_length,
             device=self.device,
         )
+        if self.sharded:
+            sharding.put_together(self.model, together=True)
         ranks = {"rank": self.global_rank, "world_size": self.trainer.world_size}
         self.scores[split] = SplitScores(pipeline, data.records(split), self.losses, self.validation_config, **ranks)
         return self.scores[split]
 
     def _end(self, split: str) -> None:
         figures = self.scores[split].compute()
+        if self.sharded:
+            sharding.put_together(self.model, together=False)
         if self.trainer.sanity_checking:
             return
         self.log(f"{split}/score", float(figures.pop("score")), prog_bar=True)
