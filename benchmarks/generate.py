@@ -11,10 +11,12 @@ pairs, because the peers differ:
 
 - transformers: `VisionEncoderDecoderModel.generate`, ViT and a GPT-2 of 6 layers with cross-attention; VELM with a
   Transformer decoder of 6 blocks.
-- open_clip: CoCa with 12 layers of text and 6 of decoder over its 255 pooled positions; VELM with 18 blocks, which have
-  as many weights, over the same features of the same tower. Its own `generate` needs a `BeamSearchScorer`, which
-  transformers 5 no longer has; what runs here is its loop, with its own `CoCa.forward`: every step reads the whole
-  sentence again, and beams repeat the picture before it is encoded.
+- open_clip: CoCa with 12 layers of text and 6 of decoder over its 255 pooled positions, the same tower for both. A
+  layer of its decoder has two MLPs, one after each attention, where a block of VELM's has one: VELM with 16 blocks
+  that attend over the words and 6 that attend over the picture too has as many weights in matrices (asserted) and
+  attends over the picture as often. CoCa's own `generate` needs a `BeamSearchScorer`, which transformers 5 no longer
+  has; what runs here is its loop, with its own `CoCa.forward`: every step reads the whole sentence again, and beams
+  repeat the picture before it is encoded.
 
 Each pair takes turns (A B A B ...); medians over the turns, after a picture that is not counted. With one thread, the
 seconds are the processor's, so that other work on the machine counts less.
@@ -42,20 +44,26 @@ BOS, EOS, PAD = VOCABULARY - 2, VOCABULARY - 1, 0
 Run = Callable[[Tensor], Any]
 
 
-def ours(depth: int, beams: int, tower: Run | None = None) -> Run:
-    """The shipped model and engine; with another picture tower, its features (B, N, 384) in place of the ViT's."""
-    from velm.generation import GenerationConfig, generate
+def velm_model(depth: int, unimodal_depth: int = 0) -> Any:
+    """The shipped model: ViT and Transformer decoder."""
     from velm.model import build_model
 
+    decoder = {"name": "transformer", "dim": DIM, "depth": depth, "unimodal_depth": unimodal_depth, "heads": HEADS}
     config: dict[str, Any] = {
         "image_encoder": {"name": "vit", "dim": DIM, "depth": IMAGE_DEPTH, "heads": HEADS, "patch_size": PATCH},
-        "decoder": {"name": "transformer", "dim": DIM, "depth": depth, "heads": HEADS, "max_length": 77},
+        "decoder": {**decoder, "max_length": 77},
         "losses": {"captioning": {}},
         "memory": ["image"],
         "vocab_size": VOCABULARY,
         "pad_id": PAD,
     }
-    model = build_model(config).eval()
+    return build_model(config).eval()
+
+
+def ours(model: Any, beams: int, tower: Run | None = None) -> Run:
+    """The shipped engine; with another picture tower, its features (B, N, 384) in place of the ViT's."""
+    from velm.generation import GenerationConfig, generate
+
     how = GenerationConfig(max_length=TOKENS, min_length=TOKENS, num_beams=beams)
 
     @torch.inference_mode()
@@ -128,16 +136,23 @@ def open_clip_loop(model: Any, beams: int) -> Run:
     return run
 
 
+def matrices(*modules: Any) -> int:
+    """How many weights there are in matrices: no biases, no norms."""
+    return sum(weight.numel() for module in modules for weight in module.parameters() if weight.dim() > 1)
+
+
 def pair(peer: str, beams: int) -> dict[str, Run]:
     """The peer and VELM beside it."""
     if peer == "transformers":
-        return {"transformers": transformers_own(6, beams), "VELM, 6 blocks": ours(6, beams)}
-    model = coca(12, 6)
+        return {"transformers": transformers_own(6, beams), "VELM, 6 blocks": ours(velm_model(6), beams)}
+    model, own = coca(12, 6), velm_model(22, unimodal_depth=16)
+    decoder = model.text_decoder
+    assert matrices(model.text.transformer, decoder.resblocks, decoder.cross_attn) == matrices(own.decoder.blocks)
 
     def tower(images: Tensor) -> Tensor:
         return model._encode_image(images.float() / 255 - 0.5)[1]
 
-    return {"open_clip's loop": open_clip_loop(model, beams), "VELM, 18 blocks": ours(18, beams, tower)}
+    return {"open_clip's loop": open_clip_loop(model, beams), "VELM, 16 + 6 blocks": ours(own, beams, tower)}
 
 
 def speeds(runs: dict[str, Run], images: Tensor, repeats: int) -> dict[str, dict[str, float]]:
@@ -165,7 +180,7 @@ def printed(results: dict[str, dict[str, dict[str, float]]]) -> str:
         lines.append(search)
         for name, row in rows.items():
             span = f"({row['min']:.0f} to {row['max']:.0f})"
-            lines.append(f"  {name:<18} {row['median']:6.0f} tokens/s {span:<16} {row['ratio']:.2f} x")
+            lines.append(f"  {name:<20} {row['median']:6.0f} tokens/s {span:<16} {row['ratio']:.2f} x")
     return "\n".join(lines)
 
 
