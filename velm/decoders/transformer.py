@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from velm.decoders.base import Decoder, DecoderState
 from velm.layers.attention import KeysValues
+from velm.layers.growing import Growing
 from velm.layers.positions import LearnedPositions
 from velm.layers.shared import Shared
 from velm.layers.transformer import TransformerBlock
@@ -22,14 +23,14 @@ class TransformerState(DecoderState):
     Attributes:
         decoder: whose state it is.
         memory: keys and values of the memory for each block that looks at it, the lowest first.
-        past: for each block, keys and values of the tokens fed, each (R, heads, t, D / heads).
+        past: for each block, keys and values of the tokens fed, (t, R, 2 * D).
         length: tokens fed, t.
         query: float (R, 1, D), what the last block asked the memory in the last step; None before the first.
     """
 
     decoder: TransformerDecoder
     memory: Shared
-    past: tuple[KeysValues, ...] = ()
+    past: tuple[Growing, ...] = ()
     length: int = 0
     query: Tensor | None = None
 
@@ -39,7 +40,7 @@ class TransformerState(DecoderState):
         return self.decoder.weights(self)
 
     def select(self, rows: Tensor) -> TransformerState:
-        past = tuple((k.index_select(0, rows), v.index_select(0, rows)) for k, v in self.past)
+        past = tuple(block.select(rows) for block in self.past)
         query = None if self.query is None else self.query.index_select(0, rows)
         return replace(self, memory=self.memory.select(rows), past=past, query=query)
 
