@@ -3,6 +3,7 @@
     pip install --no-deps open_clip_torch ftfy wcwidth
     python benchmarks/generate.py
     python benchmarks/generate.py --beams 5 --json
+    python benchmarks/generate.py --precision bf16
     python benchmarks/generate.py --profile
 
 32 pictures of 224 pixels become 32 sentences of 20 tokens, by random weights that may not end before; encoding the
@@ -11,10 +12,12 @@ pairs, because the peers differ:
 
 - transformers: `VisionEncoderDecoderModel.generate`, ViT and a GPT-2 of 6 layers with cross-attention; VELM with a
   Transformer decoder of 6 blocks.
-- open_clip: CoCa with 12 layers of text and 6 of decoder over its 255 pooled positions; VELM with 18 blocks, which have
-  as many weights, over the same features of the same tower. Its own `generate` needs a `BeamSearchScorer`, which
-  transformers 5 no longer has; what runs here is its loop, with its own `CoCa.forward`: every step reads the whole
-  sentence again, and beams repeat the picture before it is encoded.
+- open_clip: CoCa with 12 layers of text and 6 of decoder over its 255 pooled positions, the same tower for both. A
+  layer of its decoder has two MLPs, one after each attention, where a block of VELM's has one: VELM with 16 blocks
+  that attend over the words and 6 that attend over the picture too has as many weights in matrices (asserted) and
+  attends over the picture as often. CoCa's own `generate` needs a `BeamSearchScorer`, which transformers 5 no longer
+  has; what runs here is its loop, with its own `CoCa.forward`: every step reads the whole sentence again, and beams
+  repeat the picture before it is encoded.
 
 Each pair takes turns (A B A B ...); medians over the turns, after a picture that is not counted. With one thread, the
 seconds are the processor's, so that other work on the machine counts less.
@@ -42,20 +45,26 @@ BOS, EOS, PAD = VOCABULARY - 2, VOCABULARY - 1, 0
 Run = Callable[[Tensor], Any]
 
 
-def ours(depth: int, beams: int, tower: Run | None = None) -> Run:
-    """The shipped model and engine; with another picture tower, its features (B, N, 384) in place of the ViT's."""
-    from velm.generation import GenerationConfig, generate
+def velm_model(depth: int, unimodal_depth: int = 0) -> Any:
+    """The shipped model: ViT and Transformer decoder."""
     from velm.model import build_model
 
+    decoder = {"name": "transformer", "dim": DIM, "depth": depth, "unimodal_depth": unimodal_depth, "heads": HEADS}
     config: dict[str, Any] = {
         "image_encoder": {"name": "vit", "dim": DIM, "depth": IMAGE_DEPTH, "heads": HEADS, "patch_size": PATCH},
-        "decoder": {"name": "transformer", "dim": DIM, "depth": depth, "heads": HEADS, "max_length": 77},
+        "decoder": {**decoder, "max_length": 77},
         "losses": {"captioning": {}},
         "memory": ["image"],
         "vocab_size": VOCABULARY,
         "pad_id": PAD,
     }
-    model = build_model(config).eval()
+    return build_model(config).eval()
+
+
+def ours(model: Any, beams: int, tower: Run | None = None) -> Run:
+    """The shipped engine; with another picture tower, its features (B, N, 384) in place of the ViT's."""
+    from velm.generation import GenerationConfig, generate
+
     how = GenerationConfig(max_length=TOKENS, min_length=TOKENS, num_beams=beams)
 
     @torch.inference_mode()
@@ -66,8 +75,8 @@ def ours(depth: int, beams: int, tower: Run | None = None) -> Run:
     return run
 
 
-def transformers_own(depth: int, beams: int) -> Run:
-    """`VisionEncoderDecoderModel.generate` as it is, with its cache."""
+def transformers_model(depth: int) -> Any:
+    """`VisionEncoderDecoderModel` of a ViT and a GPT-2 with cross-attention."""
     from transformers import GPT2Config, GPT2LMHeadModel, VisionEncoderDecoderModel, ViTConfig, ViTModel
 
     encoder = ViTConfig(
@@ -79,13 +88,18 @@ def transformers_own(depth: int, beams: int) -> Run:
         is_decoder=True, bos_token_id=BOS, eos_token_id=EOS, pad_token_id=PAD,
     )  # fmt: skip
     parts = {"encoder": ViTModel(encoder, add_pooling_layer=False), "decoder": GPT2LMHeadModel(decoder)}
-    model = VisionEncoderDecoderModel(**parts).eval()
+    return VisionEncoderDecoderModel(**parts).eval()
+
+
+def transformers_own(model: Any, beams: int) -> Run:
+    """`VisionEncoderDecoderModel.generate` as it is, with its cache."""
     options = {"decoder_start_token_id": BOS, "eos_token_id": EOS, "pad_token_id": PAD, "do_sample": False}
 
     @torch.inference_mode()
     def run(images: Tensor) -> Tensor:
-        pixels = images.float() / 255 - 0.5
-        return model.generate(pixels, num_beams=beams, min_new_tokens=TOKENS, max_new_tokens=TOKENS, **options)
+        return model.generate(
+            scaled(images, model), num_beams=beams, min_new_tokens=TOKENS, max_new_tokens=TOKENS, **options
+        )
 
     return run
 
@@ -112,14 +126,14 @@ def open_clip_loop(model: Any, beams: int) -> Run:
 
     @torch.inference_mode()
     def run(images: Tensor) -> Tensor:
-        repeated = (images.float() / 255 - 0.5).repeat_interleave(beams, dim=0)
+        repeated = scaled(images, model).repeat_interleave(beams, dim=0)
         latent, embeds = model._encode_image(repeated)
         words = torch.full((len(repeated), 1), BOS)
         totals = torch.tensor([0.0] + [-1e9] * (beams - 1)).repeat(len(images), 1)
         first = torch.arange(len(images))[:, None] * beams
         for _ in range(TOKENS):
             logits = model(repeated, words, image_latent=latent, image_embs=embeds, output_labels=False)["logits"]
-            scores = logits[:, -1].log_softmax(dim=1).view(len(images), beams, -1) + totals[:, :, None]
+            scores = logits[:, -1].float().log_softmax(dim=1).view(len(images), beams, -1) + totals[:, :, None]
             totals, chosen = scores.flatten(1).topk(beams, dim=1)
             rows = (first + chosen // VOCABULARY).flatten()
             words = torch.cat([words[rows], (chosen % VOCABULARY).view(-1, 1)], dim=1)
@@ -128,16 +142,29 @@ def open_clip_loop(model: Any, beams: int) -> Run:
     return run
 
 
-def pair(peer: str, beams: int) -> dict[str, Run]:
-    """The peer and VELM beside it."""
+def matrices(*modules: Any) -> int:
+    """How many weights there are in matrices: no biases, no norms."""
+    return sum(weight.numel() for module in modules for weight in module.parameters() if weight.dim() > 1)
+
+
+def scaled(images: Tensor, model: Any) -> Tensor:
+    """Pixels about 0, in the model's precision."""
+    return (images.float() / 255 - 0.5).to(next(model.parameters()).dtype)
+
+
+def pair(peer: str, beams: int, dtype: torch.dtype = torch.float32) -> dict[str, Run]:
+    """The peer and VELM beside it, both with weights of one dtype."""
     if peer == "transformers":
-        return {"transformers": transformers_own(6, beams), "VELM, 6 blocks": ours(6, beams)}
-    model = coca(12, 6)
+        model, own = transformers_model(6).to(dtype), velm_model(6).to(dtype)
+        return {"transformers": transformers_own(model, beams), "VELM, 6 blocks": ours(own, beams)}
+    model, own = coca(12, 6).to(dtype), velm_model(22, unimodal_depth=16).to(dtype)
+    decoder = model.text_decoder
+    assert matrices(model.text.transformer, decoder.resblocks, decoder.cross_attn) == matrices(own.decoder.blocks)
 
     def tower(images: Tensor) -> Tensor:
-        return model._encode_image(images.float() / 255 - 0.5)[1]
+        return model._encode_image(scaled(images, model))[1]
 
-    return {"open_clip's loop": open_clip_loop(model, beams), "VELM, 18 blocks": ours(18, beams, tower)}
+    return {"open_clip's loop": open_clip_loop(model, beams), "VELM, 16 + 6 blocks": ours(own, beams, tower)}
 
 
 def speeds(runs: dict[str, Run], images: Tensor, repeats: int) -> dict[str, dict[str, float]]:
@@ -165,7 +192,7 @@ def printed(results: dict[str, dict[str, dict[str, float]]]) -> str:
         lines.append(search)
         for name, row in rows.items():
             span = f"({row['min']:.0f} to {row['max']:.0f})"
-            lines.append(f"  {name:<18} {row['median']:6.0f} tokens/s {span:<16} {row['ratio']:.2f} x")
+            lines.append(f"  {name:<20} {row['median']:6.0f} tokens/s {span:<16} {row['ratio']:.2f} x")
     return "\n".join(lines)
 
 
@@ -183,16 +210,17 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--peers", nargs="+", default=["transformers", "open_clip"], help="which to run")
     parser.add_argument("--repeats", type=int, default=3, help="turns of each")
     parser.add_argument("--threads", type=int, default=1, help="of torch")
+    parser.add_argument("--precision", choices=["32", "bf16"], default="32", help="of the weights, on both sides")
     parser.add_argument("--profile", action="store_true", help="show where VELM's time goes instead")
     parser.add_argument("--json", action="store_true", help="JSON in place of the table")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     images = torch.randint(0, 256, (options.pictures, 3, SIZE, SIZE), dtype=torch.uint8)
-    results = {}
+    results, dtype = {}, {"32": torch.float32, "bf16": torch.bfloat16}[options.precision]
     for peer in options.peers:
         for beams in options.beams:
-            search, runs = f"{peer}, {'greedy' if beams == 1 else f'{beams} beams'}", pair(peer, beams)
+            search, runs = f"{peer}, {'greedy' if beams == 1 else f'{beams} beams'}", pair(peer, beams, dtype)
             if options.profile:
                 print(search, profile(list(runs.values())[1], images), sep="\n")
             else:

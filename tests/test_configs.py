@@ -27,9 +27,15 @@ SMALLER = {
     ],
     "imagenette": ["--model.image_encoder.weights=null", "--model.text_encoder.dim=16"],
     "translate": ["--model.image_encoder.weights=null", "--model.decoder.depth=1"],
-} | {
-    name: ["--model.image_encoder.depth=1", "--model.text_encoder.depth=1"] for name in ("clip", "siglip", "coca")
-}  # fmt: skip
+    "clip": ["--model.image_encoder.depth=1", "--model.text_encoder.depth=1"],
+    "siglip": ["--model.image_encoder.depth=1", "--model.text_encoder.depth=1"],
+    "coca": [
+        "--model.image_encoder.depth=1",
+        "--model.text_encoder.depth=1",
+        "--model.decoder.depth=2",
+        "--model.decoder.unimodal_depth=1",
+    ],
+}
 
 
 @pytest.fixture

@@ -32,12 +32,12 @@ def images() -> torch.Tensor:
     return torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
 
 
-@pytest.mark.parametrize("beams", [1, 3])
-def test_all_write_as_many_tokens(benchmark, images, beams) -> None:
-    runs = benchmark.pair("transformers", beams)
+@pytest.mark.parametrize(("beams", "dtype"), [(1, torch.float32), (3, torch.float32), (1, torch.bfloat16)])
+def test_all_write_as_many_tokens(benchmark, images, beams, dtype) -> None:
+    runs = benchmark.pair("transformers", beams, dtype)
     assert [run(images)[..., -5:].numel() for run in runs.values()] == [10, 10]
     pytest.importorskip("open_clip")
-    theirs, ours = benchmark.pair("open_clip", beams).values()
+    theirs, ours = benchmark.pair("open_clip", beams, dtype).values()
     assert theirs(images).shape == (2 * beams, 6)  # with bos, all beams
     assert ours(images).shape == (2, 1, 5)
 

@@ -84,6 +84,25 @@ def test_special_tokens_are_never_written(pipeline, pictures):
     assert "<" not in text
 
 
+def test_in_bfloat16_all_is_nearly_the_same(write_checkpoint, pictures):
+    checkpoint = write_checkpoint()
+    full, half = load(checkpoint), load(checkpoint, precision="bf16")
+    assert {weight.dtype for weight in half.model.parameters()} == {torch.bfloat16}
+    for name, given in (("embed_images", pictures), ("embed_texts", TEXTS)):
+        one, two = getattr(full, name)(given), getattr(half, name)(given)
+        assert two.dtype == torch.float32
+        assert (one * two).sum(dim=1).min() > 0.99
+    wanted = {"num_beams": 3, "max_length": 6, "must_include": ["circle"]}
+    for one, two in zip(*(p.caption_candidates(pictures, **wanted) for p in (full, half)), strict=True):
+        assert "circle" in two[0].text.split()
+        assert two[0].score == pytest.approx(one[0].score, rel=0.05)
+
+
+def test_an_unknown_precision_is_refused(write_checkpoint):
+    with pytest.raises(PipelineError, match="Unknown precision '16'; it is '32' or 'bf16'"):
+        load(write_checkpoint(), precision="16")
+
+
 def test_text_in_the_memory(write_checkpoint, pictures):
     translator = load(write_checkpoint(memory=["text"], image_encoder=None, losses={"captioning": {}}))
     assert translator.caption(texts=TEXTS, batch_size=2) == translator.caption(texts=TEXTS)

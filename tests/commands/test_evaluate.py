@@ -32,6 +32,16 @@ def test_metrics_and_captions_are_written(write_checkpoint, tmp_path, capsys):
     assert "6 pictures and" in output
 
 
+def test_in_bfloat16(write_checkpoint, tmp_path):
+    checkpoint, found = str(write_checkpoint()), []
+    for precision in ("32", "bf16"):
+        output = tmp_path / precision
+        assert velm(["evaluate", checkpoint, "--output", str(output), "--precision", precision, *FAST]) == 0
+        found.append(json.loads((output / "metrics.json").read_text()))
+    assert found[0].keys() == found[1].keys()
+    assert all(figure >= 0 for figure in found[1].values())
+
+
 def test_a_report_is_written_with_the_curves_of_the_run(write_checkpoint, tmp_path, capsys):
     checkpoint = write_checkpoint()
     (tmp_path / "metrics.csv").write_text("epoch,step,train/loss\n0,9,4.0\n1,19,3.0\n")

@@ -14,10 +14,10 @@ OPTIONS = {"vocab_size": 12, "memory_dim": 6, "dim": 8, "depth": 2, "heads": 2}
 IDS = {"bos_id": 1, "eos_id": 2, "pad_id": 0}
 
 
-@pytest.fixture
-def decoder():
+@pytest.fixture(params=[0, 1], ids="unimodal_depth={}".format)
+def decoder(request):
     torch.manual_seed(0)
-    made = TransformerDecoder(**OPTIONS, max_length=16)
+    made = TransformerDecoder(**OPTIONS, unimodal_depth=request.param, max_length=16)
     torch.nn.init.normal_(made.output_projection.weight)
     return made.double().eval()
 

@@ -4,7 +4,12 @@ import torch
 from velm.decoders.transformer import TransformerDecoder
 from velm.testing.decoders import check_decoder
 
-OPTIONS = [{}, {"depth": 1, "heads": 4}, {"tie_embeddings": False, "mlp_ratio": 1.5, "dropout": 0.3}]
+OPTIONS = [
+    {},
+    {"depth": 1, "heads": 4},
+    {"tie_embeddings": False, "mlp_ratio": 1.5, "dropout": 0.3},
+    {"depth": 4, "heads": 2, "unimodal_depth": 3},
+]
 
 
 def build(**options):
@@ -45,9 +50,10 @@ def test_stepping_is_teacher_forcing(options, masked, inputs):
         torch.testing.assert_close(state.attention, whole.attention[:, t], rtol=0, atol=1e-10)
 
 
-def test_selecting_commutes_with_stepping(inputs):
+@pytest.mark.parametrize("unimodal_depth", [0, 1])
+def test_selecting_commutes_with_stepping(unimodal_depth, inputs):
     tokens, memory, mask = inputs
-    decoder = build()
+    decoder = build(unimodal_depth=unimodal_depth)
     rows = torch.tensor([3, 3, 0, 0, 1, 1])
     _, state = decoder.step(tokens[:, 0], decoder.start(memory, mask))
     after, state_after = decoder.step(tokens[:, 1], state)
@@ -94,3 +100,22 @@ def test_tied():
 def test_depth_is_at_least_one():
     with pytest.raises(ValueError, match="depth 0 is too small"):
         build(depth=0)
+
+
+def test_unimodal_blocks_know_no_memory(inputs):
+    """What the lower blocks make of the words is the same for all pictures, and they have no weights to look with."""
+    tokens, memory, _ = inputs
+    decoder = build(depth=3, unimodal_depth=2)
+    assert [block.memory_attention is None for block in decoder.blocks] == [True, True, False]
+    assert len(decoder.start(memory).memory.tensors) == 2  # keys and values of the one block that looks
+    seen = []
+    decoder.blocks[1].register_forward_hook(lambda block, given, result: seen.append(result))
+    one, two = decoder(tokens, memory), decoder(tokens, memory + 1e3 * torch.randn_like(memory))
+    assert torch.equal(seen[0], seen[1])
+    assert not torch.allclose(one, two)
+
+
+@pytest.mark.parametrize(("depth", "unimodal_depth"), [(2, 2), (2, 5), (1, -1)])
+def test_some_block_looks(depth, unimodal_depth):
+    with pytest.raises(ValueError, match=rf"unimodal_depth {unimodal_depth} does not go .*depth {depth}.*{depth - 1}"):
+        build(depth=depth, unimodal_depth=unimodal_depth)

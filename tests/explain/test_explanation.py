@@ -28,6 +28,16 @@ def test_its_own_caption_is_explained(write_checkpoint, image):
     assert found.arrays().keys() == {"attention", "similarity"}
 
 
+def test_in_bfloat16_the_maps_are_nearly_the_same(write_checkpoint, image):
+    checkpoint = write_checkpoint()
+    pipelines = load(checkpoint), load(checkpoint, precision="bf16")
+    one, two = (explain(pipeline, image, ["a red circle"])[0].arrays() for pipeline in pipelines)
+    assert one.keys() == two.keys() == {"attention", "similarity"}
+    for name, maps in one.items():
+        assert two[name].dtype == np.float32
+        assert abs(two[name] - maps).max() < 0.1 * abs(maps).max()
+
+
 def test_sentences_that_are_given_are_explained(write_checkpoint, image):
     first, second = explain(load(write_checkpoint()), image, ["a red circle", "a star"])
     assert (first.text, first.words) == ("a red circle", ("a", "red", "circle"))

@@ -60,13 +60,14 @@ def small_decoders(vocab_size=6, kinds=("rnn", "transformer")):
     found = {
         "rnn": RNNDecoder(**options, gate=True),
         "transformer": TransformerDecoder(**options, depth=2, heads=2, max_length=16),
+        "coca": TransformerDecoder(**options, depth=2, unimodal_depth=1, heads=2, max_length=16),
     }
     for decoder in found.values():
         torch.nn.init.normal_(decoder.output_projection.weight)
     return {kind: found[kind].double().eval() for kind in kinds}
 
 
-@pytest.fixture(scope="session", params=["rnn", "transformer"])
+@pytest.fixture(scope="session", params=["rnn", "transformer", "coca"])
 def small_decoder(request):
     return small_decoders(kinds=(request.param,))[request.param]
 

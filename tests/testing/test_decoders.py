@@ -63,6 +63,17 @@ class StepsOtherwise(Averages):
         return super().step(token, State(state.memory, state.total, 0))
 
 
+class ReadsItsLogits(Averages):
+    """Right as long as nobody writes into what it handed out."""
+
+    def step(self, token: Tensor, state: Any) -> tuple[Tensor, Any]:
+        logits, following = super().step(token, state)
+        if hasattr(state, "handed_out"):
+            logits = logits + state.handed_out - state.copy
+        following.handed_out, following.copy = logits, logits.clone()
+        return logits, following
+
+
 class SelectForgets(Averages):
     def step(self, token: Tensor, state: Any) -> tuple[Tensor, Any]:
         logits, state = super().step(token, state)
@@ -85,6 +96,7 @@ def test_a_right_decoder_has_no_fault() -> None:
         (LooksAhead, ["looks ahead", "stepping differs from forward"]),
         (MemoryLeak, ["padding leak"]),
         (StepsOtherwise, ["stepping differs from forward"]),
+        (ReadsItsLogits, ["stepping differs from forward"]),
         (SelectForgets, ["select"]),
         (ProjectsTooSoon, ["wrong shape"]),
     ],

@@ -59,4 +59,7 @@ class Decoder(nn.Module, ABC):
 
     @abstractmethod
     def step(self, token: Tensor, state: DecoderState) -> tuple[Tensor, DecoderState]:
-        """Feed one token (int64 (B,)) a sentence; logits float (B, V) of the next one, and the new state."""
+        """Feed one token (int64 (B,)) a sentence; logits float (B, V) of the next one, and the new state.
+
+        The caller may write into the logits.
+        """

@@ -25,7 +25,7 @@ class StaticState(DecoderState):
 
     Attributes:
         decoder: whose state it is.
-        memory: keys and values of the memory for each block, block 0 first.
+        memory: keys and values of the memory for each block that looks at it, the lowest first.
         past: float (depth, 2, R, heads, length, D / heads).
         place: int64 (1,), tokens fed.
         length: the same as a number.
@@ -108,8 +108,9 @@ class StaticDecoder(Decoder):
             keys, values = past[index, 0], past[index, 1]
             for room, new in zip((keys, values), block.attention.keys_values(normed), strict=True):
                 room.index_copy_(2, place, new)
-            query = x + block.attention.attend(normed, (keys, values), mask=seen)
-            grouped = memory.group(query[:, 0])
-            keys_values = memory.tensors[2 * index], memory.tensors[2 * index + 1]
-            x = block.think(block.look(grouped, keys_values, memory.mask).flatten(0, 1)[:, None])
+            x = x + block.attention.attend(normed, (keys, values), mask=seen)
+            if index >= decoder.unimodal_depth:
+                query, grouped = x, memory.group(x[:, 0])
+                x = block.look(grouped, decoder.keys_values(memory, index), memory.mask).flatten(0, 1)[:, None]
+            x = block.think(x)
         return decoder.output_projection(decoder.norm(x[:, 0])), query

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from velm.decoders.base import Decoder, DecoderState
 from velm.layers.attention import KeysValues
+from velm.layers.growing import Growing
 from velm.layers.positions import LearnedPositions
 from velm.layers.shared import Shared
 from velm.layers.transformer import TransformerBlock
@@ -21,15 +22,15 @@ class TransformerState(DecoderState):
 
     Attributes:
         decoder: whose state it is.
-        memory: keys and values of the memory for each block, block 0 first.
-        past: for each block, keys and values of the tokens fed, each (R, heads, t, D / heads).
+        memory: keys and values of the memory for each block that looks at it, the lowest first.
+        past: for each block, keys and values of the tokens fed, (t, R, 2 * D).
         length: tokens fed, t.
         query: float (R, 1, D), what the last block asked the memory in the last step; None before the first.
     """
 
     decoder: TransformerDecoder
     memory: Shared
-    past: tuple[KeysValues, ...] = ()
+    past: tuple[Growing, ...] = ()
     length: int = 0
     query: Tensor | None = None
 
@@ -38,13 +39,8 @@ class TransformerState(DecoderState):
         """float (R, N) of the last block, averaged over heads; worked out when asked for, at no cost if not."""
         return self.decoder.weights(self)
 
-    def keys_values(self, block: int) -> KeysValues:
-        """Keys and values of the memory for a block."""
-        keys, values = self.memory.tensors[2 * block : 2 * block + 2]
-        return keys, values
-
     def select(self, rows: Tensor) -> TransformerState:
-        past = tuple((k.index_select(0, rows), v.index_select(0, rows)) for k, v in self.past)
+        past = tuple(block.select(rows) for block in self.past)
         query = None if self.query is None else self.query.index_select(0, rows)
         return replace(self, memory=self.memory.select(rows), past=past, query=query)
 
@@ -57,7 +53,9 @@ class TransformerDecoder(Decoder):
         pad_id: the padding token; padding comes after the sentence, where causality hides it.
         memory_dim: width of the memory.
         dim: width.
-        depth: number of blocks.
+        depth: number of blocks, all in all.
+        unimodal_depth: how many of them, from the lowest on, look at the words alone; the others look at the memory too
+            (CoCa, Yu et al. 2022, arXiv 2205.01917, section 3.2: half of them).
         heads: attention heads of a block; divides `dim`.
         mlp_ratio: hidden width of the MLP as a multiple of `dim`.
         dropout: probability, on the embeddings and on what each part of a block adds.
@@ -75,6 +73,7 @@ class TransformerDecoder(Decoder):
         pad_id: int = 0,
         dim: int = 256,
         depth: int = 4,
+        unimodal_depth: int = 0,
         heads: int = 4,
         mlp_ratio: float = 4.0,
         dropout: float = 0.0,
@@ -84,14 +83,25 @@ class TransformerDecoder(Decoder):
         super().__init__()
         if depth < 1:
             raise ValueError(f"depth {depth} is too small; a Transformer decoder has at least 1 block.")
-        self.max_length = max_length
+        if not 0 <= unimodal_depth < depth:
+            raise ValueError(
+                f"unimodal_depth {unimodal_depth} does not go with depth {depth}: it is at least 0 and at most "
+                f"{depth - 1}, so that the last block looks at the memory."
+            )
+        self.max_length, self.unimodal_depth = max_length, unimodal_depth
         self.embedding = nn.Embedding(vocab_size, dim, padding_idx=pad_id)
         self.positions = LearnedPositions(dim, max_length)
         self.memory_norm = nn.LayerNorm(memory_dim)
         self.dropout = nn.Dropout(dropout)
         self.blocks = nn.ModuleList(
-            TransformerBlock(dim, heads=heads, mlp_ratio=mlp_ratio, dropout=dropout, memory_dim=memory_dim)
-            for _ in range(depth)
+            TransformerBlock(
+                dim,
+                heads=heads,
+                mlp_ratio=mlp_ratio,
+                dropout=dropout,
+                memory_dim=None if block < unimodal_depth else memory_dim,
+            )
+            for block in range(depth)
         )
         self.norm = nn.LayerNorm(dim)
         self.output_projection = nn.Linear(dim, vocab_size)
@@ -115,7 +125,8 @@ class TransformerDecoder(Decoder):
 
     def start(self, memory: Tensor, memory_mask: Tensor | None = None) -> TransformerState:
         memory = self.memory_norm(memory)
-        keys_values = [tensor for block in self._layers() for tensor in block.memory_keys_values(memory)]
+        looking = self._layers()[self.unimodal_depth :]
+        keys_values = [tensor for block in looking for tensor in block.memory_keys_values(memory)]
         keys_values = [tensor.contiguous() for tensor in keys_values]  # read at every step: an eighth faster over 255
         return TransformerState(self, Shared(tuple(keys_values), memory_mask))
 
@@ -124,11 +135,13 @@ class TransformerDecoder(Decoder):
         x = query = self._embed(token[:, None], start=state.length)
         past = []
         for index, block in enumerate(self._layers()):
-            query, remembered = block.remember(x, state.past[index] if state.past else None)
+            x, remembered = block.remember(x, state.past[index] if state.past else None)
             past.append(remembered)
-            grouped = state.memory.group(query[:, 0])  # the beams of a sentence are queries of one memory
-            looked = block.look(grouped, state.keys_values(index), state.memory.mask)
-            x = block.think(looked.flatten(0, 1)[:, None])
+            if index >= self.unimodal_depth:
+                query, grouped = x, state.memory.group(x[:, 0])  # a sentence's beams are queries of one memory
+                looked = block.look(grouped, self.keys_values(state.memory, index), state.memory.mask)
+                x = looked.flatten(0, 1)[:, None]
+            x = block.think(x)
         logits = self.output_projection(self.norm(x[:, 0]))
         return logits, replace(state, past=tuple(past), length=state.length + 1, query=query)
 
@@ -136,18 +149,24 @@ class TransformerDecoder(Decoder):
         """Where the last step of the last block looked, float (R, N); None before the first step."""
         if state.query is None:
             return None
-        keys_values, mask = state.keys_values(len(self.blocks) - 1), state.memory.mask
+        keys_values = self.keys_values(state.memory, len(self.blocks) - 1)
         grouped = state.memory.group(state.query[:, 0])
-        return self._layers()[-1].weights(grouped, keys_values, mask).flatten(0, 1)
+        return self._layers()[-1].weights(grouped, keys_values, state.memory.mask).flatten(0, 1)
+
+    def keys_values(self, memory: Shared, block: int) -> KeysValues:
+        """Of what `start` made of a memory, the part of one block; block `unimodal_depth` is the first that has any."""
+        place = 2 * (block - self.unimodal_depth)
+        return memory.tensors[place], memory.tensors[place + 1]
 
     def _layers(self) -> list[TransformerBlock]:
         return cast("list[TransformerBlock]", list(self.blocks))
 
     def _blocks(self, tokens: Tensor, memory: Tensor, memory_mask: Tensor | None) -> tuple[Tensor, Tensor]:
         """The last block's result, and what went into it."""
-        x = self._embed(tokens)
-        for block in self._layers():
-            before, x = x, block(x, causal=True, memory=memory, memory_mask=memory_mask)
+        x = before = self._embed(tokens)
+        for index, block in enumerate(self._layers()):
+            over = {"memory": memory, "memory_mask": memory_mask} if index >= self.unimodal_depth else {}
+            before, x = x, block(x, causal=True, **over)
         return x, before
 
     def _embed(self, tokens: Tensor, start: int = 0) -> Tensor:

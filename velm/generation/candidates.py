@@ -13,6 +13,16 @@ Picked = tuple[Tensor, Tensor, Tensor]
 appended, int64 (b, C), and the token's score, float (b, C)."""
 
 
+RUN = 128
+"""Tokens that `largest` looks at together."""
+
+
+def log_sum_exp(scores: Tensor) -> Tensor:
+    """As `scores.logsumexp(dim=1)` of float (R, V); on the CPU a few rows at a time, so that they stay in its cache."""
+    few = 4 if scores.device.type == "cpu" else max(1, len(scores))
+    return torch.cat([rows.logsumexp(dim=1) for rows in scores.split(few)])
+
+
 def best(totals: Tensor, scores: Tensor, count: int) -> Picked:
     """The `count` best continuations of each sentence, best first.
 
@@ -22,9 +32,9 @@ def best(totals: Tensor, scores: Tensor, count: int) -> Picked:
         count: how many; fewer come back where there are fewer.
     """
     if count == 1 == scores.shape[1]:  # greedy
-        values, words = scores[:, 0].max(dim=1, keepdim=True)
+        values, words = largest(scores[:, 0], 1)
         return torch.zeros_like(words), words, values
-    values, words = scores.topk(min(count, scores.shape[2]), dim=2)  # no other token of a hypothesis can be chosen
+    values, words = largest(scores, min(count, scores.shape[2]))  # no other token of a hypothesis can be chosen
     places = (totals[:, :, None] + values).flatten(1).topk(min(count, words[0].numel()), dim=1).indices
     return _at(places, words, values)
 
@@ -42,7 +52,7 @@ def best_by_need(totals: Tensor, scores: Tensor, count: int, phrases: Phrases, s
         states: int64 (b, W), of the hypotheses.
     """
     symbols = phrases.symbols.expand(*states.shape, -1)
-    others, words = scores.index_fill(2, phrases.symbols, -torch.inf).topk(min(count, scores.shape[2]), dim=2)
+    others, words = largest(scores.index_fill(2, phrases.symbols, -torch.inf), min(count, scores.shape[2]))
     words = torch.cat([words, symbols], dim=2)  # (b, W, C): each word once, but for those at -inf
     values = torch.cat([others, scores.gather(2, symbols)], dim=2)
     need = phrases.remaining(phrases.advance(states[:, :, None].expand_as(words), words)).flatten(1)
@@ -55,13 +65,30 @@ def best_by_need(totals: Tensor, scores: Tensor, count: int, phrases: Phrases, s
     return _at(order.gather(1, turn.argsort(dim=1, stable=True)[:, :count]), words, values)
 
 
+def largest(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """As `scores.topk(count)` over the last of dimensions (..., V), in a third of the time where V is large.
+
+    The largest numbers lie in those runs of RUN neighbours that have the largest maxima: these are found first.
+    """
+    runs = scores.shape[-1] // RUN
+    if runs < 2 * count:
+        return scores.topk(count)
+    whole = scores[..., : runs * RUN].unflatten(-1, (runs, RUN))
+    chosen = whole.amax(dim=-1).topk(count).indices[..., None]  # (..., count, 1)
+    few = whole.gather(-2, chosen.expand(*chosen.shape[:-1], RUN)).flatten(-2)
+    places = (chosen * RUN + torch.arange(RUN, device=scores.device)).flatten(-2)
+    rest = torch.arange(runs * RUN, scores.shape[-1], device=scores.device).expand(*scores.shape[:-1], -1)
+    values, at = torch.cat([few, scores[..., runs * RUN :]], dim=-1).topk(count)
+    return values, torch.cat([places, rest], dim=-1).gather(-1, at)
+
+
 def _at(places: Tensor, words: Tensor, values: Tensor) -> Picked:
     """The continuations that stand at places (b, C) of the flattened hypotheses' words and values (b, W, c)."""
     return places // words.shape[2], words.flatten(1).gather(1, places), values.flatten(1).gather(1, places)
 
 
 def draw(log_probs: Tensor, config: GenerationConfig, generator: torch.Generator | None) -> Tensor:
-    """One token int64 (R,) a row, from log_probs float (R, V) sharpened and cut as configured.
+    """One token int64 (R,) a row, from log_probs float (R, V), up to a constant a row, sharpened and cut as configured.
 
     The largest of log p + Gumbel noise is a draw from p. The noise is made where the generator lives, so a
     seed means the same on every device.

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from velm.decoders.base import Decoder, DecoderState
-from velm.generation.candidates import Picked, best, best_by_need, draw
+from velm.generation.candidates import Picked, best, best_by_need, draw, log_sum_exp
 from velm.generation.config import GenerationConfig
 from velm.generation.constraints import Constraints
 from velm.generation.hypotheses import Finished, Live
@@ -109,20 +109,21 @@ class Search:
 
     def _continue(self, live: Live, logits: Tensor, going: Tensor, state: DecoderState) -> tuple[Live, Tensor]:
         """Candidates, best first, and which hypothesis each of them continues, int64 (b, C)."""
-        dtype = torch.promote_types(logits.dtype, torch.float32)
-        log_probs = logits.log_softmax(dim=1, dtype=dtype)  # a copy, which the constraints may write into
-        scores = self.constraints(log_probs, live.tokens.flatten(0, 1), live.states.flatten())
-        scores = scores.unflatten(0, live.totals.shape)
+        scores = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        shape = live.totals.shape
+        everything = log_sum_exp(scores).unflatten(0, shape)  # log p is a score less this: taken off those chosen only
+        scores = self.constraints(scores, live.tokens.flatten(0, 1), live.states.flatten()).unflatten(0, shape)
         if self.config.temperature is not None:
             words = draw(scores[:, 0], self.config, self.generator)[:, None]
             parents, added = torch.zeros_like(words), scores[:, 0].gather(1, words)
         elif self.groups > 1:
-            parents, words, added = self._diverse(live, scores, going)
+            parents, words, added = self._diverse(live, scores, everything, going)
         else:
-            parents, words, added = self._best(live.totals, scores, live.states)
+            parents, words, added = self._best(live.totals - everything, scores, live.states)
+        added = added - everything.gather(1, parents)
         states = self.constraints.advance(live.states.gather(1, parents), words)
         looked = state.attention if self.return_attention else None
-        looked = None if looked is None else looked.unflatten(0, live.totals.shape)
+        looked = None if looked is None else looked.unflatten(0, shape)
         return live.extend(parents, words, added, states, looked), parents
 
     def _best(self, totals: Tensor, scores: Tensor, states: Tensor) -> Picked:
@@ -132,14 +133,14 @@ class Search:
             return best_by_need(totals, scores, count, rules, states)
         return best(totals, scores, count)
 
-    def _diverse(self, live: Live, scores: Tensor, going: Tensor) -> Picked:
+    def _diverse(self, live: Live, scores: Tensor, everything: Tensor, going: Tensor) -> Picked:
         """Group after group, a token costs `diversity_penalty` for each beam that went on with it (Hamming)."""
         assert self.config.diversity_penalty is not None
         price = scores.new_zeros(len(scores) // self.groups, scores.shape[2])
         found = []
         for group in range(self.groups):
             mine = slice(group, None, self.groups)
-            totals = live.totals[mine]
+            totals = live.totals[mine] - everything[mine]
             parents, words, added = self._best(totals, scores[mine] - price[:, None], live.states[mine])
             added = added + price.gather(1, words)
             found.append((parents, words, added))

@@ -55,7 +55,11 @@ class Attention(nn.Module):
 
     def keys_values(self, memory: Tensor) -> KeysValues:
         """Keys and values of a memory float (B, N, memory_dim), to be computed once and used often."""
-        keys, values = self.key_value(memory).chunk(2, dim=-1)
+        return self.split(self.key_value(memory))
+
+    def split(self, key_value: Tensor) -> KeysValues:
+        """Keys and values of what `key_value` made, float (B, N, 2 D), as views."""
+        keys, values = key_value.chunk(2, dim=-1)
         return self._split(keys), self._split(values)
 
     def forward(

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from velm.layers.attention import Attention, KeysValues
+from velm.layers.growing import Growing
 
 
 class MLP(nn.Sequential):
@@ -85,13 +85,16 @@ class TransformerBlock(nn.Module):
         """The part that attends over the sequence itself."""
         return x + self.dropout(self.attention(self.attention_norm(x), mask=mask, causal=causal))
 
-    def remember(self, x: Tensor, past: KeysValues | None) -> tuple[Tensor, KeysValues]:
-        """`listen` for the next position alone, x (B, 1, dim), after a `past`; and the past with it in."""
+    def remember(self, x: Tensor, past: Growing | None) -> tuple[Tensor, Growing]:
+        """`listen` for the next position alone, x (B, 1, dim), after a `past`; and the past with it in.
+
+        The past holds keys and values side by side, float (t, B, 2 * dim).
+        """
         x_normed = self.attention_norm(x)
-        keys, values = self.attention.keys_values(x_normed)
-        if past is not None:
-            keys, values = torch.cat([past[0], keys], dim=2), torch.cat([past[1], values], dim=2)
-        return x + self.dropout(self.attention.attend(x_normed, (keys, values))), (keys, values)
+        new = self.attention.key_value(x_normed)[:, 0]
+        past = Growing.of(new) if past is None else past.append(new)
+        keys_values = self.attention.split(past.tensor.transpose(0, 1))
+        return x + self.dropout(self.attention.attend(x_normed, keys_values)), past
 
     def memory_keys_values(self, memory: Tensor) -> KeysValues:
         """What `look` and `weights` take, computed once for a memory float (B, N, memory_dim)."""

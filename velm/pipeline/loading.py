@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -24,6 +24,7 @@ def load(
     ema: bool = True,
     plugins: Sequence[str] = (),
     image_size: int | None = None,
+    precision: Literal["32", "bf16"] = "32",
 ) -> Pipeline:
     """A pipeline from a checkpoint: no Lightning, no pretrained weights, no code from the file.
 
@@ -35,9 +36,12 @@ def load(
         image_size: side of the square that pictures become, in pixels; None: as in validation. Random crops make
             things larger in training than they are, which somewhat larger pictures make up for afterwards
             (Touvron et al. 2019, arXiv 1906.06423).
+        precision: '32', or 'bf16': half the memory, and about half the time on hardware that multiplies it (AMX, tensor
+            cores), for results that differ in the third digit.
 
     Raises:
         CheckpointError: the file cannot be used; the message says why.
+        PipelineError: there is no such device or precision.
     """
     load_plugins(plugins)
     checkpoint = read_checkpoint(path)
@@ -51,6 +55,7 @@ def load(
         data=checkpoint.data,
         logit_scale=checkpoint.logit_scale,
         device=device,
+        precision=precision,
     )
 
 

@@ -145,8 +145,10 @@ def _stepping(module: Any, case: Case) -> str | None:
         if gap := different({"logits": expected[:, t]}, {"logits": logits}):
             return (
                 f"at step {t} (bos is 0) {gap} from output_projection(forward(...)); expected no difference. "
-                "Look at positions, at the cache, and at what start() computes from the memory."
+                "Look at positions, at the cache, and at what start() computes from the memory; and hand out logits "
+                "that nothing else reads, for a search writes into them."
             )
+        logits.zero_()
     return None
 
 
