@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import pytest
 from PIL import Image
@@ -196,6 +197,26 @@ def test_bad_input_is_told_without_a_traceback(write_checkpoint, tmp_path, capsy
     assert words in captured.err
     assert captured.err.startswith("velm evaluate: ")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("package", "dataset", "extra"),
+    [
+        ("datasets", "{name: hf/someone/pictures}", "hf"),
+        ("fsspec", "{name: webdataset, test: 's3://bucket/a.tar'}", "remote"),
+    ],
+)
+def test_a_missing_extra_is_one_line_and_no_traceback(
+    write_checkpoint, tmp_path, capsys, monkeypatch, package, dataset, extra
+):
+    monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    arguments = ["evaluate", str(write_checkpoint()), "--output", str(tmp_path / "out"), "--data.dataset", dataset]
+    assert velm(arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("velm evaluate: ")
+    assert f"pip install 'velm[{extra}]'" in captured.err
+    assert len(captured.err.splitlines()) == 1
 
 
 def test_other_options_are_refused(write_checkpoint, tmp_path, capsys):
