@@ -44,7 +44,7 @@ class Album:
         return self._numbers[row]
 
     def pictures(self) -> list[dict[str, Any]]:
-        """`name`, the image_id; `uri`, None where there is no picture or it cannot be read; `ratio`, width by height."""
+        """`name`, the image_id; `uri`, None where there is nothing to show; `ratio`, its width by its height."""
         return self._pictures
 
     def _shown(self, record: Record) -> dict[str, Any]:

@@ -15,7 +15,35 @@ from velm.metrics.ptb import ptb_tokenize
 __all__ = ["Confusion", "hardest", "swapped_words"]
 
 
-_GLUE = frozenset("a an the in on at of to by for from with and or as is are was were be being it its this that".split())
+_GLUE = frozenset(
+    [
+        "a",
+        "an",
+        "the",
+        "in",
+        "on",
+        "at",
+        "of",
+        "to",
+        "by",
+        "for",
+        "from",
+        "with",
+        "and",
+        "or",
+        "as",
+        "is",
+        "are",
+        "was",
+        "were",
+        "be",
+        "being",
+        "it",
+        "its",
+        "this",
+        "that",
+    ]
+)
 
 
 @dataclass(frozen=True)
