@@ -9,41 +9,11 @@ from difflib import SequenceMatcher
 
 import torch
 
+from velm.evaluation.lexicon import FUNCTION_WORDS
 from velm.evaluation.predictions import Predictions, Written
 from velm.metrics.ptb import ptb_tokenize
 
 __all__ = ["Confusion", "hardest", "swapped_words"]
-
-
-_GLUE = frozenset(
-    [
-        "a",
-        "an",
-        "the",
-        "in",
-        "on",
-        "at",
-        "of",
-        "to",
-        "by",
-        "for",
-        "from",
-        "with",
-        "and",
-        "or",
-        "as",
-        "is",
-        "are",
-        "was",
-        "were",
-        "be",
-        "being",
-        "it",
-        "its",
-        "this",
-        "that",
-    ]
-)
 
 
 @dataclass(frozen=True)
@@ -107,5 +77,5 @@ def swapped_words(written: Sequence[Written], count: int) -> list[tuple[str, str
         for kind, a, b, c, d in nearest.get_opcodes():
             if kind == "replace" and b - a == d - c:
                 pairs = zip(reference[a:b], words[c:d], strict=True)
-                swaps.update(pair for pair in pairs if not _GLUE.issuperset(pair))
+                swaps.update(pair for pair in pairs if not FUNCTION_WORDS.issuperset(pair))
     return [(right, wrong, times) for (right, wrong), times in swaps.most_common(count)]
