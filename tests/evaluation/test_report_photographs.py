@@ -14,6 +14,7 @@ PROGRAM = find_browser()
 TABLE = Path(__file__).parents[3] / "shared" / "data" / "flickr8k" / "captions.csv"
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:.*sentences are longer"),
     pytest.mark.skipif(PROGRAM is None, reason="no Chromium on this machine: apt-get install chromium"),
     pytest.mark.skipif(not TABLE.exists(), reason="no ../shared/data/flickr8k beside the repository"),
 ]
@@ -29,7 +30,7 @@ def report(tmp_path, write_checkpoint):
     names = list(dict.fromkeys(name for *_, name in photographs))[:1000]
     rows = [row for row in photographs if row[2] in set(names)]
     (tmp_path / "broken.jpg").write_bytes(b"no picture")
-    rows += [(rows[0][0], EVIL, "markup"), (tmp_path / "broken.jpg", "a dog", "broken")]
+    rows = [(rows[0][0], EVIL, "markup"), *rows, (tmp_path / "broken.jpg", "a dog", "broken")]
     table = tmp_path / "captions.csv"
     with table.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
@@ -37,10 +38,8 @@ def report(tmp_path, write_checkpoint):
         writer.writerows((*row, "test") for row in rows)
     changes = {"decoder": {"name": "rnn", "dim": 16}}
     arguments = ["evaluate", str(write_checkpoint(**changes)), "--output", str(tmp_path / "out"), "--num_beams", "2"]
-    assert (
-        velm([*arguments, "--max_length", "8", "--data.dataset", f"{{name: csv, path: {table}, allow_outside: true}}"])
-        == 1
-    )
+    dataset = f"{{name: csv, path: {table}, allow_outside: true}}"
+    assert velm([*arguments, "--max_length", "8", "--data.dataset", dataset]) == 1
     return tmp_path / "out" / "report.html"
 
 
