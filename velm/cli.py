@@ -77,9 +77,11 @@ def _expected(error: Exception) -> bool:
     """Whether an error speaks of the user's input, so that its message says all there is to say."""
     from velm.data.base import DataError
     from velm.manifest import CheckpointError
+    from velm.plugins import MissingPackageError
     from velm.registry import DuplicateNameError, PluginError, SpecError
 
-    return isinstance(error, SpecError | PluginError | DuplicateNameError | DataError | CheckpointError)
+    kinds = SpecError | PluginError | MissingPackageError | DuplicateNameError | DataError | CheckpointError
+    return isinstance(error, kinds)
 
 
 def _unknown(command: str) -> str:

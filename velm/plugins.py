@@ -8,11 +8,15 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-__all__ = ["PluginError", "load_plugins"]
+__all__ = ["MissingPackageError", "PluginError", "load_plugins"]
 
 
 class PluginError(ImportError):
     """Something named cannot be imported; the message names it, whose it is and the cause."""
+
+
+class MissingPackageError(ImportError):
+    """What was asked for needs a package that is not installed; the message names it and VELM's extra that has it."""
 
 
 def load_plugins(plugins: Iterable[str]) -> None:

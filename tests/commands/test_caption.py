@@ -24,6 +24,11 @@ def folder(tmp_path):
     return tmp_path / "pictures"
 
 
+@pytest.fixture
+def tiny_checkpoint(write_checkpoint):
+    return str(write_checkpoint())
+
+
 def test_a_line_a_picture_path_tab_caption(write_checkpoint, folder, capsys):
     checkpoint = write_checkpoint()
     pictures = [str(folder / "b.png"), str(folder / "a.jpg")]
@@ -104,6 +109,43 @@ def test_text_in_the_memory(write_checkpoint, folder, capsys):
     assert "--text is given 1 times for 2 pictures" in capsys.readouterr().err
     assert velm(["caption", both, picture]) == 2
     assert "attends over image and text" in capsys.readouterr().err
+
+
+CONTRADICTIONS = [
+    (["--prefix", ""], "prefix is ''; it takes text that is not empty"),
+    (["--must_include", " "], "must_include[0] is ' '; it takes text that is not empty"),
+    (["--must_include", "zebra"], "must_include: 'zebra' has a word that is not in the model's vocabulary"),
+    (["--prefix", "a zebra"], "prefix: 'a zebra' has a word that is not in the model's vocabulary"),
+    (["--answers", "zebra"], "answers: 'zebra' has a word that is not in the model's vocabulary"),
+    (
+        ["--must_include", "red circle", "--forbidden", "red"],
+        "must_include 'red circle' holds 'red', which is",
+    ),
+    (["--prefix", "a red", "--forbidden", "red"], "prefix 'a red' holds 'red', which is forbidden"),
+    (["--answers", "a red star", "--forbidden", "red"], "answers 'a red star' holds 'red', which is forbidden"),
+    (["--answers", "a star", "--must_include", "red"], "holds what must be included: 'red'"),
+    (["--answers", "a star", "--prefix", "red"], "None of the 1 answers begins with the prefix 'red'"),
+    (["--min_length", "9", "--max_length", "8"], "min_length 9 is more than max_length 8"),
+    (["--must_include", "a red star", "--max_length", "3"], "needs 4 tokens with the prefix and eos; at most 3"),
+    (["--num_beams", "500"], "num_beams 500 is more than the vocabulary has tokens, 1"),
+    (["--length_penalty", "nan"], "length_penalty is nan; it takes a finite number"),
+]
+
+
+@pytest.mark.parametrize("command", ["caption", "evaluate", "explain"])
+@pytest.mark.parametrize(("options", "words"), CONTRADICTIONS, ids=str)
+def test_what_no_sentence_can_be_is_told_by_every_command_that_writes(
+    tiny_checkpoint, folder, tmp_path, capsys, command, options, words
+):
+    out = ["--output", str(tmp_path / "out")]
+    picture = str(folder / "a.jpg")
+    arguments = {"caption": [picture], "evaluate": out, "explain": [picture, *out]}[command]
+    assert velm([command, tiny_checkpoint, *arguments, *options]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith(f"velm {command}: ")
+    assert words in captured.err
+    assert captured.out == ""
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import pytest
 from PIL import Image
@@ -95,6 +96,70 @@ def test_another_dataset_altogether(write_checkpoint, tmp_path, capsys):
     assert "2 pictures and 2 texts" in capsys.readouterr().out
 
 
+@pytest.fixture
+def broken(tmp_path):
+    """The options of a csv of six pictures, the second of which cannot be read."""
+    rows = ["image_path,text,split,image_id"]
+    for i in range(6):
+        Image.new("RGB", (32, 32), (40 * i, 90, 90)).save(tmp_path / f"{i}.png")
+        rows += [f"{i}.png,{text},test,{i}" for text in ("a red circle", f"a blue square {i}")]
+    (tmp_path / "1.png").write_bytes(b"<script>no picture</script>")
+    (tmp_path / "rows.csv").write_text("\n".join(rows) + "\n")
+    return ["--data.dataset", f"{{name: csv, path: {tmp_path / 'rows.csv'}}}"]
+
+
+def test_a_picture_that_cannot_be_read_is_left_out_named_and_counted(write_checkpoint, tmp_path, capsys, broken):
+    out = tmp_path / "out"
+    arguments = ["evaluate", str(write_checkpoint()), "--output", str(out), *FAST, *broken]
+    assert velm([*arguments, "--data.max_bad", "0.2"]) == 1
+    captured = capsys.readouterr()
+    assert "5 pictures and 10 texts" in captured.out
+    assert f"velm evaluate: Cannot read picture '{tmp_path / '1.png'}'" in captured.err
+    assert f"1 picture is left out of every figure; see {out / 'unreadable.jsonl'}" in captured.err
+    assert json.loads((out / "metrics.json").read_text())["left_out"] == 1
+    row = json.loads((out / "unreadable.jsonl").read_text())
+    assert row["path"] == str(tmp_path / "1.png")
+    written = [json.loads(line)["image_id"] for line in (out / "captions.jsonl").read_text().splitlines()]
+    assert written == ["0", "2", "3", "4", "5"]
+    report = (out / "report.html").read_text("utf-8")
+    assert "1 picture could not be read and count" in report
+    assert "1.png" in report
+    Image.new("RGB", (32, 32)).save(tmp_path / "1.png")
+    assert velm(arguments) == 0
+    assert not (out / "unreadable.jsonl").exists()
+    assert "could not be read" not in (out / "report.html").read_text("utf-8")
+
+
+def test_too_many_pictures_that_cannot_be_read_are_an_error(write_checkpoint, tmp_path, capsys, broken):
+    checkpoint = write_checkpoint()
+    arguments = ["--output", str(tmp_path / "out"), *FAST, *broken]
+    assert velm(["evaluate", str(checkpoint), *arguments]) == 2
+    assert "1 of 6 records of the split (16.7%) cannot be used, max_bad is 1.0%" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    lenient = write_checkpoint("b.ckpt", data={"dataset": "shapes", "max_bad": 0.2})
+    assert velm(["evaluate", str(lenient), *arguments]) == 1  # what training allowed
+    assert velm(["evaluate", str(lenient), *arguments, "--data.max_bad", "20"]) == 2
+    assert "data.max_bad is a share of the data, between 0 and 1; got 20" in capsys.readouterr().err
+
+
+def test_two_checkpoints_are_measured_on_what_both_can_read(write_checkpoint, tmp_path, broken):
+    """The first reads no pictures, so only the second finds that one is broken."""
+    csv = tmp_path / "rows.csv"
+    lines = csv.read_text().splitlines()
+    csv.write_text("\n".join([f"{lines[0]},to", *(f"{line},ein kreis" for line in lines[1:])]) + "\n")
+    blind = write_checkpoint("a.ckpt", memory=["text"], losses={"captioning": {}}, image_encoder=None)
+    seeing = write_checkpoint("b.ckpt", memory=["image", "text"], losses={"captioning": {}})
+    out = tmp_path / "out"
+    for first, second in ((blind, seeing), (seeing, blind)):
+        arguments = ["evaluate", str(first), "--compare", str(second), "--output", str(out), *FAST, *broken]
+        assert velm([*arguments, "--data.dataset.target_column=to", "--data.max_bad=0.5"]) == 1
+        figures = json.loads((out / "metrics.json").read_text())
+        comparison = json.loads((out / "comparison.json").read_text())
+        assert figures["left_out"] == comparison["figures"]["left_out"] == 1
+        rows = [json.loads(line)["image_id"] for line in (out / "captions.jsonl").read_text().splitlines()]
+        assert "1" not in rows
+
+
 def test_alignment_only_writes_no_captions(write_checkpoint, tmp_path):
     aligner = write_checkpoint(decoder=None, losses={"contrastive": {}})
     assert velm(["evaluate", str(aligner), "--output", str(tmp_path / "out")]) == 0
@@ -142,6 +207,26 @@ def test_bad_input_is_told_without_a_traceback(write_checkpoint, tmp_path, capsy
     assert words in captured.err
     assert captured.err.startswith("velm evaluate: ")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("package", "dataset", "extra"),
+    [
+        ("datasets", "{name: hf/someone/pictures}", "hf"),
+        ("fsspec", "{name: webdataset, test: 's3://bucket/a.tar'}", "remote"),
+    ],
+)
+def test_a_missing_extra_is_one_line_and_no_traceback(
+    write_checkpoint, tmp_path, capsys, monkeypatch, package, dataset, extra
+):
+    monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    arguments = ["evaluate", str(write_checkpoint()), "--output", str(tmp_path / "out"), "--data.dataset", dataset]
+    assert velm(arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("velm evaluate: ")
+    assert f"pip install 'velm[{extra}]'" in captured.err
+    assert len(captured.err.splitlines()) == 1
 
 
 def test_other_options_are_refused(write_checkpoint, tmp_path, capsys):

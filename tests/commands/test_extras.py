@@ -96,6 +96,15 @@ def test_a_missing_package_is_told_first(run, capsys, monkeypatch):
     assert "pip install 'velm[metrics]'" in capsys.readouterr().err
 
 
+def test_a_checkpoint_that_cannot_judge_is_refused(run, capsys, write_checkpoint):
+    with pytest.warns(UserWarning, match="text_encoder is left out"):
+        writer = write_checkpoint("writer.ckpt", losses={"captioning": {}})
+    assert run("--clip_score_model", str(writer))[0] == 2
+    assert "The model that is to give CLIPScores was not trained to align" in capsys.readouterr().err
+    assert run("--clip_score_model", "nowhere.ckpt")[0] == 2
+    assert "No checkpoint at nowhere.ckpt" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("option", ["--clip_score", "--novelty", "--meteor"])
 def test_a_model_that_does_not_write_is_refused(run, capsys, monkeypatch, option):
     monkeypatch.setattr("velm.metrics.java.require_java", lambda *_: None)

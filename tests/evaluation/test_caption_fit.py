@@ -31,6 +31,21 @@ def test_it_is_what_the_pipeline_says(pipeline):
     assert figures["caption/ref_clip_score"] == pytest.approx(float(expected.mean()), abs=1e-6)
 
 
+def test_a_judge_sees_the_pictures_itself(pipeline, write_checkpoint):
+    records = Shapes(test_size=4, image_size=32).split("test")
+    found = predict(pipeline, records, max_length=4)
+    judge = load(write_checkpoint("judge.ckpt", decoder=None, losses={"contrastive": {}}, embed_dim=4))
+    figures = clip_score_figures(pipeline, found, judge=judge, records=records, batch_size=3)
+    written = [row.caption for row in found.written]
+    assert all(written)
+    image, text = judge.embed_images([record.image for record in records]), judge.embed_texts(written)
+    assert figures["judged/clip_score"] == pytest.approx(float(clip_score(image, text).mean()), abs=1e-6)
+    assert set(figures) == {"judged/clip_score", "judged/ref_clip_score"}
+    itself = clip_score_figures(pipeline, found, judge=pipeline, records=records)
+    own = clip_score_figures(pipeline, found)
+    assert itself["judged/ref_clip_score"] == pytest.approx(own["caption/ref_clip_score"], abs=1e-6)
+
+
 def test_models_that_cannot_are_refused(write_checkpoint):
     with pytest.raises(PipelineError, match="no decoder"):
         clip_score_figures(load(write_checkpoint(decoder=None, losses={"contrastive": {}})), Predictions())

@@ -36,5 +36,6 @@ def test_swapped_words_by_hand():
         row("a red ring", "a red ring", "a blue ring"),  # right: nothing is swapped
         row("a ring", "a large ring"),  # something is missing, nothing swapped
         row("", "a ring"),
+        row("the ring in a box", "a ring on a box"),  # glue for glue
     ]
     assert swapped_words(written, 5) == [("blue", "red", 2)]

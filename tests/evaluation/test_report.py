@@ -157,6 +157,31 @@ def test_a_picture_that_cannot_be_read_has_a_place(tmp_path):
     assert [picture["name"] for picture in pictures] == ["id0", "id1", "id2", "id3"]
 
 
+def test_what_a_model_squashes_is_shown_in_its_own_proportions():
+    images = [np.full((h, w, 3), 99, np.uint8) for h, w in ((30, 40), (90, 60), (50, 50), (10, 900))]
+    records = [Record(str(i), image, ("a dog",)) for i, image in enumerate(images)]
+    album = Album(records, "squash")
+    numbers = [album.number(row) for row in (2, 0, 1, 3)]
+    pictures = [album.pictures()[number] for number in numbers]
+    for picture, ratio in zip(pictures, (1, 4 / 3, 2 / 3, 3), strict=True):  # no longer than a page is wide
+        width, height = decoded(picture["uri"]).size
+        assert width / height == pytest.approx(ratio, abs=0.02)
+        assert picture["ratio"] == round(width / height, 3)
+        assert width * height == pytest.approx(SIDE**2, rel=0.02)
+    assert {picture["ratio"] for picture in page_of(records, measured(records)).data["pictures"]} == {1}
+
+
+def test_what_is_left_out_is_noted_and_escaped():
+    records = noise_records(3)
+    sides = [side("a.ckpt", measured(records))]
+    page = Page(render(sides, Album(records), split="test", left_out=[f"Cannot read {EVIL}"] * 60))
+    assert "60 pictures could not be read and count nowhere" in page.texts["summary"]
+    assert page.texts["li"].count("and 10 more") == 1
+    assert "<script>alert(1)</script>" in "".join(page.texts["li"])
+    assert [tag for tag, _ in page.tags].count("script") == 2
+    assert "summary" not in Page(render(sides, Album(records), split="test")).texts
+
+
 def test_what_a_model_does_not_do_is_left_out():
     records = noise_records(4)
     assert page_of(records, measured(records, writes=False)).ids == {"figures", "retrieval", "confusions"}

@@ -12,6 +12,7 @@ from velm.data.shapes import Shapes
 from velm.explain.saliency import saliency_map
 from velm.generation import log_likelihood
 from velm.pipeline import PipelineError, load
+from velm.plugins import MissingPackageError
 
 TEXT = "a small blue square"
 
@@ -60,7 +61,7 @@ def test_pixels_that_nobody_reads_have_no_part(write_checkpoint):
 
 def test_without_captum_the_extra_is_named(write_checkpoint, image, monkeypatch):
     monkeypatch.setitem(sys.modules, "captum.attr", None)
-    with pytest.raises(PipelineError, match=r"Saliency needs captum .*: pip install 'velm\[explain\]'"):
+    with pytest.raises(MissingPackageError, match=r"Saliency needs captum .*: pip install 'velm\[explain\]'"):
         saliency_map(load(write_checkpoint()), image, TEXT)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,15 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor
 
+from velm.metrics import java, modules
+from velm.metrics.averages import ClipScore, RefClipScore, TopKAccuracy
 from velm.metrics.captioning import caption_metrics
 from velm.metrics.classification import top_k_accuracy
-from velm.metrics.clipscore import clip_score
-from velm.metrics.modules import CaptionMetrics, ClipScore, RetrievalMetrics, TopKAccuracy
+from velm.metrics.clipscore import clip_score, ref_clip_score
+from velm.metrics.diversity import novelty
+from velm.metrics.folds import fold_metrics
+from velm.metrics.modules import CaptionMetrics, ProbeAccuracy, RetrievalMetrics
+from velm.metrics.probes import linear_probe, nearest_neighbours
 from velm.metrics.retrieval import retrieval_metrics
 
 N = 13
@@ -42,6 +48,50 @@ def scores() -> tuple[Tensor, Tensor]:
     return torch.rand(N, 7, generator=torch.Generator().manual_seed(1)), torch.arange(N) % 7
 
 
+def references() -> tuple[Tensor, Tensor]:
+    """One or two a pair."""
+    ids = torch.tensor([i for i in range(N) for _ in range(1 + i % 2)])
+    return torch.randn(len(ids), 4, generator=torch.Generator().manual_seed(2)), ids
+
+
+def feed_references(metric: RefClipScore, rows: list[int]) -> None:
+    embeds, owners = references()
+    mine = torch.cat([(owners == row).nonzero().flatten() for row in rows])
+    ids = torch.tensor([rows.index(row) for row in owners[mine].tolist()])
+    metric.update(pairs()[0][rows], pairs()[1][rows], embeds[mine], ids)
+
+
+def features() -> tuple[Tensor, Tensor, Tensor]:
+    """Of three classes; the first nine are learnt from."""
+    labels = torch.arange(N) % 3
+    noise = torch.randn(N, 3, generator=torch.Generator().manual_seed(3))
+    return torch.eye(3)[labels] + 0.7 * noise, labels, torch.arange(N) < 9
+
+
+def feed_features(metric: ProbeAccuracy, rows: list[int]) -> None:
+    x, y, learnt = (each[rows] for each in features())
+    for train in (True, False):
+        if (learnt == train).any():
+            metric.update(x[learnt == train], y[learnt == train], train=train)
+
+
+def probed() -> dict[str, float]:
+    x, y, learnt = features()
+    logits = linear_probe(x[learnt], y[learnt], x[~learnt])
+    votes = nearest_neighbours(x[learnt], y[learnt], x[~learnt], k=3)
+    return {
+        "linear_probe/top1": top_k_accuracy(logits, y[~learnt]),
+        "nearest_neighbours/top1": top_k_accuracy(votes, y[~learnt]),
+    }
+
+
+def folded() -> dict[str, float]:
+    image, text, ids = pairs()
+    folds = fold_metrics(image[:5], text, ids, folds=2)
+    return retrieval_metrics(image[:5], text, ids) | {f"folds/{name}": value for name, value in folds.items()}
+
+
+KNOWN = ["a dog a dog", "the sea shore the sea shore", "no bird"]
 Fed = dict[str, tuple[Callable[[], Any], Callable[[Any, list[int]], None], Callable[[], Any]]]
 FED: Fed = {
     "retrieval": (
@@ -54,6 +104,22 @@ FED: Fed = {
         lambda metric, rows: metric.update(*([each[i] for i in rows] for each in captions()), image_ids=rows),
         lambda: caption_metrics(*captions()),
     ),
+    "folds": (
+        lambda: RetrievalMetrics(folds=2),
+        lambda metric, rows: metric.update(*(each[rows] for each in pairs()), text_ids=torch.tensor(rows)),
+        folded,
+    ),
+    "novelty": (
+        lambda: CaptionMetrics(training=KNOWN),
+        lambda metric, rows: metric.update(*([each[i] for i in rows] for each in captions()), image_ids=rows),
+        lambda: caption_metrics(*captions()) | {"caption/novel": novelty(captions()[0], KNOWN)},
+    ),
+    "ref_clip_score": (
+        RefClipScore,
+        feed_references,
+        lambda: float(ref_clip_score(*pairs()[:2], *references()).double().mean()),
+    ),
+    "probes": (lambda: ProbeAccuracy(k=3), feed_features, probed),
     "clip_score": (
         ClipScore,
         lambda metric, rows: metric.update(*(each[rows] for each in pairs()[:2])),
@@ -96,7 +162,7 @@ def _process(rank: int, port: int, folder: str) -> None:
     found = {}
     for name, (build, feed, _) in FED.items():
         for case, shares in (("uneven", UNEVEN), ("lame", LAME), ("doubled", [UNEVEN[0], [*UNEVEN[1], 0, 1]])):
-            if case == "doubled" and name not in ("retrieval", "captions"):
+            if case == "doubled" and name not in ("retrieval", "captions", "folds", "novelty"):
                 continue
             metric = build()
             if shares[rank]:
@@ -115,7 +181,7 @@ def test_two_processes_agree_with_one(tmp_path: Path) -> None:
     mp.spawn(_process, args=(port, str(tmp_path)), nprocs=2)
     ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
     assert ranks[0] == ranks[1]
-    assert len(ranks[0]) == 10
+    assert len(ranks[0]) == 2 * len(FED) + 4
     for name, value in ranks[0].items():
         assert value == pytest.approx(FED[name.split("/")[0]][2]()), name
 
@@ -152,3 +218,28 @@ def test_bad_input_is_refused() -> None:
         RetrievalMetrics().update(torch.eye(2), torch.eye(2), torch.arange(3))
     with pytest.raises(ValueError, match="1 hypotheses, 2 lists of references and 1 image_ids"):
         CaptionMetrics().update(["a"], [["a"], ["b"]])
+    with pytest.raises(ValueError, match="java names 'bleu'; it takes some of meteor, spice"):
+        CaptionMetrics(java=["bleu"])
+    with pytest.raises(ValueError, match=r"features \(2, 2\) and labels \(3,\)"):
+        ProbeAccuracy().update(torch.eye(2), torch.arange(3), train=True)
+
+
+@pytest.mark.filterwarnings("ignore:The ``compute`` method")
+def test_probes_need_both_sets() -> None:
+    metric = ProbeAccuracy()
+    with pytest.raises(ValueError, match="ProbeAccuracy has seen nothing"):
+        metric.compute()
+    metric.update(torch.eye(2), torch.arange(2), train=False)
+    with pytest.raises(ValueError, match="one set only: update it with train=True and with train=False"):
+        metric.compute()
+
+
+def test_java_is_asked_for_and_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pycocoevalcap.spice.spice", None)
+    with pytest.raises(java.JavaMissingError, match="SPICE needs pycocoevalcap"):
+        CaptionMetrics(java=["spice"])
+    monkeypatch.setattr("velm.metrics.modules.require_java", lambda *_: None)
+    monkeypatch.setitem(modules._JAVA, "meteor", lambda captions, references: len(captions) / 10)
+    metric = CaptionMetrics(java=["meteor"])
+    metric.update(["a dog", "a cat"], [["a dog"], ["a bird"]])
+    assert metric.compute()["caption/meteor"] == 0.2

@@ -5,17 +5,19 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from velm.commands.extras import add_extras, check_extras, extra_figures
+from velm.commands.extras import add_extras, extras_of
 from velm.commands.options import add_loading, add_writing, load_pipeline, writing
+from velm.data.base import Dataset
 from velm.registry import SpecError, datasets, split_spec
 
 if TYPE_CHECKING:
-    from velm.data.base import Dataset, Record
+    from velm.data.base import Record
+    from velm.data.faults import Fault
     from velm.data.transforms import Resize
     from velm.evaluation.evaluate import Measured
     from velm.evaluation.predictions import Written
@@ -24,10 +26,15 @@ if TYPE_CHECKING:
 __all__ = ["dataset_spec", "main"]
 
 _PREFIX = "--data.dataset"
+SHOWN = 10
+"""Pictures that cannot be read are named on the screen up to so many."""
 
 
 def main(argv: Sequence[str]) -> int:
     """Run `velm evaluate`: prints a table, writes metrics.json, captions.jsonl, report.html and intervals.json.
+
+    Returns:
+        0, or 1 where pictures could not be read: the figures are of the others, unreadable.jsonl names these.
 
     Raises:
         CheckpointError, PipelineError, SpecError, DataError: nothing can be measured; `velm` prints the message.
@@ -36,23 +43,24 @@ def main(argv: Sequence[str]) -> int:
     pipelines = [_checked(args, path) for path in (args.checkpoint, args.compare) if path is not None]
     spec = dataset_spec(pipelines[0].data.get("dataset"), changes)
     dataset: Dataset = datasets.build(spec)
+    dataset.max_bad = _max_bad(args, pipelines[0])
     records = dataset.split(args.split)
-
-    for pipeline in pipelines:
-        check_extras(args, pipeline, records)
-
-    measured = [_measured(pipeline, dataset, records, args) for pipeline in pipelines]
+    measured = _measured(args, pipelines, dataset, records)
+    left_out = list(dict.fromkeys(fault for each in measured for fault in each.predictions.left_out.values()))
+    if left_out:
+        measured = [replace(each, figures={**each.figures, "left_out": float(len(left_out))}) for each in measured]
     found, figures = measured[0].predictions, measured[0].figures
     args.output.mkdir(parents=True, exist_ok=True)
     (args.output / "metrics.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
     if found.written is not None:
         _write_captions(args.output / "captions.jsonl", found.written)
-    _write_report(args, measured, records, pipelines[0].transform.resize)
+    _write_unreadable(args.output / "unreadable.jsonl", left_out)
+    _write_report(args, measured, left_out, pipelines[0].transform.resize)
     print(_table(figures))
     texts = "" if found.text_embeds is None else f" and {len(found.text_embeds)} texts"
-    print(f"\n{len(records)} pictures{texts} of the split {args.split!r}; written to {args.output}")
+    print(f"\n{len(measured[0].records)} pictures{texts} of the split {args.split!r}; written to {args.output}")
     print(f"To look at: {args.output / 'report.html'}")
-    return 0
+    return _tell(left_out, args.output / "unreadable.jsonl")
 
 
 def _checked(args: argparse.Namespace, checkpoint: str) -> Pipeline:
@@ -67,31 +75,74 @@ def _checked(args: argparse.Namespace, checkpoint: str) -> Pipeline:
     return pipeline
 
 
-def _measured(pipeline: Pipeline, dataset: Dataset, records: Sequence[Record], args: argparse.Namespace) -> Measured:
-    from velm.evaluation.evaluate import measure
+def _max_bad(args: argparse.Namespace, pipeline: Pipeline) -> float:
+    """The share of the data that may be bad: as typed, else as in training, else as in a dataset that nobody asked."""
+    found = pipeline.data.get("max_bad", Dataset.max_bad) if args.max_bad is None else args.max_bad
+    if not 0 <= found <= 1:
+        raise SpecError(f"data.max_bad is a share of the data, between 0 and 1; got {found}.")
+    return float(found)
 
-    measured = measure(
-        pipeline,
-        records,
-        batch_size=args.batch_size,
-        texts_per_image=args.texts_per_image,
-        rerank=args.rerank,
-        attention=True,
-        progress=_show_progress if sys.stderr.isatty() else None,
-        **writing(args),
-    )
-    extra = extra_figures(args, pipeline, dataset, records, measured.predictions)
-    return replace(measured, figures={**measured.figures, **extra})
+
+def _measured(
+    args: argparse.Namespace, pipelines: Sequence[Pipeline], dataset: Dataset, records: Sequence[Record]
+) -> list[Measured]:
+    """Every checkpoint on the same records: those that all of them can read."""
+    from velm.evaluation.evaluate import measure
+    from velm.evaluation.extras import check_extras
+
+    extras = extras_of(args, dataset)
+    for pipeline in pipelines:
+        check_extras(extras, pipeline, records)  # before anything is computed
+
+    def measured(pipeline: Pipeline, records: Sequence[Record]) -> Measured:
+        return measure(
+            pipeline,
+            records,
+            batch_size=args.batch_size,
+            texts_per_image=args.texts_per_image,
+            rerank=args.rerank,
+            extras=extras,
+            max_bad=dataset.max_bad,
+            attention=True,
+            progress=_show_progress if sys.stderr.isatty() else None,
+            **writing(args),
+        )
+
+    found: list[Measured] = []
+    for pipeline in pipelines:
+        found.append(measured(pipeline, found[-1].records if found else records))
+    if len(found[0].records) > len(found[-1].records):  # the second looks at pictures, the first does not
+        found[0] = measured(pipelines[0], found[-1].records)
+    return found
 
 
 def _write_report(
-    args: argparse.Namespace, measured: Sequence[Measured], records: Sequence[Record], resize: Resize
+    args: argparse.Namespace, measured: Sequence[Measured], left_out: Sequence[Fault], resize: Resize
 ) -> None:
     from velm.evaluation.report import side, write_report
 
     names = [args.checkpoint, args.compare]
     sides = [side(name, each) for name, each in zip(names, measured, strict=False)]
-    write_report(args.output, sides, records, split=args.split, resize=resize)
+    missing = [fault.cause for fault in left_out]
+    write_report(args.output, sides, measured[0].records, split=args.split, resize=resize, left_out=missing)
+
+
+def _write_unreadable(path: Path, left_out: Iterable[Fault]) -> None:
+    """One line of JSON a picture that was left out: path, cause; no file where there is none."""
+    path.unlink(missing_ok=True)
+    lines = [json.dumps({"path": each.path, "cause": each.cause}, ensure_ascii=False) + "\n" for each in left_out]
+    if lines:
+        path.write_text("".join(lines), encoding="utf-8", errors="replace")
+
+
+def _tell(left_out: Sequence[Fault], path: Path) -> int:
+    """Name what was left out on stderr; the exit code."""
+    for fault in left_out[:SHOWN]:
+        print(f"velm evaluate: {fault.cause}", file=sys.stderr)
+    if left_out:
+        count = f"{len(left_out):,} picture{'s are' if len(left_out) > 1 else ' is'} left out of every figure"
+        print(f"velm evaluate: {count}; see {path}", file=sys.stderr)
+    return 1 if left_out else 0
 
 
 def dataset_spec(stored: Any, changes: Sequence[tuple[str, Any]]) -> dict[str, Any]:
@@ -170,6 +221,13 @@ def _parser() -> argparse.ArgumentParser:
         type=int,
         metavar="K",
         help="also: retrieval with the K nearest of a query put in order by how likely the captioner holds them",
+    )
+    parser.add_argument(
+        "--data.max_bad",
+        dest="max_bad",
+        type=float,
+        metavar="X",
+        help="share of the pictures, 0 to 1, that may be unreadable and are then left out (default as in training)",
     )
     add_extras(parser)
     add_writing(parser)

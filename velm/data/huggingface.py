@@ -14,6 +14,7 @@ from velm.data.base import DataError, Dataset, EncodedImage, MissingSplitError
 from velm.data.faults import check_share, odd_texts
 from velm.data.records import TableRecords, codes, flattened, nearest, row_names, whole
 from velm.data.rows import ROW, take_out
+from velm.plugins import MissingPackageError
 
 __all__ = ["HFDataset"]
 
@@ -102,7 +103,9 @@ class HFDataset(Dataset):
         try:
             import datasets
         except ImportError as cause:
-            raise ImportError("hf/* data needs datasets, which is not installed: pip install 'velm[hf]'") from cause
+            raise MissingPackageError(
+                "hf/* data needs datasets, which is not installed: pip install 'velm[hf]'"
+            ) from cause
         local = os.path.isdir(self.model_name)
         try:
             if local:

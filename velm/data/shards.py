@@ -13,6 +13,7 @@ from typing import Any
 
 from velm.data.base import DataError
 from velm.data.records import existing_path
+from velm.plugins import MissingPackageError
 
 __all__ = ["MANIFEST", "expand", "local_path", "read_manifest", "short_names"]
 
@@ -53,7 +54,7 @@ def local_path(shard: str, cache: str | None) -> str:
 
     Raises:
         DataError: there is no such file, or it cannot be fetched.
-        ImportError: the URL needs a package that is not installed; the message names the extra.
+        MissingPackageError: the URL needs a package that is not installed; the message names the extra.
     """
     if "://" not in shard:
         return existing_path(shard)
@@ -71,14 +72,14 @@ def _fetch(url: str, path: str) -> None:
     try:
         import fsspec
     except ImportError as cause:
-        raise ImportError(f"{url} needs fsspec, which is not installed: pip install 'velm[remote]'") from cause
+        raise MissingPackageError(f"{url} needs fsspec, which is not installed: pip install 'velm[remote]'") from cause
     handle, partial = tempfile.mkstemp(dir=os.path.dirname(path), prefix=".fetching-")
     try:
         with os.fdopen(handle, "wb") as target, fsspec.open(url, "rb") as source:
             shutil.copyfileobj(source, target, 1 << 20)
         os.replace(partial, path)
     except ImportError as cause:  # s3:// needs s3fs, and so on
-        raise ImportError(
+        raise MissingPackageError(
             f"{url} needs a package that is not installed: {cause}. pip install 'velm[remote]'"
         ) from cause
     except Exception as cause:  # each protocol fails in its own ways

@@ -14,6 +14,7 @@ from velm.layers.freezing import eval_frozen, trace_shapes
 from velm.layers.pooling import Pooling
 from velm.layers.pretrained import load_matching, pretrained_allowed, read_state_dict
 from velm.outputs import EncoderOutput
+from velm.plugins import MissingPackageError
 
 __all__ = ["TimmEncoder"]
 
@@ -114,7 +115,7 @@ def _import_timm() -> Any:
     try:
         return importlib.import_module("timm")
     except ImportError as cause:
-        raise ImportError("timm/* needs timm, which is not installed: pip install 'velm[timm]'") from cause
+        raise MissingPackageError("timm/* needs timm, which is not installed: pip install 'velm[timm]'") from cause
 
 
 def _check_name(timm: Any, model_name: str) -> None:

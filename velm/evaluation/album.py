@@ -1,4 +1,4 @@
-"""Thumbnails of a report: each picture that is shown is stored once, as the model saw it, in a JPEG of its own."""
+"""Thumbnails of a report: each picture that is shown is stored once, with what the model saw of it, as a JPEG."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from typing import Any
 from PIL import Image
 
 from velm.data.base import DataError, Record
-from velm.data.transforms import EvalTransform, Resize
+from velm.data.transforms import EvalTransform, Resize, read_image
 
 __all__ = ["Album"]
 
-SIDE = 160  # pixels
+SIDE = 160  # pixels, of a square as large as the thumbnail
+LONGEST = 3  # how many times longer than wide one may be
 QUALITIES = (75, 50, 30)  # of JPEG; the first that is small enough, which for photographs is the first
 BUDGET = 9000  # bytes: a thousand stay at 12 MB, whatever they show
 
@@ -24,11 +25,12 @@ class Album:
 
     Args:
         records: of the split.
-        resize: what the model's transform takes of a picture, so that maps lie where they belong.
+        resize: what the model's transform takes of a picture, so that maps lie where they belong: 'crop' the square
+            in the middle, 'squash' all of it, which is shown unsquashed.
     """
 
     def __init__(self, records: Sequence[Record], resize: Resize = "crop") -> None:
-        self.records = records
+        self.records, self.resize = records, resize
         self.transform = EvalTransform(image_size=SIDE, resize=resize)
         self._numbers: dict[int, int] = {}
         self._pictures: list[dict[str, Any]] = []
@@ -38,22 +40,29 @@ class Album:
         if row not in self._numbers:
             self._numbers[row] = len(self._pictures)
             record = self.records[row]
-            self._pictures.append({"name": record.image_id, "uri": self._uri(record)})
+            self._pictures.append({"name": record.image_id, **self._shown(record)})
         return self._numbers[row]
 
     def pictures(self) -> list[dict[str, Any]]:
-        """`name`, the image_id, and `uri`, None where there is no picture or it cannot be read."""
+        """`name`, the image_id; `uri`, None where there is nothing to show; `ratio`, its width by its height."""
         return self._pictures
 
-    def _uri(self, record: Record) -> str | None:
-        if record.image is None:
-            return None
+    def _shown(self, record: Record) -> dict[str, Any]:
         try:
-            pixels = self.transform(record.image)
+            image = None if record.image is None else self._thumbnail(record.image)
         except DataError:
-            return None
-        content = _jpeg(Image.fromarray(pixels.permute(1, 2, 0).numpy()))
-        return "data:image/jpeg;base64," + base64.b64encode(content).decode()
+            image = None
+        if image is None:
+            return {"uri": None, "ratio": 1.0}
+        uri = "data:image/jpeg;base64," + base64.b64encode(_jpeg(image)).decode()
+        return {"uri": uri, "ratio": round(image.width / image.height, 3)}
+
+    def _thumbnail(self, image: Any) -> Image.Image:
+        if self.resize == "crop":
+            return Image.fromarray(self.transform(image).permute(1, 2, 0).numpy())
+        whole = read_image(image, minimum=SIDE)
+        ratio = min(max((whole.width / whole.height) ** 0.5, LONGEST**-0.5), LONGEST**0.5)
+        return whole.resize((round(SIDE * ratio), round(SIDE / ratio)), Image.Resampling.BILINEAR)
 
 
 def _jpeg(image: Image.Image) -> bytes:

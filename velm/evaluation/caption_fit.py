@@ -9,46 +9,77 @@ from torch import Tensor
 
 from velm.data.base import Record
 from velm.evaluation.predictions import Predictions
+from velm.evaluation.reading import encoded
 from velm.metrics.clipscore import clip_score, ref_clip_score
 from velm.metrics.diversity import novelty
 from velm.pipeline import Pipeline, PipelineError
 
-__all__ = ["check_clip_score", "clip_score_figures", "novelty_figures"]
+__all__ = ["check_clip_score", "check_judge", "clip_score_figures", "novelty_figures"]
 
 
 def check_clip_score(pipeline: Pipeline) -> None:
-    """Raise PipelineError where a model cannot score its captions."""
+    """Raise PipelineError where a model cannot score its own captions."""
     pipeline.require_alignment()
+    _check_writer(pipeline)
+
+
+def check_judge(pipeline: Pipeline, judge: Pipeline) -> None:
+    """Raise PipelineError where a model has no captions of pictures, or another cannot judge them."""
+    _check_writer(pipeline)
+    if not judge.aligned:
+        raise PipelineError(
+            "The model that is to give CLIPScores was not trained to align pictures with sentences, so it has no "
+            "embeddings to compare. Name a checkpoint trained with `losses: {contrastive: ...}` or its like."
+        )
+
+
+def _check_writer(pipeline: Pipeline) -> None:
     pipeline.require_decoder()
     if pipeline.model.memory_sources != ("image",):
         sources = ", ".join(pipeline.model.memory_sources)
         raise PipelineError(f"CLIPScore asks how a picture's caption fits it; this decoder attends over [{sources}].")
 
 
-def clip_score_figures(pipeline: Pipeline, found: Predictions) -> dict[str, float]:
-    """Mean CLIPScore and RefCLIPScore of the captions by the model's own towers, under the names of metrics.json.
+def clip_score_figures(
+    pipeline: Pipeline,
+    found: Predictions,
+    *,
+    judge: Pipeline | None = None,
+    records: Sequence[Record] = (),
+    batch_size: int = 64,
+) -> dict[str, float]:
+    """Mean CLIPScore and RefCLIPScore of the captions, under the names of metrics.json. One without words scores 0.
 
-    The model is its own judge: figures compare ways of writing with one checkpoint, never two checkpoints. A caption
-    without words scores 0.
+    Without a judge the model's own towers score, as `caption/...`: figures that compare ways of writing with one
+    checkpoint, never two checkpoints. Those of a judge, as `judged/...`, compare whatever it has judged.
 
     Args:
-        pipeline: a model that aligns, and captions from the picture alone.
+        pipeline: a model that captions from the picture alone; without a judge it aligns, too.
         found: its predictions.
+        judge: a model that aligns.
+        records: those that were predicted, without any that were left out: the judge looks at their pictures.
+        batch_size: pictures at a time that the judge looks at.
 
     Raises:
-        PipelineError: the model cannot do both.
+        PipelineError: a model cannot do its part.
     """
-    check_clip_score(pipeline)
-    assert found.image_embeds is not None
+    if judge is None:
+        check_clip_score(pipeline)
+        group, towers, image = "caption", pipeline, found.image_embeds
+    else:
+        check_judge(pipeline, judge)
+        group, towers = "judged", judge
+        batches = encoded(judge, records, batch_size)
+        image = torch.cat([judge.embed_image(batch.image) for batch in batches if batch.image is not None])
+    assert image is not None
     assert found.written is not None
-    captions = _embedded(pipeline, [row.caption for row in found.written])
+    captions = _embedded(towers, [row.caption for row in found.written])
     references = [(i, text) for i, row in enumerate(found.written) for text in row.references]
-    right = pipeline.embed_texts([text for _, text in references]).float()
+    right = towers.embed_texts([text for _, text in references]).float()
     ids = torch.tensor([i for i, _ in references])
-    image = found.image_embeds.float()
     return {
-        "caption/clip_score": float(clip_score(image, captions).mean()),
-        "caption/ref_clip_score": float(ref_clip_score(image, captions, right, ids).mean()),
+        f"{group}/clip_score": float(clip_score(image.float(), captions).mean()),
+        f"{group}/ref_clip_score": float(ref_clip_score(image.float(), captions, right, ids).mean()),
     }
 
 

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from velm.data.base import Record
-from velm.evaluation.predictions import Predictions, encoded
+from velm.evaluation.predictions import Predictions
+from velm.evaluation.reading import encoded
 from velm.evaluation.reranking import likelihoods
 from velm.evaluation.swaps import KINDS, swapped
 from velm.metrics.ptb import ptb_tokenize
@@ -63,7 +64,7 @@ def compositional_figures(
 
     Args:
         pipeline: a model that aligns.
-        records: those that were predicted.
+        records: those that were predicted, without any that were left out.
         found: their predictions.
         batch_size: pictures at a time.
     """
@@ -105,12 +106,12 @@ def _by_captioner(
             asked.setdefault(pair.image, []).append((f"{kind}/captioner", pair))
             asked.setdefault((pair.image + 1) % len(records), []).append((f"{kind}/captioner_blind", pair))
     right = {f"{kind}/{way}": 0 for way in ("captioner", "captioner_blind") for kind in kinds}
-    for start, chunk, image in encoded(pipeline, records, batch_size):
+    for _, rows, _, image in encoded(pipeline, records, batch_size):
         assert image is not None
-        for row in range(len(chunk)):
-            mine = asked.get(start + row, [])
+        for place, row in enumerate(rows):
+            mine = asked.get(row, [])
             if mine:
-                one = image.select(torch.tensor([row], device=image.features.device))
+                one = image.select(torch.tensor([place], device=image.features.device))
                 sentences = [texts[pair.text] for _, pair in mine] + [pair.negative for _, pair in mine]
                 true, false = likelihoods(pipeline, one, sentences).chunk(2)
                 for (name, _), above in zip(mine, (true > false).tolist(), strict=True):

@@ -9,6 +9,7 @@ from difflib import SequenceMatcher
 
 import torch
 
+from velm.evaluation.lexicon import FUNCTION_WORDS
 from velm.evaluation.predictions import Predictions, Written
 from velm.metrics.ptb import ptb_tokenize
 
@@ -62,7 +63,8 @@ def swapped_words(written: Sequence[Written], count: int) -> list[tuple[str, str
     """What stood where another word would have been right: (right, written, how often), most often first.
 
     A caption is laid beside the reference that it shares most with; spans of as many words on both sides are read as
-    swapped, word by word.
+    swapped, word by word. An article for another, a preposition for another and their like are left out: they are the
+    commonest, and say little of what was seen.
     """
     swaps: Counter[tuple[str, str]] = Counter()
     for row in written:
@@ -74,5 +76,6 @@ def swapped_words(written: Sequence[Written], count: int) -> list[tuple[str, str
         nearest, reference = max(matches, key=lambda match: match[0].ratio())
         for kind, a, b, c, d in nearest.get_opcodes():
             if kind == "replace" and b - a == d - c:
-                swaps.update(zip(reference[a:b], words[c:d], strict=True))
+                pairs = zip(reference[a:b], words[c:d], strict=True)
+                swaps.update(pair for pair in pairs if not FUNCTION_WORDS.issuperset(pair))
     return [(right, wrong, times) for (right, wrong), times in swaps.most_common(count)]

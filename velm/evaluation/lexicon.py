@@ -1,4 +1,4 @@
-"""The words that hard negatives exchange: colours, sizes, shapes, adjectives, nouns of captions, and relations.
+"""Words that hard negatives exchange: colours, sizes, shapes, adjectives, nouns of captions, relations; and glue.
 
 Lists in place of a tagger: nothing to install, the same on every machine, and what is not in them is left alone.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 from velm.data.scenes import COLOURS as DRAWN_COLOURS
 from velm.data.scenes import SHAPES
 
-__all__ = ["ADJECTIVES", "COLOURS", "GLUE", "NOUNS", "OPPOSITES", "SHAPES", "SIZES", "SYNONYMS"]
+__all__ = ["ADJECTIVES", "COLOURS", "FUNCTION_WORDS", "GLUE", "NOUNS", "OPPOSITES", "SHAPES", "SIZES", "SYNONYMS"]
 
 
 def _words(text: str) -> tuple[str, ...]:
@@ -61,3 +61,8 @@ OPPOSITES = {**_FORTH, **{back: forth for forth, back in _FORTH.items()}}
 
 GLUE = frozenset(_words("a an the and or with another other one two three some his her their its"))
 """Words that leave what stands on either side of them alike: 'a boy and a girl' is 'a girl and a boy'."""
+
+FUNCTION_WORDS = frozenset(
+    _words("a an the in on at of to by for from with and or as is are was were be being it its this that")
+)
+"""Words of which one for another says little of what was seen."""

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from velm.data.base import DataError, Record
+from velm.data.faults import Fault
+from velm.evaluation.reading import MAX_BAD, encoded
 from velm.explain.attention import WordMaps, word_maps
 from velm.generation import GenerationConfig
 from velm.outputs import EncoderOutput
 from velm.pipeline import Pipeline
 
-__all__ = ["Predictions", "Written", "encoded", "predict"]
+__all__ = ["Predictions", "Written", "predict"]
 
 Progress = Callable[[int, int], None]
 
@@ -43,12 +44,13 @@ class Predictions:
     """Everything that figures are made of.
 
     Attributes:
-        image_embeds: float (n, E), a row a record; None where the model does not align.
+        image_embeds: float (n, E), a row a record that is not left out; None where the model does not align.
         text_embeds: float (m, E), the gallery.
         image_ids: int64 (m,), the row of the record that each text belongs to.
         texts: the gallery's m sentences.
         written: None where the model does not write.
         looked: beside `written`, where each word of the caption looked, where the decoder says; () unless asked for.
+        left_out: what cannot be read, by its place among the records; the others are numbered without it.
     """
 
     image_embeds: Tensor | None = None
@@ -57,6 +59,7 @@ class Predictions:
     texts: Sequence[str] = ()
     written: list[Written] | None = None
     looked: Sequence[WordMaps | None] = ()
+    left_out: Mapping[int, Fault] = field(default_factory=dict)
 
 
 def predict(
@@ -66,10 +69,11 @@ def predict(
     batch_size: int = 64,
     texts_per_image: int | None = None,
     attention: bool = False,
+    max_bad: float = MAX_BAD,
     progress: Progress | None = None,
     **options: Any,
 ) -> Predictions:
-    """Embed and caption a split.
+    """Embed and caption a split; a picture that cannot be read is left out.
 
     Args:
         pipeline: what to measure.
@@ -78,22 +82,26 @@ def predict(
         texts_per_image: how many sentences of a picture, the first ones, enter the gallery (and are attended to,
             where the decoder reads the text); None takes all.
         attention: note where each word looked.
+        max_bad: share of the records, in [0, 1], that may be left out.
         progress: called with (records done, records in all) after every batch.
         **options: fields of `velm.generation.GenerationConfig`.
 
     Raises:
         DataError: there are no records, or they lack the pictures, texts or targets that the model needs.
+        BadDataError: more than `max_bad` of them cannot be read.
     """
-    _check(records, batch_size, texts_per_image)
+    _check(records, batch_size, texts_per_image, max_bad)
     config = pipeline.generation_config(**options)
     embeds: list[Tensor] = []
     gallery: list[tuple[int, str]] = []
     written: list[Written] = []
     looked: list[WordMaps | None] = []
-    for start, chunk, image in encoded(pipeline, records, batch_size):
-        if pipeline.aligned and image is not None:
+    left_out: dict[int, Fault] = {}
+    count = 0
+    for done, _, chunk, image in encoded(pipeline, records, batch_size, left_out, max_bad=max_bad):
+        if pipeline.aligned and image is not None and chunk:
             embeds.append(pipeline.embed_image(image))
-            gallery += [(start + row, text) for row, r in enumerate(chunk) for text in r.texts[:texts_per_image]]
+            gallery += [(count + row, text) for row, r in enumerate(chunk) for text in r.texts[:texts_per_image]]
         if pipeline.writes:
             reads_text = "text" in pipeline.model.memory_sources
             wanted = [(row, *each) for row, r in enumerate(chunk) for each in _wanted(r, reads_text, texts_per_image)]
@@ -101,9 +109,12 @@ def predict(
                 rows, maps = _written(pipeline, chunk, image, wanted[part : part + batch_size], config, attention)
                 written += rows
                 looked += maps
+        count += len(chunk)
         if progress is not None:
-            progress(start + len(chunk), len(records))
-    found = Predictions(written=written if pipeline.writes else None, looked=looked)
+            progress(done, len(records))
+    if not count:
+        raise DataError(f"None of the {len(records)} records can be read. The first: {left_out[0].cause}")
+    found = Predictions(written=written if pipeline.writes else None, looked=looked, left_out=left_out)
     if not pipeline.aligned:
         return found
     return replace(
@@ -115,43 +126,15 @@ def predict(
     )
 
 
-def _check(records: Sequence[Record], batch_size: int, texts_per_image: int | None) -> None:
+def _check(records: Sequence[Record], batch_size: int, texts_per_image: int | None, max_bad: float) -> None:
     if not len(records):
         raise DataError("There are no records to evaluate on.")
     if batch_size < 1:
         raise DataError(f"batch_size {batch_size} is too small; it is at least 1.")
     if texts_per_image is not None and texts_per_image < 1:
         raise DataError(f"texts_per_image {texts_per_image} is too small; it is at least 1, or left out for all.")
-
-
-def encoded(
-    pipeline: Pipeline, records: Sequence[Record], batch_size: int
-) -> Iterator[tuple[int, list[Record], EncoderOutput | None]]:
-    """Start, records and encoded pictures batch by batch; None where the model sees no pictures."""
-    sees = pipeline.model.image_encoder is not None
-    if sees and not any(record.image is not None for record in records):
-        raise DataError(f"None of the {len(records)} records has a picture, and the model has an image encoder.")
-    images = pipeline.encode_images(_Pictures(records), batch_size=batch_size)
-    for start in range(0, len(records), batch_size):
-        chunk = [records[i] for i in range(start, min(start + batch_size, len(records)))]
-        for record in chunk:
-            if not record.texts:
-                raise DataError(f"Record {record.image_id!r} has no sentence to hold results against.")
-        yield start, chunk, next(images) if sees else None
-
-
-class _Pictures(Sequence[Any]):
-    """The pictures of records, which may be drawn only when they are asked for; black where one has none."""
-
-    def __init__(self, records: Sequence[Record]) -> None:
-        self.records = records
-
-    def __len__(self) -> int:
-        return len(self.records)
-
-    def __getitem__(self, index: Any) -> Any:
-        image = self.records[index].image
-        return np.zeros((1, 1, 3), np.uint8) if image is None else image
+    if not 0 <= max_bad <= 1:
+        raise DataError(f"max_bad is a share of the records, between 0 and 1; got {max_bad}.")
 
 
 def _wanted(record: Record, reads_text: bool, limit: int | None) -> list[tuple[str | None, tuple[str, ...]]]:

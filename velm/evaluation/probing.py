@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from velm.data.base import DataError, Record
-from velm.evaluation.predictions import encoded
+from velm.data.faults import Fault
+from velm.evaluation.reading import MAX_BAD, encoded
 from velm.evaluation.zero_shot import require_classes
 from velm.metrics.classification import top_k_accuracy
 from velm.metrics.probes import linear_probe, nearest_neighbours
@@ -20,19 +21,40 @@ DECAYS = (1e-3, 1e-2, 1e-1, 1.0)
 """Weight decays of the linear probe to choose from."""
 
 
-def image_features(pipeline: Pipeline, records: Sequence[Record], *, batch_size: int = 64) -> Tensor:
-    """What the image encoder says of each whole picture before any projection, float (records, D), on the CPU."""
+def image_features(
+    pipeline: Pipeline,
+    records: Sequence[Record],
+    *,
+    batch_size: int = 64,
+    left_out: dict[int, Fault] | None = None,
+    max_bad: float = MAX_BAD,
+) -> Tensor:
+    """What the image encoder says of each whole picture before any projection, float (records, D), on the CPU.
+
+    Args:
+        pipeline: whose image encoder it is.
+        records: with pictures.
+        batch_size: pictures at a time.
+        left_out: is filled with the faults, by place, of pictures that cannot be read and so have no row; None: such
+            a picture is an error.
+        max_bad: share of the records that may be left out.
+    """
     if pipeline.model.image_encoder is None:
         raise PipelineError("The model has no image encoder, so there are no features of pictures to probe.")
     found = []
-    for _, _, image in encoded(pipeline, records, batch_size):
+    for *_, image in encoded(pipeline, records, batch_size, left_out, max_bad=max_bad):
         assert image is not None
         found.append(image.pooled.float().cpu())
     return torch.cat(found)
 
 
 def probe_figures(
-    pipeline: Pipeline, train: Sequence[Record], records: Sequence[Record], *, batch_size: int = 64
+    pipeline: Pipeline,
+    train: Sequence[Record],
+    records: Sequence[Record],
+    *,
+    batch_size: int = 64,
+    max_bad: float = MAX_BAD,
 ) -> dict[str, float]:
     """Top-1 accuracy of both probes, under the names of metrics.json.
 
@@ -40,19 +62,23 @@ def probe_figures(
 
     Args:
         pipeline: whose image encoder is probed; nothing of it is trained.
-        train: records with classes, of the same dataset.
-        records: what is asked about.
+        train: records with classes, of the same dataset; pictures that cannot be read are left out.
+        records: what is asked about, all of it readable.
         batch_size: pictures at a time.
+        max_bad: share of `train` that may be left out.
 
     Raises:
         DataError: the records have no classes, or not the same.
     """
     (names, labels), (others, right) = require_classes(train), require_classes(records)
+    left_out: dict[int, Fault] = {}
     strange = [name for name in others if name not in names]
     if strange:
         raise DataError(f"The class {strange[0]!r} is not among the {len(names)} classes that are trained on.")
     right = torch.tensor([names.index(name) for name in others])[right]
-    features, theirs = (image_features(pipeline, each, batch_size=batch_size) for each in (train, records))
+    features = image_features(pipeline, train, batch_size=batch_size, left_out=left_out, max_bad=max_bad)
+    labels = labels[[row for row in range(len(labels)) if row not in left_out]]
+    theirs = image_features(pipeline, records, batch_size=batch_size)
     count = len(names)
     logits = linear_probe(features, labels, theirs, weight_decay=choose_decay(features, labels), classes=count)
     votes = nearest_neighbours(features, labels, theirs, classes=count)

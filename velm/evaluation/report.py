@@ -29,6 +29,7 @@ from velm.version import __version__
 __all__ = ["render", "side", "write_report"]
 
 SWAPS = 12
+NAMED = 50  # pictures that could not be read
 
 
 def side(name: str, measured: Measured, *, seed: int = 0) -> Side:
@@ -39,19 +40,26 @@ def side(name: str, measured: Measured, *, seed: int = 0) -> Side:
 
 
 def write_report(
-    folder: Path, sides: Sequence[Side], records: Sequence[Record], *, split: str, resize: Resize = "crop"
+    folder: Path,
+    sides: Sequence[Side],
+    records: Sequence[Record],
+    *,
+    split: str,
+    resize: Resize = "crop",
+    left_out: Sequence[str] = (),
 ) -> None:
     """Write report.html and intervals.json; of two sides, also comparison.json.
 
     Args:
         folder: it is there.
         sides: one checkpoint, or two to be compared, named by their paths.
-        records: that were predicted.
+        records: that were predicted, without any that were left out.
         split: what they are called.
         resize: what the first model's transform takes of a picture.
+        left_out: what is wrong with each picture that could not be read.
     """
     curves = charts(read_curves(Path(sides[0].name).parent / "metrics.csv"))
-    page = render(sides, Album(records, resize), split=split, curves=curves)
+    page = render(sides, Album(records, resize), split=split, curves=curves, left_out=left_out)
     (folder / "report.html").write_text(page, encoding="utf-8", errors="replace")
     _write_json(folder / "intervals.json", _lists(intervals(sides[0].draws)))
     if len(sides) > 1:
@@ -64,8 +72,10 @@ def write_report(
         _write_json(folder / "comparison.json", content)
 
 
-def render(sides: Sequence[Side], album: Album, *, split: str, curves: Sequence[str] = ()) -> str:
-    """The page; `curves` are figure elements of training."""
+def render(
+    sides: Sequence[Side], album: Album, *, split: str, curves: Sequence[str] = (), left_out: Sequence[str] = ()
+) -> str:
+    """The page; `curves` are figure elements of training, `left_out` what is wrong with pictures that are not in it."""
     data = {
         "sides": [each.name for each in sides],
         "captions": captions(sides, album),
@@ -79,6 +89,7 @@ def render(sides: Sequence[Side], album: Album, *, split: str, curves: Sequence[
         "title": escape(f"{name} on {split} – VELM"),
         "heading": escape(f"{name} on {split}"),
         "facts": _facts(sides, len(album.records), split),
+        "note": _note(left_out),
         "tiles": tiles(sides[0]),
         "links": "".join(f'<a href="#{key}">{escape(title)}</a>' for key, (title, _) in sections.items()),
         "sections": "".join(_section(key, title, body) for key, (title, body) in sections.items()),
@@ -128,6 +139,16 @@ def _facts(sides: Sequence[Side], pictures: int, split: str) -> str:
     if len(names) > 1:
         names = [f'<span class="a">A</span> {names[0]}', f'<span class="b">B</span> {names[1]}']
     return f"{' against '.join(names)} · {pictures:,} pictures{texts} of <b>{escape(split)}</b>"
+
+
+def _note(left_out: Sequence[str]) -> str:
+    """What the figures lack."""
+    if not left_out:
+        return ""
+    count = f"{len(left_out):,} picture{'s' if len(left_out) > 1 else ''} could not be read and count nowhere"
+    listed = "".join(f"<li>{escape(cause)}</li>" for cause in left_out[:NAMED])
+    more = f"<li>and {len(left_out) - NAMED:,} more</li>" if len(left_out) > NAMED else ""
+    return f'<details class="note"><summary>{count}</summary><ul>{listed}{more}</ul></details>'
 
 
 def _asset(name: str) -> str:

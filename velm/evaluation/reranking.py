@@ -21,7 +21,8 @@ import torch
 from torch import Tensor
 
 from velm.data.base import Record
-from velm.evaluation.predictions import Predictions, encoded
+from velm.evaluation.predictions import Predictions
+from velm.evaluation.reading import encoded
 from velm.generation import log_likelihood
 from velm.metrics.retrieval import RetrievalRanks, retrieval_ranks
 from velm.outputs import EncoderOutput
@@ -40,7 +41,7 @@ def rerank(
 
     Args:
         pipeline: a model that aligns, and captions from the picture alone.
-        records: those that were predicted.
+        records: those that were predicted, without any that were left out.
         found: their predictions.
         k: candidates a query, at least 2; what lies behind them keeps its place.
         batch_size: pictures at a time.
@@ -95,13 +96,13 @@ class _Pairs:
         """Fill in the log-likelihoods; every picture is encoded once more and attended to by all its texts."""
         owner, column = self.keys // self.texts, self.keys % self.texts
         bounds = torch.searchsorted(owner, torch.arange(len(records) + 1)).tolist()
-        for start, chunk, image in encoded(pipeline, records, batch_size):
+        for _, rows, _, image in encoded(pipeline, records, batch_size):
             assert image is not None
-            for row in range(len(chunk)):
-                low, high = bounds[start + row], bounds[start + row + 1]
+            for place, row in enumerate(rows):
+                low, high = bounds[row], bounds[row + 1]
                 asked = [texts[j] for j in column[low:high].tolist()]
                 if asked:
-                    one = image.select(torch.tensor([row], device=image.features.device))
+                    one = image.select(torch.tensor([place], device=image.features.device))
                     self.values[low:high] = likelihoods(pipeline, one, asked)
 
     def of(self, text: Tensor, image: Tensor) -> Tensor:

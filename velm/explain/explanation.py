@@ -15,6 +15,7 @@ from velm.explain.saliency import saliency_map
 from velm.explain.similarity import similarity_maps
 from velm.outputs import EncoderOutput
 from velm.pipeline import Pipeline, PipelineError
+from velm.pipeline.inputs import sentences
 
 __all__ = ["Explanation", "explain"]
 
@@ -63,13 +64,11 @@ def explain(
     """
     if pipeline.model.image_encoder is None:
         raise PipelineError("This model sees no pictures, so there is nothing to lay maps over.")
-    if isinstance(texts, str):
-        raise PipelineError("texts is a list, also of one; got a single str. Write [text].")
+    given = [] if texts is None else sentences(texts)
     encoded = next(pipeline.encode_images([image], batch_size=1))
     reads = pipeline.writes and "text" in pipeline.model.memory_sources
-    if reads and not texts:
+    if reads and not given:
         raise PipelineError("The decoder attends over a text as well: give what it is to read, texts=[...].")
-    given = list(texts or ())
     written = given if given and not reads else _written(pipeline, encoded, given, options)
     sources: Sequence[str | None] = given if reads else [None] * len(written)
     picture = pipeline.transform(image).permute(1, 2, 0).numpy()

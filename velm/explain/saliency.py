@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from velm.pipeline import Pipeline, PipelineError
+from velm.plugins import MissingPackageError
 
 __all__ = ["saliency_map"]
 
@@ -30,12 +31,13 @@ def saliency_map(pipeline: Pipeline, image: Any, text: str, *, steps: int = 32) 
         steps: on the way from grey; more make the sum come closer to the difference.
 
     Raises:
-        PipelineError: captum is not installed, or the model neither aligns nor captions from the picture alone.
+        MissingPackageError: captum is not installed.
+        PipelineError: the model neither aligns nor captions from the picture alone.
     """
     try:
         from captum.attr import IntegratedGradients
     except ImportError as error:
-        raise PipelineError(f"Saliency needs captum ({error}): pip install 'velm[explain]'.") from error
+        raise MissingPackageError(f"Saliency needs captum ({error}): pip install 'velm[explain]'.") from error
     if steps < 1:
         raise PipelineError(f"steps {steps} is too small; it is at least 1.")
     fit = _Cosine(pipeline, text) if pipeline.aligned else _Likelihood(pipeline, text)

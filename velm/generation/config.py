@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 Tokens = Sequence[int]
+_COUNTS = ("max_length", "min_length", "num_beams", "num_beam_groups", "top_k", "no_repeat_ngram", "num_return")
+_NUMBERS = ("diversity_penalty", "length_penalty", "temperature", "top_p", "min_p", "rerank_by_alignment")
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,10 @@ class GenerationConfig:
     rerank_by_alignment: float | None = None
 
     def __post_init__(self) -> None:
+        for name in _COUNTS:
+            self._check_number(name, whole=True)
+        for name in _NUMBERS:
+            self._check_number(name, whole=False)
         for name in ("min_length", "no_repeat_ngram"):
             self._at_least(name, 0)
         for name in ("max_length", "num_beams", "num_beam_groups", "num_return", "top_k"):
@@ -69,6 +76,14 @@ class GenerationConfig:
         self._check_groups()
         self._check_sampling()
         self._set_phrases()
+
+    def _check_number(self, name: str, *, whole: bool) -> None:
+        value = getattr(self, name)
+        if value is None and self.__dataclass_fields__[name].default is None:
+            return
+        kind = int if whole else int | float
+        if not isinstance(value, kind) or isinstance(value, bool) or not math.isfinite(value):
+            raise ValueError(f"{name} is {value!r}; it takes a {'whole' if whole else 'finite'} number.")
 
     def _at_least(self, name: str, least: int) -> None:
         value = getattr(self, name)

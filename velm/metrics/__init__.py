@@ -6,13 +6,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from velm.metrics.averages import ClipScore, RefClipScore, TopKAccuracy
     from velm.metrics.captioning import bleu, caption_metrics, cider, cider_d, exact_match, rouge_l
     from velm.metrics.classification import ensemble_prompts, top_k_accuracy, top_k_hits
     from velm.metrics.clipscore import clip_score, ref_clip_score
     from velm.metrics.diversity import distinct_captions, distinct_n, mean_length, novelty
     from velm.metrics.folds import fold_metrics
     from velm.metrics.java import meteor, spice
-    from velm.metrics.modules import CaptionMetrics, ClipScore, RetrievalMetrics, TopKAccuracy
+    from velm.metrics.modules import CaptionMetrics, ProbeAccuracy, RetrievalMetrics
     from velm.metrics.probes import linear_probe, nearest_neighbours
     from velm.metrics.ptb import ptb_tokenize
     from velm.metrics.retrieval import (
@@ -24,13 +25,14 @@ if TYPE_CHECKING:
     )
 
 _PLACES = {
+    "averages": ("ClipScore", "RefClipScore", "TopKAccuracy"),
     "captioning": ("bleu", "caption_metrics", "cider", "cider_d", "exact_match", "rouge_l"),
     "classification": ("ensemble_prompts", "top_k_accuracy", "top_k_hits"),
     "clipscore": ("clip_score", "ref_clip_score"),
     "diversity": ("distinct_captions", "distinct_n", "mean_length", "novelty"),
     "folds": ("fold_metrics",),
     "java": ("meteor", "spice"),
-    "modules": ("CaptionMetrics", "ClipScore", "RetrievalMetrics", "TopKAccuracy"),
+    "modules": ("CaptionMetrics", "ProbeAccuracy", "RetrievalMetrics"),
     "probes": ("linear_probe", "nearest_neighbours"),
     "ptb": ("ptb_tokenize",),
     "retrieval": ("figures_of_ranks", "recall_at_k", "retrieval_metrics", "retrieval_ranks", "unique_pictures"),
@@ -40,6 +42,8 @@ _MODULES = {name: module for module, names in _PLACES.items() for name in names}
 __all__ = [
     "CaptionMetrics",
     "ClipScore",
+    "ProbeAccuracy",
+    "RefClipScore",
     "RetrievalMetrics",
     "TopKAccuracy",
     "bleu",

@@ -16,9 +16,11 @@ from velm.metrics.ptb import ptb_tokenize
 
 __all__ = [
     "bleu",
+    "bleu_counts",
     "caption_metrics",
     "cider",
     "cider_d",
+    "cider_scores",
     "exact_match",
     "rouge_l",
 ]
@@ -49,19 +51,28 @@ def bleu(
     return _bleu(*_words(hypotheses, references, tokenize))
 
 
-def _bleu(words: list[Words], references: list[list[Words]]) -> list[float]:
+def bleu_counts(sentence: Words, references: list[Words]) -> list[int]:
+    """What one caption adds to BLEU, in words already cut; the sums over a corpus are what BLEU is taken of.
+
+    Returns:
+        ten numbers: n-grams that are right (n = 1 ... 4), n-grams written, words written, words of the reference
+        closest in length, of two equally near the shorter.
+    """
+    most: Counts = Counter()
+    for reference in references:
+        most |= _ngrams(reference)
     correct, guessed = [0] * 4, [0] * 4
-    length = reference_length = 0
-    for sentence, right in zip(words, references, strict=True):
-        most: Counts = Counter()
-        for reference in right:
-            most |= _ngrams(reference)
-        for ngram, count in _ngrams(sentence).items():
-            correct[len(ngram) - 1] += min(count, most[ngram])
-            guessed[len(ngram) - 1] += count
-        length += len(sentence)
-        # of two equally near lengths the shorter
-        reference_length += min((abs(len(r) - len(sentence)), len(r)) for r in right)[1]
+    for ngram, count in _ngrams(sentence).items():
+        correct[len(ngram) - 1] += min(count, most[ngram])
+        guessed[len(ngram) - 1] += count
+    closest = min((abs(len(reference) - len(sentence)), len(reference)) for reference in references)[1]
+    return [*correct, *guessed, len(sentence), closest]
+
+
+def _bleu(words: list[Words], references: list[list[Words]]) -> list[float]:
+    counts = [bleu_counts(sentence, right) for sentence, right in zip(words, references, strict=True)]
+    *ngrams, length, reference_length = map(sum, zip(*counts, strict=True))
+    correct, guessed = ngrams[:4], ngrams[4:]
     # the two small numbers are those of the reference implementation: no n-gram at all gives 0 and not an error
     tiny, small = 1e-15, 1e-9
     ratio = (length + tiny) / (reference_length + small)
@@ -145,17 +156,22 @@ class _Vectors:
         return total / 4 * (math.exp(-(difference**2) / (2 * sigma**2)) if d else 1.0)
 
 
-def _cider(words: list[Words], references: list[list[Words]], d: bool) -> float:
+def cider_scores(words: list[Words], references: list[list[Words]], *, d: bool) -> list[float]:
+    """CIDEr, or with `d` CIDEr-D, of each caption, in words already cut; document frequencies are of all references."""
     frequency: Counts = Counter()
     for right in references:
         frequency.update({ngram for reference in right for ngram in _ngrams(reference)})
     log_pictures = math.log(len(words))
-    total = 0.0
+    scores = []
     for sentence, right in zip(words, references, strict=True):
         ours = _Vectors(sentence, frequency, log_pictures)
         theirs = (_Vectors(reference, frequency, log_pictures) for reference in right)
-        total += sum(ours.similarity(vectors, d) for vectors in theirs) / len(right)
-    return 10 * total / len(words)
+        scores.append(10 * sum(ours.similarity(vectors, d) for vectors in theirs) / len(right))
+    return scores
+
+
+def _cider(words: list[Words], references: list[list[Words]], d: bool) -> float:
+    return sum(cider_scores(words, references, d=d)) / len(words)
 
 
 def exact_match(

@@ -9,13 +9,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from velm.metrics.ptb import ptb_tokenize
+from velm.plugins import MissingPackageError
 
 __all__ = ["JavaMissingError", "meteor", "require_java", "spice"]
 
 Tokenize = Callable[[str], list[str]]
 
 
-class JavaMissingError(ImportError):
+class JavaMissingError(MissingPackageError):
     """pycocoevalcap or Java is not there; the message says how to get it."""
 
 

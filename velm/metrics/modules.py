@@ -1,4 +1,4 @@
-"""The metrics as torchmetrics' classes: `update` batch by batch, `compute` over all devices together.
+"""Metrics of everything together as torchmetrics' classes: `update` batch by batch, `compute` over all devices.
 
 Every state is a flat list of numbers that torchmetrics gathers and joins ("cat"), so that devices may have seen
 different numbers of rows, or none; figures are those of the plain functions on everything at once. Sentences travel as
@@ -8,7 +8,7 @@ the bytes of their JSON.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -17,11 +17,16 @@ from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
 from velm.metrics.captioning import caption_metrics
-from velm.metrics.classification import top_k_hits
-from velm.metrics.clipscore import clip_score
+from velm.metrics.classification import top_k_accuracy
+from velm.metrics.diversity import novelty
+from velm.metrics.folds import fold_metrics
+from velm.metrics.java import meteor, require_java, spice
+from velm.metrics.probes import linear_probe, nearest_neighbours
 from velm.metrics.retrieval import retrieval_metrics, unique_pictures
 
-__all__ = ["CaptionMetrics", "ClipScore", "RetrievalMetrics", "TopKAccuracy"]
+__all__ = ["CaptionMetrics", "ProbeAccuracy", "RetrievalMetrics"]
+
+_JAVA = {"meteor": meteor, "spice": spice}
 
 
 class _Rows(Metric):
@@ -59,6 +64,7 @@ class RetrievalMetrics(_Rows):
 
     Args:
         ks: numbers of answers looked at.
+        folds: also `folds/...`, see `velm.metrics.fold_metrics`; the pictures in the order of their ids.
         **options: torchmetrics': `sync_on_compute`, `process_group`, ...
     """
 
@@ -69,9 +75,9 @@ class RetrievalMetrics(_Rows):
         "text_id": torch.int64,
     }
 
-    def __init__(self, *, ks: Sequence[int] = (1, 5, 10), **options: Any) -> None:
+    def __init__(self, *, ks: Sequence[int] = (1, 5, 10), folds: int | None = None, **options: Any) -> None:
         super().__init__(**options)
-        self.ks = tuple(ks)
+        self.ks, self.folds = tuple(ks), folds
 
     def update(
         self, image_embeds: Tensor, text_embeds: Tensor, image_ids: Tensor, text_ids: Tensor | None = None
@@ -98,17 +104,34 @@ class RetrievalMetrics(_Rows):
         image, text = (self.column(name).reshape(len(ids), -1) for name in ("image", "text"))
         rows = _first(texts)
         pictures, owners = unique_pictures(image[rows], ids[rows])
-        return retrieval_metrics(pictures, text[rows], owners, self.ks)
+        found = retrieval_metrics(pictures, text[rows], owners, self.ks)
+        if self.folds is not None:
+            folded = fold_metrics(pictures, text[rows], owners, folds=self.folds, ks=self.ks)
+            found |= {f"folds/{name}": value for name, value in folded.items()}
+        return found
 
 
 class CaptionMetrics(_Rows):
     """`velm.metrics.caption_metrics` of captions that come in batches, over the corpus of all devices.
 
     Args:
+        training: sentences trained on, for `caption/novel`; None for none of it.
+        java: further figures, of 'meteor' and 'spice': `pip install 'velm[metrics]'`, and a Java.
         **options: torchmetrics'.
+
+    Raises:
+        JavaMissingError: `java` names what is not there.
     """
 
     columns: ClassVar = {"lines": torch.uint8}
+
+    def __init__(self, *, training: Iterable[str] | None = None, java: Sequence[str] = (), **options: Any) -> None:
+        super().__init__(**options)
+        for name in java:
+            if name not in _JAVA:
+                raise ValueError(f"java names {name!r}; it takes some of {', '.join(_JAVA)}.")
+            require_java(name.upper(), f"{name}.{name}")
+        self.training_sentences, self.java = None if training is None else tuple(training), tuple(java)
 
     def update(
         self, hypotheses: Sequence[str], references: Sequence[Sequence[str]], image_ids: Sequence[Any] | None = None
@@ -134,58 +157,56 @@ class CaptionMetrics(_Rows):
         """The figures by the names of metrics.json."""
         lines = bytes(self.column("lines").cpu().numpy()).decode().splitlines()
         rows = {row[0] if row[0] is not None else place: row for place, row in enumerate(map(json.loads, lines))}
-        return caption_metrics([row[1] for row in rows.values()], [row[2] for row in rows.values()])
+        captions, references = [row[1] for row in rows.values()], [row[2] for row in rows.values()]
+        found = caption_metrics(captions, references)
+        if self.training_sentences is not None:
+            found["caption/novel"] = novelty(captions, self.training_sentences)
+        return found | {f"caption/{name}": _JAVA[name](captions, references) for name in self.java}
 
 
-class ClipScore(Metric):
-    """The mean CLIPScore of captions that come in batches; see `velm.metrics.clipscore`."""
-
-    full_state_update = False
-    total: Tensor
-    count: Tensor
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
-        self.add_state("total", default=torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("count", default=torch.tensor(0), dist_reduce_fx="sum")
-
-    def update(self, image_embeds: Tensor, caption_embeds: Tensor) -> None:
-        """Embeddings float (B, E) of pictures and of their captions."""
-        scores = clip_score(image_embeds, caption_embeds)
-        self.total += scores.double().sum()
-        self.count += len(scores)
-
-    def compute(self) -> float:
-        """The mean, in [0, 2.5]; nan of nothing."""
-        return float(self.total / self.count)
-
-
-class TopKAccuracy(Metric):
-    """Share of the pictures whose class is among the k best, ties against them; of zero-shot or of any scores.
+class ProbeAccuracy(_Rows):
+    """Top-1 accuracy of `velm.metrics.linear_probe` and `nearest_neighbours` on features that come in batches.
 
     Args:
-        ks: numbers of classes looked at.
+        weight_decay: of the linear probe, see there.
+        k: neighbours.
         **options: torchmetrics'.
     """
 
-    full_state_update = False
-    hits: Tensor
-    count: Tensor
+    columns: ClassVar = {"feature": torch.float32, "label": torch.int64, "learnt": torch.bool}
 
-    def __init__(self, *, ks: Sequence[int] = (1, 5), **options: Any) -> None:
+    def __init__(self, *, weight_decay: float = 1e-3, k: int = 20, **options: Any) -> None:
         super().__init__(**options)
-        self.ks = tuple(ks)
-        self.add_state("hits", default=torch.zeros(len(self.ks), dtype=torch.int64), dist_reduce_fx="sum")
-        self.add_state("count", default=torch.tensor(0), dist_reduce_fx="sum")
+        self.weight_decay, self.k = weight_decay, k
 
-    def update(self, scores: Tensor, labels: Tensor) -> None:
-        """Scores float (B, C) of the classes, and labels int (B,)."""
-        self.hits += torch.stack([top_k_hits(scores, labels, k).sum() for k in self.ks])
-        self.count += len(labels)
+    def update(self, features: Tensor, labels: Tensor, *, train: bool) -> None:
+        """A batch of one set.
+
+        Args:
+            features: float (B, D), of a frozen encoder.
+            labels: int (B,), classes 0 ... C - 1.
+            train: whether they are learnt from; else they are asked about.
+        """
+        if features.dim() != 2 or labels.shape != features.shape[:1]:
+            raise ValueError(
+                f"features {tuple(features.shape)} and labels {tuple(labels.shape)} are to be (B, D), (B,)."
+            )
+        self.append(feature=features, label=labels, learnt=torch.full_like(labels, train))
 
     def compute(self) -> dict[str, float]:
-        """`top1`, `top5`, ... in [0, 1]; nan of nothing."""
-        return {f"top{k}": float(hits / self.count) for k, hits in zip(self.ks, self.hits, strict=True)}
+        """`linear_probe/top1` and `nearest_neighbours/top1`, as in metrics.json."""
+        labels, learnt = self.column("label"), self.column("learnt")
+        features = self.column("feature").reshape(len(labels), -1)
+        if bool(learnt.all()) or not bool(learnt.any()):
+            raise ValueError("ProbeAccuracy has seen one set only: update it with train=True and with train=False.")
+        known, asked, right = (features[learnt], labels[learnt]), features[~learnt], labels[~learnt]
+        classes = int(labels.max()) + 1
+        logits = linear_probe(*known, asked, weight_decay=self.weight_decay, classes=classes)
+        votes = nearest_neighbours(*known, asked, k=self.k, classes=classes)
+        return {
+            "linear_probe/top1": top_k_accuracy(logits, right),
+            "nearest_neighbours/top1": top_k_accuracy(votes, right),
+        }
 
 
 def _first(ids: Tensor) -> Tensor:

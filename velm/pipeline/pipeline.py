@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -153,9 +153,17 @@ class Pipeline:
         """Cosine similarity float (n, m) of each of n pictures with each of m texts."""
         return self.embed_images(images, batch_size=batch_size) @ self.embed_texts(texts).T
 
-    def encode_images(self, images: Sequence[Any], *, batch_size: int) -> Iterator[EncoderOutput]:
-        """The image encoder's output batch by batch; the next batch is read by threads meanwhile."""
-        for pixels in read_batches(images, self.transform, positive(batch_size)):
+    def encode_images(
+        self, images: Sequence[Any], *, batch_size: int, transform: Callable[[Any], Tensor] | None = None
+    ) -> Iterator[EncoderOutput]:
+        """The image encoder's output batch by batch; the next batch is read by threads meanwhile.
+
+        Args:
+            images: whatever the transform takes.
+            batch_size: pictures at a time.
+            transform: to uint8 (3, H, W), in place of the pipeline's own.
+        """
+        for pixels in read_batches(images, transform or self.transform, positive(batch_size)):
             with torch.inference_mode():
                 encoded = self.model.encode_image(pixels.to(self.device))
             yield encoded

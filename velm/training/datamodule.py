@@ -166,7 +166,7 @@ class VisionLanguageData(lightning.LightningDataModule):
         """The plain config of the data, as a checkpoint stores it."""
         names = (
             "image_size", "resize", "batch_size", "captions", "captions_per_image", "bucket_by_length", "max_tokens",
-            "max_length", "num_workers",
+            "max_length", "num_workers", "max_bad",
         )  # fmt: skip
         stored = {name: getattr(self, name) for name in names}
         specs = {"dataset": self.dataset_spec, "tokenizer": self.tokenizer_spec}

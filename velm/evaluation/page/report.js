@@ -26,6 +26,20 @@ function picture(number, right) {
   return box;
 }
 
+// A picture in its own proportions, with what lies over it, in a box of 4 : 3; one that is square fills a square.
+function whole(number, over) {
+  const box = picture(number);
+  box.append(over);
+  const { ratio } = data.pictures[number];
+  if (!data.pictures.some((other) => other.ratio !== 1)) return box;
+  box.classList.add("whole");
+  box.querySelectorAll("img, canvas").forEach((layer) => {
+    layer.style.width = `${100 * Math.min(1, (3 / 4) * ratio)}%`;
+    layer.style.height = `${100 * Math.min(1, 4 / 3 / ratio)}%`;
+  });
+  return box;
+}
+
 // A map: bytes, 255 where most was looked at; what was not looked at lies under a veil.
 function draw(canvas, maps, index) {
   const { height, width } = maps;
@@ -83,9 +97,8 @@ function references(texts) {
 }
 
 function captionCard(item) {
-  const box = picture(item.picture);
   const canvas = make("canvas");
-  box.append(canvas);
+  const box = whole(item.picture, canvas);
   const body = make("div", "body");
   if (item.source) body.append(make("div", "source", item.source));
   item.captions.forEach((caption, side) => {

@@ -1,0 +1,162 @@
+"""Pictures that cannot be read: left out of every figure, named, and too many of them an error."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+from made import noise_records
+from PIL import Image
+
+from velm.data.base import DataError, Record, Records
+from velm.data.faults import BadDataError, Fault
+from velm.evaluation.evaluate import Extras, evaluate, measure
+from velm.evaluation.predictions import predict
+from velm.evaluation.probing import image_features, probe_figures
+from velm.evaluation.reading import encoded, remaining
+from velm.pipeline import load
+
+
+@pytest.fixture
+def pipeline(write_checkpoint):
+    return load(write_checkpoint())
+
+
+@pytest.fixture
+def records(tmp_path):
+    """Twelve; of the first batch of four all but one are broken, and the last is, too."""
+    found = []
+    for i, record in enumerate(noise_records(12, texts=("a red circle", "a blue square"), side=32)):
+        path = tmp_path / f"{i:02}.png"
+        Image.fromarray(record.image).save(path)
+        if i in (0, 1, 3, 11):
+            path.write_bytes(path.read_bytes()[:40])
+        found.append(Record(record.image_id, str(path), record.texts, metadata={"class": ("red", "blue")[i % 2]}))
+    return found
+
+
+@pytest.fixture
+def whole(records):
+    return [record for i, record in enumerate(records) if i not in (0, 1, 3, 11)]
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 12])
+def test_figures_are_those_of_the_others(pipeline, records, whole, batch_size):
+    options = {"batch_size": batch_size, "max_length": 3, "rerank": 3}
+    extras = Extras(clip_score=True, judge=pipeline, compositional=True, probe=True, train=records, folds=2)
+    measured = measure(pipeline, records, max_bad=0.5, extras=extras, **options)
+    expected = evaluate(pipeline, whole, extras=Extras(**{**vars(extras), "train": whole}), **options)
+    assert measured.figures.pop("left_out") == 4
+    assert measured.figures == pytest.approx(expected)
+    assert list(measured.records) == whole
+    assert [row.image_id for row in measured.predictions.written] == [record.image_id for record in whole]
+
+
+def test_what_is_left_out_is_named(pipeline, records):
+    told = []
+    found = predict(
+        pipeline,
+        records,
+        max_bad=0.5,
+        batch_size=3,
+        max_length=2,
+        progress=lambda done, total: told.append((done, total)),
+    )
+    assert list(found.left_out) == [0, 1, 3, 11]
+    assert found.left_out[3].path == records[3].image
+    assert found.left_out[3].cause.startswith(f"Cannot read picture '{records[3].image}'")
+    assert told == [(3, 12), (6, 12), (9, 12), (12, 12)]
+    with pytest.warns(UserWarning, match=r"4 of 12 records are left out: Cannot read .*00\.png.*, \.\.\.$"):
+        assert evaluate(pipeline, records, max_bad=0.5, max_length=2)["left_out"] == 4
+
+
+def test_sound_records_say_nothing_of_it(pipeline, whole):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert "left_out" not in evaluate(pipeline, whole, max_length=2)
+    assert remaining(whole, {}) is whole
+
+
+def test_too_many_end_it_at_the_batch_that_has_them(pipeline, records):
+    done = []
+    with pytest.raises(BadDataError, match=r"3 of 12 records of the split \(25\.0%\) cannot be used, max_bad is 20"):
+        predict(pipeline, records, max_bad=0.2, batch_size=2, max_length=2, progress=lambda n, _: done.append(n))
+    assert done == [2]
+    with pytest.raises(BadDataError, match=r"max_bad is 1\.0%"):
+        evaluate(pipeline, records, max_length=2)
+    with pytest.raises(DataError, match=r"max_bad is a share of the records, between 0 and 1; got 5"):
+        predict(pipeline, records, max_bad=5)
+
+
+def test_what_opening_found_counts_too(pipeline, whole):
+    class Opened(Records):
+        faults = (Fault("row 7", "it has no sentence"),)
+
+        def __len__(self):
+            return len(records)
+
+        def record(self, place):
+            return records[place]
+
+    records = [*whole, Record("x", "nowhere.png", ("a",))]
+    measured = measure(pipeline, Opened(), max_bad=0.2, max_length=2)  # 2 of 10
+    assert measured.figures["left_out"] == 1
+    assert measured.records.faults == Opened.faults
+    with pytest.raises(BadDataError, match=r"2 of 10 records"):
+        measure(pipeline, Opened(), max_bad=0.15, max_length=2)
+
+
+def test_nothing_readable_is_an_error_whatever_is_allowed(pipeline, records):
+    broken = [records[i] for i in (0, 1, 3)]
+    with pytest.raises(DataError, match=r"None of the 3 records can be read\. The first: Cannot read picture"):
+        predict(pipeline, broken, max_bad=1.0)
+
+
+def test_a_record_that_cannot_be_had_is_left_out_like_its_picture(pipeline, whole):
+    class Torn(Records):
+        def __len__(self):
+            return 4
+
+        def record(self, place):
+            if place == 0:
+                raise OSError("the disk is gone")
+            return whole[place]
+
+    found = predict(pipeline, Torn(), max_bad=0.5, max_length=2)
+    assert found.left_out == {0: Fault("record 0", "OSError: the disk is gone", lost=0)}
+    with pytest.raises(OSError, match="the disk is gone"):
+        list(encoded(pipeline, Torn(), 2))
+
+
+def test_a_model_without_eyes_leaves_nothing_out(write_checkpoint, records):
+    blind = load(write_checkpoint(memory=["text"], losses={"captioning": {}}, image_encoder=None))
+    rows = [Record(r.image_id, r.image, r.texts, ("one", "two")) for r in records]
+    assert not predict(blind, rows, max_length=2).left_out
+
+
+def test_features_of_broken_pictures_are_an_error_unless_they_may_be_missing(pipeline, records):
+    with pytest.raises(DataError, match="Cannot read picture"):
+        image_features(pipeline, records)
+    missing: dict[int, Fault] = {}
+    features = image_features(pipeline, records, left_out=missing, max_bad=0.5, batch_size=5)
+    assert (len(features), list(missing)) == (8, [0, 1, 3, 11])
+    assert torch.allclose(features[0], image_features(pipeline, [records[2]])[0], atol=1e-5)
+    with pytest.raises(BadDataError, match="of the split"):
+        probe_figures(pipeline, records, [records[2]])
+
+
+def test_the_view_of_what_remains_keeps_what_is_known_of_the_whole(whole):
+    class Known(Records):
+        classes = ("a", "b")
+
+        def __len__(self):
+            return len(whole)
+
+        def record(self, place):
+            return whole[place]
+
+    view = remaining(Known(), {1: Fault("x", "y")})
+    assert view.classes == ("a", "b")
+    assert list(view) == [whole[0], *whole[2:]]
+    assert view[-1] is whole[-1]
