@@ -31,6 +31,7 @@ class ViTEncoder(ImageEncoder):
         position_grid: patches along a side of the grid that learned positions live on; the best is the one
             trained with, image_size / patch_size.
         pooling: class (a token of its own that looks at the patches), mean or attention over the patches.
+        input_norm: normalise the patches, their positions added, before the first block, as CLIP does.
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class ViTEncoder(ImageEncoder):
         positions: Literal["sine", "learned"] = "sine",
         position_grid: int = 14,
         pooling: Literal["class", "mean", "attention"] = "mean",
+        input_norm: bool = False,
     ) -> None:
         super().__init__()
         if dim % heads:
@@ -58,6 +60,7 @@ class ViTEncoder(ImageEncoder):
         self.class_token: nn.Parameter | None = None
         if pooling == "class":
             self.class_token = nn.Parameter(torch.randn(dim) * 0.02)
+        self.input_norm = nn.LayerNorm(dim) if input_norm else nn.Identity()
         self.dropout = nn.Dropout(dropout)
         self.blocks = nn.ModuleList(
             TransformerBlock(dim, heads=heads, mlp_ratio=mlp_ratio, dropout=dropout) for _ in range(depth)
@@ -72,7 +75,7 @@ class ViTEncoder(ImageEncoder):
         if self.class_token is not None:
             token = self.class_token.to(x.dtype).expand(len(x), 1, -1)
             x = torch.cat([token, x], dim=1)
-        x = self.dropout(x)
+        x = self.dropout(self.input_norm(x))
         for block in self.blocks:
             x = block(x)
         x = self.norm(x)
