@@ -71,6 +71,8 @@ def fit(config: Path, table: Path, *more: str) -> int:
         options.append(f"--data.dataset={{name: image_folder, path: {class_folders(table)}}}")
     else:
         options.append(f"--data.dataset.path={table}")
+    if "cache_features: true" in text:
+        options.append(f"--data.cache_features={table.parent / 'features'}")
     status = cli.main(["fit", "--config", str(config), *options, *more])
     assert status != 0 or (run / "last.ckpt").is_file()
     return status
