@@ -47,8 +47,9 @@ def main(argv: Sequence[str]) -> int:
         raise DataError(f"--text is given {len(texts)} times for {len(pictures)} pictures; it takes one a picture.")
     failed = 0
     for start in range(0, len(pictures or texts or ()), args.batch_size):
-        batch = [None if given is None else given[start : start + args.batch_size] for given in (pictures, texts)]
-        for source, found in _captions(pipeline, *batch, options):
+        part = slice(start, start + args.batch_size)
+        shown, read = None if pictures is None else pictures[part], None if texts is None else texts[part]
+        for source, found in _captions(pipeline, shown, read, options):
             if isinstance(found, DataError):
                 failed += 1
                 print(f"velm caption: {found}", file=sys.stderr)
@@ -88,18 +89,16 @@ def _captions(
 ) -> Iterator[tuple[Source, list[Caption] | DataError]]:
     """Candidates for each source of a batch; a picture that cannot be read does not take the others down."""
     count = len(pictures or texts or ())
-    names = [
-        Source(None if pictures is None else pictures[i], None if texts is None else texts[i]) for i in range(count)
-    ]
+    names = [Source(*each) for each in zip(pictures or [None] * count, texts or [None] * count, strict=True)]
     try:
         yield from zip(names, pipeline.caption_candidates(pictures, texts, batch_size=count, **options), strict=True)
     except DataError as error:
         if count == 1:
             yield names[0], error
             return
-        for name in names:
-            alone = [None if each is None else [each] for each in name]
-            yield from _captions(pipeline, *alone, options)
+        for image, text in names:
+            alone, read = None if image is None else [image], None if text is None else [text]
+            yield from _captions(pipeline, alone, read, options)
 
 
 def _lines(source: Source, found: list[Caption], as_json: bool) -> list[str]:
