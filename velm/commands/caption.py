@@ -89,7 +89,8 @@ def _captions(
 ) -> Iterator[tuple[Source, list[Caption] | DataError]]:
     """Candidates for each source of a batch; a picture that cannot be read does not take the others down."""
     count = len(pictures or texts or ())
-    names = [Source(*each) for each in zip(pictures or [None] * count, texts or [None] * count, strict=True)]
+    nothing: list[None] = [None] * count
+    names = [Source(*each) for each in zip(pictures or nothing, texts or nothing, strict=True)]
     try:
         yield from zip(names, pipeline.caption_candidates(pictures, texts, batch_size=count, **options), strict=True)
     except DataError as error:
