@@ -19,6 +19,7 @@ WEIGHTS = Path(__file__).parents[2] / "shared/data/weights/mobilenet_v2_imagenet
 SMALLER = {
     "quickstart": [],
     "answer": [],
+    "summarise": ["--model.text_encoder.depth=1", "--model.decoder.depth=1"],
     "flickr8k_cnn_rnn": ["--model.image_encoder.weights=null", "--model.text_encoder.dim=16", "--model.decoder.dim=16"],
     "flickr8k_vit_transformer": ["--model.image_encoder.depth=1", "--model.decoder.depth=1"],
     "show_attend_tell": [
@@ -76,6 +77,8 @@ def fit(config: Path, table: Path, *more: str) -> int:
         options.append(f"--data.dataset={{name: image_folder, path: {class_folders(table)}}}")
     else:
         options.append(f"--data.dataset.path={table}")
+    if "cache_features: true" in text:
+        options.append(f"--data.cache_features={table.parent / 'features'}")
     status = cli.main(["fit", "--config", str(config), *options, *more])
     assert status != 0 or (run / "last.ckpt").is_file()
     return status

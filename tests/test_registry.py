@@ -111,6 +111,7 @@ def test_six_kinds_are_public_and_each_has_the_builtin_names() -> None:
             "parquet",
             "shapes",
             "shapes_questions",
+            "shapes_stories",
             "tsv",
             "webdataset",
         ],

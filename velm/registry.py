@@ -256,6 +256,7 @@ datasets = Registry(
     {
         "shapes": "velm.data.shapes:Shapes",
         "shapes_questions": "velm.data.questions:ShapesQuestions",
+        "shapes_stories": "velm.data.stories:ShapesStories",
         "csv": "velm.data.tables:CSV",
         "tsv": "velm.data.tables:TSV",
         "jsonl": "velm.data.tables:JSONL",

@@ -148,6 +148,54 @@ def test_what_no_sentence_can_be_is_told_by_every_command_that_writes(
     assert not (tmp_path / "out").exists()
 
 
+def test_texts_alone_need_no_picture(write_checkpoint, folder, tmp_path, capsys):
+    reader = write_checkpoint(image_encoder=None, memory=["text"], losses={"captioning": {}})
+    texts = ["a red circle", "a small blue square", "a green ring"]
+    expected = load(reader).caption(texts=texts, max_length=4)
+    arguments = ["caption", str(reader), "--max_length", "4", "--batch_size", "2"]
+    assert velm([*arguments, *(word for text in texts for word in ("--text", text))]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == [f"{text}\t{caption}" for text, caption in zip(texts, expected, strict=True)]
+    (tmp_path / "texts.txt").write_text("a red circle\n\n  a small blue square \na green ring\n")
+    assert velm([*arguments, "--text", f"@{tmp_path / 'texts.txt'}"]) == 0
+    assert capsys.readouterr().out.splitlines() == lines
+    assert velm([*arguments, "--text", texts[0], "--json"]) == 0
+    row = json.loads(capsys.readouterr().out)
+    assert set(row) == {"text", "captions"}
+    assert (row["text"], row["captions"][0]["caption"]) == (texts[0], expected[0])
+    assert velm([*arguments, str(folder / "a.jpg")]) == 2
+    assert "attends over text: give texts=[...]; got images=[...]" in capsys.readouterr().err
+    assert velm(arguments) == 2
+    assert "Nothing to write for: give pictures or folders, --text" in capsys.readouterr().err
+
+
+def test_json_names_the_text_beside_the_picture(write_checkpoint, folder, capsys):
+    both = str(write_checkpoint(memory=["image", "text"], losses={"captioning": {}}))
+    pictures = find_pictures([str(folder)])
+    arguments = [word for text in ("a red circle", "a ring", "a star") for word in ("--text", text)]
+    (folder / "b.png").write_bytes(b"no picture")
+    assert velm(["caption", both, *pictures, *arguments, "--json"]) == 1
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [(row["image"], row["text"]) for row in rows] == [(pictures[0], "a red circle"), (pictures[2], "a star")]
+
+
+def test_closed_answers_from_a_file(write_checkpoint, folder, tmp_path, capsys):
+    (tmp_path / "answers.txt").write_text("a red star\n\nblue\n")
+    arguments = ["caption", str(write_checkpoint()), str(folder), "--answers"]
+    assert velm([*arguments, f"@{tmp_path / 'answers.txt'}", "--answers", "a green ring"]) == 0
+    found = {line.split("\t")[1] for line in capsys.readouterr().out.splitlines()}
+    assert found <= {"a red star", "blue", "a green ring"}
+    (tmp_path / "empty.txt").write_text("\n \n")
+    (tmp_path / "latin.txt").write_bytes(b"gr\xfcn")
+    for name, cause in (
+        ("nowhere.txt", "cannot read the file '{}': No such file"),
+        ("latin.txt", "cannot read the file '{}': it is not text in UTF-8"),
+        ("empty.txt", "the file '{}' has no line with text"),
+    ):
+        assert velm([*arguments, f"@{tmp_path / name}"]) == 2
+        assert f"--answers @{tmp_path / name}: {cause.format(tmp_path / name)}" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -77,6 +77,23 @@ def test_reranked_figures_are_asked_for(write_checkpoint, tmp_path, capsys):
     )
 
 
+def test_texts_without_pictures(write_checkpoint, tmp_path, capsys):
+    (tmp_path / "texts.csv").write_text("article,summary\na small red circle,a circle\na large star,a star\n")
+    dataset = {"name": "csv", "path": str(tmp_path / "texts.csv"), "text_column": "article", "target_column": "summary",
+               "image_column": None, "image_id_column": None, "split_column": None}  # fmt: skip
+    checkpoint = write_checkpoint(
+        image_encoder=None, memory=["text"], losses={"captioning": {}}, data={"dataset": dataset}
+    )
+    arguments = ["evaluate", str(checkpoint), "--output", str(tmp_path / "out"), *FAST]
+    assert velm([*arguments, "--split", "train"]) == 0
+    assert "2 records of the split 'train'" in capsys.readouterr().out
+    rows = [json.loads(line) for line in (tmp_path / "out" / "captions.jsonl").read_text().splitlines()]
+    assert [(row["text"], row["references"]) for row in rows] == [
+        ("a small red circle", ["a circle"]), ("a large star", ["a star"])
+    ]  # fmt: skip
+    assert "2 records of <b>train</b>" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+
+
 def test_the_dataset_can_be_changed_from_the_command_line(write_checkpoint, tmp_path, capsys):
     arguments = ["evaluate", str(write_checkpoint()), "--output", str(tmp_path), *FAST, "--texts_per_image", "2"]
     assert velm([*arguments, "--data.dataset.test_size=3"]) == 0

@@ -40,6 +40,8 @@ def main(argv: Sequence[str]) -> int:
         CheckpointError, PipelineError, SpecError, DataError: nothing can be measured; `velm` prints the message.
     """
     args, changes = _parse(argv)
+    from velm.evaluation.album import counted
+
     pipelines = [_checked(args, path) for path in (args.checkpoint, args.compare) if path is not None]
     spec = dataset_spec(pipelines[0].data.get("dataset"), changes)
     dataset: Dataset = datasets.build(spec)
@@ -58,7 +60,7 @@ def main(argv: Sequence[str]) -> int:
     _write_report(args, measured, left_out, pipelines[0].transform.resize)
     print(_table(figures))
     texts = "" if found.text_embeds is None else f" and {len(found.text_embeds)} texts"
-    print(f"\n{len(measured[0].records)} pictures{texts} of the split {args.split!r}; written to {args.output}")
+    print(f"\n{counted(measured[0].records)}{texts} of the split {args.split!r}; written to {args.output}")
     print(f"To look at: {args.output / 'report.html'}")
     return _tell(left_out, args.output / "unreadable.jsonl")
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
+
+from velm.data.base import DataError
 
 if TYPE_CHECKING:
     from velm.pipeline import Pipeline
 
-__all__ = ["add_loading", "add_writing", "load_pipeline", "writing"]
+__all__ = ["add_loading", "add_writing", "load_pipeline", "spelt_out", "writing"]
 
 _WRITING: dict[str, tuple[type, str]] = {
     "num_beams": (int, "beams of the search; 1 is greedy"),
@@ -27,9 +30,9 @@ _WRITING: dict[str, tuple[type, str]] = {
     "rerank_by_alignment": (float, "order all beams (or samples) by score + this * cosine with the picture"),
 }
 _WORDS = {
-    "forbidden": "a word or phrase that is not written; may be given again",
-    "must_include": "a word or phrase that every sentence has; may be given again",
-    "answers": "one of the only sentences there are; given for each",
+    "forbidden": "a word or phrase that is not written; may be given again, @FILE for one a line",
+    "must_include": "a word or phrase that every sentence has; may be given again, @FILE for one a line",
+    "answers": "one of the only sentences there are; given for each, or @FILE for one a line",
 }
 
 
@@ -67,7 +70,31 @@ def add_writing(parser: argparse.ArgumentParser) -> None:
 
 def writing(args: argparse.Namespace) -> dict[str, Any]:
     """The fields of `GenerationConfig` that were given."""
-    return {name: getattr(args, name) for name in (*_WRITING, *_WORDS) if getattr(args, name) is not None}
+    given = {name: getattr(args, name) for name in (*_WRITING, *_WORDS) if getattr(args, name) is not None}
+    return {name: spelt_out(value, f"--{name}") if name in _WORDS else value for name, value in given.items()}
+
+
+def spelt_out(values: Sequence[str], option: str) -> list[str]:
+    """The values themselves, and in place of each @FILE the lines of that file, blank ones left out.
+
+    Raises:
+        DataError: a file cannot be read, or has no line; the message names the option and the file.
+    """
+    found: list[str] = []
+    for value in values:
+        if not value.startswith("@"):
+            found.append(value)
+            continue
+        try:
+            with open(value[1:], encoding="utf-8") as file:
+                lines = [line.strip() for line in file if line.strip()]
+        except (OSError, UnicodeDecodeError) as error:
+            cause = error.strerror if isinstance(error, OSError) else "it is not text in UTF-8"
+            raise DataError(f"{option} {value}: cannot read the file {value[1:]!r}: {cause}.") from error
+        if not lines:
+            raise DataError(f"{option} {value}: the file {value[1:]!r} has no line with text.")
+        found += lines
+    return found
 
 
 def load_pipeline(args: argparse.Namespace) -> Pipeline:

@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw
 from velm.data.base import Dataset, MissingSplitError, Record, Records
 from velm.data.scenes import Scene, Scenes, describe
 
-__all__ = ["Shapes", "draw"]
+__all__ = ["Drawings", "Shapes", "draw"]
 
 RGB = {
     "red": (220, 40, 40),
@@ -98,7 +98,7 @@ def draw(scene: Scene, image_size: int, rng: random.Random) -> tuple[np.ndarray,
     return picture, boxes
 
 
-class _Drawings(Records):
+class Drawings(Records):
     """Records drawn when they are asked for; the same index gives the same picture every time."""
 
     def __init__(self, name: str, scenes: Scenes, ranks: np.ndarray, size: int, image_size: int, seed: int) -> None:
@@ -108,13 +108,16 @@ class _Drawings(Records):
     def __len__(self) -> int:
         return self.size
 
-    def record(self, place: int) -> Record:
+    def scene(self, place: int) -> tuple[str, Scene]:
+        """The id and the scene of a record, which is not drawn."""
         rank = int(self.ranks[place % len(self.ranks)])
-        scene = self.scenes[rank]
+        return f"{'heldout' if self.scenes.held_out else 'scene'}-{rank}", self.scenes[rank]
+
+    def record(self, place: int) -> Record:
+        identity, scene = self.scene(place)
         rng = random.Random(f"{self.seed}/{self.name}/{place}")
         picture, boxes = draw(scene, self.image_size, rng)
         objects = [thing._asdict() | {"box": box} for thing, box in zip(scene.things, boxes, strict=True)]
-        identity = f"{'heldout' if self.scenes.held_out else 'scene'}-{rank}"
         return Record(identity, picture, describe(scene), metadata={"objects": objects, "axis": scene.axis})
 
 
@@ -180,9 +183,13 @@ class Shapes(Dataset):
         }
 
     def split(self, name: str) -> Sequence[Record]:
+        return self.drawings(name)
+
+    def drawings(self, name: str) -> Drawings:
+        """As `split`, with the scenes that are drawn."""
         if not self.sizes.get(name):
             filled = ", ".join(f"{split} ({size})" for split, size in self.sizes.items() if size)
             what = "is empty" if name in self.sizes else "does not exist"
             raise MissingSplitError(f"The split '{name}' of shapes {what}. Splits there are: {filled}.")
         scenes = self.unseen if name == "heldout" else self.seen
-        return _Drawings(name, scenes, self._ranks[name], self.sizes[name], self.image_size, self.seed)
+        return Drawings(name, scenes, self._ranks[name], self.sizes[name], self.image_size, self.seed)

@@ -12,12 +12,17 @@ from PIL import Image
 from velm.data.base import DataError, Record
 from velm.data.transforms import EvalTransform, Resize, read_image
 
-__all__ = ["Album"]
+__all__ = ["Album", "counted"]
 
 SIDE = 160  # pixels, of a square as large as the thumbnail
 LONGEST = 3  # how many times longer than wide one may be
 QUALITIES = (75, 50, 30)  # of JPEG; the first that is small enough, which for photographs is the first
 BUDGET = 9000  # bytes: a thousand stay at 12 MB, whatever they show
+
+
+def counted(records: Sequence[Record]) -> str:
+    """'5,000 pictures', or '5,000 records' where there are no pictures."""
+    return f"{len(records):,} {'records' if records[0].image is None else 'pictures'}"
 
 
 class Album:

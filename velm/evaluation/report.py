@@ -16,7 +16,7 @@ from typing import Any
 
 from velm.data.base import Record
 from velm.data.transforms import Resize
-from velm.evaluation.album import Album
+from velm.evaluation.album import Album, counted
 from velm.evaluation.bootstrap import differences, intervals, resampled
 from velm.evaluation.confusions import swapped_words
 from velm.evaluation.curves import charts, read_curves
@@ -88,7 +88,7 @@ def render(
     parts = {
         "title": escape(f"{name} on {split} – VELM"),
         "heading": escape(f"{name} on {split}"),
-        "facts": _facts(sides, len(album.records), split),
+        "facts": _facts(sides, counted(album.records), split),
         "note": _note(left_out),
         "tiles": tiles(sides[0]),
         "links": "".join(f'<a href="#{key}">{escape(title)}</a>' for key, (title, _) in sections.items()),
@@ -132,13 +132,13 @@ def _short(name: str) -> str:
     return f"{path.parent.name}/{path.stem}".lstrip("/")
 
 
-def _facts(sides: Sequence[Side], pictures: int, split: str) -> str:
+def _facts(sides: Sequence[Side], count: str, split: str) -> str:
     found = sides[0].measured.predictions
     texts = "" if found.text_embeds is None else f" and {len(found.text_embeds):,} sentences"
     names = [f"<b>{escape(each.name)}</b>" for each in sides]
     if len(names) > 1:
         names = [f'<span class="a">A</span> {names[0]}', f'<span class="b">B</span> {names[1]}']
-    return f"{' against '.join(names)} · {pictures:,} pictures{texts} of <b>{escape(split)}</b>"
+    return f"{' against '.join(names)} · {count}{texts} of <b>{escape(split)}</b>"
 
 
 def _note(left_out: Sequence[str]) -> str:
