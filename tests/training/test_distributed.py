@@ -12,8 +12,10 @@ import torch
 import torch.multiprocessing as mp
 from lightning.pytorch.strategies import DDPStrategy
 
+from velm.losses.alignment import ContrastiveLoss
 from velm.outputs import Batch
 from velm.training.task import VisionLanguageTask
+
 
 LOSSES = {
     "contrastive": {"contrastive": {}},
@@ -22,6 +24,7 @@ LOSSES = {
     "hardest_off": {"triplet": {"hardest": False}},
     "joint": {"contrastive": {}, "captioning": {"weight": 2.0, "label_smoothing": 0.1}},
     "captioning": {"captioning": {}},
+    "gathered": {"contrastive": {}, "sigmoid": {}},
 }
 
 
@@ -95,6 +98,7 @@ def worker(rank: int, port: int, folder: Path) -> None:
     batch = whole_batch()
     half = batch[:4] if rank == 0 else batch[4:]
     for name, losses in LOSSES.items():
+        ContrastiveLoss.shares = name != "gathered"  # as a plugin's, which is of the whole batch and never knows
         strategy = DDPStrategy(process_group_backend="gloo", find_unused_parameters=True)
         train_one_step(losses, half, Keep(folder / f"{name}.pt"), devices=2, strategy=strategy)
 

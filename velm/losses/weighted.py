@@ -32,6 +32,12 @@ class WeightedLosses(nn.ModuleDict):
         """What the model has to compute for them."""
         return frozenset().union(*(loss.requires for loss in self.values()))  # type: ignore[arg-type]
 
+    @property
+    def share(self) -> bool:
+        """Whether all that look at embeddings take a device's own rows; see `Loss`."""
+        looking = [loss for loss in self.values() if not {"image_embeds", "text_embeds"}.isdisjoint(loss.requires)]  # type: ignore[arg-type]
+        return all(getattr(loss, "shares", False) for loss in looking)
+
     def forward(self, output: VisionLanguageOutput, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """The sum, float (), and {name: float ()}."""
         parts = {name: loss(output, batch) for name, loss in self.items()}

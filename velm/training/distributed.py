@@ -13,17 +13,25 @@ from velm.outputs import IGNORE, Batch, VisionLanguageOutput
 
 
 def gather_global(
-    module: lightning.LightningModule, output: VisionLanguageOutput, batch: Batch
+    module: lightning.LightningModule, output: VisionLanguageOutput, batch: Batch, *, share: bool = False
 ) -> tuple[VisionLanguageOutput, Batch]:
     """Embeddings and picture ids of every device, with gradient; and the token count that makes means global.
 
     The gradient is the whole batch's: every rank computes the same loss of the gathered embeddings, the gather's
     backward sums the ranks' gradients, and DDP's mean divides by the number of ranks again. A mean over tokens
     becomes global when each rank divides its sum by the mean of the ranks' counts.
+
+    Args:
+        module: with the trainer that knows the devices.
+        output: this rank's.
+        batch: this rank's.
+        share: the losses meet the other ranks' embeddings by themselves; they are told the group and nothing is gathered.
     """
     if module.trainer.world_size == 1:
         return output, batch
-    if output.image_embeds is not None and output.text_embeds is not None:
+    if share:
+        batch = replace(batch, group=dist.group.WORLD)
+    elif output.image_embeds is not None and output.text_embeds is not None:
         ids = module.all_gather(batch.image_ids)
         assert isinstance(ids, Tensor)
         output = replace(

@@ -153,7 +153,7 @@ class VisionLanguageTask(lightning.LightningModule):
         return total
 
     def _losses(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        output, batch = gather_global(self, self.model(batch, self.needs), batch)
+        output, batch = gather_global(self, self.model(batch, self.needs), batch, share=self.losses.share)
         return self.losses(output, batch)
 
     def on_validation_epoch_start(self) -> None:
