@@ -95,6 +95,8 @@ def both(
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize(("dtype", "exact"), [(torch.float32, 1e-6), (torch.float64, 1e-10)])
 def test_tiles_are_the_whole_matrix(name: str, ids: list[int], dtype: torch.dtype, exact: float) -> None:
+    if "100" in name and dtype == torch.float32:
+        exact = 1e-5  # a logit of 100 is rounded to 4e-6, in the whole matrix as well
     ours, theirs = both(name, ids, dtype)
     for a, b in zip(ours, theirs, strict=True):
         assert a.dtype == b.dtype
@@ -152,9 +154,10 @@ def test_only_what_is_trained_gets_a_gradient(name: str) -> None:
     loss, (image, text) = CASES[name][0]().double(), embeddings(23)
     value = run(loss, image, text, IDS["several"])
     d_image, d_text = torch.autograd.grad(value, (image, text), retain_graph=True)
-    for parameter, expected in zip(loss.parameters(), torch.autograd.grad(value, loss.parameters()), strict=True):
+    value.backward()
+    for parameter in loss.parameters():
         alone = run(loss, image.detach(), text.detach(), IDS["several"])
-        torch.testing.assert_close(torch.autograd.grad(alone, parameter)[0], expected)
+        torch.testing.assert_close(torch.autograd.grad(alone, parameter)[0], parameter.grad)
     loss.requires_grad_(False)
     for side, expected in ((0, d_image), (1, d_text)):
         inputs = [image.detach(), text.detach()]
@@ -189,9 +192,8 @@ def test_without_gradient_the_value_is_the_same(name: str) -> None:
 @pytest.mark.parametrize("name", CASES)
 def test_a_second_derivative_is_refused(name: str) -> None:
     loss, (image, text) = CASES[name][0](), embeddings(4, torch.float32)
-    (gradient,) = torch.autograd.grad(run(loss, image, text, [0, 1, 2, 3]), image, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        gradient.sum().backward()
+    with pytest.raises(RuntimeError, match="no second derivative, which create_graph=True asks for"):
+        torch.autograd.grad(run(loss, image, text, [0, 1, 2, 3]), image, create_graph=True)
 
 
 @pytest.mark.parametrize("ids", IDS.values(), ids=IDS.keys())

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 __all__ = ["Matches", "Tile", "Walk", "with_gradient"]
 
@@ -131,6 +130,9 @@ def with_gradient(compute: Computation, *inputs: Tensor) -> Tensor:
         compute: takes the inputs, detached, and `wanted`, a tuple of bool that says which of them need a gradient;
             returns the value, float (), and a gradient or None for each of them, which nobody else holds.
         inputs: float tensors.
+
+    Raises:
+        RuntimeError: in the backward pass, if a second derivative is asked for.
     """
     if not torch.is_grad_enabled():
         inputs = tuple(tensor.detach() for tensor in inputs)
@@ -152,8 +154,12 @@ class _WithGradient(torch.autograd.Function):
         return value
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                "A loss in tiles has no second derivative, which create_graph=True asks for. For a gradient penalty "
+                "write the loss with plain torch operations."
+            )
         gradients, ctx.gradients = ctx.gradients, None
         if gradients is None:
             _, gradients = ctx.compute(*(tensor.detach() for tensor in ctx.saved_tensors), wanted=ctx.wanted)
