@@ -1,9 +1,8 @@
-"""Losses in tiles are the losses of the whole matrix: value and gradient, whatever the tiles, the matches, the scale."""
+"""Losses in tiles are those of the whole matrix, value and gradient, whatever the tiles, the matches, the scale."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -61,9 +60,8 @@ CASES = {
 
 
 @pytest.fixture(autouse=True, params=[(4, 7), (64, 64)], ids=["small tiles", "one tile"])
-def tiles(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def tiles(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(walk.SIZES, "cpu", request.param)
-    yield
 
 
 def embeddings(rows: int, dtype: torch.dtype = torch.float64, spread: float = 1.0) -> list[Tensor]:

@@ -16,7 +16,6 @@ from velm.losses.alignment import ContrastiveLoss
 from velm.outputs import Batch
 from velm.training.task import VisionLanguageTask
 
-
 LOSSES = {
     "contrastive": {"contrastive": {}},
     "sigmoid": {"sigmoid": {"weight": 0.5}},

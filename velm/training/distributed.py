@@ -25,7 +25,7 @@ def gather_global(
         module: with the trainer that knows the devices.
         output: this rank's.
         batch: this rank's.
-        share: the losses meet the other ranks' embeddings by themselves; they are told the group and nothing is gathered.
+        share: the losses meet the other ranks' embeddings by themselves: they are told the group instead.
     """
     if module.trainer.world_size == 1:
         return output, batch

@@ -95,7 +95,7 @@ def _log_sums(walk: Walk, logits: Tensor) -> tuple[Tensor, Tensor]:
     shared = torch.sub(logits, peak, out=walk.buffer(1, *logits.shape)).exp_()
     sums = shared.sum(1), shared.sum(0)
     info = torch.finfo(logits.dtype)
-    # what has underflowed, up to `tiny` each, is then below rounding; not so where a row lies far below the peak, or is nan
+    # then all that has underflowed is below rounding; not so in a row far below the peak, nor in one that is nan
     least = info.tiny / info.eps * max(logits.shape)
     if torch.stack([each.amin() for each in sums]).amin() > least:
         return sums[0].log_().add_(peak), sums[1].log_().add_(peak)

@@ -80,14 +80,15 @@ class Passing:
 
     def __init__(self, peers: Peers, tensors: Sequence[Tensor]) -> None:
         self.sent = [tensor.contiguous() for tensor in tensors]
-        if peers.size == 1:
+        if peers.group is None or peers.size == 1:
             self.received, self.works = self.sent, []
             return
         self.received = [torch.empty_like(tensor) for tensor in self.sent]
-        after, before = (dist.get_global_rank(peers.group, (peers.rank + d) % peers.size) for d in (1, -1))
+        group = peers.group
+        after, before = (dist.get_global_rank(group, (peers.rank + step) % peers.size) for step in (1, -1))
         self.works = dist.batch_isend_irecv(
-            [dist.P2POp(dist.isend, tensor, after, peers.group) for tensor in self.sent]
-            + [dist.P2POp(dist.irecv, tensor, before, peers.group) for tensor in self.received]
+            [dist.P2POp(dist.isend, tensor, after, group) for tensor in self.sent]
+            + [dist.P2POp(dist.irecv, tensor, before, group) for tensor in self.received]
         )
 
     def wait(self) -> list[Tensor]:

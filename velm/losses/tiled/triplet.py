@@ -32,7 +32,7 @@ def triplet_hardest(
         The loss of the whole batch, float (); and its gradients, summed over the ranks' losses.
     """
     peers = Peers(group)  # type: ignore[arg-type]
-    texts, all_ids, match = peers.gather(text), peers.gather(ids), (image * text).sum(1)
+    texts, all_ids, match = peers.gather(text), peers.gather(ids), torch.einsum("be,be->b", image, text)
     matches = peers.gather(match)
     walk, total, b = Walk(image, texts, ids, all_ids), len(all_ids), len(image)
     (row_peak, row_at), (column_peak, column_at) = _hardest(walk)
@@ -61,7 +61,7 @@ def triplet_all(
 ) -> Result:
     """`velm.losses.TripletLoss(hardest=False)` and its gradients; arguments and result as of `triplet_hardest`."""
     peers = Peers(group)  # type: ignore[arg-type]
-    texts, all_ids, match = peers.gather(text), peers.gather(ids), (image * text).sum(1)
+    texts, all_ids, match = peers.gather(text), peers.gather(ids), torch.einsum("be,be->b", image, text)
     matches = peers.gather(match)
     walk, total = Walk(image, texts, ids, all_ids), len(all_ids)
     d_image = torch.zeros_like(image) if wanted[0] else None
@@ -101,7 +101,7 @@ def _finish(
 
 
 def _hardest(walk: Walk) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """Of each row, then of each column: the highest score of a negative, -inf without one; and where, -1 without one."""
+    """Of each row, then of each column, the highest score of a negative, -inf without one; and where it is, or -1."""
     found = []
     for count in (len(walk.image), len(walk.text)):
         at = torch.full((count,), -1, device=walk.image.device)
