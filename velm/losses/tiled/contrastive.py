@@ -42,25 +42,11 @@ def contrastive(
     """
     peers = Peers(group)  # type: ignore[arg-type]
     texts, all_ids = peers.gather(text), peers.gather(ids)
-    walk, t, total = Walk(image, texts, ids, all_ids), float(scale), len(all_ids)
-    rows, columns, logits = _norms(walk, t)
-    columns = peers.logsumexp(columns)
-    i, j = walk.matches.rows, walk.matches.columns
-    of_id = all_ids.sort().values
-    count = torch.searchsorted(of_id, all_ids, right=True) - torch.searchsorted(of_id, all_ids)
-    share = count.to(image.dtype).reciprocal()  # of one match among those of its picture
-    by_row, by_column = rows[i] - logits, columns[j] - logits
-    value = -((logsigmoid(-by_row) * share[j]).sum() + (logsigmoid(-by_column) * share[j]).sum())
-    pull_row, pull_column = by_row.sigmoid() * share[j], by_column.sigmoid() * share[j]
-    shared = torch.cat([value[None], torch.zeros_like(columns).index_add_(0, j, pull_column)])
-    value, weight_column = peers.sum(shared).tensor_split([1])
-    value = value.squeeze(0) / (2 * total)
+    walk, t, factor = Walk(image, texts, ids, all_ids), float(scale), 1 / (2 * len(all_ids))
+    value, shifts, pull = _terms(walk, t, _share(all_ids, image.dtype), peers)
     if not any(wanted):
-        return value, (None, None, None)
-    weight_row = torch.zeros_like(rows).index_add_(0, i, pull_row)
-    shifts = _shift(rows, weight_row), _shift(columns, weight_column)
-    pull = (pull_row + pull_column).neg_()
-    d_image, d_texts = _gradients(walk, t, shifts, pull, (wanted[0] or wanted[2], wanted[1]), t / (2 * total))
+        return value * factor, (None, None, None)
+    d_image, d_texts = _gradients(walk, t, shifts, pull, (wanted[0] or wanted[2], wanted[1]), t * factor)
     d_scale = None
     if wanted[2]:
         assert d_image is not None
@@ -69,7 +55,29 @@ def contrastive(
     d_image = d_image if wanted[0] else None
     if peers.size > 1:
         d_image, d_text = (g if g is None else g.mul_(peers.size) for g in (d_image, d_text))
-    return value, (d_image, d_text, d_scale)
+    return value * factor, (d_image, d_text, d_scale)
+
+
+def _share(ids: Tensor, dtype: torch.dtype) -> Tensor:
+    """1 / |P(i)|, float (B,)."""
+    ordered = ids.sort().values
+    count = torch.searchsorted(ordered, ids, right=True) - torch.searchsorted(ordered, ids)
+    return count.to(dtype).reciprocal()
+
+
+def _terms(walk: Walk, scale: float, share: Tensor, peers: Peers) -> tuple[Tensor, tuple[Tensor, Tensor], Tensor]:
+    """2B L; the shifts a (b,) of rows and a' (B,) of columns; and 2B dL/dl of the matches (M,)."""
+    rows, columns, logits = _norms(walk, scale)
+    columns = peers.logsumexp(columns)
+    i, j = walk.matches.rows, walk.matches.columns
+    by_row, by_column = rows[i] - logits, columns[j] - logits
+    value = -((logsigmoid(-by_row) + logsigmoid(-by_column)) * share[j]).sum()
+    pull_row, pull_column = by_row.sigmoid() * share[j], by_column.sigmoid() * share[j]
+    weight_row = torch.zeros_like(rows).index_add_(0, i, pull_row)
+    weight_column = torch.zeros_like(columns).index_add_(0, j, pull_column)
+    value, weight_column = peers.sum(torch.cat([value[None], weight_column])).tensor_split([1])
+    shifts = _shift(rows, weight_row), _shift(columns, weight_column)
+    return value.squeeze(0), shifts, (pull_row + pull_column).neg_()
 
 
 def _shift(norm: Tensor, weight: Tensor) -> Tensor:
