@@ -171,12 +171,10 @@ def alone(args: argparse.Namespace) -> list[dict[str, Any]]:
     rows = []
     for name in args.losses:
         far = check(name, min([*args.sizes, 4096]), args.dim)
-        print(
-            f"{name}, {args.threads} thread(s): equal, differences " + ", ".join(f"{k} {v:.0e}" for k, v in far.items())
-        )
-        print(
-            f"{'B':>8}{'peer s':>9}{'velm s':>9}{'ratio':>7}{'peer MiB':>10}{'velm MiB':>10}{'ratio':>7}{'gradients':>11}"
-        )
+        apart = ", ".join(f"{key} {value:.0e}" for key, value in far.items())
+        print(f"{name}, {args.threads} thread(s): equal, differences {apart}")
+        seconds, memory = ("".join(f"{side + ' ' + unit:>10}" for side in ("peer", "velm")) for unit in ("s", "MiB"))
+        print(f"{'B':>8}{seconds}{'ratio':>7}{memory}{'ratio':>7}{'gradients':>11}")
         for size in args.sizes:
             sides = ["peer", "velm"] if fits(name, size) else ["velm"]
             runs: dict[str, list[dict[str, float]]] = {side: [] for side in sides}
@@ -198,11 +196,11 @@ def alone(args: argparse.Namespace) -> list[dict[str, Any]]:
 
 def print_row(row: dict[str, Any]) -> None:
     if "peer_seconds" not in row:
-        print(f"{row['B']:>8}{'-':>9}{row['velm_seconds']:>9.2f}{'':>7}{'-':>10}{row['velm_mib']:>10.0f}{'':>7}"
+        print(f"{row['B']:>8}{'-':>10}{row['velm_seconds']:>10.2f}{'':>7}{'-':>10}{row['velm_mib']:>10.0f}{'':>7}"
               f"{row['gradients_mib']:>11.0f}   the peer would not fit", flush=True)  # fmt: skip
         return
     speed, memory = row["peer_seconds"] / row["velm_seconds"], row["peer_mib"] / row["velm_mib"]
-    print(f"{row['B']:>8}{row['peer_seconds']:>9.2f}{row['velm_seconds']:>9.2f}{speed:>7.2f}{row['peer_mib']:>10.0f}"
+    print(f"{row['B']:>8}{row['peer_seconds']:>10.2f}{row['velm_seconds']:>10.2f}{speed:>7.2f}{row['peer_mib']:>10.0f}"
           f"{row['velm_mib']:>10.0f}{memory:>7.1f}{row['gradients_mib']:>11.0f}", flush=True)  # fmt: skip
 
 
