@@ -87,7 +87,7 @@ def formula(name: str, size: int, rows: int, number: int) -> float:
 
 def worker(rank: int, folder: Path) -> None:
     torch.set_num_threads(1)
-    walk.SIZES["cpu"] = (4, 5)
+    walk.tile_size = lambda _: (4, 5)
     store = f"file://{folder}/store"
     limit = datetime.timedelta(seconds=60)
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=4, timeout=limit)

@@ -61,7 +61,7 @@ CASES = {
 
 @pytest.fixture(autouse=True, params=[(4, 7), (64, 64)], ids=["small tiles", "one tile"])
 def tiles(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(walk.SIZES, "cpu", request.param)
+    monkeypatch.setattr(walk, "tile_size", lambda _: request.param)
 
 
 def embeddings(rows: int, dtype: torch.dtype = torch.float64, spread: float = 1.0) -> list[Tensor]:
@@ -212,7 +212,7 @@ def test_matches_are_those_of_the_whole_comparison(ids: list[int]) -> None:
 
 @pytest.mark.parametrize("name", CASES)
 def test_no_tensor_has_a_number_a_pair(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(walk.SIZES, "cpu", (16, 16))
+    monkeypatch.setattr(walk, "tile_size", lambda _: (16, 16))
     rows, largest = 160, [0]
 
     class Watch(torch.utils._python_dispatch.TorchDispatchMode):

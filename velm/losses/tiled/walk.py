@@ -10,9 +10,12 @@ from torch import Tensor
 
 __all__ = ["Matches", "Tile", "Walk", "with_gradient"]
 
-# rows x columns: what a core's second cache holds in float32; a GPU wants longer products
-SIZES = {"cpu": (512, 1024)}
-ELSEWHERE = (4096, 4096)
+
+def tile_size(device: torch.device) -> tuple[int, int]:
+    """Rows and columns of a tile: what one core's second cache holds; several threads want to meet less often."""
+    if device.type != "cpu":
+        return 4096, 4096
+    return (512, 1024) if torch.get_num_threads() == 1 else (2048, 2048)
 
 
 class Matches:
@@ -92,7 +95,7 @@ class Walk:
         self, image: Tensor, text: Tensor, row_ids: Tensor, column_ids: Tensor, size: tuple[int, int] | None = None
     ) -> None:
         self.image, self.text = image, text
-        self.size = SIZES.get(image.device.type, ELSEWHERE) if size is None else size
+        self.size = tile_size(image.device) if size is None else size
         self.matches = Matches(row_ids, column_ids, self.size)
         self._buffers: dict[int, Tensor] = {}
 
