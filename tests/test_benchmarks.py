@@ -124,3 +124,21 @@ def test_captions_are_compared_where_there_is_java(tmp_path: Path) -> None:
     found = captions.compare(captions.read(str(tmp_path / "captions.csv")))
     assert (found["pictures"], found["captions"], found["cut otherwise"]) == (3, 5, 0)
     assert all(abs(row["difference"]) < 1e-9 for row in found["figures"].values())
+
+
+@pytest.mark.parametrize("name", ["contrastive", "sigmoid", "triplet"])
+def test_both_alignment_losses_are_the_same(name: str) -> None:
+    pytest.importorskip("open_clip")
+    module = benchmark("contrastive")
+    assert max(module.check(name, 96, 16).values()) < 1e-4
+    module.peers = lambda _: lambda image, text: (image * text).sum()
+    with pytest.raises(SystemExit, match=f"{name}: the two sides differ"):
+        module.check(name, 96, 16)
+
+
+def test_alignment_losses_say_what_does_not_fit(capsys) -> None:
+    module = benchmark("contrastive")
+    assert module.fits("contrastive", 64)
+    assert not module.fits("sigmoid", 10**7)
+    module.print_row({"B": 10**7, "velm_seconds": 1.0, "velm_mib": 2.0, "gradients_mib": 3.0})
+    assert "the peer would not fit" in capsys.readouterr().out

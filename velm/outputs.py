@@ -97,6 +97,8 @@ class Batch:
         image_rows: int64 (B,), the row of `images` or `encoded` that each sample shows, where samples share pictures
             and there are fewer of these than B; None where each has its own.
         encoded: the pictures as a frozen encoder has seen them, in place of `images`.
+        group: the torch.distributed group whose ranks hold the rows of the batch between them, this rank's being
+            here; None where the batch is whole.
         faults: of samples that could not be read and are left out, or that others stand in for (see
             `velm.data.faults.Fault`).
     """
@@ -111,6 +113,7 @@ class Batch:
     image_rows: Tensor | None = None
     faults: tuple[Any, ...] = ()
     encoded: EncodedImages | None = None
+    group: Any = None
 
     def __len__(self) -> int:
         return len(self.image_ids)

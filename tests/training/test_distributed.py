@@ -17,6 +17,7 @@ from lightning.pytorch.strategies import DDPStrategy, Strategy
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
+from velm.losses.alignment import ContrastiveLoss
 from velm.outputs import Batch
 from velm.training.sharding import FSDP2Strategy
 from velm.training.task import VisionLanguageTask
@@ -28,6 +29,7 @@ LOSSES = {
     "hardest_off": {"triplet": {"hardest": False}},
     "joint": {"contrastive": {}, "captioning": {"weight": 2.0, "label_smoothing": 0.1}},
     "captioning": {"captioning": {}},
+    "gathered": {"contrastive": {}, "sigmoid": {}},
 }
 
 
@@ -111,6 +113,7 @@ def worker(rank: int, world: int, port: int, cases: list[tuple[str, str, int | N
     for case in cases:
         name, strategy, micro = case
         keep = Keep(folder / f"{file_of(case)}.pt")
+        ContrastiveLoss.shares = name != "gathered"  # as a plugin's, which is of the whole batch and never knows
         task = make_task(LOSSES[name], micro)
         train_one_step(task, mine, keep, devices=world, strategy=strategy_of(strategy))
         if strategy == "fsdp2":

@@ -3,26 +3,35 @@
 Notation: u_i, v_j the L2-normalised embeddings of picture i and text j, s_ij = u_i . v_j, and
 P(i) = {j: image_ids[j] == image_ids[i]}, which always holds i. Whatever is in P(i) is a match of i and never
 a negative, so that two captions of one picture are never pushed away from it.
+
+The sums over all pairs are made in tiles, each with its gradient: memory grows with B times E and the number of
+matches, never with B x B. Where the batch names a `group`, its ranks hold a share each, and compute a share each.
 """
 
 from __future__ import annotations
 
 import math
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import logsigmoid
 
 from velm.losses.base import Loss, full_precision
+from velm.losses.tiled.contrastive import contrastive
+from velm.losses.tiled.sigmoid import sigmoid
+from velm.losses.tiled.triplet import triplet_all, triplet_hardest
+from velm.losses.tiled.walk import with_gradient
 from velm.outputs import Batch, VisionLanguageOutput
 
 __all__ = ["ContrastiveLoss", "SigmoidLoss", "TripletLoss"]
 
 
 class _AlignmentLoss(Loss):
-    """A loss of the similarities s (B, B) and of which of them match (bool (B, B))."""
+    """A loss of image and text embeddings (B, E) and of which of them match, on one device or on many."""
 
     requires = frozenset({"image_embeds", "text_embeds"})
+    shares = True
 
     def forward(self, output: VisionLanguageOutput, batch: Batch) -> Tensor:
         self.check(output)
@@ -35,10 +44,12 @@ class _AlignmentLoss(Loss):
                 f"text_embeds {len(text)}, image_ids {len(ids)}. Gather all three, or none."
             )
         # bfloat16 similarities differ in steps of 0.004, which a scale of 100 turns into 0.4 nats
+        image, text = full_precision(image), full_precision(text)
+        dtype = torch.promote_types(image.dtype, text.dtype)
         with torch.autocast(image.device.type, enabled=False):
-            return self.of_similarities(full_precision(image) @ full_precision(text).T, ids[:, None] == ids)
+            return self.of_pairs(image.to(dtype), text.to(dtype), {"ids": ids, "group": batch.group})
 
-    def of_similarities(self, similarity: Tensor, positive: Tensor) -> Tensor:
+    def of_pairs(self, image: Tensor, text: Tensor, batch: dict[str, Any]) -> Tensor:
         raise NotImplementedError
 
 
@@ -87,23 +98,13 @@ class ContrastiveLoss(_AlignmentLoss):
     def logit_scale(self) -> Tensor:
         return full_precision(self.log_scale).exp()
 
-    def of_similarities(self, similarity: Tensor, positive: Tensor) -> Tensor:
+    def of_pairs(self, image: Tensor, text: Tensor, batch: dict[str, Any]) -> Tensor:
         with torch.no_grad():
             self.log_scale.clamp_(max=math.log(self.max_scale))
-        logits = self.logit_scale * similarity
-        return (_info_nce(logits, positive) + _info_nce(logits.T, positive)) / 2
+        return with_gradient(partial(contrastive, **batch), image, text, self.logit_scale)
 
     def logged(self) -> dict[str, Tensor | float]:
         return {"logit_scale": self.logit_scale.detach()}
-
-
-def _info_nce(logits: Tensor, positive: Tensor) -> Tensor:
-    """The mean of L_i over the rows of `logits`; one direction of `ContrastiveLoss`."""
-    # the lowest number and not -inf: a row without negatives would have a gradient of nan
-    negatives = logits.masked_fill(positive, torch.finfo(logits.dtype).min).logsumexp(1)
-    row, match = positive.nonzero(as_tuple=True)
-    per_match = -logsigmoid(logits[row, match] - negatives[row])
-    return (per_match / positive.sum(1)[row]).sum() / len(logits)
 
 
 class SigmoidLoss(_AlignmentLoss):
@@ -127,9 +128,8 @@ class SigmoidLoss(_AlignmentLoss):
     def logit_scale(self) -> Tensor:
         return full_precision(self.log_scale).exp()
 
-    def of_similarities(self, similarity: Tensor, positive: Tensor) -> Tensor:
-        logits = self.logit_scale * similarity + self.bias
-        return -logsigmoid(torch.where(positive, logits, -logits)).sum() / len(similarity)
+    def of_pairs(self, image: Tensor, text: Tensor, batch: dict[str, Any]) -> Tensor:
+        return with_gradient(partial(sigmoid, **batch), image, text, self.logit_scale, self.bias)
 
     def logged(self) -> dict[str, Tensor | float]:
         return {"logit_scale": self.logit_scale.detach(), "logit_bias": self.bias.detach()}
@@ -140,7 +140,8 @@ class TripletLoss(_AlignmentLoss):
 
     1/B times the sum over i of  [margin + s_in - s_ii]_+  for picture i against text n, plus the same for
     text i against picture n; n outside P(i), the worst one or all of them. The paper sums over the batch; the
-    mean makes one learning rate serve every batch size. Rows without negatives cost nothing.
+    mean makes one learning rate serve every batch size. Rows without negatives cost nothing. Of equally hard
+    negatives the first is pushed away.
 
     Args:
         margin: by how much of cosine similarity a match has to win, >= 0.
@@ -153,10 +154,6 @@ class TripletLoss(_AlignmentLoss):
             raise ValueError(f"margin {margin} is below 0: a match should win, not lose.")
         self.margin, self.hardest = margin, hardest
 
-    def of_similarities(self, similarity: Tensor, positive: Tensor) -> Tensor:
-        match = similarity.diagonal()
-        total = similarity.new_zeros(())
-        for scores in (similarity, similarity.T):
-            hinge = (self.margin + scores - match[:, None]).clamp(min=0).masked_fill(positive, 0)
-            total = total + (hinge.amax(1) if self.hardest else hinge.sum(1)).sum()
-        return total / len(similarity)
+    def of_pairs(self, image: Tensor, text: Tensor, batch: dict[str, Any]) -> Tensor:
+        compute = triplet_hardest if self.hardest else triplet_all
+        return with_gradient(partial(compute, margin=self.margin, **batch), image, text)

@@ -26,6 +26,10 @@ class Loss(nn.Module, ABC):
     embeddings, with their gradient, and hands over an output and a batch whose `image_embeds`, `text_embeds`
     and `image_ids` are everybody's: a loss never knows.
 
+    A loss that knows how to share the work says `shares = True`. It is then handed each device's own rows and a
+    `batch.group`, gives everywhere the loss of the whole batch, and to its embeddings the gradient of the sum of what
+    it gives on all of them, as a gather with gradient does; scalars get that of one.
+
     `requires` names the fields of `VisionLanguageOutput` it cannot do without, among `image_embeds`,
     `text_embeds` and `decoder`. `additive` says that the loss of a batch is the sum of those of its pieces, as long
     as each is told the `target_count` of the whole; with `micro_batch_size` such a loss never sees the whole.
@@ -33,6 +37,7 @@ class Loss(nn.Module, ABC):
 
     requires: frozenset[str] = frozenset()
     additive: bool = False
+    shares: bool = False
 
     @abstractmethod
     def forward(self, output: VisionLanguageOutput, batch: Batch) -> Tensor:

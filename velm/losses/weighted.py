@@ -15,6 +15,8 @@ from velm.outputs import Batch, VisionLanguageOutput
 
 __all__ = ["WeightedLosses", "build_losses"]
 
+EMBEDS = frozenset({"image_embeds", "text_embeds"})
+
 
 class WeightedLosses(nn.ModuleDict):
     """Losses by name; called, it gives their weighted sum and each of them, unweighted.
@@ -36,6 +38,12 @@ class WeightedLosses(nn.ModuleDict):
     def requires(self) -> frozenset[str]:
         """What the model has to compute for them."""
         return frozenset().union(*(loss.requires for loss in self.named().values()))
+
+    @property
+    def share(self) -> bool:
+        """Whether all that look at embeddings take a device's own rows; see `Loss`."""
+        looking = [loss for loss in self.named().values() if not EMBEDS.isdisjoint(loss.requires)]
+        return all(getattr(loss, "shares", False) for loss in looking)
 
     def forward(self, output: VisionLanguageOutput, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """The sum, float (), and {name: float ()}."""

@@ -13,25 +13,33 @@ from velm.outputs import IGNORE, Batch, VisionLanguageOutput
 
 
 def gather_global(
-    module: lightning.LightningModule, output: VisionLanguageOutput, batch: Batch
+    module: lightning.LightningModule, output: VisionLanguageOutput, batch: Batch, *, share: bool = False
 ) -> tuple[VisionLanguageOutput, Batch]:
     """Embeddings and picture ids of every device, with gradient; and the token count that makes means global.
 
     The gradient is the whole batch's: every rank computes the same loss of the gathered embeddings, the gather's
     backward sums the ranks' gradients, and DDP's mean divides by the number of ranks again. A mean over tokens
     becomes global when each rank divides its sum by the mean of the ranks' counts.
+
+    Args:
+        module: with the trainer that knows the devices.
+        output: this rank's.
+        batch: this rank's.
+        share: the losses meet the other ranks' embeddings by themselves: they are told the group instead.
     """
     if output.labels is not None and module.trainer.world_size > 1:
         batch = replace(batch, target_count=global_count(module, (output.labels != IGNORE).sum()))
-    return gather_embeds(module, output, batch)
+    return gather_embeds(module, output, batch, share=share)
 
 
 def gather_embeds(
-    module: lightning.LightningModule, output: VisionLanguageOutput, batch: Batch
+    module: lightning.LightningModule, output: VisionLanguageOutput, batch: Batch, *, share: bool = False
 ) -> tuple[VisionLanguageOutput, Batch]:
-    """Embeddings and picture ids of every device, where there are embeddings."""
+    """The part of `gather_global` that concerns embeddings, where there are any."""
     if module.trainer.world_size == 1 or output.image_embeds is None or output.text_embeds is None:
         return output, batch
+    if share:
+        return output, replace(batch, group=dist.group.WORLD)
     ids = module.all_gather(batch.image_ids)
     assert isinstance(ids, Tensor)
     image_embeds, text_embeds = _gather(module, output.image_embeds), _gather(module, output.text_embeds)

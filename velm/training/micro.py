@@ -60,7 +60,7 @@ def losses_in_pieces(task: VisionLanguageTask, batch: Batch, size: int) -> tuple
 
     contexts = partial(first_pass_only, task.model)
     done = [checkpoint(run, piece, use_reentrant=False, context_fn=contexts) for piece in batch.pieces(size)]
-    output, batch = gather_embeds(task, _joined([output for output, _ in done]), batch)
+    output, batch = gather_embeds(task, _joined([output for output, _ in done]), batch, share=task.losses.share)
     output.output_projection = getattr(task.model.decoder, "output_projection", None)
     parts = {name: torch.stack([values[name] for _, values in done]).sum() for name in apart}
     parts |= {name: loss(output, batch) for name, loss in whole.items()}

@@ -186,7 +186,7 @@ class VisionLanguageTask(lightning.LightningModule):
     def _losses(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         if self.micro_batch_size is not None and len(batch) > self.micro_batch_size:
             return losses_in_pieces(self, batch, self.micro_batch_size)
-        output, batch = gather_global(self, self.model(batch, self.needs), batch)
+        output, batch = gather_global(self, self.model(batch, self.needs), batch, share=self.losses.share)
         return self.losses(output, batch)
 
     def on_after_backward(self) -> None:
