@@ -116,9 +116,10 @@ class LastWords(Callback):
     """When training ends, say where everything is and what to type next."""
 
     def on_fit_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        if trainer.log_dir is None or getattr(trainer, "fast_dev_run", False):
+        log_dir = trainer.log_dir  # asks the other ranks: all of them have to be here
+        if log_dir is None or getattr(trainer, "fast_dev_run", False) or not trainer.is_global_zero:
             return
-        folder = Path(trainer.log_dir)
+        folder = Path(log_dir)
         with contextlib.suppress(ValueError):  # a folder elsewhere is named in full
             folder = folder.resolve().relative_to(Path.cwd())
         best = folder / ("best.ckpt" if (folder / "best.ckpt").exists() else "last.ckpt")

@@ -106,7 +106,7 @@ class Ranks(Callback):
         for rank, row in self._others().items():
             who = f"Rank {rank} ({row['host']}, process {row['pid']})"
             if row["error"]:
-                return f"{who} failed: {row['error']}"
+                return f"{who} failed: {row['error'].splitlines()[0].rstrip('.')}."
             if not row["last"] and row["host"] == socket.gethostname() and not _alive(row["pid"]):
                 return f"{who} is gone without a word: it was killed, by the system for want of memory or by hand."
         return None

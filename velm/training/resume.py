@@ -121,7 +121,7 @@ class Terminate(Callback):
         mark = torch.tensor(float(self.told), device=pl_module.device)
         dist.all_reduce(mark)
         if mark:
-            raise SIGTERMException
+            trainer._signal_connector.received_sigterm = True  # Lightning ends the run when the step is logged
 
     def teardown(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
         if self._previous is not None:
