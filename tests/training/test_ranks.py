@@ -14,10 +14,11 @@ from typing import Any
 
 import pytest
 from lightning.pytorch.strategies import DDPStrategy
+from torch.distributed import TCPStore
 
 from velm.training import ranks
 from velm.training.failures import RunFailedError
-from velm.training.ranks import Ranks, set_timeout
+from velm.training.ranks import Ranks, meet_anew, set_timeout
 
 LOST = RuntimeError("[gloo/transport/tcp/pair.cc:545] Read error: Connection reset by peer")
 
@@ -123,3 +124,16 @@ def test_the_timeout_is_the_strategys() -> None:
     strategy = DDPStrategy()
     set_timeout(strategy, 12.5)
     assert strategy._timeout == timedelta(seconds=12.5)
+
+
+def test_processes_that_are_started_again_meet_at_another_port(monkeypatch: pytest.MonkeyPatch) -> None:
+    agent = TCPStore("127.0.0.1", 0, is_master=True)
+    here = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(agent.port), "TORCHELASTIC_RESTART_COUNT": "1"}
+    ports = []
+    for number in ("0", "1"):
+        for name, value in {**here, "TORCHELASTIC_USE_AGENT_STORE": "True", "RANK": number}.items():
+            monkeypatch.setenv(name, value)
+        meet_anew()
+        ports.append(os.environ["MASTER_PORT"])
+        assert os.environ["TORCHELASTIC_USE_AGENT_STORE"] == "False"
+    assert ports[0] == ports[1] != str(agent.port)

@@ -98,7 +98,7 @@ class ResumableLoader(Loader):
                 )
 
     def state_dict(self) -> dict[str, int]:
-        """{'taken': batches handed out since the epoch began, 'of': batches of an epoch, 'plan': hash of their sizes}."""
+        """{'taken': batches handed out since the epoch began, 'of': batches of an epoch, 'plan': their hash}."""
         return {"taken": self.taken, "of": len(self), "plan": self.batch_sampler.plan}
 
     def load_state_dict(self, state: dict[str, int]) -> None:

@@ -9,7 +9,7 @@ import shutil
 import warnings
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import torch
 from fsspec.core import url_to_fs
@@ -61,14 +61,18 @@ class Checkpoints(TorchCheckpointIO):
                 self._save_local(checkpoint, local, step)
         except OSError as error:
             self.failures += 1
-            self.failed[str(path)] = f"{type(error).__name__}: {error}"
+            self.failed[_key(path)] = f"{type(error).__name__}: {error}"
             warnings.warn(
                 f"Step {step}: {path} could not be written ({error}). The one before it is whole; training goes on, "
                 f"and the next save tries again ({self.failures} failed so far). Make room, or stop the run.",
                 stacklevel=2,
             )
         else:
-            self.failed.pop(str(path), None)
+            self.failed.pop(_key(path), None)
+
+    def has(self, path: Any) -> bool:
+        """Whether the latest save to this file was one that worked, so far as is known."""
+        return _key(path) not in self.failed
 
     def refuse_unsaved(self) -> None:
         """At the end of a run.
@@ -104,7 +108,7 @@ class Checkpoints(TorchCheckpointIO):
             with open(half_written, "wb") as file:
                 stream = _Stream(file)
                 try:
-                    torch.save(checkpoint, stream)
+                    torch.save(checkpoint, cast("IO[bytes]", stream))
                 except RuntimeError:  # torch's writer speaks of an unexpected position where the disk is full
                     raise stream.error or OSError(f"{half_written} cannot be written") from None
                 file.flush()
@@ -133,11 +137,12 @@ class _Stream:
     """A file that remembers why it could not be written: torch's writer doesn't say."""
 
     def __init__(self, file: Any) -> None:
-        self.file, self.error = file, None
+        self.file = file
+        self.error: OSError | None = None
 
     def write(self, data: Any) -> int:
         try:
-            return self.file.write(data)
+            return int(self.file.write(data))
         except OSError as error:
             self.error = error
             raise
@@ -185,6 +190,11 @@ def _damaged(path: str, error: BaseException) -> str:
     )
     cause = (str(error).splitlines() or [""])[0]
     return f"{path} is damaged or cut short ({type(error).__name__}: {cause}). {advice}"
+
+
+def _key(path: Any) -> str:
+    """One name for a file, however its path is written."""
+    return str(path) if is_url(path) else str(Path(path).resolve())
 
 
 def _local(path: Any) -> Path | None:

@@ -39,7 +39,7 @@ def to_go_on_from(checkpoints: str, ckpt_path: Any) -> Any:
 
 
 @rank_zero_only
-def begin(folder: Path, *, keep: bool, wait: bool) -> RunLock:
+def begin(folder: Path, *, keep: bool, wait: bool) -> RunLock | None:
     """Take the folder's lock; unless the run in it is to be kept, set that aside. None on other ranks than 0.
 
     Raises:

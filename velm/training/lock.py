@@ -17,7 +17,7 @@ from velm.registry import SpecError
 
 try:
     import fcntl
-except ImportError:  # Windows
+except ImportError:  # Windows: the touch has to do
     fcntl = None  # type: ignore[assignment]
 
 __all__ = ["FILE", "SILENCE", "RunLock"]
@@ -81,14 +81,12 @@ class RunLock:
         atexit.unregister(self.release)
 
     def _hold(self, stream: IO[str]) -> None:
-        if fcntl is None:
-            return
         try:
             fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):
             raise SpecError(self._refusal(_owner(stream))) from None
-        except OSError:
-            pass  # a network's file system without locks: the touch has to do
+        except (OSError, AttributeError):
+            pass  # a network's file system without locks, or no fcntl: the touch has to do
 
     def _refuse_living(self, stream: IO[str]) -> None:
         """Refuse a lock of another machine, unless its run is no more."""

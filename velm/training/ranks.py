@@ -18,10 +18,11 @@ from typing import Any
 import lightning
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+from torch.distributed import TCPStore
 
 from velm.training.failures import RunFailedError
 
-__all__ = ["Ranks", "set_timeout"]
+__all__ = ["Ranks", "meet_anew", "set_timeout"]
 
 FOLDER = "ranks"
 LOOK = 0.5
@@ -141,6 +142,25 @@ def set_timeout(strategy: Any, seconds: float) -> None:
     """How long a rank waits for the others in a collective, for a strategy by name; one built in YAML has its own."""
     if hasattr(strategy, "_timeout"):
         strategy._timeout = timedelta(seconds=seconds)
+
+
+def meet_anew() -> None:
+    """Let the processes that torchrun has started again meet at a port of their own.
+
+    torch (2.14) keeps the first attempt's store for the later ones, where a quick rank finds the address of a dead one
+    and fails with "Connection refused". Across machines that join later, too: TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1.
+    """
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    store = TCPStore(address, port, is_master=False, timeout=timedelta(seconds=300))
+    key = f"velm/port/{os.environ['TORCHELASTIC_RESTART_COUNT']}"
+    if os.environ["RANK"] == "0":
+        with socket.socket() as free:
+            free.bind(("", 0))
+            store.set(key, str(free.getsockname()[1]))
+    os.environ["MASTER_PORT"] = store.get(key).decode()
+    os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "False"
 
 
 def _of_peers(exception: BaseException) -> bool:

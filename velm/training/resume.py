@@ -24,7 +24,7 @@ from torch import distributed as dist
 from velm.data.faults import BadDataError
 from velm.data.loader import WorkerDiedError
 from velm.registry import SpecError
-from velm.training.checkpoints import LAST, join
+from velm.training.checkpoints import LAST, Checkpoints, join
 from velm.training.nonfinite import NonFiniteError
 
 __all__ = ["TERMINATED", "Resume", "Terminate", "run_seed", "seed_step", "slurm"]
@@ -93,8 +93,9 @@ class Resume(Callback):
         alone = isinstance(exception, WorkerDiedError) and trainer.world_size == 1
         if (together or alone) and trainer.training:
             trainer.save_checkpoint(self.last)
-            failed = getattr(trainer.strategy.checkpoint_io, "failed", {})
-            exception.saved = None if self.last in failed else self.last  # type: ignore[attr-defined]
+            writer = trainer.strategy.checkpoint_io
+            saved = not isinstance(writer, Checkpoints) or writer.has(self.last)
+            exception.saved = self.last if saved else None  # type: ignore[attr-defined]
 
 
 class Terminate(Callback):

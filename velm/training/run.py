@@ -7,6 +7,7 @@ import logging
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,11 +26,10 @@ from velm.training.checkpoints import Checkpoints, exists, join
 from velm.training.datamodule import Augmentation, VisionLanguageData
 from velm.training.failures import RunFailedError
 from velm.training.folder import begin, refuse_url, restarted, to_go_on_from
-from velm.training.lock import RunLock
 from velm.training.nonfinite import NonFiniteGuard
 from velm.training.optim import OptimizerConfig
 from velm.training.quarantine import FILE, Quarantine, write_down
-from velm.training.ranks import Ranks, set_timeout
+from velm.training.ranks import Ranks, meet_anew, set_timeout
 from velm.training.resume import TERMINATED, Resume, Terminate, slurm
 from velm.training.task import VisionLanguageTask
 from velm.training.validation import ValidationConfig
@@ -67,12 +67,8 @@ class VelmCLI(LightningCLI):
             parser.link_arguments(f"data.{given}", f"model.{given}", apply_on="instantiate")
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self.lock: RunLock | None = None
-        try:
+        with ExitStack() as self.held:  # the folder's lock
             super().__init__(*args, **kwargs)
-        finally:
-            if self.lock is not None:
-                self.lock.release()
 
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
@@ -83,8 +79,12 @@ class VelmCLI(LightningCLI):
         self.going_on = bool(config.resume) or restarted()
         if self.subcommand == "fit":
             keep = self.going_on or config.ckpt_path is not None
-            self.lock = begin(folder, keep=keep, wait=self.going_on)
+            lock = begin(folder, keep=keep, wait=self.going_on)
+            if lock is not None:
+                self.held.callback(lock.release)
             config.resume = False  # of this start, not of the run that config.yaml tells how to do again
+            if restarted():
+                meet_anew()
             if self.going_on:
                 config.ckpt_path = to_go_on_from(checkpoints, config.ckpt_path)
         elif config.ckpt_path is None:
