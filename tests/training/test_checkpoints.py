@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from velm.manifest import CheckpointError
+from velm.registry import SpecError
 from velm.training import checkpoints
 from velm.training.checkpoints import Checkpoints, exists, join, newest_whole
 from velm.training.failures import RunFailedError
@@ -117,3 +118,8 @@ def test_where_links_are_not_known_it_is_copied(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(checkpoints.os, "link", refuse)
     Checkpoints(keep=1).save_checkpoint(content(1), tmp_path / "last.ckpt")
     assert (tmp_path / "step_1.ckpt").read_bytes() == (tmp_path / "last.ckpt").read_bytes()
+
+
+def test_a_url_that_nothing_opens_is_told() -> None:
+    with pytest.raises(SpecError, match=r"nosuch://bucket/last.ckpt cannot be opened: .*nosuch.* pip install"):
+        exists("nosuch://bucket/last.ckpt")

@@ -102,6 +102,7 @@ def test_files_of_an_earlier_attempt_say_nothing(tmp_path: Path) -> None:
     assert "ValueError" not in told(mine, trainer)
 
 
+@pytest.mark.slow
 def test_a_process_that_is_kept_waiting_is_ended(tmp_path: Path) -> None:
     code = f"""
 import time

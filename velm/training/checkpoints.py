@@ -17,6 +17,7 @@ from fsspec.implementations.local import LocalFileSystem
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
 from velm.manifest import CheckpointError
+from velm.registry import SpecError
 from velm.training.failures import RunFailedError
 
 __all__ = ["Checkpoints", "exists", "is_url", "join", "newest_whole"]
@@ -162,8 +163,17 @@ def join(folder: Any, name: str) -> str:
 
 
 def exists(path: Any) -> bool:
-    """Whether there is a file at a path or a URL."""
-    files, inside = url_to_fs(str(path))
+    """Whether there is a file at a path or a URL.
+
+    Raises:
+        SpecError: nothing is installed that opens such a URL.
+    """
+    try:
+        files, inside = url_to_fs(str(path))
+    except (ImportError, ValueError) as error:
+        raise SpecError(
+            f"{path} cannot be opened: {error}. For s3:// and https://: pip install 'velm[remote]'."
+        ) from None
     return bool(files.isfile(inside))
 
 
