@@ -148,7 +148,8 @@ def test_a_disk_that_stays_full(folder: Path, told: Told) -> None:
     (folder / "full" / "last.ckpt.part").unlink(missing_ok=True)
     assert run(folder, "full", "--resume")[0] == 0
     assert steps_of(folder / "full") == STEPS
-    told("disk full from step 9 to the end", "warned at each save, exit 1 that names the files; the old one whole; `--resume` does the rest again",
+    told("disk full from step 9 to the end",
+         "warned at each save, exit 1 that names the files; the old one whole; `--resume` does the rest again",
          STEPS - 8, seconds, most=STEPS - 8)  # fmt: skip
 
 
