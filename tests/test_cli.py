@@ -72,3 +72,10 @@ def test_a_reader_that_has_enough_is_no_error() -> None:
         check=True,
     )
     assert done.stderr == ""
+
+
+def test_python_m_velm_is_velm() -> None:
+    """What torchrun and srun start."""
+    done = subprocess.run([sys.executable, "-m", "velm", "--version"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0
+    assert done.stdout.startswith("velm ")

@@ -162,6 +162,25 @@ def _typed(words: list[str]) -> dict[str, str]:
     return options
 
 
+def fault_options() -> set[str]:
+    """What `velm fit` has beside Lightning's options to say about faults."""
+    from velm.training.run import _add_fault_options
+
+    names: set[str] = set()
+
+    class Parser:
+        def add_argument(self, name: str, **options: Any) -> None:
+            names.add(name.removeprefix("--"))
+
+    _add_fault_options(Parser())  # type: ignore[arg-type]
+    return names
+
+
+def test_every_option_about_faults_is_in_the_table() -> None:
+    table = section("training.md", "Faults").partition("**Checkpoints.**")[0]
+    assert first_column(table) == {f"--{name}" for name in fault_options()}
+
+
 def _check_key(key: str) -> None:
     """The key is one of the task's, the data's, the Trainer's or the command line's, two steps deep."""
     import lightning
@@ -176,6 +195,7 @@ def _check_key(key: str) -> None:
             "seed_everything",
             "checkpoint_every_n_steps",
             "ckpt_path",
+            *fault_options(),
             "plugins",
             "print_config",
             "json",

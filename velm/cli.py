@@ -40,7 +40,7 @@ def usage() -> str:
 
 
 def main(args: list[str] | None = None) -> int:
-    """Run a command; the exit code: 0 done, 1 a check failed, 2 the input was wrong."""
+    """Run a command; the exit code: 0 done, 1 a check or the run failed, 2 the input was wrong."""
     args = sys.argv[1:] if args is None else args
     if not args or args[0] in ("-h", "--help"):
         print(usage())
@@ -67,6 +67,11 @@ def main(args: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
+        from velm.training.failures import RunFailedError
+
+        if isinstance(error, RunFailedError):
+            print(f"velm {args[0]}: {error}", file=sys.stderr)
+            return 1
         if not _expected(error) or os.environ.get("VELM_TRACEBACK"):
             raise
         print(f"velm {args[0]}: {error}", file=sys.stderr)

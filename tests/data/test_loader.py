@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import signal
+
 import pytest
 import torch
 from torch.utils.data import Dataset
 
 from velm.data.base import DataError
-from velm.data.loader import ResumableLoader
+from velm.data.loader import RESTARTS, ResumableLoader, WorkerDiedError
 from velm.data.samplers import PictureBatchSampler
 
 
@@ -38,7 +41,7 @@ def test_it_goes_on_with_the_next_batch(before, after, taken):
     batches = iter(first)
     assert [next(batches).tolist() for _ in range(taken)] == whole[1][:taken]
     state = first.state_dict()
-    assert state == {"taken": taken, "of": 6}
+    assert state == {"taken": taken, "of": 6, "plan": first.batch_sampler.plan}
 
     second = loader(after)
     second.load_state_dict(state)
@@ -72,3 +75,75 @@ def test_a_place_in_another_epoch_is_refused():
         other.load_state_dict({"taken": 2, "of": 6})
     other.load_state_dict({"taken": 6, "of": 6})  # a whole epoch has no place in it
     assert len(epoch(other, 1)) == 3
+
+
+class Mortal(Keys):
+    """Its worker is killed by the system where it reads one of some samples, for the first `deaths` times."""
+
+    def __init__(self, folder, samples, deaths):
+        self.folder, self.samples, self.deaths = folder, samples, deaths
+
+    def __getitem__(self, key):
+        died = len(list(self.folder.iterdir()))
+        if key[1] in self.samples and died < self.deaths:
+            (self.folder / str(died)).touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().__getitem__(key)
+
+
+def mortal(folder, deaths):
+    sampler = PictureBatchSampler(picture_of=range(23), batch_size=4, seed=5)
+    return ResumableLoader(Mortal(folder, {11}, deaths), batch_sampler=sampler, num_workers=1, persistent_workers=True)
+
+
+@pytest.mark.slow  # torch looks after its workers every 5 seconds
+def test_a_killed_worker_is_replaced_and_the_batches_are_the_same(tmp_path):
+    source = mortal(tmp_path, deaths=2)
+    with pytest.warns(
+        UserWarning, match=r"for want of memory. The workers are started anew .*data.num_workers below 1"
+    ):
+        assert [epoch(source, number) for number in range(2)] == [epoch(loader(), number) for number in range(2)]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*started anew")
+def test_workers_that_die_again_and_again_end_it(tmp_path):
+    source = mortal(tmp_path, deaths=RESTARTS + 1)
+    with pytest.raises(WorkerDiedError, match=r"DataLoader worker .*killed it.* or give the job more memory"):
+        epoch(source, 0)
+    assert epoch(source, 1) == epoch(loader(), 1)
+
+
+def test_the_handler_of_child_processes_is_left_alone():
+    before = signal.getsignal(signal.SIGCHLD)
+    epoch(loader(workers=1), 0)
+    assert signal.getsignal(signal.SIGCHLD) == before
+
+
+@pytest.mark.parametrize(("batch_size", "world_size"), [(4, 2), (8, 1), (2, 4)])
+def test_the_same_global_batch_on_other_devices_goes_on(batch_size, world_size):
+    def of_ranks(size, world, state=None):
+        batches = []
+        for rank in range(world):
+            sampler = PictureBatchSampler(
+                picture_of=range(50), batch_size=size, drop_last=True, seed=5, rank=rank, world_size=world
+            )
+            source = ResumableLoader(Keys(), batch_sampler=sampler)
+            if state is not None:
+                source.load_state_dict(state)
+            batches.append(epoch(source, 1))
+        return [[key for part in parts for key in part] for parts in zip(*batches, strict=True)]
+
+    sampler = PictureBatchSampler(picture_of=range(50), batch_size=8, drop_last=True, seed=5)
+    state = {**ResumableLoader(Keys(), batch_sampler=sampler).state_dict(), "taken": 2}
+    assert of_ranks(batch_size, world_size, state) == of_ranks(8, 1)[2:]
+
+
+def test_as_many_batches_of_another_size_are_no_such_place():
+    def of(size):
+        sampler = PictureBatchSampler(picture_of=range(50), batch_size=size, drop_last=True, seed=5)
+        return ResumableLoader(Keys(), batch_sampler=sampler)
+
+    assert len(of(13)) == len(of(14)) == 3
+    with pytest.raises(DataError, match=r"after 2 of the 3 batches of an epoch, and an epoch has 3 others now"):
+        of(13).load_state_dict({**of(14).state_dict(), "taken": 2})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import os
 import warnings
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from velm.data.base import Record
 from velm.data.transforms import EvalTransform
+from velm.training.writing import forgiving
 
 HEADLINE = ("image_to_text/recall@1", "text_to_image/recall@1", "caption/bleu4", "caption/cider")
 
@@ -36,12 +38,15 @@ class CaptionPanel(Callback):
         where = f"epoch {trainer.current_epoch} step {trainer.global_step}"
         head = f"{where}: {distinct} distinct captions of {len(scores.captions)}"
         if folder is not None:
-            Path(folder).mkdir(parents=True, exist_ok=True)
-            with open(Path(folder) / "panel.txt", "a", encoding="utf-8") as file:
-                file.write("\n".join([head, *lines, "", ""]))
+            panel = Path(folder) / "panel.txt"
+            with forgiving(panel):
+                panel.parent.mkdir(parents=True, exist_ok=True)
+                with panel.open("a", encoding="utf-8") as file:
+                    file.write("\n".join([head, *lines, "", ""]))
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
-                self._to_tensorboard(logger, scores.records, rows, scores.captions, trainer.global_step)
+                with forgiving(str(logger.log_dir)):
+                    self._to_tensorboard(logger, scores.records, rows, scores.captions, trainer.global_step)
 
     @staticmethod
     def _to_tensorboard(
@@ -77,6 +82,34 @@ class ResumableCSVLogger(CSVLogger):
         experiment.metrics = [{key: value for key, value in row.items() if value} for row in kept]
         experiment.save()
         return experiment
+
+    def save(self) -> None:
+        """Rows that cannot be written stay in memory, and the next save tries again."""
+        file = Path(self.log_dir) / "metrics.csv"
+        size = file.stat().st_size if file.is_file() else None
+        with forgiving(file):
+            try:
+                super().save()
+            except OSError:
+                if size is not None:
+                    os.truncate(file, size)  # half a row
+                raise
+
+
+class EventLogger(TensorBoardLogger):
+    """TensorBoard's events; a full disk loses them and ends nothing."""
+
+    def log_metrics(self, metrics: Any, step: int | None = None) -> None:
+        with forgiving(f"{self.log_dir}/events"):
+            super().log_metrics(metrics, step)
+
+    def save(self) -> None:
+        with forgiving(f"{self.log_dir}/events"):
+            super().save()
+
+    def finalize(self, status: str) -> None:
+        with forgiving(f"{self.log_dir}/events"):
+            super().finalize(status)
 
 
 class LastWords(Callback):

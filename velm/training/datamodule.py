@@ -17,7 +17,7 @@ from velm.data.buckets import LengthBatchSampler, sentence_lengths
 from velm.data.collate import Collate, check_lengths
 from velm.data.features import FeatureReader
 from velm.data.items import DRAWN, CaptionItems, Captions
-from velm.data.loader import ResumableLoader
+from velm.data.loader import Loader, ResumableLoader
 from velm.data.samplers import PictureBatchSampler
 from velm.data.tokenizers import Tokenizer
 from velm.data.transforms import EvalTransform, TrainTransform
@@ -248,7 +248,7 @@ class VisionLanguageData(lightning.LightningDataModule):
     def _each_picture_once(self, split: str) -> DataLoader:
         items = self._items(split, train=False)
         mine = range(self._rank(), len(items), self._world_size())
-        return DataLoader(items, sampler=mine, batch_size=self.eval_batch_size, **self._options(items))
+        return Loader(items, sampler=mine, batch_size=self.eval_batch_size, **self._options(items))
 
     def _items(self, split: str, train: bool) -> CaptionItems:
         if train:

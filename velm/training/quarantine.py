@@ -16,6 +16,7 @@ from velm.data.base import MissingSplitError
 from velm.data.faults import BadDataError, Fault, refuse_too_many
 from velm.outputs import Batch
 from velm.training.distributed import gather_list
+from velm.training.writing import forgiving
 
 __all__ = ["FILE", "Quarantine", "write_down"]
 
@@ -113,7 +114,9 @@ class Quarantine(Callback):
                 new.append(fault)
         self._unchecked |= bool(new)
         if new and trainer.is_global_zero:
-            written = write_down(self.file, new, trainer.global_step)
+            written: list[Fault] = []
+            with forgiving(self.file):
+                written = write_down(self.file, new, trainer.global_step)
             if written and trainer.global_step:  # the others were warned of by whoever opened the split
                 shown = ", ".join(f"{fault.path} ({fault.cause})" for fault in written[:3])
                 rank_zero_warn(

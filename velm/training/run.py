@@ -7,24 +7,30 @@ import logging
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, TypeVar
 
 import lightning
-from jsonargparse.typing import PositiveInt
+from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt
+from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
-from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from velm.data.faults import BadDataError
+from velm.data.loader import WorkerDiedError
 from velm.registry import SpecError
-from velm.training.callbacks import CaptionPanel, LastWords, ResumableCSVLogger
+from velm.training.callbacks import CaptionPanel, EventLogger, LastWords, ResumableCSVLogger
+from velm.training.checkpoints import Checkpoints, exists, join
 from velm.training.datamodule import Augmentation, VisionLanguageData
+from velm.training.failures import RunFailedError
+from velm.training.folder import begin, refuse_url, restarted, to_go_on_from
+from velm.training.nonfinite import NonFiniteGuard
 from velm.training.optim import OptimizerConfig
 from velm.training.quarantine import FILE, Quarantine, write_down
-from velm.training.resume import TERMINATED, Resume
+from velm.training.ranks import Ranks, meet_anew, set_timeout
+from velm.training.resume import TERMINATED, Resume, Terminate, slurm
 from velm.training.sharding import register_strategy
 from velm.training.task import VisionLanguageTask
 from velm.training.validation import ValidationConfig
@@ -55,23 +61,38 @@ class VelmCLI(LightningCLI):
             default=1000,
             help="optimizer steps after which last.ckpt is written again inside an epoch; null: at epochs' ends only",
         )
+        _add_fault_options(parser)
         for part in ("model", "data"):
             parser.link_arguments("plugins", f"{part}.plugins")
         for given in ("vocab_size", "pad_id"):
             parser.link_arguments(f"data.{given}", f"model.{given}", apply_on="instantiate")
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        with ExitStack() as self.held:  # the folder's lock
+            super().__init__(*args, **kwargs)
+
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
+        refuse_url(str(config.trainer.default_root_dir))
         folder = Path(config.trainer.default_root_dir or Path("runs") / _stem(config))
         config.trainer.default_root_dir = str(folder)
+        checkpoints = str(config.checkpoint_dir or folder)
+        self.going_on = bool(config.resume) or restarted()
         if self.subcommand == "fit":
-            if config.ckpt_path is None:
-                _set_aside(folder)
+            keep = self.going_on or config.ckpt_path is not None
+            lock = begin(folder, keep=keep, wait=self.going_on)
+            if lock is not None:
+                self.held.callback(lock.release)
+            config.resume = False  # of this start, not of the run that config.yaml tells how to do again
+            if restarted():
+                meet_anew()
+            if self.going_on:
+                config.ckpt_path = to_go_on_from(checkpoints, config.ckpt_path)
         elif config.ckpt_path is None:
-            best = folder / "best.ckpt"
-            if not best.is_file():
+            best = join(checkpoints, "best.ckpt")
+            if not exists(best):
                 raise SpecError(f"`velm {self.subcommand}` found no {best}: train first, or give --ckpt_path.")
-            config.ckpt_path = str(best)
+            config.ckpt_path = best
 
     def instantiate_classes(self) -> None:
         try:
@@ -87,26 +108,38 @@ class VelmCLI(LightningCLI):
         config = self._get(self.config_init, "trainer")
         folder = Path(config["default_root_dir"])
         if config["logger"] is None or config["logger"] is True:
-            loggers = [ResumableCSVLogger(folder), TensorBoardLogger(folder.parent, name=folder.name, version="")]
+            loggers = [ResumableCSVLogger(folder), EventLogger(folder.parent, name=folder.name, version="")]
             kwargs["logger"] = loggers if self.subcommand == "fit" else False
         kwargs["callbacks"] = [*(config["callbacks"] or []), *self._callbacks(folder, config)]
-        return super().instantiate_trainer(**kwargs)
+        self.checkpoints = Checkpoints(keep=self._get(self.config_init, "save_last_k"))
+        given = _listed(config["plugins"])
+        kwargs["plugins"] = [*given, *slurm(), *([] if _has_io(given, config["strategy"]) else [self.checkpoints])]
+        trainer = super().instantiate_trainer(**kwargs)
+        if isinstance(config["strategy"], str):
+            set_timeout(trainer.strategy, self._get(self.config_init, "process_group_timeout"))
+        return trainer
 
     def _callbacks(self, folder: Path, config: Any) -> list[Callback]:
         if self.subcommand != "fit":
             return []
-        callbacks: list[Callback] = [CaptionPanel(), LastWords(), Resume(folder), Quarantine(folder)]
+        place = str(self._get(self.config_init, "checkpoint_dir") or folder)
+        guard = NonFiniteGuard(folder, self._get(self.config_init, "max_nonfinite_steps"))
+        callbacks: list[Callback] = [CaptionPanel(), LastWords(), Ranks(folder), Resume(place, kept=self.going_on)]
+        callbacks += [Quarantine(folder), guard]
         if config["logger"] is not False:
             callbacks.append(LearningRateMonitor(logging_interval="step"))
         if config["enable_checkpointing"] is not False:
-            shared: dict[str, Any] = {"dirpath": folder, "enable_version_counter": False}
+            shared: dict[str, Any] = {"dirpath": place, "enable_version_counter": False}
             callbacks.append(ModelCheckpoint(filename="last", save_on_train_epoch_end=True, **shared))
             steps = self._get(self.config_init, "checkpoint_every_n_steps")
             if steps is not None:
                 callbacks.append(ModelCheckpoint(filename="last", every_n_train_steps=steps, **shared))
             if config["limit_val_batches"] != 0:
                 callbacks.append(ModelCheckpoint(filename="best", monitor=MONITOR, mode="max", **shared))
-        return callbacks
+        return [*callbacks, Terminate()]
+
+    def after_fit(self) -> None:
+        self.checkpoints.refuse_unsaved()
 
     def after_predict(self) -> None:
         """`velm predict` writes one caption a picture to predictions.jsonl in the run's folder."""
@@ -124,26 +157,51 @@ def _stem(config: Any) -> str:
     return Path(str(files[0])).stem if files else "default"
 
 
-@rank_zero_only
-def _set_aside(folder: Path) -> None:
-    """Keep an earlier run of the same name: runs/x becomes runs/x.1, x.2, ..."""
-    if not any((folder / name).exists() for name in ("config.yaml", "metrics.csv", "last.ckpt")):
-        return
-    number = 1
-    while folder.with_name(f"{folder.name}.{number}").exists():
-        number += 1
-    kept = folder.with_name(f"{folder.name}.{number}")
-    folder.rename(kept)
-    print(f"An earlier run was in {folder}: it is in {kept} now. To go on: --ckpt_path {kept}/last.ckpt")
+def _add_fault_options(parser: LightningArgumentParser) -> None:
+    add = parser.add_argument
+    add("--resume", action="store_true", help="go on from the run's last.ckpt where there is one, else begin")
+    add("--checkpoint_dir", type=str | None, default=None, help="folder or fsspec URL of checkpoints; null: the run's")
+    add("--save_last_k", type=NonNegativeInt, default=0, help="newest last.ckpt that are kept as step_<n>.ckpt too")
+    help_text = "steps with a NaN or inf in loss or gradient, in a row, that end the run; null: none do"
+    add("--max_nonfinite_steps", type=PositiveInt | None, default=10, help=help_text)
+    help_text = "seconds that a process waits for the others before it gives them up"
+    add("--process_group_timeout", type=PositiveFloat, default=1800.0, help=help_text)
+
+
+def _listed(plugins: Any) -> list[Any]:
+    return list(plugins) if isinstance(plugins, list | tuple) else [] if plugins is None else [plugins]
+
+
+def _has_io(plugins: Sequence[Any], strategy: Any) -> bool:
+    """Whether the user brings a way of writing checkpoints, or a strategy that writes its own."""
+    given = any(isinstance(plugin, CheckpointIO) for plugin in plugins)
+    return given or getattr(strategy, "_checkpoint_io", None) is not None or "deepspeed" in str(strategy).lower()
 
 
 def main(args: ArgsType = None) -> VelmCLI:
-    """Parse, build, run."""
+    """Parse, build, run.
+
+    Raises:
+        RunFailedError: the run could not go on; nothing was wrong with what was typed.
+    """
     try:
         return _cli(VelmCLI, args)
-    except SIGTERMException:
-        print("\nTold to stop (SIGTERM): the step under way was finished and saved. Go on: --ckpt_path <run>/last.ckpt")
+    except SIGTERMException as stop:
+        saved = getattr(stop, "saved", None)
+        told = f"the step under way was finished and saved. Go on: --resume, or --ckpt_path {saved}"
+        unsaved = "nothing was saved since the last checkpoint. Go on from there: --resume"
+        print(f"\nTold to stop (SIGTERM): {told if saved else unsaved}")
         sys.exit(TERMINATED)
+    except WorkerDiedError as error:
+        saved = getattr(error, "saved", None)
+        raise RunFailedError(
+            f"{error} {f'The finished steps are in {saved}. ' if saved else ''}Go on: --resume"
+        ) from None
+    except Exception as error:
+        told_by_ranks = getattr(error, "told", None)
+        if told_by_ranks is None:
+            raise
+        raise told_by_ranks from error
 
 
 def _cli(cls: type[CLI], args: ArgsType) -> CLI:

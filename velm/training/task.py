@@ -7,7 +7,6 @@ from typing import Any
 import lightning
 import torch
 from jsonargparse.typing import PositiveInt
-from lightning.pytorch.callbacks import WeightAveraging
 from torch import Tensor
 
 from velm import registry
@@ -21,6 +20,7 @@ from velm.training.cache import prepare_features, require_frozen
 from velm.training.compiling import compile_tower
 from velm.training.distributed import gather_global
 from velm.training.micro import losses_in_pieces, warn_of_pieces
+from velm.training.nonfinite import Averaging
 from velm.training.optim import OptimizerConfig, build_optimizer, build_schedule, warm_ema
 from velm.training.resume import seed_step
 from velm.training.validation import SplitScores, ValidationConfig
@@ -242,7 +242,7 @@ class VisionLanguageTask(lightning.LightningModule):
         self.log_dict({f"{split}/{name}": float(value) for name, value in figures.items()})
 
     def configure_callbacks(self) -> list[lightning.Callback]:
-        return [] if self.ema is None else [WeightAveraging(multi_avg_fn=warm_ema(self.ema))]
+        return [] if self.ema is None else [Averaging(multi_avg_fn=warm_ema(self.ema))]
 
     def configure_optimizers(self) -> Any:
         parts = dict(self.model.named_children())
