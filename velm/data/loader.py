@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from time import perf_counter
 from typing import Any
 
 from torch.utils.data import DataLoader
@@ -24,6 +25,8 @@ class ResumableLoader(DataLoader[Batch]):
         epoch   [ 0 | 1 | 2 | 3 | 4 | ... ]
         state         taken: 2 ^ next, also in another process
 
+    `waited` is how many seconds whoever iterates has waited for batches, since the loader was made.
+
     Args:
         dataset: the samples.
         batch_sampler: their order; it is told where to begin.
@@ -35,14 +38,18 @@ class ResumableLoader(DataLoader[Batch]):
     def __init__(self, dataset: TorchDataset, *, batch_sampler: PictureBatchSampler, **options: Any) -> None:
         super().__init__(dataset, batch_sampler=batch_sampler, **options)
         self.taken = 0
+        self.waited = 0.0
         self._begin_at = 0
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]  # a generator: nothing is fetched before it is asked
         self.taken, self._begin_at = self._begin_at, 0
         self.batch_sampler.skip(self.taken)
+        asked = perf_counter()
         for batch in super().__iter__():
+            self.waited += perf_counter() - asked
             self.taken += 1
             yield batch
+            asked = perf_counter()
 
     def state_dict(self) -> dict[str, int]:
         """{'taken': batches handed out since the epoch began, 'of': batches of the epoch}."""

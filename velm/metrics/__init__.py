@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         retrieval_ranks,
         unique_pictures,
     )
+    from velm.metrics.spectrum import effective_rank
 
 _PLACES = {
     "captioning": ("bleu", "caption_metrics", "cider", "cider_d", "exact_match", "rouge_l"),
@@ -34,6 +35,7 @@ _PLACES = {
     "probes": ("linear_probe", "nearest_neighbours"),
     "ptb": ("ptb_tokenize",),
     "retrieval": ("figures_of_ranks", "recall_at_k", "retrieval_metrics", "retrieval_ranks", "unique_pictures"),
+    "spectrum": ("effective_rank",),
 }
 _MODULES = {name: module for module, names in _PLACES.items() for name in names}
 
@@ -49,6 +51,7 @@ __all__ = [
     "clip_score",
     "distinct_captions",
     "distinct_n",
+    "effective_rank",
     "ensemble_prompts",
     "exact_match",
     "figures_of_ranks",

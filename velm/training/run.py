@@ -20,14 +20,17 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from velm.data.faults import BadDataError
 from velm.registry import SpecError
+from velm.training.alarms import Alarms
 from velm.training.callbacks import CaptionPanel, LastWords, ResumableCSVLogger
 from velm.training.datamodule import Augmentation, VisionLanguageData
 from velm.training.optim import OptimizerConfig
 from velm.training.quarantine import FILE, Quarantine, write_down
 from velm.training.resume import TERMINATED, Resume
 from velm.training.sharding import register_strategy
+from velm.training.speed import Speed
 from velm.training.task import VisionLanguageTask
 from velm.training.validation import ValidationConfig
+from velm.training.watch import GradientWatch, WatchConfig
 
 CLI = TypeVar("CLI", bound="VelmCLI")
 
@@ -96,8 +99,9 @@ class VelmCLI(LightningCLI):
         if self.subcommand != "fit":
             return []
         callbacks: list[Callback] = [CaptionPanel(), LastWords(), Resume(folder), Quarantine(folder)]
+        callbacks.append(Alarms(folder))
         if config["logger"] is not False:
-            callbacks.append(LearningRateMonitor(logging_interval="step"))
+            callbacks += [LearningRateMonitor(logging_interval="step"), GradientWatch(), Speed()]
         if config["enable_checkpointing"] is not False:
             shared: dict[str, Any] = {"dirpath": folder, "enable_version_counter": False}
             callbacks.append(ModelCheckpoint(filename="last", save_on_train_epoch_end=True, **shared))
@@ -197,6 +201,7 @@ def build_task(options: Mapping[str, Any], *, vocab_size: int, pad_id: int) -> V
     built = {
         "optimizer": OptimizerConfig(**options["optimizer"]),
         "validation": ValidationConfig(**options["validation"]),
+        "watch": WatchConfig(**options["watch"]),
         "vocab_size": vocab_size,
         "pad_id": pad_id,
     }
