@@ -14,6 +14,7 @@ import torch
 import torch.multiprocessing as mp
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from velm.losses.alignment import ContrastiveLoss
 from velm.losses.base import Loss
@@ -83,17 +84,25 @@ class Batches(torch.utils.data.Dataset):
         return self.batches[index]
 
 
+class Keep(lightning.Callback):
+    """The gradients that the last step was taken with; of shards, the whole."""
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
+        found = {name: p.grad for name, p in pl_module.named_parameters() if p.grad is not None}
+        self.gradients = {n: g.full_tensor() if isinstance(g, DTensor) else g.clone() for n, g in found.items()}
+
+
 def step(task: VisionLanguageTask, *batches: Batch, **options: Any) -> dict[str, Tensor]:
-    """The gradients as the optimizer gets them, unclipped, after one step of so many batches."""
+    """The gradients as the optimizer got them, after one step of so many batches."""
+    keep = Keep()
     trainer = lightning.Trainer(**{
         "accelerator": "cpu", "max_steps": 1, "logger": False, "enable_checkpointing": False, "devices": 1,
         "enable_progress_bar": False, "enable_model_summary": False, "use_distributed_sampler": False,
-        "accumulate_grad_batches": len(batches), **options,
+        "accumulate_grad_batches": len(batches), **options, "callbacks": [keep, *options.get("callbacks", [])],
     })  # fmt: skip
     loader = torch.utils.data.DataLoader(Batches(list(batches)), batch_size=None)
     trainer.fit(task, loader)
-    found = {name: p.grad for name, p in task.named_parameters() if p.grad is not None}
-    return {name: g.full_tensor() if hasattr(g, "full_tensor") else g.clone() for name, g in found.items()}
+    return keep.gradients
 
 
 class Alone:
@@ -353,13 +362,13 @@ def test_an_own_policy_comes_by_its_path() -> None:
 def test_projection_in_float16_is_refused() -> None:
     trainer = lightning.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
     monkey = type("Trainer", (), {"strategy": trainer.strategy, "precision": "16-mixed"})
-    with pytest.raises(SpecError, match="--trainer.precision=bf16-mixed"):
+    with pytest.raises(SpecError, match=r"--trainer.precision=bf16-mixed"):
         GradientProjection().on_fit_start(monkey(), make_task(CONFLICT, "projection"))  # type: ignore[arg-type]
 
 
 def test_projection_of_shards_is_refused() -> None:
     strategy = FSDP2Strategy()
-    with pytest.raises(SpecError, match="which FSDP2Strategy does not keep: use --trainer.strategy=ddp"):
+    with pytest.raises(SpecError, match=r"which FSDP2Strategy does not keep: use --trainer.strategy=ddp"):
         GradientProjection().on_fit_start(type("T", (), {"strategy": strategy})(), make_task(CONFLICT, "projection"))  # type: ignore[arg-type]
 
 
