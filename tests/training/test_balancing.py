@@ -261,6 +261,7 @@ def test_bfloat16_is_projected_too() -> None:
     assert torch.cosine_similarity(flat(found, names), flat(expected, names), dim=0) > 0.95
 
 
+@pytest.mark.slow
 def test_compiled_towers_are_gone_through_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     from velm.training import task as module
     from velm.training.compiling import compile_tower
