@@ -249,6 +249,7 @@ def test_every_key_of_a_run_is_described() -> None:
     from velm.training.optim import OptimizerConfig
     from velm.training.task import VisionLanguageTask
     from velm.training.validation import ValidationConfig
+    from velm.training.watch import WatchConfig
 
     handed = {"plugins", "vocab_size", "pad_id"}
     tables: Mapping[tuple[str, str], type] = {
@@ -256,6 +257,7 @@ def test_every_key_of_a_run_is_described() -> None:
         ("training.md", "`data`"): VisionLanguageData,
         ("training.md", "`model.optimizer`"): OptimizerConfig,
         ("training.md", "`model.validation`"): ValidationConfig,
+        ("training.md", "`model.watch`"): WatchConfig,
         ("data.md", "`data.augment`"): Augmentation,
     }
     for (page, title), cls in tables.items():

@@ -6,6 +6,7 @@ import signal
 import threading
 import warnings
 from collections.abc import Iterator
+from time import perf_counter
 from typing import Any
 
 from torch.utils.data import DataLoader
@@ -59,6 +60,8 @@ class ResumableLoader(Loader):
         epoch   [ 0 | 1 | 2 | 3 | 4 | ... ]
         state         taken: 2 ^ next, also in another process, or with new workers when one has died
 
+    `waited` is how many seconds whoever iterates has waited for batches, since the loader was made.
+
     Args:
         dataset: the samples.
         batch_sampler: their order; it is told where to begin.
@@ -70,6 +73,7 @@ class ResumableLoader(Loader):
     def __init__(self, dataset: TorchDataset, *, batch_sampler: PictureBatchSampler, **options: Any) -> None:
         super().__init__(dataset, batch_sampler=batch_sampler, **options)
         self.taken = 0
+        self.waited = 0.0
         self._begin_at = 0
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
@@ -81,9 +85,12 @@ class ResumableLoader(Loader):
         for deaths in range(RESTARTS + 1):
             self.batch_sampler.skip(self.taken)
             try:
+                asked = perf_counter()
                 for batch in DataLoader.__iter__(self):
+                    self.waited += perf_counter() - asked
                     self.taken += 1
                     yield batch
+                    asked = perf_counter()
                 return
             except RuntimeError as error:
                 if not _of_dead_worker(error):

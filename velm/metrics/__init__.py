@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         retrieval_ranks,
         unique_pictures,
     )
+    from velm.metrics.spectrum import effective_rank
 
 _PLACES = {
     "averages": ("ClipScore", "RefClipScore", "TopKAccuracy"),
@@ -36,6 +37,7 @@ _PLACES = {
     "probes": ("linear_probe", "nearest_neighbours"),
     "ptb": ("ptb_tokenize",),
     "retrieval": ("figures_of_ranks", "recall_at_k", "retrieval_metrics", "retrieval_ranks", "unique_pictures"),
+    "spectrum": ("effective_rank",),
 }
 _MODULES = {name: module for module, names in _PLACES.items() for name in names}
 
@@ -53,6 +55,7 @@ __all__ = [
     "clip_score",
     "distinct_captions",
     "distinct_n",
+    "effective_rank",
     "ensemble_prompts",
     "exact_match",
     "figures_of_ranks",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch._functorch.config
 from torch import nn
 
 from velm.decoders.base import Decoder
@@ -24,3 +25,12 @@ def compile_tower(tower: nn.Module, backend: str = "inductor") -> None:
         tower.decode = torch.compile(tower.decode, dynamic=True, backend=backend)  # type: ignore[method-assign]
     else:
         tower.compile(dynamic=True, backend=backend)
+
+
+def keep_graphs(compiled: bool) -> None:
+    """Let what is compiled from now on be gone through backwards more than once, at the price of some memory.
+
+    Otherwise a compiled backward pass writes over activations that it has used ("donated buffers").
+    """
+    if compiled:
+        torch._functorch.config.donated_buffer = False

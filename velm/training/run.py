@@ -21,6 +21,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from velm.data.faults import BadDataError
 from velm.data.loader import WorkerDiedError
 from velm.registry import SpecError
+from velm.training.alarms import Alarms
 from velm.training.callbacks import CaptionPanel, EventLogger, LastWords, ResumableCSVLogger
 from velm.training.checkpoints import Checkpoints, exists, join
 from velm.training.datamodule import Augmentation, VisionLanguageData
@@ -32,8 +33,10 @@ from velm.training.quarantine import FILE, Quarantine, write_down
 from velm.training.ranks import Ranks, meet_anew, set_timeout
 from velm.training.resume import TERMINATED, Resume, Terminate, slurm
 from velm.training.sharding import register_strategy
+from velm.training.speed import Speed
 from velm.training.task import VisionLanguageTask
 from velm.training.validation import ValidationConfig
+from velm.training.watch import GradientWatch, WatchConfig
 
 CLI = TypeVar("CLI", bound="VelmCLI")
 
@@ -125,9 +128,9 @@ class VelmCLI(LightningCLI):
         place = str(self._get(self.config_init, "checkpoint_dir") or folder)
         guard = NonFiniteGuard(folder, self._get(self.config_init, "max_nonfinite_steps"))
         callbacks: list[Callback] = [CaptionPanel(), LastWords(), Ranks(folder), Resume(place, kept=self.going_on)]
-        callbacks += [Quarantine(folder), guard]
+        callbacks += [Quarantine(folder), guard, Alarms(folder)]
         if config["logger"] is not False:
-            callbacks.append(LearningRateMonitor(logging_interval="step"))
+            callbacks += [LearningRateMonitor(logging_interval="step"), GradientWatch(), Speed()]
         if config["enable_checkpointing"] is not False:
             shared: dict[str, Any] = {"dirpath": place, "enable_version_counter": False}
             callbacks.append(ModelCheckpoint(filename="last", save_on_train_epoch_end=True, **shared))
@@ -255,6 +258,7 @@ def build_task(options: Mapping[str, Any], *, vocab_size: int, pad_id: int) -> V
     built = {
         "optimizer": OptimizerConfig(**options["optimizer"]),
         "validation": ValidationConfig(**options["validation"]),
+        "watch": WatchConfig(**options["watch"]),
         "vocab_size": vocab_size,
         "pad_id": pad_id,
     }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
 from contextlib import AbstractContextManager
 
 from torch import nn
@@ -14,17 +13,21 @@ __all__ = ["first_pass_only"]
 
 def first_pass_only(module: nn.Module) -> tuple[AbstractContextManager, AbstractContextManager]:
     """Contexts of the first and the second pass, as `torch.utils.checkpoint` takes them."""
-    return contextlib.nullcontext(), _statistics_kept(module)
+    return contextlib.nullcontext(), _StatisticsKept(module)
 
 
-@contextlib.contextmanager
-def _statistics_kept(module: nn.Module) -> Iterator[None]:
-    norms = [part for part in module.modules() if isinstance(part, _BatchNorm) and part.track_running_stats]
-    before = [(norm, norm.momentum, norm.num_batches_tracked) for norm in norms]
-    try:
+class _StatisticsKept(AbstractContextManager[None]):
+    """Entered as often as the graph is gone through backwards."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+
+    def __enter__(self) -> None:
+        norms = [part for part in self.module.modules() if isinstance(part, _BatchNorm) and part.track_running_stats]
+        self.before = [(norm, norm.momentum, norm.num_batches_tracked) for norm in norms]
         for norm in norms:
             norm.momentum, norm.num_batches_tracked = 0.0, None
-        yield
-    finally:
-        for norm, momentum, count in before:
+
+    def __exit__(self, *details: object) -> None:
+        for norm, momentum, count in self.before:
             norm.momentum, norm.num_batches_tracked = momentum, count

@@ -16,14 +16,17 @@ from velm.model import build_model
 from velm.outputs import Batch
 from velm.pipeline import Pipeline
 from velm.training import blocks, sharding
+from velm.training.balancing import build_policy
 from velm.training.cache import prepare_features, require_frozen
 from velm.training.compiling import compile_tower
 from velm.training.distributed import gather_global
 from velm.training.micro import losses_in_pieces, warn_of_pieces
 from velm.training.nonfinite import Averaging
 from velm.training.optim import OptimizerConfig, build_optimizer, build_schedule, warm_ema
+from velm.training.projection import GradientProjection
 from velm.training.resume import seed_step
 from velm.training.validation import SplitScores, ValidationConfig
+from velm.training.watch import WatchConfig
 
 PARTS = ("image_encoder", "text_encoder", "decoder")
 
@@ -36,6 +39,7 @@ class VisionLanguageTask(lightning.LightningModule):
         text_encoder: spec of a text encoder.
         decoder: spec of a decoder; left out for alignment only.
         losses: {name: {weight: 1.0, options}}; their weighted sum is minimised.
+        balance: spec of what else weighs them: fixed (nothing), uncertainty or projection.
         embed_dim: width of the joint space.
         embed_dropout: probability of zeroing a number of an encoder's pooled vector on its way there.
         memory: what the decoder attends over: [image], [text] or [image, text].
@@ -48,6 +52,7 @@ class VisionLanguageTask(lightning.LightningModule):
         ema: decay a step of an exponential moving average of the weights (smaller at first, see `warm_ema`), which
             is then what is validated and saved; None for none.
         validation: what is measured at every validation.
+        watch: how often the losses' gradients are looked at, and what raises an alarm.
         plugins: modules or .py files whose decorators register parts.
         vocab_size: V; the data module hands it over.
         pad_id: the padding token; the data module hands it over.
@@ -60,6 +65,7 @@ class VisionLanguageTask(lightning.LightningModule):
         text_encoder: dict[str, Any] | str | None = None,
         decoder: dict[str, Any] | str | None = None,
         losses: dict[str, dict[str, Any] | None] | None = None,
+        balance: dict[str, Any] | str = "fixed",
         embed_dim: int = 256,
         embed_dropout: float = 0.0,
         memory: list[str] | None = None,
@@ -70,6 +76,7 @@ class VisionLanguageTask(lightning.LightningModule):
         freeze: list[str] | None = None,
         ema: float | None = None,
         validation: ValidationConfig = ValidationConfig(),  # noqa: B008 - never mutated
+        watch: WatchConfig = WatchConfig(),  # noqa: B008 - never mutated
         plugins: list[str] | None = None,
         vocab_size: int | None = None,
         pad_id: int = 0,
@@ -91,14 +98,17 @@ class VisionLanguageTask(lightning.LightningModule):
             "pad_id": pad_id,
         }
         self.optimizer_config = optimizer
-        self.validation_config = validation
+        self.validation_config, self.watch_config = validation, watch
         self.model = build_model(self.spec)
         self.losses = build_losses(weighted)
+        self.balance = build_policy(balance, self.losses.weights)
+        self.weighted_losses: dict[str, Tensor] = {}
         self.micro_batch_size = micro_batch_size
         self.needs = self.losses.requires
         self.frozen = tuple(freeze or ())
         self._freeze()
         self.sharded = False
+        self.compiled = compile
         towers = {name: part for name in PARTS if (part := getattr(self.model, name)) is not None}
         if checkpoint_blocks:
             blocks.checkpoint_blocks(towers)
@@ -175,7 +185,9 @@ class VisionLanguageTask(lightning.LightningModule):
         seed_step(self.current_epoch, batch_index, self.global_rank)
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
-        total, parts = self._losses(batch)
+        _, parts = self._losses(batch)
+        self.weighted_losses = {name: self.losses.weights[name] * part for name, part in parts.items()}
+        total = self.balance(self.weighted_losses)
         values = {f"train/{name}": value.detach() for name, value in {"loss": total, **parts}.items()}
         self.log_dict(values, prog_bar=True, batch_size=len(batch))
         for loss in self.losses.values():
@@ -190,8 +202,9 @@ class VisionLanguageTask(lightning.LightningModule):
         return self.losses(output, batch)
 
     def on_after_backward(self) -> None:
+        self.weighted_losses = {}  # lets go of the graph
         if self.sharded:
-            sharding.average_gradients(self.losses)
+            sharding.average_gradients(torch.nn.ModuleList([self.losses, self.balance]))
 
     def on_validation_epoch_start(self) -> None:
         self._begin("val")
@@ -242,11 +255,14 @@ class VisionLanguageTask(lightning.LightningModule):
         self.log_dict({f"{split}/{name}": float(value) for name, value in figures.items()})
 
     def configure_callbacks(self) -> list[lightning.Callback]:
-        return [] if self.ema is None else [Averaging(multi_avg_fn=warm_ema(self.ema))]
+        projection = [GradientProjection()] if self.balance.projects else []
+        return projection + ([] if self.ema is None else [Averaging(multi_avg_fn=warm_ema(self.ema))])
 
     def configure_optimizers(self) -> Any:
         parts = dict(self.model.named_children())
         parts["losses"] = self.losses
+        if any(True for _ in self.balance.parameters()):
+            parts["balance"] = self.balance
         optimizer = build_optimizer(parts, self.optimizer_config, fused=self.trainer.precision != "16-mixed")
         total = int(self.trainer.estimated_stepping_batches)
         schedule = build_schedule(optimizer, self.optimizer_config, total)

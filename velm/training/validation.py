@@ -64,6 +64,7 @@ class SplitScores:
         self.image_embeds: list[Tensor] = []
         self.image_ids: list[Tensor] = []
         self.captions: dict[int, str] = {}
+        self.embeds: dict[str, Tensor] = {}
 
     @torch.no_grad()
     def update(self, batch: Batch) -> None:
@@ -124,6 +125,7 @@ class SplitScores:
         texts = [(row, text) for row, i in enumerate(seen) for text in self.records[i].texts[:limit]]
         mine = texts[self.rank :: self.world_size]
         text_embeds = gather_rows(self.pipeline.embed_texts([text for _, text in mine]).float())
+        self.embeds = {"image": image_embeds, "text": text_embeds.cpu()}
         owners = gather_rows(torch.tensor([row for row, _ in mine]))
         return metrics.retrieval_metrics(image_embeds, text_embeds, owners)
 
@@ -133,7 +135,10 @@ class SplitScores:
             return list(record.targets or record.texts)
         return [right for text, right in zip(record.texts, record.targets, strict=True) if text == record.texts[0]]
 
+    def references(self) -> list[list[str]]:
+        """What would have been right for each caption, in the order of `sorted(captions)`."""
+        return [self._right(self.records[row]) for row in sorted(self.captions)]
+
     def _captioning(self) -> dict[str, float]:
-        rows = sorted(self.captions)
-        references = [self._right(self.records[row]) for row in rows]
+        rows, references = sorted(self.captions), self.references()
         return metrics.caption_metrics([self.captions[row] for row in rows], references)
