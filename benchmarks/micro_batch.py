@@ -134,7 +134,9 @@ def drawing(rows: list[dict[str, Any]]) -> str:
         points = [(row["batch"], row[name]["mib"]) for row in rows if row[name]]
         line = " ".join(place(*point) for point in points)
         parts.append(f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="2"/>')
-        parts += [f'<circle cx="{p[0]}" cy="{p[1]}" r="3" fill="{colour}"/>' for p in (c.split(",") for c in line.split())]
+        parts += [
+            f'<circle cx="{p[0]}" cy="{p[1]}" r="3" fill="{colour}"/>' for p in (c.split(",") for c in line.split())
+        ]
         x, y = place(*points[-1]).split(",")
         parts.append(f'<text x="{float(x) - 8}" y="{float(y) - 10}" text-anchor="end" fill="{colour}">{label}</text>')
     parts.append(f'<text x="{left}" y="14">peak memory of a step, MiB</text>')

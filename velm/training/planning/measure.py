@@ -211,6 +211,7 @@ def _weights(task: VisionLanguageTask) -> dict[str, int]:
         "learnt": size(p for p in task.parameters() if p.requires_grad),
         "in_blocks": sum(blocks),
         "largest_block": max(blocks, default=0),
+        "of_losses": size(task.losses.parameters()),
         "averaged": size(task.parameters()) if task.ema is not None else 0,
     }
 

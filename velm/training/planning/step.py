@@ -23,6 +23,7 @@ class Costs:
         in_blocks: bytes of the weights in repeated blocks, which FSDP2 shards one by one.
         largest_block: bytes of the largest of them.
         averaged: bytes of the moving average of the weights.
+        of_losses: bytes of the losses' own weights (temperatures), which FSDP2 leaves whole.
         activations: (a sample, whatever the number): bytes that live at the peak of a forward and backward pass.
         forward_flops, backward_flops: (a sample, whatever the number).
         sample_bytes: a picture and its tokens as they lie on the device.
@@ -37,6 +38,7 @@ class Costs:
     in_blocks: int
     largest_block: int
     averaged: int
+    of_losses: int
     activations: tuple[float, float]
     forward_flops: tuple[float, float]
     backward_flops: tuple[float, float]
@@ -136,8 +138,7 @@ def memory(costs: Costs, setup: Setup) -> dict[str, int]:
         "gradients": costs.learnt / shards,
         "optimizer": 2 * costs.learnt / shards,
         "average": costs.averaged,
-        # whole: what is in no block and its gradient, two blocks and the gradient of one
-        "unsharded": 2 * rest + 3 * costs.largest_block if setup.sharded and setup.gpus > 1 else 0,
+        "unsharded": _unsharded(costs, setup),
         "buckets": costs.learnt if not setup.sharded and setup.gpus > 1 else 0,
         "batch": setup.batch * costs.sample_bytes,
         "embeddings": 2 * costs.embed_bytes * (everyone + (setup.batch * costs.rows if setup.gpus > 1 else 0)),
@@ -149,6 +150,19 @@ def memory(costs: Costs, setup: Setup) -> dict[str, int]:
     if setup.pieces > 1:
         together -= min(counted["activations"], counted["similarities"])
     return {**counted, "total": together}
+
+
+def _unsharded(costs: Costs, setup: Setup) -> int:
+    """Bytes of weights and gradients that FSDP2 holds whole at the peak.
+
+    What is in no block and its gradient, two blocks and the gradient of one. In pieces all of them: gradients are
+    reduced after the last piece only, so until then they are whole.
+    """
+    if not setup.sharded or setup.gpus == 1:
+        return 0
+    if setup.pieces > 1:
+        return costs.weights + costs.learnt
+    return 2 * (costs.weights - costs.in_blocks) + 3 * costs.largest_block
 
 
 def flops(costs: Costs, setup: Setup) -> dict[str, float]:
@@ -177,12 +191,15 @@ def collectives(costs: Costs, setup: Setup) -> list[Collective]:
     if not setup.sharded:
         calls = max(1, math.ceil(costs.learnt / BUCKET))
         return [*sent, Collective("gradients", "all_reduce", costs.learnt, calls, hidden=True)]
-    again = 3 if setup.pieces > 1 else 2  # forward and backward; in pieces forward once more
-    gathered = again * setup.pieces * costs.in_blocks + (costs.weights - costs.in_blocks)
+    # counted on gloo (benchmarks/scaling.py): blocks are gathered for each pass, the rest once, and gradients are
+    # reduced once, after the last piece
+    rest = costs.weights - costs.in_blocks - costs.of_losses
+    gathered = 2 * setup.pieces * costs.in_blocks + rest
     return [
         *sent,
-        Collective("weights", "all_gather", gathered, again * setup.pieces, hidden=True),
-        Collective("gradients", "reduce_scatter", setup.pieces * costs.learnt, setup.pieces, hidden=True),
+        Collective("temperatures", "all_reduce", costs.of_losses, 1),
+        Collective("weights", "all_gather", gathered, 2 * setup.pieces, hidden=True),
+        Collective("gradients", "reduce_scatter", costs.learnt - costs.of_losses, 1, hidden=True),
     ]
 
 
