@@ -2,10 +2,10 @@
 
     python benchmarks/micro_batch.py --output docs/micro_batch.svg
 
-A small ViT, a text Transformer and a decoder, contrastive and captioning loss, on random pictures of 224 pixels, on a CPU
-in float32. Every step runs in a process of its own: the peak is the largest resident memory that the kernel ever saw of
-it (VmHWM of /proc/self/status), from which that of the same process before the batch existed is taken off. Without pieces
-it stops where the next step would take more than --limit. Linux only.
+A small ViT, a text Transformer and a decoder, contrastive and captioning loss, on random pictures of 224 pixels, on a
+CPU in float32. Every step runs in a process of its own: the peak is the largest resident memory that the kernel ever
+saw of it (VmHWM of /proc/self/status), less that of the same process before the batch existed. Without pieces it stops
+where the next step would take more than --limit. Linux only.
 
     pictures      bytes of the batch: uint8 pictures and tokens
     similarities  bytes of the contrastive loss, which grow with the square of the batch (29 B^2)

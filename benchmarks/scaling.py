@@ -3,10 +3,9 @@
     python benchmarks/scaling.py --processes 1 2 4 8
     python benchmarks/scaling.py --table configs/clip.yaml --device h100
 
-The first trains a small model with gloo on so many processes of this machine, with DDP and with FSDP2, whole and in pieces,
-and counts the tensors that every collective of a step is given; beside them stands what `velm.training.planning` says they
-are, which must be the same byte for byte. Seconds are those of a step and of its two gathers alone: the processes share
-the machine's cores, so what grows is not what would grow on devices of their own.
+The first trains a small model with gloo on so many processes of this machine, with DDP and with FSDP2, whole and in
+pieces, and counts the tensors that every collective of a step is given; beside them stands what `velm.training.planning`
+says they are, byte for byte. Seconds are those of a step and of a gather alone: the processes share the machine's cores, so what grows is not what would grow on devices of their own.
 
 The second prints what `velm plan` predicts from 1 to 1,024 devices. Nothing in it is measured on a GPU.
 """
@@ -20,7 +19,7 @@ import statistics
 import time
 import warnings
 from collections import defaultdict
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -42,7 +41,7 @@ LAYOUTS = {"ddp": (False, None), "ddp, pieces": (False, 8), "fsdp2": (True, None
 class Counted(TorchDispatchMode):
     """Bytes that collectives are given, by kind: the whole tensor, as in `velm.training.planning.step.Collective`."""
 
-    KINDS = {
+    KINDS: ClassVar[dict[str, str]] = {
         "allreduce_": "all_reduce",
         "allgather_": "all_gather",
         "_allgather_base_": "all_gather",

@@ -124,3 +124,16 @@ def test_captions_are_compared_where_there_is_java(tmp_path: Path) -> None:
     found = captions.compare(captions.read(str(tmp_path / "captions.csv")))
     assert (found["pictures"], found["captions"], found["cut otherwise"]) == (3, 5, 0)
     assert all(abs(row["difference"]) < 1e-9 for row in found["figures"].values())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", ["ddp", "ddp, pieces", "fsdp2", "fsdp2, pieces"])
+def test_a_plan_knows_every_byte_that_two_processes_send(layout: str) -> None:
+    sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))  # the processes import it too
+    try:
+        import scaling
+
+        told = scaling.measured(2, layout, steps=1)
+    finally:
+        sys.path.pop(0)
+    assert told["counted"] == told["predicted"]

@@ -130,7 +130,6 @@ def memory(costs: Costs, setup: Setup) -> dict[str, int]:
     Activations and the losses' matrices exist together where the batch is whole; in pieces, one after the other.
     """
     shards = setup.gpus if setup.sharded else 1
-    rest = costs.weights - costs.in_blocks
     samples = min(setup.batch, setup.piece or setup.batch)
     everyone = setup.batch * costs.rows * setup.gpus
     parts = {
