@@ -5,8 +5,8 @@
 
 The first trains a small model with gloo on so many processes of this machine, with DDP and with FSDP2, whole and in
 pieces, and counts the tensors that every collective of a step is given; beside them stands what
-`velm.training.planning` says they are, byte for byte. Seconds are those of a step and of a gather alone: the processes share
-the machine's cores, so what grows is not what would grow on devices of their own.
+`velm.training.planning` says they are, byte for byte. Seconds are those of a step and of a gather alone: the processes
+share the machine's cores, so what grows is not what would grow on devices of their own.
 
 The second prints what `velm plan` predicts from 1 to 1,024 devices. Nothing in it is measured on a GPU.
 """
