@@ -142,3 +142,16 @@ def test_alignment_losses_say_what_does_not_fit(capsys) -> None:
     assert not module.fits("sigmoid", 10**7)
     module.print_row({"B": 10**7, "velm_seconds": 1.0, "velm_mib": 2.0, "gradients_mib": 3.0})
     assert "the peer would not fit" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", ["ddp", "ddp, pieces", "fsdp2", "fsdp2, pieces"])
+def test_a_plan_knows_every_byte_that_two_processes_send(layout: str) -> None:
+    sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))  # the processes import it too
+    try:
+        import scaling
+
+        told = scaling.measured(2, layout, steps=1)
+    finally:
+        sys.path.pop(0)
+    assert told["counted"] == told["predicted"]

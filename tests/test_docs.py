@@ -96,10 +96,14 @@ def test_command_is_known_and_its_files_are_there(words: list[str]) -> None:
 
 @pytest.mark.parametrize(
     "words",
-    [p for p in commands() if p.values[0][0] in ("caption", "doctor", "evaluate", "explain", "pack", "plugins")],
+    [
+        p
+        for p in commands()
+        if p.values[0][0] in ("caption", "doctor", "evaluate", "explain", "pack", "plan", "plugins")
+    ],
 )
 def test_options_of_a_command_are_accepted(words: list[str]) -> None:
-    from velm.commands import caption, doctor, evaluate, explain, pack, plugins
+    from velm.commands import caption, doctor, evaluate, explain, pack, plan, plugins
 
     rest = words[1:]
     if words[0] == "caption":
@@ -110,6 +114,8 @@ def test_options_of_a_command_are_accepted(words: list[str]) -> None:
         explain._parser().parse_args(rest)
     elif words[0] == "doctor":
         doctor._parser().parse_known_args(rest)
+    elif words[0] == "plan":
+        plan._parser().parse_known_args(rest)
     elif words[0] == "pack":
         assert set(pack._spec(pack._parser().parse_args(rest).dataset)) >= {"name"}
     else:

@@ -1,0 +1,148 @@
+"""Peak memory and time of one training step against the batch, with `micro_batch_size` and without.
+
+    python benchmarks/micro_batch.py --output docs/micro_batch.svg
+
+A small ViT, a text Transformer and a decoder, contrastive and captioning loss, on random pictures of 224 pixels, on a
+CPU in float32. Every step runs in a process of its own: the peak is the largest resident memory that the kernel ever
+saw of it (VmHWM of /proc/self/status), less that of the same process before the batch existed. Without pieces it stops
+where the next step would take more than --limit. Linux only.
+
+    pictures      bytes of the batch: uint8 pictures and tokens
+    similarities  bytes of the contrastive loss, which grow with the square of the batch (29 B^2)
+    rest          what is left of a step's peak
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+MIB = 2**20
+LENGTH, WIDTH, VOCABULARY = 16, 256, 8192
+SPEC: dict[str, Any] = {
+    "image_encoder": {"name": "vit", "dim": 192, "depth": 6, "heads": 3, "patch_size": 32},
+    "text_encoder": {"name": "transformer", "dim": 128, "depth": 4, "heads": 4, "max_length": LENGTH},
+    "decoder": {"name": "transformer", "dim": 128, "depth": 2, "heads": 4, "max_length": LENGTH},
+    "losses": {"contrastive": {}, "captioning": {}},
+    "embed_dim": WIDTH,
+    "vocab_size": VOCABULARY,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batches", type=int, nargs="+", default=[32, 64, 128, 256, 512, 1024])
+    parser.add_argument("--micro_batch_size", type=int, default=32)
+    parser.add_argument("--limit", type=float, default=6.0, metavar="GIB", help="of a step without pieces")
+    parser.add_argument("--output", type=Path, help="an SVG to write the drawing to")
+    parser.add_argument("--step", type=int, nargs=2, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.step is not None:
+        print(json.dumps(measure(args.step[0], args.step[1] or None)))
+        return
+    rows = report(args.batches, args.micro_batch_size, args.limit * 1024)
+    if args.output is not None:
+        args.output.write_text(drawing(rows), encoding="utf-8")
+
+
+def measure(samples: int, piece: int | None) -> dict[str, float]:
+    """One step in this process: MiB and seconds."""
+    import torch
+
+    from velm.outputs import Batch
+    from velm.training.task import VisionLanguageTask
+
+    warnings.filterwarnings("ignore")
+    torch.manual_seed(0)
+    task = VisionLanguageTask(**SPEC, micro_batch_size=piece).train()
+    task.__dict__["_trainer"], task._jit_is_scripting = type("Trainer", (), {"world_size": 1})(), False
+    for parameter in task.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+
+    def step(number: int) -> float:
+        images = torch.randint(0, 256, (number, 3, 224, 224), dtype=torch.uint8)
+        tokens = torch.randint(4, VOCABULARY, (number, LENGTH))
+        mask = torch.ones_like(tokens, dtype=torch.bool)
+        batch = Batch(images=images, tokens=tokens, mask=mask, image_ids=torch.arange(number))
+        begun = time.perf_counter()
+        task._losses(batch)[0].backward()
+        return time.perf_counter() - begun
+
+    step(2)  # kernels and their scratch room are set up
+    before = peak()
+    seconds = step(samples)
+    return {"mib": peak() - before, "seconds": seconds}
+
+
+def peak() -> float:
+    """The largest resident memory that this process ever had, MiB."""
+    status = Path("/proc/self/status").read_text()
+    return int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) / 1024
+
+
+def report(batches: list[int], piece: int, limit: float) -> list[dict[str, Any]]:
+    """Print the table, and give its rows."""
+    print(f"| batch | whole, MiB | s | pieces of {piece}, MiB | s | of it pictures | similarities | rest |")
+    print("| --- " * 8 + "|")
+    rows: list[dict[str, Any]] = []
+    for samples in batches:
+        previous = rows[-1]["whole"] if rows else {"mib": 0.0}
+        fits = previous is not None and previous["mib"] * samples / (batches[len(rows) - 1] if rows else 1) <= limit
+        whole, pieces = _own_process(samples, 0) if fits else None, _own_process(samples, piece)
+        pictures = samples * (3 * 224 * 224 + 9 * LENGTH) / MIB
+        pairs = 29 * samples**2 / MIB
+        rows.append({"batch": samples, "whole": whole, "pieces": pieces})
+        cells = [f"{whole['mib']:,.0f} | {whole['seconds']:.1f}" if whole else "not run | "]
+        cells += [f"{pieces['mib']:,.0f} | {pieces['seconds']:.1f}", f"{pictures:,.0f}", f"{pairs:,.0f}"]
+        print(f"| {samples:,} | {' | '.join(cells)} | {pieces['mib'] - pictures - pairs:,.0f} |", flush=True)
+    return rows
+
+
+def _own_process(samples: int, piece: int) -> dict[str, float]:
+    command = [sys.executable, str(Path(__file__).resolve()), "--step", str(samples), str(piece)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    result: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+def drawing(rows: list[dict[str, Any]]) -> str:
+    """Peak memory against the batch, both axes linear, as SVG."""
+    width, height, left, bottom = 560, 300, 64, 40
+    most = max(each["mib"] for row in rows for each in (row["whole"], row["pieces"]) if each)
+    last = max(row["batch"] for row in rows)
+
+    def place(batch: float, mib: float) -> str:
+        across, up = (width - left - 20) * batch / last, (height - bottom - 20) * mib / most
+        return f"{left + across:.1f},{height - bottom - up:.1f}"
+
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif" '
+        f'font-size="12" fill="#444"><rect width="{width}" height="{height}" fill="#fff"/>'
+    ]
+    for share in (0, 0.25, 0.5, 0.75, 1):
+        x, y = place(last * share, most * share).split(",")
+        parts.append(f'<path d="M{left} {y}H{width - 20}" stroke="#ddd"/>')
+        parts.append(f'<text x="{left - 6}" y="{float(y) + 4}" text-anchor="end">{most * share:,.0f}</text>')
+        parts.append(f'<text x="{x}" y="{height - bottom + 16}" text-anchor="middle">{last * share:,.0f}</text>')
+    for name, colour, label in (("whole", "#c0392b", "the whole batch at once"), ("pieces", "#2471a3", "in pieces")):
+        points = [(row["batch"], row[name]["mib"]) for row in rows if row[name]]
+        line = " ".join(place(*point) for point in points)
+        parts.append(f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="2"/>')
+        parts += [
+            f'<circle cx="{p[0]}" cy="{p[1]}" r="3" fill="{colour}"/>' for p in (c.split(",") for c in line.split())
+        ]
+        x, y = place(*points[-1]).split(",")
+        parts.append(f'<text x="{float(x) - 8}" y="{float(y) - 10}" text-anchor="end" fill="{colour}">{label}</text>')
+    parts.append(f'<text x="{left}" y="14">peak memory of a step, MiB</text>')
+    parts.append(f'<text x="{width - 20}" y="{height - 8}" text-anchor="end">samples of the batch</text></svg>')
+    return "\n".join(parts) + "\n"
+
+
+if __name__ == "__main__":
+    main()

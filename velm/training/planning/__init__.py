@@ -1,0 +1,1 @@
+"""What a training step takes, on any number of devices, worked out before there are any."""
