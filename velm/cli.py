@@ -15,6 +15,7 @@ COMMANDS = {
     "evaluate": ("velm.commands.evaluate", "recall, BLEU, ROUGE-L, CIDEr-D of a checkpoint"),
     "explain": ("velm.commands.explain", "where each word looked, where a sentence is found"),
     "doctor": ("velm.commands.doctor", "look over data and config before hours are spent"),
+    "selfcheck": ("velm.commands.selfcheck", "hold the laws of training against a config, on this machine"),
     "pack": ("velm.commands.pack", "write a dataset as tar shards"),
     "plugins": ("velm.commands.plugins", "list, show and check encoders, decoders, losses, datasets, tokenizers"),
 }
