@@ -32,6 +32,7 @@ SMALLER = {
 } | {
     name: ["--model.image_encoder.depth=1", "--model.text_encoder.depth=1"] for name in ("clip", "siglip", "coca")
 }  # fmt: skip
+SMALLER["coca"].append("--model.decoder.depth=1")
 
 
 @pytest.fixture

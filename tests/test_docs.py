@@ -96,10 +96,14 @@ def test_command_is_known_and_its_files_are_there(words: list[str]) -> None:
 
 @pytest.mark.parametrize(
     "words",
-    [p for p in commands() if p.values[0][0] in ("caption", "doctor", "evaluate", "explain", "pack", "plugins")],
+    [
+        p
+        for p in commands()
+        if p.values[0][0] in ("caption", "doctor", "evaluate", "explain", "pack", "plugins", "selfcheck")
+    ],
 )
 def test_options_of_a_command_are_accepted(words: list[str]) -> None:
-    from velm.commands import caption, doctor, evaluate, explain, pack, plugins
+    from velm.commands import caption, doctor, evaluate, explain, pack, plugins, selfcheck
 
     rest = words[1:]
     if words[0] == "caption":
@@ -110,6 +114,8 @@ def test_options_of_a_command_are_accepted(words: list[str]) -> None:
         explain._parser().parse_args(rest)
     elif words[0] == "doctor":
         doctor._parser().parse_known_args(rest)
+    elif words[0] == "selfcheck":
+        selfcheck._parser().parse_known_args(rest)
     elif words[0] == "pack":
         assert set(pack._spec(pack._parser().parse_args(rest).dataset)) >= {"name"}
     else:
@@ -130,7 +136,7 @@ def test_output_is_as_printed(command: str, output: str, capsys: pytest.CaptureF
     assert [line for line in printed if line in wanted] == wanted
 
 
-RUNS = ("fit", "doctor", "validate", "test", "predict")
+RUNS = ("fit", "doctor", "selfcheck", "validate", "test", "predict")
 
 
 @pytest.mark.parametrize("words", [p for p in commands() if p.values[0][0] in RUNS])
@@ -180,6 +186,7 @@ def _check_key(key: str) -> None:
             "print_config",
             "json",
             "pictures",
+            "only",
         )
         return
     name, _, inner = rest.partition(".")
@@ -269,6 +276,15 @@ def test_every_check_of_the_doctor_is_described() -> None:
     for name, what in CHECKS.items():
         row = next(line for line in text.splitlines() if line.startswith(f"| `{name}` |"))
         assert row.split(" | ")[1] == what
+
+
+def test_every_check_of_the_selfcheck_is_described() -> None:
+    from velm.training.selfcheck.outcome import CHECKS as LAWS_OF_TRAINING
+
+    text = section("selfcheck.md", "Checks")
+    assert first_column(text) == set(LAWS_OF_TRAINING)
+    for name, what in LAWS_OF_TRAINING.items():
+        assert f"| `{name}` | {what} |" in text
 
 
 def test_every_figure_is_described() -> None:

@@ -93,12 +93,12 @@ def _of_processes(subject: Subject, task: VisionLanguageTask, *, unused: bool) -
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         mp.spawn(_worker, args=(port, str(folder)), nprocs=WORLD)
-        found: dict[str, Gradients] = torch.load(folder / "found.pt", weights_only=True)
+        found: dict[str, Gradients] = torch.load(folder / "found.pt", weights_only=True, mmap=True)
         return found
 
 
 def _worker(rank: int, port: int, name: str) -> None:
-    """One of the processes: its half of the batch, a step a case, the weights put back after each."""
+    """One of the processes: its half of the batch, a step a case that moves no weight and keeps no moments."""
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "LOCAL_RANK": str(rank), "NODE_RANK": "0"}
     os.environ |= {"WORLD_SIZE": str(WORLD), "RANK": str(rank)}
     torch.set_num_threads(max(1, torch.get_num_threads() // WORLD))
@@ -109,11 +109,14 @@ def _worker(rank: int, port: int, name: str) -> None:
         task.load_state_dict(job["state"])
         settle(task, job["batch"])
         task.ema = None
+        task.configure_optimizers = lambda: torch.optim.SGD(task.parameters(), lr=0.0)  # type: ignore[method-assign]
         if task.micro_batch_size is not None:
             task.micro_batch_size = PIECE
-        keep = _Keep(cases_of(task))
+        keep = _Keep(cases_of(task), rank)
         mine = job["batch"].pieces(SAMPLES // WORLD)[rank]
-        strategy = DDPStrategy(process_group_backend="gloo", find_unused_parameters=job["unused"])
+        strategy = DDPStrategy(
+            process_group_backend="gloo", find_unused_parameters=job["unused"], gradient_as_bucket_view=True
+        )
         trainer = trainer_of(folder, devices=WORLD, strategy=strategy, max_epochs=1, callbacks=[keep])
         trainer.fit(task, DataLoader(_Again(mine, len(keep.cases)), batch_size=None))
         if rank == 0:
@@ -134,12 +137,11 @@ class _Again(TorchDataset):
 
 
 class _Keep(Callback):
-    """Writes down what the optimizer would get, a case a step; no step moves the weights."""
+    """Writes down what the optimizer would get, a case a step; the first process only: DDP gives all the same."""
 
-    def __init__(self, cases: Mapping[str, dict[str, float]]) -> None:
-        self.cases = dict(cases)
+    def __init__(self, cases: Mapping[str, dict[str, float]], rank: int) -> None:
+        self.cases, self.rank = dict(cases), rank
         self.found: dict[str, Gradients] = {}
-        self.state: dict[str, Tensor] = {}
         self.case = ALL
 
     def on_train_batch_start(
@@ -148,18 +150,12 @@ class _Keep(Callback):
         assert isinstance(pl_module, VisionLanguageTask)
         self.case = list(self.cases)[batch_idx]
         pl_module.losses.weights = self.cases[self.case]
-        self.state = {name: value.clone() for name, value in pl_module.state_dict().items()}
 
     def on_before_optimizer_step(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, optimizer: Any
     ) -> None:
-        self.found[self.case] = gradients(pl_module)
-
-    def on_train_batch_end(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Batch,
-        batch_idx: int,
-    ) -> None:  # fmt: skip
-        pl_module.load_state_dict(self.state)
+        if self.rank == 0:
+            self.found[self.case] = gradients(pl_module)
 
 
 def _told(error: Exception) -> str:
