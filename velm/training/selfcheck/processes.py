@@ -16,6 +16,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
 from torch import distributed as dist
+from torch.multiprocessing.spawn import ProcessException
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
@@ -45,8 +46,8 @@ def check_processes(subject: Subject) -> Verdict:
     note = settle(task, subject.batch)
     expected = whole_gradients(task, subject.batch)
     try:
-        found = _of_processes(subject, task, unused=_unused(task, expected[ALL]))
-    except mp.ProcessException as error:
+        found = _of_processes(subject, task)
+    except ProcessException as error:
         return Verdict(float("inf"), _told(error))
     figure = max(gap(expected[case], found[case]) for case in expected)
     fault = fault_of(task, subject.batch, expected, found) if figure > ROUNDING else None
@@ -74,24 +75,19 @@ def whole_gradients(task: VisionLanguageTask, batch: Batch) -> dict[str, Gradien
     return found
 
 
-def _unused(task: VisionLanguageTask, expected: Gradients) -> bool:
-    """Whether DDP has to look for parameters without a gradient in every step, as a run would with this config."""
-    trained = {name for name, parameter in task.named_parameters() if parameter.requires_grad}
-    return task.micro_batch_size is not None or not trained <= expected.keys()
-
-
-def _of_processes(subject: Subject, task: VisionLanguageTask, *, unused: bool) -> dict[str, Gradients]:
+def _of_processes(subject: Subject, task: VisionLanguageTask) -> dict[str, Gradients]:
     """The same from an optimizer step a case of two processes, started once."""
     with tempfile.TemporaryDirectory(prefix="velm-selfcheck-") as name:
         folder = Path(name)
         job = {
             "model": subject.model, "vocabulary": subject.vocabulary, "state": task.state_dict(),
-            "batch": subject.batch, "unused": unused,
+            "batch": subject.batch,
         }  # fmt: skip
         torch.save(job, folder / "job.pt")
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # DDP remarks that it has looked for unused parameters
         mp.spawn(_worker, args=(port, str(folder)), nprocs=WORLD)
         found: dict[str, Gradients] = torch.load(folder / "found.pt", weights_only=True, mmap=True)
         return found
@@ -114,9 +110,7 @@ def _worker(rank: int, port: int, name: str) -> None:
             task.micro_batch_size = PIECE
         keep = _Keep(cases_of(task), rank)
         mine = job["batch"].pieces(SAMPLES // WORLD)[rank]
-        strategy = DDPStrategy(
-            process_group_backend="gloo", find_unused_parameters=job["unused"], gradient_as_bucket_view=True
-        )
+        strategy = DDPStrategy(process_group_backend="gloo", find_unused_parameters=True, gradient_as_bucket_view=True)
         trainer = trainer_of(folder, devices=WORLD, strategy=strategy, max_epochs=1, callbacks=[keep])
         trainer.fit(task, DataLoader(_Again(mine, len(keep.cases)), batch_size=None))
         if rank == 0:
