@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import re
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import yaml
 from PIL import Image
 
 from velm import cli
+from velm.training.selfcheck.outcome import CHECKS
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 WEIGHTS = Path(__file__).parents[2] / "shared/data/weights/mobilenet_v2_imagenet.pth"
@@ -63,10 +65,10 @@ def class_folders(table: Path) -> Path:
     return table.parent / "classes"
 
 
-def fit(config: Path, table: Path, *more: str) -> int:
-    run = table.parent / "run"
+def options_of(config: Path, table: Path) -> list[str]:
+    """What makes a run of one step on a CPU of a config, over the table's pictures where it is not drawn scenes."""
     options = [
-        "--trainer.max_steps=1", "--trainer.accelerator=cpu", f"--trainer.default_root_dir={run}",
+        "--trainer.max_steps=1", "--trainer.accelerator=cpu", f"--trainer.default_root_dir={table.parent / 'run'}",
         "--trainer.enable_progress_bar=false", "--trainer.precision=32-true", "--data.num_workers=0",
         "--data.batch_size=4", "--trainer.limit_val_batches=1", "--model.validation.max_length=4",
     ]  # fmt: skip
@@ -79,16 +81,39 @@ def fit(config: Path, table: Path, *more: str) -> int:
         options.append(f"--data.dataset.path={table}")
     if "cache_features: true" in text:
         options.append(f"--data.cache_features={table.parent / 'features'}")
-    status = cli.main(["fit", "--config", str(config), *options, *more])
-    assert status != 0 or (run / "last.ckpt").is_file()
+    return options
+
+
+def fit(config: Path, table: Path, *more: str) -> int:
+    status = cli.main(["fit", "--config", str(config), *options_of(config, table), *more])
+    assert status != 0 or (table.parent / "run" / "last.ckpt").is_file()
     return status
+
+
+def smaller(config: Path) -> list[str]:
+    """What makes a config's model and pictures small."""
+    size = 64 if config.stem in ("quickstart", "answer") else 48 if "patch_size: 16" in config.read_text() else 64
+    return [f"--data.image_size={size}", *SMALLER[config.stem]]
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
 @pytest.mark.filterwarnings("ignore")
 def test_config_takes_a_step(config: Path, table: Path) -> None:
-    size = 64 if config.stem in ("quickstart", "answer") else 48 if "patch_size: 16" in config.read_text() else 64
-    assert fit(config, table, f"--data.image_size={size}", *SMALLER[config.stem]) == 0
+    assert fit(config, table, *smaller(config)) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
+def test_config_passes_the_selfcheck(config: Path, table: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--config", str(config), *options_of(config, table), *smaller(config), "--json"]
+    status = cli.main(["selfcheck", *options])
+    checks = {check["name"]: check for check in json.loads(capsys.readouterr().out)["checks"]}
+    assert status == 0, checks
+    assert set(checks) == set(CHECKS)
+    assert [name for name, check in checks.items() if check["status"] == "skipped"] == (
+        [] if "decoder:" in config.read_text() else ["decoding"]
+    )
+    assert not list(table.parent.glob("run*"))
 
 
 @pytest.mark.slow

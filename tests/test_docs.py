@@ -99,11 +99,11 @@ def test_command_is_known_and_its_files_are_there(words: list[str]) -> None:
     [
         p
         for p in commands()
-        if p.values[0][0] in ("caption", "doctor", "evaluate", "explain", "pack", "plan", "plugins")
+        if p.values[0][0] in ("caption", "doctor", "evaluate", "explain", "pack", "plan", "plugins", "selfcheck")
     ],
 )
 def test_options_of_a_command_are_accepted(words: list[str]) -> None:
-    from velm.commands import caption, doctor, evaluate, explain, pack, plan, plugins
+    from velm.commands import caption, doctor, evaluate, explain, pack, plan, plugins, selfcheck
 
     rest = words[1:]
     if words[0] == "caption":
@@ -116,6 +116,8 @@ def test_options_of_a_command_are_accepted(words: list[str]) -> None:
         doctor._parser().parse_known_args(rest)
     elif words[0] == "plan":
         plan._parser().parse_known_args(rest)
+    elif words[0] == "selfcheck":
+        selfcheck._parser().parse_known_args(rest)
     elif words[0] == "pack":
         assert set(pack._spec(pack._parser().parse_args(rest).dataset)) >= {"name"}
     else:
@@ -136,7 +138,7 @@ def test_output_is_as_printed(command: str, output: str, capsys: pytest.CaptureF
     assert [line for line in printed if line in wanted] == wanted
 
 
-RUNS = ("fit", "doctor", "validate", "test", "predict")
+RUNS = ("fit", "doctor", "selfcheck", "validate", "test", "predict")
 
 
 @pytest.mark.parametrize("words", [p for p in commands() if p.values[0][0] in RUNS])
@@ -206,6 +208,7 @@ def _check_key(key: str) -> None:
             "print_config",
             "json",
             "pictures",
+            "only",
         )
         return
     name, _, inner = rest.partition(".")
@@ -297,6 +300,15 @@ def test_every_check_of_the_doctor_is_described() -> None:
     for name, what in CHECKS.items():
         row = next(line for line in text.splitlines() if line.startswith(f"| `{name}` |"))
         assert row.split(" | ")[1] == what
+
+
+def test_every_check_of_the_selfcheck_is_described() -> None:
+    from velm.training.selfcheck.outcome import CHECKS as LAWS_OF_TRAINING
+
+    text = section("selfcheck.md", "Checks")
+    assert first_column(text) == set(LAWS_OF_TRAINING)
+    for name, what in LAWS_OF_TRAINING.items():
+        assert f"| `{name}` | {what} |" in text
 
 
 def test_every_figure_is_described() -> None:

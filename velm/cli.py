@@ -16,6 +16,7 @@ COMMANDS = {
     "explain": ("velm.commands.explain", "where each word looked, where a sentence is found"),
     "doctor": ("velm.commands.doctor", "look over data and config before hours are spent"),
     "plan": ("velm.commands.plan", "memory and time of a step on devices that are not at hand"),
+    "selfcheck": ("velm.commands.selfcheck", "hold the laws of training against a config, on this machine"),
     "pack": ("velm.commands.pack", "write a dataset as tar shards"),
     "plugins": ("velm.commands.plugins", "list, show and check encoders, decoders, losses, datasets, tokenizers"),
 }

@@ -33,7 +33,9 @@ if TYPE_CHECKING:
 __all__ = ["losses_in_pieces", "warn_of_pieces"]
 
 
-def losses_in_pieces(task: VisionLanguageTask, batch: Batch, size: int) -> tuple[Tensor, dict[str, Tensor]]:
+def losses_in_pieces(
+    task: VisionLanguageTask, batch: Batch, size: int, *, keep: bool = False
+) -> tuple[Tensor, dict[str, Tensor]]:
     """The weighted sum of the losses of the whole batch, and each of them.
 
     Losses that say they are `additive` are computed piece by piece; the others get the embeddings, and the decoder's
@@ -43,6 +45,7 @@ def losses_in_pieces(task: VisionLanguageTask, batch: Batch, size: int) -> tuple
         task: whose model and losses.
         batch: B samples of this device.
         size: samples of a piece, the last one may have fewer.
+        keep: keep the activations of every piece, and compute none twice: what `velm selfcheck` compares with.
     """
     losses, samples = task.losses.named(), len(batch)
     if "decoder" in task.needs:
@@ -59,7 +62,11 @@ def losses_in_pieces(task: VisionLanguageTask, batch: Batch, size: int) -> tuple
         return _kept(output, wanted), {name: loss(output, piece) for name, loss in apart.items()}
 
     contexts = partial(first_pass_only, task.model)
-    done = [checkpoint(run, piece, use_reentrant=False, context_fn=contexts) for piece in batch.pieces(size)]
+    pieces = batch.pieces(size)
+    if keep:
+        done = [run(piece) for piece in pieces]
+    else:
+        done = [checkpoint(run, piece, use_reentrant=False, context_fn=contexts) for piece in pieces]
     output, batch = gather_embeds(task, _joined([output for output, _ in done]), batch, share=task.losses.share)
     output.output_projection = getattr(task.model.decoder, "output_projection", None)
     parts = {name: torch.stack([values[name] for _, values in done]).sum() for name in apart}

@@ -154,7 +154,8 @@ def _step(task: VisionLanguageTask, batch: Batch, precision: str, fake: bool) ->
     # the batch is counted for itself
     peak.ignore([t for t in (batch.images, batch.tokens, batch.mask, batch.image_ids) if t is not None])
     with ExitStack() as stack:
-        for mode in (flops, peak, *([_AllContent()] if fake else []), _autocast(precision)):
+        modes: list[AbstractContextManager] = [flops, peak, *([_AllContent()] if fake else []), _autocast(precision)]
+        for mode in modes:
             stack.enter_context(mode)
         output = task.model(batch, task.needs)
         parts = [loss(output, batch) for loss in task.losses.named().values() if not _of_pairs(loss)]
