@@ -3,18 +3,19 @@
     python benchmarks/micro_batch.py --output docs/micro_batch.svg
 
 A small ViT, a text Transformer and a decoder, contrastive and captioning loss, on random pictures of 224 pixels, on a
-CPU in float32. Every step runs in a process of its own: the peak is the largest resident memory that the kernel ever
-saw of it (VmHWM of /proc/self/status), less that of the same process before the batch existed. Without pieces it stops
-where the next step would take more than --limit. Linux only.
+CPU in float32. Every step runs in a process of its own. Without pieces it stops where the next step would take more
+than --limit. Linux only.
 
-    pictures      bytes of the batch: uint8 pictures and tokens
-    similarities  bytes of the contrastive loss, which grow with the square of the batch (29 B^2)
-    rest          what is left of a step's peak
+    live          the most bytes of tensors at one time, without weights, their gradients and the batch itself
+    resident      the largest resident memory that the kernel ever saw of the process (VmHWM of /proc/self/status), less
+                  that before the batch existed: the batch counts, and so does what malloc keeps in pieces
+    embeddings    bytes of both towers' embeddings and their gradients
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import subprocess
 import sys
@@ -56,28 +57,35 @@ def measure(samples: int, piece: int | None) -> dict[str, float]:
     import torch
 
     from velm.outputs import Batch
+    from velm.training.planning.measure import PeakMemory
     from velm.training.task import VisionLanguageTask
 
     warnings.filterwarnings("ignore")
     torch.manual_seed(0)
     task = VisionLanguageTask(**SPEC, micro_batch_size=piece).train()
     task.__dict__["_trainer"], task._jit_is_scripting = type("Trainer", (), {"world_size": 1})(), False
-    for parameter in task.parameters():
-        parameter.grad = torch.zeros_like(parameter)
+    gradients = [torch.zeros_like(parameter) for parameter in task.parameters()]
+    for parameter, gradient in zip(task.parameters(), gradients, strict=True):
+        parameter.grad = gradient
 
-    def step(number: int) -> float:
+    def step(number: int, watched: PeakMemory | None = None) -> float:
         images = torch.randint(0, 256, (number, 3, 224, 224), dtype=torch.uint8)
         tokens = torch.randint(4, VOCABULARY, (number, LENGTH))
         mask = torch.ones_like(tokens, dtype=torch.bool)
         batch = Batch(images=images, tokens=tokens, mask=mask, image_ids=torch.arange(number))
         begun = time.perf_counter()
-        task._losses(batch)[0].backward()
+        if watched is not None:
+            watched.ignore([images, tokens, mask, batch.image_ids, *task.parameters(), *gradients])
+        with watched or contextlib.nullcontext():
+            task._losses(batch)[0].backward()
         return time.perf_counter() - begun
 
     step(2)  # kernels and their scratch room are set up
     before = peak()
     seconds = step(samples)
-    return {"mib": peak() - before, "seconds": seconds}
+    resident, live = peak() - before, PeakMemory()
+    step(samples, live)
+    return {"live": live.peak / MIB, "resident": resident, "seconds": seconds}
 
 
 def peak() -> float:
@@ -88,19 +96,20 @@ def peak() -> float:
 
 def report(batches: list[int], piece: int, limit: float) -> list[dict[str, Any]]:
     """Print the table, and give its rows."""
-    print(f"| batch | whole, MiB | s | pieces of {piece}, MiB | s | of it pictures | similarities | rest |")
+    print(
+        f"| batch | whole: live, MiB | resident | s | pieces of {piece}: live, MiB | resident | s | embeddings, MiB |"
+    )
     print("| --- " * 8 + "|")
     rows: list[dict[str, Any]] = []
     for samples in batches:
-        previous = rows[-1]["whole"] if rows else {"mib": 0.0}
-        fits = previous is not None and previous["mib"] * samples / (batches[len(rows) - 1] if rows else 1) <= limit
+        before = rows[-1] if rows else None
+        fits = before is None or (before["whole"] and before["whole"]["resident"] * samples / before["batch"] <= limit)
         whole, pieces = _own_process(samples, 0) if fits else None, _own_process(samples, piece)
-        pictures = samples * (3 * 224 * 224 + 9 * LENGTH) / MIB
-        pairs = 29 * samples**2 / MIB
         rows.append({"batch": samples, "whole": whole, "pieces": pieces})
-        cells = [f"{whole['mib']:,.0f} | {whole['seconds']:.1f}" if whole else "not run | "]
-        cells += [f"{pieces['mib']:,.0f} | {pieces['seconds']:.1f}", f"{pictures:,.0f}", f"{pairs:,.0f}"]
-        print(f"| {samples:,} | {' | '.join(cells)} | {pieces['mib'] - pictures - pairs:,.0f} |", flush=True)
+        cells = [
+            f"{e['live']:,.1f} | {e['resident']:,.0f} | {e['seconds']:.1f}" if e else " | | " for e in (whole, pieces)
+        ]
+        print(f"| {samples:,} | {' | '.join(cells)} | {16 * WIDTH * samples / MIB:,.1f} |", flush=True)
     return rows
 
 
@@ -114,7 +123,7 @@ def _own_process(samples: int, piece: int) -> dict[str, float]:
 def drawing(rows: list[dict[str, Any]]) -> str:
     """Peak memory against the batch, both axes linear, as SVG."""
     width, height, left, bottom = 560, 300, 64, 40
-    most = max(each["mib"] for row in rows for each in (row["whole"], row["pieces"]) if each)
+    most = max(each["live"] for row in rows for each in (row["whole"], row["pieces"]) if each)
     last = max(row["batch"] for row in rows)
 
     def place(batch: float, mib: float) -> str:
@@ -131,7 +140,7 @@ def drawing(rows: list[dict[str, Any]]) -> str:
         parts.append(f'<text x="{left - 6}" y="{float(y) + 4}" text-anchor="end">{most * share:,.0f}</text>')
         parts.append(f'<text x="{x}" y="{height - bottom + 16}" text-anchor="middle">{last * share:,.0f}</text>')
     for name, colour, label in (("whole", "#c0392b", "the whole batch at once"), ("pieces", "#2471a3", "in pieces")):
-        points = [(row["batch"], row[name]["mib"]) for row in rows if row[name]]
+        points = [(row["batch"], row[name]["live"]) for row in rows if row[name]]
         line = " ".join(place(*point) for point in points)
         parts.append(f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="2"/>')
         parts += [
@@ -139,7 +148,7 @@ def drawing(rows: list[dict[str, Any]]) -> str:
         ]
         x, y = place(*points[-1]).split(",")
         parts.append(f'<text x="{float(x) - 8}" y="{float(y) - 10}" text-anchor="end" fill="{colour}">{label}</text>')
-    parts.append(f'<text x="{left}" y="14">peak memory of a step, MiB</text>')
+    parts.append(f'<text x="{left}" y="14">tensors alive at the peak of a step, MiB</text>')
     parts.append(f'<text x="{width - 20}" y="{height - 8}" text-anchor="end">samples of the batch</text></svg>')
     return "\n".join(parts) + "\n"
 

@@ -49,6 +49,7 @@ class Counted(TorchDispatchMode):
         "_reduce_scatter_base_": "reduce_scatter",
         "reduce_scatter_": "reduce_scatter",
         "scatter_": "reduce_scatter",  # the backward pass of a gather, which gloo makes of scatters
+        "alltoall_base_": "all_to_all",
     }
 
     def __init__(self) -> None:

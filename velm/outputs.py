@@ -137,12 +137,12 @@ class Batch:
 
         Each has the pictures that it shows, and sentences padded to its own longest.
         """
-        return [self._piece(torch.arange(start, min(start + size, len(self)))) for start in range(0, len(self), size)]
+        return [self._piece(slice(start, start + size)) for start in range(0, len(self), size)]
 
-    def _piece(self, samples: Tensor) -> Batch:
-        rows = samples.to(self.image_ids.device)
-        shown, image_rows = rows, None
-        if self.image_rows is not None:
+    def _piece(self, rows: slice) -> Batch:
+        if self.image_rows is None:
+            shown, image_rows = rows, None  # no copy of the pictures
+        else:
             shown, image_rows = self.image_rows[rows].unique(return_inverse=True)
         piece = replace(
             self,
@@ -162,7 +162,7 @@ class Batch:
         return self._map(lambda tensor: tensor.pin_memory())
 
 
-def _trimmed(tokens: Tensor | None, mask: Tensor | None, rows: Tensor) -> tuple[Tensor | None, Tensor | None]:
+def _trimmed(tokens: Tensor | None, mask: Tensor | None, rows: slice) -> tuple[Tensor | None, Tensor | None]:
     """Some of the sentences, without the columns that hold only padding."""
     if tokens is None or mask is None:
         return None, None

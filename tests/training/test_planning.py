@@ -12,7 +12,7 @@ from velm.training.planning.step import Costs, Machine, Setup, collectives, flop
 COSTS = Costs(
     weights=1000, learnt=1000, in_blocks=600, largest_block=100, averaged=0, of_losses=4, activations=(50.0, 10.0),
     forward_flops=(10.0, 0.0), backward_flops=(20.0, 0.0), sample_bytes=3, embed_bytes=8, rows=1, writes=True,
-    loss_bytes=(29.0, 0.0, 0.0), loss_flops=(6.0, 0.0, 0.0),
+    shared=False, loss_bytes=(29.0, 0.0, 0.0), loss_flops=(6.0, 0.0, 0.0),
 )  # fmt: skip
 
 
@@ -23,6 +23,16 @@ def test_memory_by_hand() -> None:
     assert told["similarities"] == 29 * 64
     assert told["embeddings"] == 2 * 8 * (8 + 4)
     assert told["total"] == sum(number for name, number in told.items() if name != "total")
+
+
+def test_losses_that_share_divide_the_pairs_by_the_devices() -> None:
+    alone, setup = memory(replace(COSTS, shared=True), Setup(gpus=1, batch=8)), Setup(gpus=2, batch=4)
+    shared = replace(COSTS, shared=True)
+    assert memory(shared, setup)["similarities"] * 2 == alone["similarities"] == 29 * 64
+    assert memory(shared, setup)["embeddings"] == 8 * (2 * 4 + 8)
+    assert flops(shared, setup)["losses"] * 2 == flops(COSTS, setup)["losses"]
+    sent = {each.what: each for each in collectives(shared, setup)}
+    assert sent["sentences"].bytes == sent["gradients of sentences"].bytes == 4 * 8
 
 
 def test_pieces_keep_fewer_activations_and_cost_a_forward_pass() -> None:

@@ -12,6 +12,7 @@ import lightning
 import pytest
 import torch
 import torch.multiprocessing as mp
+from lightning.pytorch.utilities import rank_zero_only
 
 import velm
 from velm import cli
@@ -48,6 +49,7 @@ def fit(rank: int, folder: Path, arguments: list[str], port: int | None) -> None
     os.chdir(folder)
     if port is not None:
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "LOCAL_RANK": str(rank), "NODE_RANK": "0"}
+        rank_zero_only.rank = rank  # Lightning, imported before, has looked for it
     try:
         cli.main(["fit", "--config", "run.yaml", *arguments])
     except (KeyboardInterrupt, SystemExit):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 from collections.abc import Iterator, Mapping
 from itertools import chain
 from typing import Any
@@ -42,12 +43,7 @@ class FSDP2Strategy(ModelParallelStrategy):
     def setup_environment(self) -> None:
         self._data_parallel_size = self.num_nodes * self.num_processes
         super().setup_environment()
-
-    def teardown(self) -> None:
-        """Leave the group, lest its threads end the process with an error of their own."""
-        super().teardown()
-        if distributed.is_initialized():
-            distributed.destroy_process_group()
+        atexit.register(_leave_group)  # not at teardown: a Trainer may fit, and then test
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
         """The whole state as torch has it, on rank 0; nothing on the others."""
@@ -77,6 +73,12 @@ class FSDP2Strategy(ModelParallelStrategy):
             }
             set_optimizer_state_dict(self.model, optimizer, named, options=options)
         return checkpoint
+
+
+def _leave_group() -> None:
+    """Lest the group's threads end a process that is done with an error of their own."""
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def _in_order(named: Mapping[str, Any]) -> Iterator[str]:

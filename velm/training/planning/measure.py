@@ -35,7 +35,7 @@ __all__ = ["PeakMemory", "measure"]
 
 FAKE = (32, 64)  # samples; enough that the peak is the activations' and not a large weight's gradient's
 REAL = (4, 8)
-PAIRS = (1024, 1536, 2048)  # rows of a loss of the whole batch: above the tiles that a tiled one may have
+PAIRS = (4096, 5120, 6144)  # rows of a loss of the whole batch: above the tiles that ours work in
 
 
 class PeakMemory(TorchDispatchMode):
@@ -140,6 +140,7 @@ def _measure(
         embed_bytes=steps[0].embeds // len(batches[0]),
         rows=len(batches[0]) // sizes[0],
         writes="decoder" in task.needs,
+        shared=task.losses.share,
         loss_bytes=loss_bytes,
         loss_flops=loss_flops,
     )

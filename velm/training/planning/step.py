@@ -30,6 +30,8 @@ class Costs:
         embed_bytes: the embeddings of one row, both towers together; 0 where nothing is compared.
         rows: sentences of a sample.
         writes: whether there is a captioning loss, whose tokens are counted over all devices.
+        shared: whether each device compares its own pictures with everybody's sentences, as our losses do; else
+            embeddings of all are gathered, and every device compares all of them.
         loss_bytes, loss_flops: (n^2, n, 1): of the losses that compare n rows.
     """
 
@@ -46,6 +48,7 @@ class Costs:
     embed_bytes: int
     rows: int
     writes: bool
+    shared: bool
     loss_bytes: tuple[float, float, float]
     loss_flops: tuple[float, float, float]
 
@@ -107,7 +110,7 @@ class Collective:
 
     Attributes:
         what: is sent.
-        kind: 'all_reduce', 'all_gather' or 'reduce_scatter'.
+        kind: 'all_reduce', 'all_gather', 'all_to_all' or 'reduce_scatter'.
         bytes: of the whole tensor, as every device has it before a reduction or after a gather; all calls together.
         calls: messages.
         hidden: travels while something is computed.
@@ -131,7 +134,6 @@ def memory(costs: Costs, setup: Setup) -> dict[str, int]:
     """
     shards = setup.gpus if setup.sharded else 1
     samples = min(setup.batch, setup.piece or setup.batch)
-    everyone = setup.batch * costs.rows * setup.gpus
     parts = {
         "weights": costs.weights / shards,
         "gradients": costs.learnt / shards,
@@ -140,15 +142,23 @@ def memory(costs: Costs, setup: Setup) -> dict[str, int]:
         "unsharded": _unsharded(costs, setup),
         "buckets": costs.learnt if not setup.sharded and setup.gpus > 1 else 0,
         "batch": setup.batch * costs.sample_bytes,
-        "embeddings": 2 * costs.embed_bytes * (everyone + (setup.batch * costs.rows if setup.gpus > 1 else 0)),
+        "embeddings": _embeddings(costs, setup),
         "activations": costs.activations[0] * samples + costs.activations[1],
-        "similarities": max(_parabola(costs.loss_bytes, everyone), 0),
+        "similarities": max(_pairs(costs.loss_bytes, costs, setup), 0),
     }
     counted = {name: round(number) for name, number in parts.items()}
     together = sum(counted.values())
     if setup.pieces > 1:
         together -= min(counted["activations"], counted["similarities"])
     return {**counted, "total": together}
+
+
+def _embeddings(costs: Costs, setup: Setup) -> int:
+    """Bytes of one's own embeddings, of those of the others that are gathered, and of the gradients of both."""
+    own = setup.batch * costs.rows
+    if setup.gpus == 1:
+        return 2 * costs.embed_bytes * own
+    return costs.embed_bytes * (2 * own + (1 if costs.shared else 2) * own * setup.gpus)
 
 
 def _unsharded(costs: Costs, setup: Setup) -> int:
@@ -168,12 +178,14 @@ def flops(costs: Costs, setup: Setup) -> dict[str, float]:
     """Floating-point operations of a step on a device: `towers`, again for pieces, and `losses` of all rows."""
     forward = setup.batch * costs.forward_flops[0] + setup.pieces * costs.forward_flops[1]
     backward = setup.batch * costs.backward_flops[0] + setup.pieces * costs.backward_flops[1]
-    losses = max(_parabola(costs.loss_flops, setup.batch * costs.rows * setup.gpus), 0.0)
+    losses = max(_pairs(costs.loss_flops, costs, setup), 0.0)
     return {"forward": forward * (2 if setup.pieces > 1 else 1), "backward": backward, "losses": losses}
 
 
-def _parabola(factors: tuple[float, float, float], x: float) -> float:
-    return factors[0] * x * x + factors[1] * x + factors[2]
+def _pairs(factors: tuple[float, float, float], costs: Costs, setup: Setup) -> float:
+    """What a device takes to compare the rows of a step, of a parabola in them all."""
+    rows = setup.batch * costs.rows * setup.gpus
+    return (factors[0] * rows + factors[1]) * rows / (setup.gpus if costs.shared else 1) + factors[2]
 
 
 def collectives(costs: Costs, setup: Setup) -> list[Collective]:
@@ -182,9 +194,7 @@ def collectives(costs: Costs, setup: Setup) -> list[Collective]:
         return []
     rows, sent = setup.batch * costs.rows * setup.gpus, []
     if costs.embed_bytes:
-        sent.append(Collective("picture ids", "all_gather", 8 * rows, 1))
-        sent.append(Collective("embeddings", "all_gather", costs.embed_bytes * rows, 2))
-        sent.append(Collective("their gradients", "reduce_scatter", costs.embed_bytes * rows, 2))
+        sent += _of_pairs(costs, rows)
     if costs.writes:
         sent.append(Collective("token count", "all_reduce", 4, 1))
     if not setup.sharded:
@@ -199,6 +209,21 @@ def collectives(costs: Costs, setup: Setup) -> list[Collective]:
         Collective("temperatures", "all_reduce", costs.of_losses, 1),
         Collective("weights", "all_gather", gathered, 2 * setup.pieces, hidden=True),
         Collective("gradients", "reduce_scatter", costs.learnt - costs.of_losses, 1, hidden=True),
+    ]
+
+
+def _of_pairs(costs: Costs, rows: int) -> list[Collective]:
+    """Those of the losses that compare the rows of a step; where they share the work, as `contrastive` sends them."""
+    ids = Collective("picture ids", "all_gather", 8 * rows, 1)
+    if not costs.shared:
+        embeds = Collective("embeddings", "all_gather", costs.embed_bytes * rows, 2)
+        return [ids, embeds, Collective("their gradients", "reduce_scatter", costs.embed_bytes * rows, 2)]
+    sentences = costs.embed_bytes // 2 * rows
+    return [
+        ids,
+        Collective("sentences", "all_gather", sentences, 1),
+        Collective("sums of a sentence", "all_reduce", 3 * 4 * rows + 8, 4),
+        Collective("gradients of sentences", "all_to_all", sentences, 1),
     ]
 
 
