@@ -63,7 +63,9 @@ MUTATIONS = {
         "processes",
         "contrastive: gathered without gradient. The towers' gradient is 0",
         """
+from velm.losses.alignment import ContrastiveLoss
 from velm.training import distributed
+ContrastiveLoss.shares = False
 distributed._gather = lambda module, embeds: module.all_gather(embeds).flatten(0, 1)
 """,
     ),
@@ -71,12 +73,22 @@ distributed._gather = lambda module, embeds: module.all_gather(embeds).flatten(0
         "processes",
         "contrastive: gathered without gradient. The towers' gradient is half",
         """
+from velm.losses.alignment import ContrastiveLoss
 from velm.training import distributed
+ContrastiveLoss.shares = False
 def gather(module, embeds):
     gathered = module.all_gather(embeds).clone()
     gathered[module.global_rank] = embeds
     return gathered.flatten(0, 1)
 distributed._gather = gather
+""",
+    ),
+    "sentences' gradients stay where they are made": (
+        "processes",
+        "contrastive: gathered without gradient. What other processes' samples ask of the text encoder",
+        """
+from velm.losses.tiled.peers import Peers
+Peers.own_sum = lambda self, whole: whole.unflatten(0, (self.size, -1))[self.rank]
 """,
     ),
     "double averaging": (
@@ -90,7 +102,7 @@ VisionLanguageTask.training_step = lambda self, *a: before(self, *a) / self.trai
     ),
     "a shifted label": (
         "decoding",
-        "labels shifted by -1",
+        "labels shifted",
         """
 from velm.model import VisionLanguageModel
 before = VisionLanguageModel._decode

@@ -59,12 +59,26 @@ def _of_loss(task: VisionLanguageTask, batch: Batch, name: str, expected: Gradie
     if aligning and (_is(factor, HALF) or _is(factor, 0.0)):
         share = "half of what it is" if _is(factor, HALF) else "0, and not what it is"
         return f"{name}: gathered without gradient. The towers' gradient is {share} to be."
+    if aligning and (lacking := _one_sided(expected, found)):
+        return (
+            f"{name}: gathered without gradient. What other processes' samples ask of the {lacking} does not reach it."
+        )
     if gap(_mean_of_halves(task, batch, name), found) <= ROUNDING:
         if aligning:
             return f"{name}: not gathered. Each process compares its own pictures and sentences only."
         return f"{name}: each process takes the mean over its own tokens, and not over those of all (target_count)."
     figure, where = farthest(expected, found)
     return f"{name}: the gradients of two processes differ from those of one, most ({figure:.1e}) for {where}."
+
+
+def _one_sided(expected: Gradients, found: Gradients) -> str | None:
+    """The encoder whose gradient alone is wrong; None if neither or both are."""
+    wrong = []
+    for side in ("image", "text"):
+        names = [name for name in expected if name.startswith((f"model.{side}_encoder.", f"model.{side}_projection."))]
+        if gap({n: expected[n] for n in names}, {n: found[n] for n in names if n in found}) > ROUNDING:
+            wrong.append(f"{side} encoder")
+    return wrong[0] if len(wrong) == 1 else None
 
 
 def _own(gradients: Gradients, loss: str) -> list[str]:
