@@ -216,7 +216,7 @@ def test_two_sources_are_projected_to_one_width_and_stand_side_by_side(batch: Ba
     model = parts(*order)
     output = model(batch, {"decoder"})
     [(_, memory, mask)] = model.decoder.fed
-    assert memory.shape == (3, 256 + 5, 4)
+    assert memory.shape == (3, 256 + 5, 3)  # of 4 and 3 the narrower
     features = {"image": output.image.features, "text": output.text.features}
     masks = {"image": torch.ones(3, 256, dtype=torch.bool), "text": batch.mask}
     expected = [model.memory_projections[source](features[source]) for source in order]
@@ -296,7 +296,7 @@ def test_the_builder_hands_over_what_the_parts_want() -> None:
     assert model.text_encoder.embedding.padding_idx == 3
     assert model.decoder.output_projection.out_features == VOCAB
     assert {name: tuple(p.weight.shape) for name, p in model.memory_projections.items()} == {
-        "image": (10, 8), "text": (10, 10)
+        "image": (8, 8), "text": (8, 10)
     }  # fmt: skip
     assert build(embed_dim=None).image_projection.out_features == 256
     wide = build(memory=None, decoder={"name": Parrot}).decoder

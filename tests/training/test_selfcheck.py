@@ -55,7 +55,7 @@ from velm.decoders.transformer import TransformerDecoder
 class Forgetful(TransformerDecoder):
     def step(self, token, state):
         logits, new = super().step(token, state)
-        return logits, replace(new, past=tuple((k[:, :, 1:], v[:, :, 1:]) for k, v in new.past))
+        return logits, replace(new, length=state.length)
 """
 
 MUTATIONS = {
