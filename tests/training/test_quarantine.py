@@ -123,8 +123,8 @@ def test_validation_leaves_out_what_it_cannot_read(tmp_path: Path, monkeypatch: 
     figures = []
     for run in ("run.1", "run"):
         with open(f"runs/{run}/metrics.csv", encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file))
-        figures.append([{name: row[name] for name in row if not name.startswith("speed/")} for row in rows])
+            lines = list(csv.DictReader(file))
+        figures.append([{name: row[name] for name in row if not name.startswith("speed/")} for row in lines])
     assert figures[0] == figures[1]
 
 
