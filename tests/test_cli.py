@@ -32,6 +32,14 @@ def test_import_of_public_names_imports_no_lightning() -> None:
     assert not modules_after(code) & {"lightning", "pytorch_lightning", "transformers"}
 
 
+@pytest.mark.parametrize("command", ["caption", "doctor", "evaluate", "plan", "selfcheck"])
+def test_help_of_a_command_imports_no_torch(command: str) -> None:
+    loaded = modules_after(
+        f"from velm import cli\ntry:\n    cli.main([{command!r}, '--help'])\nexcept SystemExit: pass"
+    )
+    assert "torch" not in loaded
+
+
 def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main([]) == 0
     printed = capsys.readouterr().out
