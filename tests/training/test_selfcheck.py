@@ -102,7 +102,7 @@ VisionLanguageTask.training_step = lambda self, *a: before(self, *a) / self.trai
     ),
     "a shifted label": (
         "decoding",
-        "labels shifted",
+        "labels shifted by -1",
         """
 from velm.model import VisionLanguageModel
 before = VisionLanguageModel._decode

@@ -73,7 +73,7 @@ class _Sentences:
 
     def loss(self, smoothing: float, shift: int = 0) -> float:
         """The mean of -log p(y_t | y_<t); with a `shift`, of the word so many places behind that."""
-        labels = self.sentence[:, 1:].roll(-shift, 1)
+        labels = self.sentence.roll(-1 - shift, 1)[:, :-1]
         return float(
             F.cross_entropy(self.logits[self.predicted], labels[self.predicted], label_smoothing=smoothing)
         )  # fmt: skip
