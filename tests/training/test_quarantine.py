@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import json
 import subprocess
@@ -14,6 +13,7 @@ from typing import Any
 import pytest
 import yaml
 from corpus import Corpus, build
+from figures import figures
 
 from velm import cli
 
@@ -120,12 +120,7 @@ def test_validation_leaves_out_what_it_cannot_read(tmp_path: Path, monkeypatch: 
     ]
     Path(corpus.table).write_text("\n".join(kept), "utf-8")
     assert fit(tmp_path, corpus, *options) == 0
-    figures = []
-    for run in ("run.1", "run"):
-        with open(f"runs/{run}/metrics.csv", encoding="utf-8", newline="") as file:
-            lines = list(csv.DictReader(file))
-        figures.append([{name: row[name] for name in row if not name.startswith("speed/")} for row in lines])
-    assert figures[0] == figures[1]
+    assert figures(Path("runs/run.1/metrics.csv")) == figures(Path("runs/run/metrics.csv"))
 
 
 @pytest.mark.slow
