@@ -14,13 +14,12 @@ from torch.nn import functional as F
 from velm import registry
 from velm.decoders.base import Decoder
 from velm.encoders.base import ImageEncoder, TextEncoder
-from velm.outputs import IGNORE, Batch, DecoderOutput, EncoderOutput, VisionLanguageOutput
+from velm.outputs import EMBEDS, IGNORE, Batch, DecoderOutput, EncoderOutput, VisionLanguageOutput
 
 MODEL_KEYS = (
     "image_encoder", "text_encoder", "decoder", "embed_dim", "embed_dropout", "memory", "losses",
     "vocab_size", "pad_id", "plugins",
 )  # fmt: skip
-EMBEDS = frozenset({"image_embeds", "text_embeds"})
 EVERYTHING = EMBEDS | {"decoder"}
 
 

@@ -194,3 +194,6 @@ class VisionLanguageOutput:
 
 
 IGNORE = -100  # torch's own default ignore_index of cross-entropy
+
+EMBEDS = frozenset({"image_embeds", "text_embeds"})
+"""What a loss asks for that compares pictures with sentences."""

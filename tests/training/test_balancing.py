@@ -16,6 +16,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from tests.training.test_micro import assert_same
 from velm.losses.alignment import ContrastiveLoss
 from velm.losses.base import Loss
 from velm.losses.captioning import CaptioningLoss
@@ -123,15 +124,6 @@ def apart(losses: dict[str, Any]) -> tuple[list[str], dict[str, dict[str, Tensor
 
 def flat(gradients: dict[str, Tensor], names: list[str]) -> Tensor:
     return torch.cat([gradients[name].flatten() if name in gradients else torch.zeros(0) for name in names])
-
-
-def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float = 1e-10) -> None:
-    assert found.keys() == expected.keys()
-    largest = max(1.0, *(float(value.abs().max()) for value in expected.values()))
-    for name, value in expected.items():
-        torch.testing.assert_close(
-            found[name], value, rtol=0, atol=tolerance * largest, msg=lambda m, n=name: f"{n}: {m}"
-        )
 
 
 # --- projection, by hand

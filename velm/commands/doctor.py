@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from velm.commands.options import at_least_one
+
 if TYPE_CHECKING:
     from velm.data.base import Record
     from velm.doctor.findings import Finding
@@ -182,7 +184,8 @@ def _look_at_batches(
 ) -> None:
     from velm.data.items import text_counts
     from velm.doctor import batches as look
-    from velm.model import EMBEDS, needs_of
+    from velm.model import needs_of
+    from velm.outputs import EMBEDS
     from velm.training.run import count_devices
 
     data, trainer, model = config["data"], config["trainer"], config["model"]
@@ -275,17 +278,14 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument(
-        "--pictures", type=_count, default=PICTURES, metavar="N", help=f"pictures to decode (default {PICTURES:,})"
+        "--pictures",
+        type=at_least_one,
+        default=PICTURES,
+        metavar="N",
+        help=f"pictures to decode (default {PICTURES:,})",
     )
     parser.add_argument("--json", action="store_true", help="JSON instead of text")
     return parser
-
-
-def _count(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is too small; it is at least 1")
-    return value
 
 
 def _show_progress(done: int, total: int) -> None:

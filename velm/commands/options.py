@@ -11,7 +11,7 @@ from velm.data.base import DataError
 if TYPE_CHECKING:
     from velm.pipeline import Pipeline
 
-__all__ = ["add_loading", "add_writing", "load_pipeline", "spelt_out", "writing"]
+__all__ = ["add_loading", "add_writing", "at_least_one", "load_pipeline", "spelt_out", "writing"]
 
 _WRITING: dict[str, tuple[type, str]] = {
     "num_beams": (int, "beams of the search; 1 is greedy"),
@@ -46,10 +46,12 @@ def add_loading(parser: argparse.ArgumentParser) -> None:
         default="32",
         help="bf16: half the memory, and about half the time where the hardware multiplies it (default 32)",
     )
-    parser.add_argument("--batch_size", type=_count, default=32, metavar="N", help="pictures at a time (default 32)")
+    parser.add_argument(
+        "--batch_size", type=at_least_one, default=32, metavar="N", help="pictures at a time (default 32)"
+    )
     parser.add_argument(
         "--image_size",
-        type=_count,
+        type=at_least_one,
         metavar="N",
         help="side of the square that pictures become, in pixels (default as validated)",
     )
@@ -111,7 +113,8 @@ def load_pipeline(args: argparse.Namespace) -> Pipeline:
     )
 
 
-def _count(text: str) -> int:
+def at_least_one(text: str) -> int:
+    """The type of an option that counts something."""
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"{value} is too small; it is at least 1")

@@ -8,6 +8,8 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from velm.commands.options import at_least_one
+
 if TYPE_CHECKING:
     from velm.training.planning.step import Machine
 
@@ -129,7 +131,7 @@ def _parser() -> argparse.ArgumentParser:
         "1 where it does not; then the output says what to set.",
         allow_abbrev=False,
     )
-    count, number, share = _at_least_one, _positive, _share
+    count, number, share = at_least_one, _positive, _share
     parser.add_argument("--gpus", type=count, default=1, metavar="N", help="that share a step (default 1)")
     parser.add_argument(
         "--gpu_memory", "--gpu-memory", type=number, metavar="GIB", help="of one (default the device's)"
@@ -155,13 +157,6 @@ def _parser() -> argparse.ArgumentParser:
         "--link_gb_s", dest="link", type=number, metavar="GB/S", help="inside one (default the device's)"
     )
     return parser
-
-
-def _at_least_one(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is too small; it is at least 1")
-    return value
 
 
 def _positive(text: str) -> float:

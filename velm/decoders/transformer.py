@@ -111,17 +111,19 @@ class TransformerDecoder(Decoder):
             self.output_projection.weight = self.embedding.weight
 
     def forward(self, tokens: Tensor, memory: Tensor, memory_mask: Tensor | None = None) -> Tensor:
-        return self.norm(self._blocks(tokens, self.memory_norm(memory), memory_mask)[0])
+        memory = self.memory_norm(memory)
+        x = self._below(tokens, memory, memory_mask)
+        return self.norm(self._layers()[-1](x, causal=True, memory=memory, memory_mask=memory_mask))
 
     def decode(self, tokens: Tensor, memory: Tensor, memory_mask: Tensor | None = None) -> DecoderOutput:
         """With the last block's attention, averaged over heads, when not training."""
-        memory = self.memory_norm(memory)
-        x, before_last = self._blocks(tokens, memory, memory_mask)
         if self.training:
-            return DecoderOutput(self.norm(x))
-        last = self._layers()[-1]
-        query = last.listen(before_last, causal=True)
-        return DecoderOutput(self.norm(x), last.weights(query, last.memory_keys_values(memory), memory_mask))
+            return DecoderOutput(self(tokens, memory, memory_mask))
+        memory, last = self.memory_norm(memory), self._layers()[-1]
+        query = last.listen(self._below(tokens, memory, memory_mask), causal=True)
+        keys_values = last.memory_keys_values(memory)
+        x = last.think(last.look(query, keys_values, memory_mask))
+        return DecoderOutput(self.norm(x), last.weights(query, keys_values, memory_mask))
 
     def start(self, memory: Tensor, memory_mask: Tensor | None = None) -> TransformerState:
         memory = self.memory_norm(memory)
@@ -161,13 +163,13 @@ class TransformerDecoder(Decoder):
     def _layers(self) -> list[TransformerBlock]:
         return cast("list[TransformerBlock]", list(self.blocks))
 
-    def _blocks(self, tokens: Tensor, memory: Tensor, memory_mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The last block's result, and what went into it."""
-        x = before = self._embed(tokens)
-        for index, block in enumerate(self._layers()):
+    def _below(self, tokens: Tensor, memory: Tensor, memory_mask: Tensor | None) -> Tensor:
+        """What goes into the last block."""
+        x = self._embed(tokens)
+        for index, block in enumerate(self._layers()[:-1]):
             over = {"memory": memory, "memory_mask": memory_mask} if index >= self.unimodal_depth else {}
-            before, x = x, block(x, causal=True, **over)
-        return x, before
+            x = block(x, causal=True, **over)
+        return x
 
     def _embed(self, tokens: Tensor, start: int = 0) -> Tensor:
         embedded = self.embedding(tokens)

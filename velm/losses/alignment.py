@@ -22,7 +22,7 @@ from velm.losses.tiled.contrastive import contrastive
 from velm.losses.tiled.sigmoid import sigmoid
 from velm.losses.tiled.triplet import triplet_all, triplet_hardest
 from velm.losses.tiled.walk import with_gradient
-from velm.outputs import Batch, VisionLanguageOutput
+from velm.outputs import EMBEDS, Batch, VisionLanguageOutput
 
 __all__ = ["ContrastiveLoss", "SigmoidLoss", "TripletLoss"]
 
@@ -30,7 +30,7 @@ __all__ = ["ContrastiveLoss", "SigmoidLoss", "TripletLoss"]
 class _AlignmentLoss(Loss):
     """A loss of image and text embeddings (B, E) and of which of them match, on one device or on many."""
 
-    requires = frozenset({"image_embeds", "text_embeds"})
+    requires = EMBEDS
     shares = True
 
     def forward(self, output: VisionLanguageOutput, batch: Batch) -> Tensor:

@@ -11,11 +11,9 @@ from torch import Tensor, nn
 
 from velm import registry
 from velm.losses.base import Loss
-from velm.outputs import Batch, VisionLanguageOutput
+from velm.outputs import EMBEDS, Batch, VisionLanguageOutput
 
 __all__ = ["WeightedLosses", "build_losses"]
-
-EMBEDS = frozenset({"image_embeds", "text_embeds"})
 
 
 class WeightedLosses(nn.ModuleDict):

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
-from velm.outputs import IGNORE, Batch, DecoderOutput, VisionLanguageOutput
+from velm.outputs import EMBEDS, IGNORE, Batch, DecoderOutput, VisionLanguageOutput
 from velm.training.distributed import gather_embeds, global_count
 from velm.training.statistics import first_pass_only
 
@@ -106,7 +106,7 @@ def warn_of_pieces(task: VisionLanguageTask, accumulate: int) -> None:
     Args:
         accumulate: the Trainer's accumulate_grad_batches.
     """
-    meeting = [name for name, loss in task.losses.named().items() if {"image_embeds", "text_embeds"} <= loss.requires]
+    meeting = [name for name, loss in task.losses.named().items() if loss.requires >= EMBEDS]
     if accumulate > 1 and meeting:
         warnings.warn(
             f"accumulate_grad_batches: {accumulate} adds up gradients, but {' and '.join(meeting)} still compares a "

@@ -25,7 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 
 from velm.layers.pretrained import skip_pretrained
 from velm.losses.weighted import build_losses
-from velm.outputs import Batch, VisionLanguageOutput
+from velm.outputs import EMBEDS, Batch, VisionLanguageOutput
 from velm.registry import SpecError
 from velm.training.blocks import blocks_of
 from velm.training.planning.step import Costs
@@ -172,7 +172,7 @@ def _step(task: VisionLanguageTask, batch: Batch, precision: str, fake: bool) ->
 
 def _of_pairs(loss: Any) -> bool:
     """Whether a loss compares the samples of a batch and needs nothing else of them."""
-    return "decoder" not in loss.requires and {"image_embeds", "text_embeds"} <= loss.requires
+    return "decoder" not in loss.requires and loss.requires >= EMBEDS
 
 
 def _losses_of_pairs(task: VisionLanguageTask) -> tuple[Any, Any]:

@@ -9,8 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from velm.model import EMBEDS
-from velm.outputs import Batch
+from velm.outputs import EMBEDS, Batch
 from velm.pipeline import Pipeline
 from velm.pipeline.loading import load
 from velm.training.datamodule import VisionLanguageData

@@ -7,8 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from velm.model import EMBEDS
-from velm.outputs import Batch
+from velm.outputs import EMBEDS, Batch
 from velm.training.selfcheck.compare import ROUNDING, farthest, gap, gradients
 from velm.training.task import VisionLanguageTask
 
