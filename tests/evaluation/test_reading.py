@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import warnings
 
 import pytest
@@ -11,6 +12,7 @@ from PIL import Image
 
 from velm.data.base import DataError, Record, Records
 from velm.data.faults import BadDataError, Fault
+from velm.data.transforms import EvalTransform
 from velm.evaluation.evaluate import Extras, evaluate, measure
 from velm.evaluation.predictions import predict
 from velm.evaluation.probing import image_features, probe_figures
@@ -144,6 +146,20 @@ def test_features_of_broken_pictures_are_an_error_unless_they_may_be_missing(pip
     assert torch.allclose(features[0], image_features(pipeline, [records[2]])[0], atol=1e-5)
     with pytest.raises(BadDataError, match="of the split"):
         probe_figures(pipeline, records, [records[2]])
+
+
+def test_what_is_left_out_is_in_order_whichever_thread_found_it_first(pipeline, records, monkeypatch):
+    read = EvalTransform.__call__
+
+    def slow_to_fail(self, image):
+        if image is records[0].image:
+            time.sleep(0.3)
+        return read(self, image)
+
+    monkeypatch.setattr(EvalTransform, "__call__", slow_to_fail)
+    missing: dict[int, Fault] = {}
+    list(encoded(pipeline, records, 5, missing, max_bad=0.5))
+    assert list(missing) == [0, 1, 3, 11]
 
 
 def test_the_view_of_what_remains_keeps_what_is_known_of_the_whole(whole):

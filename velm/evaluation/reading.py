@@ -51,7 +51,8 @@ def encoded(
         pipeline: whose image encoder it is.
         records: one a picture.
         batch_size: pictures at a time.
-        left_out: is filled with what is wrong, by place, where a picture cannot be read; None: that is an error.
+        left_out: is filled with what is wrong, by place, where a picture cannot be read (in order once all are read);
+            None: that is an error.
         max_bad: share of the records, in [0, 1], that may be left out.
 
     Raises:
@@ -81,6 +82,10 @@ def encoded(
             seen = torch.tensor([row - start for row in rows], dtype=torch.int64, device=image.features.device)
             image = image.select(seen)
         yield Encoded(places.stop, rows, chunk, image)
+    if left_out:  # threads read ahead and fill it in any order
+        faults_in_order = sorted(left_out.items())
+        left_out.clear()
+        left_out.update(faults_in_order)
 
 
 def remaining(records: Sequence[Record], left_out: Mapping[int, Fault]) -> Sequence[Record]:
