@@ -51,6 +51,14 @@ def in_products(
     return weights.to(values.dtype) @ values
 
 
+def in_autocast(x: Tensor) -> Tensor:
+    """x as autocast would cast it for a matrix product; x itself where autocast is off."""
+    kind = x.device.type
+    if x.dtype != torch.float32 or not torch.is_autocast_enabled(kind):
+        return x
+    return x.to(torch.get_autocast_dtype(kind))
+
+
 class Attention(nn.Module):
     """Scaled dot-product attention with `heads` heads (Vaswani et al. 2017, equation 1).
 
@@ -100,6 +108,7 @@ class Attention(nn.Module):
             mask: bool (B, N), True where there is something to look at; None when everywhere.
             causal: position t sees positions 0 ... t only.
         """
+        x = in_autocast(x)  # once, and not for queries, keys and values each
         return self.attend(x, self.keys_values(x if memory is None else memory), mask=mask, causal=causal)
 
     def attend(self, x: Tensor, keys_values: KeysValues, *, mask: Tensor | None = None, causal: bool = False) -> Tensor:

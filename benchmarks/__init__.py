@@ -1,0 +1,1 @@
+"""VELM beside its peers, on the same work, in one run: `python -m benchmarks`."""

@@ -1,0 +1,1 @@
+"""How workloads are measured and told of."""

@@ -1,0 +1,60 @@
+"""What other processes make of the machine meanwhile, from /proc; where there is no /proc it is not known."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+__all__ = ["Watch", "tree"]
+
+TICKS = os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 100
+
+
+class Watch:
+    """Started when it is made; `others()` is the mean number of cores that other processes took since."""
+
+    def __init__(self) -> None:
+        self.start = time.perf_counter()
+        self.busy, self.own = _busy_seconds(), _tree_seconds()
+
+    def others(self) -> float | None:
+        """Cores, 0 and more; None where it cannot be measured."""
+        if self.busy is None:
+            return None
+        busy, own = _busy_seconds(), _tree_seconds()
+        assert busy is not None
+        return max(0.0, (busy - self.busy) - (own - self.own)) / max(time.perf_counter() - self.start, 1e-9)
+
+
+def tree(pid: int) -> list[int]:
+    """A process and all that it has started and that still run."""
+    found = [pid]
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        try:
+            found += [one for child in task.read_text().split() for one in tree(int(child))]
+        except OSError:  # it has ended
+            continue
+    return found
+
+
+def _busy_seconds() -> float | None:
+    """What all cores have worked since the machine was started, the time that a hypervisor took included."""
+    try:
+        first = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]
+    except OSError:
+        return None
+    user, nice, system, _idle, _wait, irq, soft, steal = (int(number) for number in first)
+    return (user + nice + system + irq + soft + steal) / TICKS
+
+
+def _tree_seconds() -> float:
+    """What this process and those it started have worked."""
+    total = 0.0
+    for pid in tree(os.getpid()):
+        try:
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        total += sum(int(number) for number in fields[11:15]) / TICKS  # its own, and those of children that ended
+    return total

@@ -1,0 +1,45 @@
+"""Peak memory above what was there before: resident on a CPU, allocated on a GPU."""
+
+from __future__ import annotations
+
+import gc
+import re
+from pathlib import Path
+
+__all__ = ["Peak"]
+
+MB = 2**20
+
+
+class Peak:
+    """Started when it is made, in a process whose weights, gradients and optimizer's state are there already."""
+
+    def __init__(self, device: str) -> None:
+        gc.collect()
+        self.device = device
+        self.start = 0.0
+        if device == "cuda":
+            import torch
+
+            torch.cuda.synchronize()
+            torch.cuda.reset_peak_memory_stats()
+            self.start = float(torch.cuda.memory_allocated())
+        elif Path("/proc/self/clear_refs").exists():
+            Path("/proc/self/clear_refs").write_text("5")  # the peak is what is resident now
+            self.start = _peak()
+
+    def extra_mb(self) -> float:
+        """MiB above the start; NaN where it cannot be measured."""
+        if self.device == "cuda":
+            import torch
+
+            return (torch.cuda.max_memory_allocated() - self.start) / MB
+        return max(0.0, _peak() - self.start) / MB
+
+
+def _peak() -> float:
+    try:
+        found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    except OSError:
+        return float("nan")
+    return float("nan") if found is None else 1024.0 * int(found[1])

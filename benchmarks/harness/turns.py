@@ -1,0 +1,120 @@
+"""Systems take turns (A B C A B C ...), each measurement a process of its own; a disturbed one is done again."""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from benchmarks.harness.workload import Settings, Workload
+
+__all__ = ["CALM", "Failed", "Measured", "in_a_process", "take_turns"]
+
+CALM = 0.2
+"""Cores that others may take during a measurement."""
+TRIES = 3
+"""Processes for one measurement, where others disturb it; the least disturbed counts then."""
+
+
+class Failed(RuntimeError):
+    """A measurement's process ended with an error."""
+
+
+@dataclass
+class Measured:
+    """Of one system.
+
+    Attributes:
+        seconds: of a step, one for each process.
+        units: what a step counts.
+        extra_mb: of each process.
+        others: cores that other processes took meanwhile; None where it is not known.
+        redone: processes whose figures are left out, for being disturbed.
+    """
+
+    seconds: list[float] = field(default_factory=list)
+    units: int = 0
+    extra_mb: list[float] = field(default_factory=list)
+    others: list[float | None] = field(default_factory=list)
+    redone: int = 0
+
+    @property
+    def median_s(self) -> float:
+        return statistics.median(self.seconds)
+
+    @property
+    def disturbed(self) -> int:
+        """How many of the measurements that count others have disturbed nevertheless."""
+        return sum(others is not None and others > CALM for others in self.others)
+
+    def figures(self) -> dict[str, float]:
+        """As results.json has them."""
+        return {
+            "median_s": self.median_s,
+            "min_s": min(self.seconds),
+            "max_s": max(self.seconds),
+            "per_s": self.units / self.median_s,
+            "extra_mb": statistics.median(self.extra_mb),
+            "others_cores": max((others for others in self.others if others is not None), default=float("nan")),
+            "disturbed": self.disturbed,
+        }
+
+
+Measure = Callable[[str], dict[str, Any]]
+
+
+def take_turns(
+    workload: Workload, measure: Measure, repeats: int, say: Callable[[str], None] = print
+) -> dict[str, Measured]:
+    """`repeats` undisturbed measurements of each system, in turn.
+
+    Args:
+        workload: whose systems they are.
+        measure: the name of a system to what its process found (see `benchmarks.harness.child.measure`).
+        repeats: of each.
+        say: is told of each.
+    """
+    found = {system: Measured() for system in workload.systems}
+    for turn in range(repeats):
+        for system, measured in found.items():
+            tries = []
+            while len(tries) < TRIES:
+                tries.append(measure(system))
+                if tries[-1]["others"] is None or tries[-1]["others"] <= CALM:
+                    break
+            best = min(tries, key=lambda one: one["others"] or 0.0)
+            measured.seconds.append(best["seconds"])
+            measured.units = best["units"]
+            measured.extra_mb.append(best["extra_mb"])
+            measured.others.append(best["others"])
+            measured.redone += len(tries) - 1
+            load = "" if best["others"] is None else f", others {best['others']:.2f} cores"
+            say(f"  {turn + 1}/{repeats} {system:<20} {best['seconds']:8.3f} s{load}")
+    return found
+
+
+def in_a_process(task: str, workload: Workload, system: str, settings: Settings) -> Any:
+    """What `benchmarks.harness.child` finds.
+
+    Raises:
+        Failed: it ended with an error, whose last lines are said.
+    """
+    root = Path(__file__).parents[2]
+    threads = {name: str(settings.threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
+    path = os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")]))
+    environment = {**os.environ, **threads, "PYTHONPATH": path, "TOKENIZERS_PARALLELISM": "false"}
+    with tempfile.TemporaryDirectory() as folder:
+        output = Path(folder) / "found.json"
+        command = [sys.executable, "-m", "benchmarks.harness.child", task, workload.name, system, settings.dumps()]
+        done = subprocess.run([*command, str(output)], env=environment, capture_output=True, text=True, check=False)
+        if done.returncode or not output.exists():
+            said = "\n".join((done.stderr or done.stdout).strip().splitlines()[-8:])
+            raise Failed(f"{task} of {workload.name}, {system}: exit status {done.returncode}\n{said}")
+        return json.loads(output.read_text(encoding="utf-8"))

@@ -1,0 +1,126 @@
+"""VELM's side of a training step: its models, losses, batches and optimizer, as a run builds them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from benchmarks.harness.workload import Settings
+from benchmarks.inputs import CONTEXT, PAD, SIDE, VOCABULARY, Feed
+
+__all__ = ["Trained", "batch_of", "clip_config", "coca_config", "steps", "trained"]
+
+WIDTH, DEPTH, HEADS, PATCH = 384, 12, 6, 32
+
+
+def clip_config(width: int = WIDTH, depth: int = DEPTH, vocabulary: int = VOCABULARY) -> dict[str, Any]:
+    """CLIP as open_clip and transformers have it: class token, norm before the first block, pooled at eos."""
+    heads = width // 64
+    vit = {"patch_size": PATCH, "positions": "learned", "position_grid": SIDE // PATCH, "pooling": "class"}
+    return {
+        "image_encoder": {"name": "vit", "dim": width, "depth": depth, "heads": heads, "input_norm": True, **vit},
+        "text_encoder": {"name": "transformer", "dim": width, "depth": depth, "heads": heads, "max_length": CONTEXT,
+                         "causal": True, "pooling": "last"},
+        "embed_dim": width,
+        "losses": {"contrastive": {}},
+        "vocab_size": vocabulary,
+        "pad_id": PAD,
+    }  # fmt: skip
+
+
+def coca_config(width: int = WIDTH, depth: int = DEPTH, decoder_depth: int = 6, vocabulary: int = VOCABULARY) -> Any:
+    """The same and a decoder with as many weights in matrices as `decoder_depth` layers of open_clip's CoCa.
+
+    A layer of theirs has an MLP after each of its two attentions, 24 width^2; a block of ours that looks at the picture
+    has 16 width^2 and one that reads the words alone 12: six of theirs are six and four of ours.
+    """
+    words_only = decoder_depth * 2 // 3
+    decoder = {"name": "transformer", "dim": width, "heads": width // 64, "max_length": CONTEXT}
+    depths = {"depth": decoder_depth + words_only, "unimodal_depth": words_only}
+    losses = {"contrastive": {"weight": 1.0}, "captioning": {"weight": 2.0}}
+    return {**clip_config(width, depth, vocabulary), "decoder": {**decoder, **depths}, "losses": losses}
+
+
+class Trained:
+    """A model with its losses and optimizer, ready for steps."""
+
+    def __init__(self, config: Mapping[str, Any], settings: Settings) -> None:
+        from velm.losses.weighted import build_losses
+        from velm.model import build_model
+        from velm.training.compiling import compile_tower
+        from velm.training.optim import OptimizerConfig, build_optimizer
+
+        self.settings = settings
+        self.model = build_model(dict(config)).train().to(settings.device)
+        self.losses = build_losses(config["losses"]).to(settings.device)
+        self.optimizer = build_optimizer(
+            {"model": self.model, "losses": self.losses}, OptimizerConfig(lr=5e-4, weight_decay=0.2)
+        )
+        if settings.compile:
+            for name in ("image_encoder", "text_encoder", "decoder"):
+                if getattr(self.model, name) is not None:
+                    compile_tower(getattr(self.model, name))
+
+    def loss(self, feed: Feed) -> torch.Tensor:
+        """Of a batch, as the task computes it."""
+        batch = batch_of(feed)
+        output = self.model(batch, self.losses.requires)
+        return self.losses(output, batch)[0]
+
+    def step(self, feed: Feed) -> int:
+        """Forward, backward, AdamW."""
+        self.optimizer.zero_grad()
+        with autocast(self.settings):
+            loss = self.loss(feed)
+        loss.backward()
+        self.optimizer.step()
+        return len(feed.lengths)
+
+
+def trained(config: Mapping[str, Any], settings: Settings) -> Trained:
+    """With the memory kept as `velm fit` keeps it."""
+    from velm.training.allocation import keep_freed_memory
+
+    if settings.device == "cpu":
+        keep_freed_memory()
+    return Trained(config, settings)
+
+
+def batch_of(feed: Feed) -> Any:
+    """As VELM's loader gives it."""
+    from velm.outputs import Batch
+
+    rows = torch.arange(len(feed.lengths), device=feed.lengths.device)
+    return Batch(images=feed.pixels, tokens=feed.trimmed, mask=feed.mask, image_ids=rows)
+
+
+def autocast(settings: Settings) -> torch.autocast:
+    """Both sides' precision."""
+    return torch.autocast(settings.device, torch.bfloat16, enabled=settings.precision == "bf16")
+
+
+def allocate(parameters: Iterator[nn.Parameter], optimizer: torch.optim.Optimizer) -> Callable[[], None]:
+    """What makes gradients and the optimizer's state without changing a weight."""
+    held = list(parameters)
+
+    def prepare() -> None:
+        rates = [group["lr"] for group in optimizer.param_groups]
+        for parameter in held:
+            if parameter.requires_grad:
+                parameter.grad = torch.zeros_like(parameter)
+        for group in optimizer.param_groups:
+            group["lr"] = 0.0
+        optimizer.step()
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
+
+    return prepare
+
+
+def steps(step: Callable[[Feed], int], make: Callable[[int], Feed]) -> Callable[[], int]:
+    """A step on a batch that has not been seen; making it is part of no system's work but is done by all alike."""
+    number = iter(range(10**9))
+    return lambda: step(make(next(number)))

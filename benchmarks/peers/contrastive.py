@@ -1,0 +1,138 @@
+"""open_clip's CLIP and CoCa and transformers' CLIPModel in the sizes of `benchmarks.ours`, as their scripts train them."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.harness.workload import Settings, require
+from benchmarks.inputs import BOS, CONTEXT, EOS, PAD, SIDE, VOCABULARY, Feed
+from benchmarks.ours import DEPTH, PATCH, WIDTH, autocast
+
+__all__ = ["Peer", "TransformersCLIP", "open_clip_clip", "open_clip_coca", "transformers_clip"]
+
+
+class Peer:
+    """A model and what it is trained with.
+
+    Args:
+        model: the peer's.
+        settings: given to all systems alike.
+        fused: torch's fused AdamW in place of its default.
+    """
+
+    def __init__(self, model: nn.Module, settings: Settings, *, fused: bool = False) -> None:
+        self.model, self.settings = model.train().to(settings.device), settings
+        self.optimizer = self.build_optimizer(True if fused else None)
+        self.call = torch.compile(self.model) if settings.compile else self.model
+
+    def build_optimizer(self, fused: bool | None) -> torch.optim.Optimizer:
+        """As open_clip_train.main does: no decay on gains, biases and scalars."""
+        plain = [p for p in self.model.parameters() if p.ndim < 2]
+        decayed = [p for p in self.model.parameters() if p.ndim >= 2]
+        groups = [{"params": plain, "weight_decay": 0.0}, {"params": decayed, "weight_decay": 0.2}]
+        return torch.optim.AdamW(groups, lr=5e-4, betas=(0.9, 0.98), eps=1e-6, fused=fused)
+
+    def loss(self, feed: Feed) -> Tensor:
+        """Of a batch."""
+        raise NotImplementedError
+
+    def step(self, feed: Feed) -> int:
+        """Forward, backward, AdamW."""
+        self.optimizer.zero_grad()
+        with autocast(self.settings):
+            loss = self.loss(feed)
+        loss.backward()
+        self.optimizer.step()
+        return len(feed.lengths)
+
+
+class OpenClipCLIP(Peer):
+    def loss(self, feed: Feed) -> Tensor:
+        from open_clip.loss import ClipLoss
+
+        images, texts, scale = self.call(feed.floats, feed.tokens)[:3]
+        loss: Tensor = ClipLoss()(images, texts, scale)
+        return loss
+
+
+class OpenClipCoCa(Peer):
+    def loss(self, feed: Feed) -> Tensor:
+        from open_clip.loss import CoCaLoss
+
+        found = self.call(feed.floats, feed.tokens)
+        parts = [found[name] for name in ("image_features", "text_features", "logits", "labels", "logit_scale")]
+        contrastive, captioning = CoCaLoss(caption_loss_weight=2.0, clip_loss_weight=1.0)(*parts)
+        loss: Tensor = contrastive + captioning
+        return loss
+
+
+class TransformersCLIP(Peer):
+    def build_optimizer(self, fused: bool | None) -> torch.optim.Optimizer:
+        """torch's AdamW, fused, as transformers' Trainer chooses by default."""
+        return torch.optim.AdamW(self.model.parameters(), lr=5e-4, fused=True)
+
+    def loss(self, feed: Feed) -> Tensor:
+        mask = (torch.arange(CONTEXT, device=feed.lengths.device) < feed.lengths[:, None]).long()
+        found = self.call(
+            input_ids=feed.tokens, attention_mask=mask, pixel_values=feed.floats, return_loss=True, return_dict=True
+        )
+        loss: Tensor = found.loss
+        return loss
+
+
+def _towers(width: int, depth: int, vocabulary: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    vision = {"image_size": SIDE, "layers": depth, "width": width, "head_width": 64, "patch_size": PATCH}
+    text = {
+        "context_length": CONTEXT, "vocab_size": vocabulary, "width": width, "heads": width // 64, "layers": depth,
+    }  # fmt: skip
+    return vision, text
+
+
+def open_clip_clip(width: int = WIDTH, depth: int = DEPTH, vocabulary: int = VOCABULARY) -> nn.Module:
+    """`open_clip.model.CLIP`."""
+    require("open_clip")
+    from open_clip.model import CLIP
+
+    vision, text = _towers(width, depth, vocabulary)
+    return CLIP(embed_dim=width, vision_cfg=vision, text_cfg=text)
+
+
+def open_clip_coca(
+    width: int = WIDTH, depth: int = DEPTH, decoder_depth: int = 6, vocabulary: int = VOCABULARY
+) -> nn.Module:
+    """`open_clip.coca_model.CoCa`, whose decoder looks at all patches, unpooled, as ours does."""
+    require("open_clip")
+    from open_clip.coca_model import CoCa
+
+    vision, text = _towers(width, depth, vocabulary)
+    several = {"context_length": CONTEXT, "width": width, "heads": width // 64, "layers": decoder_depth}
+    return CoCa(
+        embed_dim=width,
+        multimodal_cfg={**several, "attn_pooler_heads": width // 64},
+        text_cfg={**text, "embed_cls": True, "output_tokens": True},
+        vision_cfg={**vision, "output_tokens": True},
+    )
+
+
+def transformers_clip(width: int = WIDTH, depth: int = DEPTH, vocabulary: int = VOCABULARY) -> nn.Module:
+    """`transformers.CLIPModel` with the GELU that the others have."""
+    require("transformers")
+    from transformers import CLIPConfig, CLIPModel
+
+    shared = {
+        "hidden_size": width, "intermediate_size": 4 * width, "num_hidden_layers": depth,
+        "num_attention_heads": width // 64, "hidden_act": "gelu",
+    }  # fmt: skip
+    text = {**shared, "vocab_size": vocabulary, "max_position_embeddings": CONTEXT}
+    special = {"bos_token_id": vocabulary - (VOCABULARY - BOS), "eos_token_id": vocabulary - (VOCABULARY - EOS)}
+    vision = {**shared, "image_size": SIDE, "patch_size": PATCH}
+    return CLIPModel(
+        CLIPConfig(
+            text_config={**text, **special, "pad_token_id": PAD}, vision_config=vision, projection_dim=width,
+            logit_scale_init_value=math.log(1 / 0.07),
+        )
+    )  # fmt: skip

@@ -1,0 +1,35 @@
+"""What is measured: each module lists `WORKLOADS`."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Sequence
+
+from benchmarks.harness.workload import Workload
+
+__all__ = ["all_workloads", "chosen"]
+
+
+def all_workloads() -> dict[str, Workload]:
+    """By name, in the order of the modules' names."""
+    modules = (importlib.import_module(f"{__name__}.{found.name}") for found in pkgutil.iter_modules(__path__))
+    return {workload.name: workload for module in modules for workload in getattr(module, "WORKLOADS", ())}
+
+
+def chosen(names: Sequence[str]) -> list[Workload]:
+    """Those asked for, all where none is: 'generate' stands for 'generate_beams' too.
+
+    Raises:
+        ValueError: a name that no workload has.
+    """
+    known = all_workloads()
+    if not names:
+        return list(known.values())
+    found: dict[str, Workload] = {}
+    for name in names:
+        those = {n: w for n, w in known.items() if n == name or n.startswith(f"{name}_")}
+        if not those:
+            raise ValueError(f"There is no workload {name!r}; there are {', '.join(known)}.")
+        found |= those
+    return list(found.values())
