@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.harness.workload import Agreement
-from benchmarks.inputs import MEAN, STD, feed
+from benchmarks.inputs import MEAN, STD, Feed, feed
 from benchmarks.ours import Trained
 
-__all__ = ["EXACT", "differ", "flops", "same_function", "same_size"]
+__all__ = ["EXACT", "differ", "flops", "in_double", "parameters", "same_function", "same_size"]
 
 EXACT = 1e-9
 """Relative difference of float64 figures that is rounding."""
@@ -40,8 +40,7 @@ def same_function(
     left_out, unknown = ours.model.load_state_dict(weights, strict=False)
     assert not left_out, f"{left_out} have no weights from {peer}"
     assert not unknown, f"{unknown} are not ours"
-    batch = feed(0, 8)
-    batch.floats = batch.pixels.double().div(255).sub(_plane(MEAN)).div(_plane(STD))
+    batch = in_double(feed(0, 8))
     loss, other = ours.loss(batch), theirs.loss(batch)
     lines = [Agreement(f"loss, against {peer}", loss.item(), other.item(), "float64, equal weights")]
     assert differ(loss, other) < EXACT, lines
@@ -105,5 +104,9 @@ def differ(a: Tensor | None, b: Tensor | None) -> float:
     return float((a - b).norm()) / scale
 
 
-def _plane(values: tuple[float, ...]) -> Tensor:
-    return torch.tensor(values, dtype=torch.float64).view(3, 1, 1)
+def in_double(batch: Feed) -> Feed:
+    """The batch with its pictures normalised in float64, as ours are then."""
+    mean, std = (torch.tensor(values, dtype=torch.float64).view(3, 1, 1) for values in (MEAN, STD))
+    batch.floats = (batch.pixels.double() / 255 - mean) / std
+    return batch
+
