@@ -72,7 +72,7 @@ def same_size(
     lines = []
     for what, count in (("weights in matrices", matrices), ("parameters", parameters)):
         lines.append(Agreement(f"{what}, against {peer}", count(ours), count(theirs)))
-    lines.append(Agreement(f"FLOPs of forward and backward on equal shapes, against {peer}", *(flops(s) for s in steps)))
+    lines.append(Agreement(f"FLOPs of a step on equal shapes, against {peer}", *(flops(s) for s in steps)))
     for line in lines:
         assert line.ours >= (1 - allowed) * line.theirs, line
     return lines
@@ -109,4 +109,3 @@ def in_double(batch: Feed) -> Feed:
     mean, std = (torch.tensor(values, dtype=torch.float64).view(3, 1, 1) for values in (MEAN, STD))
     batch.floats = (batch.pixels.double() / 255 - mean) / std
     return batch
-

@@ -110,8 +110,8 @@ def _shown(value: Any) -> str:
 def _share_table(outcome: Outcome) -> str:
     whole = sum(outcome.shares.values())
     rows = [f"| {name} | {seconds:.3f} | {seconds / whole:.0%} |" for name, seconds in outcome.shares.items()]
-    floor = outcome.shares.get(FLOOR, 0.0) / whole
-    head = f"Where the time of {outcome.workload.profiled} goes (torch.profiler; {floor:.0%} of it is the floor, {FLOOR}):"
+    floor, who = outcome.shares.get(FLOOR, 0.0) / whole, outcome.workload.profiled
+    head = f"Where the time of {who} goes (torch.profiler; {floor:.0%} of it is the floor, {FLOOR}):"
     return "\n".join([head, "", "| | seconds | share |", "| --- | --- | --- |", *rows])
 
 

@@ -1,4 +1,4 @@
-"""open_clip's CLIP and CoCa and transformers' CLIPModel in the sizes of `benchmarks.ours`, as their scripts train them."""
+"""open_clip's CLIP and CoCa and transformers' CLIPModel in the sizes of `benchmarks.ours`, as people train them."""
 
 from __future__ import annotations
 

@@ -43,7 +43,9 @@ def pairs(number: int, batch_size: int = BATCH, device: str = "cpu") -> Feed:
     """A batch whose words are among the first 10,000."""
     found = feed(number, batch_size, device=device)
     found.tokens %= VOCABULARY
-    found.tokens[(found.tokens == 0) & (torch.arange(found.tokens.shape[1], device=device) < found.lengths[:, None])] = 1
+    found.tokens[
+        (found.tokens == 0) & (torch.arange(found.tokens.shape[1], device=device) < found.lengths[:, None])
+    ] = 1
     return found
 
 

@@ -1,0 +1,137 @@
+"""The alignment losses alone, forward and backward, on L2-normalised random embeddings of distinct pictures."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from benchmarks.harness.workload import OURS, Agreement, Run, Settings, Workload
+
+__all__ = ["WORKLOADS", "apart", "inputs", "ours", "peer"]
+
+DIM = 512
+SCALE, SIGMOID_SCALE, BIAS, MARGIN = 1 / 0.07, 10.0, -10.0, 0.2
+
+Value = Callable[[Any, Any], Any]
+
+
+def inputs(size: int, dim: int = DIM) -> tuple[Any, Any]:
+    """float (size, dim) of pictures and of sentences."""
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+    made = (torch.randn(size, dim, generator=generator) for _ in range(2))
+    image, text = (torch.nn.functional.normalize(each, dim=1).requires_grad_() for each in made)
+    return image, text
+
+
+def ours(name: str, group: Any = None) -> Value:
+    """VELM's loss as a function of the embeddings, of distinct pictures."""
+    import torch
+    from torch import distributed as dist
+
+    from velm.losses import alignment
+    from velm.outputs import Batch, VisionLanguageOutput
+
+    loss = {
+        "contrastive": lambda: alignment.ContrastiveLoss(temperature=1 / SCALE),
+        "sigmoid": lambda: alignment.SigmoidLoss(temperature=1 / SIGMOID_SCALE, bias=BIAS),
+        "triplet": lambda: alignment.TripletLoss(margin=MARGIN),
+    }[name]()
+
+    def value(image: Any, text: Any) -> Any:
+        first = 0 if group is None else len(image) * dist.get_rank(group)
+        ids = torch.arange(first, first + len(image))
+        batch = Batch(images=None, tokens=None, mask=None, image_ids=ids, group=group)
+        return loss(VisionLanguageOutput(image_embeds=image, text_embeds=text), batch)
+
+    return value
+
+
+def peer(name: str) -> Value:
+    """open_clip's loss; for the triplet loss the formula on the whole matrix in plain torch."""
+    import torch
+
+    if name == "triplet":
+        return plain_triplet
+    package = importlib.util.find_spec("open_clip")
+    if package is None or package.origin is None:
+        sys.exit("The peers are missing ('open_clip'): pip install '.[bench]', in VELM's folder.")
+    # its file alone: the package would bring timm and torchvision along, which take memory
+    spec = importlib.util.spec_from_file_location("open_clip_loss", Path(package.origin).with_name("loss.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    scale = SCALE if name == "contrastive" else SIGMOID_SCALE
+    log_scale, bias = (torch.nn.Parameter(torch.tensor(each)) for each in (torch.tensor(scale).log().item(), BIAS))
+    loss = module.ClipLoss() if name == "contrastive" else module.SigLipLoss()
+    return lambda *embeds: loss(*embeds, log_scale.exp(), *([] if name == "contrastive" else [bias]))
+
+
+def plain_triplet(image: Any, text: Any) -> Any:
+    import torch
+
+    similarity = image @ text.T
+    match, same = similarity.diagonal(), torch.eye(len(image), dtype=torch.bool)
+    total = similarity.new_zeros(())
+    for scores in (similarity, similarity.T):
+        total = total + (MARGIN + scores - match[:, None]).clamp(min=0).masked_fill(same, 0).amax(1).sum()
+    return total / len(image)
+
+
+def apart(name: str, size: int = 4096, dim: int = DIM) -> dict[str, float]:
+    """How far value and gradients of the two sides are apart, each over its largest number."""
+    import torch
+
+    image, text = inputs(size, dim)
+    results = []
+    for side in (ours(name), peer(name)):
+        value = side(image, text)
+        results.append((value.detach(), *torch.autograd.grad(value, (image, text))))
+    found = [float((a - b).abs().max() / b.abs().max()) for a, b in zip(*results, strict=True)]
+    return dict(zip(("value", "d_image", "d_text"), found, strict=True))
+
+
+def prove(name: str, settings: Settings) -> list[Agreement]:
+    found = apart(name)
+    assert found["value"] < 1e-6, found
+    assert max(found.values()) < 1e-4, found
+    return [Agreement(f"{name}, {what}: relative difference", value, 0.0, "float32") for what, value in found.items()]
+
+
+def system(make: Callable[[str], Value], name: str, size: int, settings: Settings) -> Run:
+    loss = make(name)
+    loss(*inputs(64)).backward()  # libraries set themselves up
+    image, text = inputs(size)
+
+    def step() -> int:
+        image.grad = text.grad = None
+        loss(image, text).backward()
+        return size
+
+    return Run(step, warm=1, steps=3 if size < 10_000 else 1)
+
+
+def workload(name: str, size: int) -> Workload:
+    them = "plain_formula" if name == "triplet" else "open_clip"
+    suffix = "" if (name, size) == ("contrastive", 8192) else f"_{size}" if name == "contrastive" else f"_{name}"
+    return Workload(
+        name=f"contrastive{suffix}",
+        title=f"the {name} loss alone, forward and backward, {size:,} pairs of width {DIM}, float32",
+        unit="pairs",
+        systems={OURS: partial(system, ours, name, size), them: partial(system, peer, name, size)},
+        against={them: OURS},
+        prove=partial(prove, name),
+        repeats=3,
+    )
+
+
+WORKLOADS = [
+    *(workload("contrastive", size) for size in (8192, 4096, 16384)),
+    *(workload(name, 8192) for name in ("sigmoid", "triplet")),
+]

@@ -1,0 +1,211 @@
+"""32 pictures become 32 sentences of 20 tokens, by random weights that may not end before.
+
+All have a ViT of 384 x 12 in patches of 32 pixels, 49,408 words and a decoder of width 384; encoding the pictures is
+part of it. Two pairs, because the peers differ:
+
+- transformers: `VisionEncoderDecoderModel.generate`, ViT and a GPT-2 of 6 layers with cross-attention; VELM with a
+  Transformer decoder of 6 blocks.
+- open_clip: CoCa with 12 layers of text and 6 of decoder over its 255 pooled positions, the same tower for both. A
+  layer of its decoder has two MLPs, one after each attention, where a block of VELM's has one: VELM with 16 blocks
+  that attend over the words and 6 that attend over the picture too has as many weights in matrices and attends over
+  the picture as often. CoCa's own `generate` needs a `BeamSearchScorer`, which transformers 5 no longer has; what runs
+  here is its loop, with its own `CoCa.forward`: every step reads the whole sentence again, and beams repeat the picture
+  before it is encoded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.harness.workload import OURS, Agreement, Run, Settings, Workload, require
+
+PICTURES, TOKENS, VOCABULARY = 32, 20, 49408
+SIZE, PATCH, DIM, HEADS, IMAGE_DEPTH = 224, 32, 384, 6, 12
+BOS, EOS, PAD = VOCABULARY - 2, VOCABULARY - 1, 0
+
+Search = Callable[[Tensor], Any]
+
+
+def velm_model(depth: int, unimodal_depth: int = 0) -> Any:
+    """The shipped model: ViT and Transformer decoder."""
+    from velm.model import build_model
+
+    decoder = {"name": "transformer", "dim": DIM, "depth": depth, "unimodal_depth": unimodal_depth, "heads": HEADS}
+    config: dict[str, Any] = {
+        "image_encoder": {"name": "vit", "dim": DIM, "depth": IMAGE_DEPTH, "heads": HEADS, "patch_size": PATCH},
+        "decoder": {**decoder, "max_length": 77},
+        "losses": {"captioning": {}},
+        "memory": ["image"],
+        "vocab_size": VOCABULARY,
+        "pad_id": PAD,
+    }
+    return build_model(config).eval()
+
+
+def ours(model: Any, beams: int, tower: Search | None = None) -> Search:
+    """The shipped engine; with another picture tower, its features (B, N, 384) in place of the ViT's."""
+    from velm.generation import GenerationConfig, generate
+
+    how = GenerationConfig(max_length=TOKENS, min_length=TOKENS, num_beams=beams)
+
+    @torch.inference_mode()
+    def run(images: Tensor) -> Tensor:
+        memory = model.encode_image(images).features if tower is None else tower(images)
+        return generate(model.decoder, memory, bos_id=BOS, eos_id=EOS, pad_id=PAD, config=how).tokens
+
+    return run
+
+
+def transformers_model(depth: int) -> Any:
+    """`VisionEncoderDecoderModel` of a ViT and a GPT-2 with cross-attention."""
+    from transformers import GPT2Config, GPT2LMHeadModel, VisionEncoderDecoderModel, ViTConfig, ViTModel
+
+    encoder = ViTConfig(
+        hidden_size=DIM, num_hidden_layers=IMAGE_DEPTH, num_attention_heads=HEADS, intermediate_size=4 * DIM,
+        image_size=SIZE, patch_size=PATCH,
+    )  # fmt: skip
+    decoder = GPT2Config(
+        vocab_size=VOCABULARY, n_embd=DIM, n_layer=depth, n_head=HEADS, n_positions=77, add_cross_attention=True,
+        is_decoder=True, bos_token_id=BOS, eos_token_id=EOS, pad_token_id=PAD,
+    )  # fmt: skip
+    parts = {"encoder": ViTModel(encoder, add_pooling_layer=False), "decoder": GPT2LMHeadModel(decoder)}
+    return VisionEncoderDecoderModel(**parts).eval()
+
+
+def transformers_own(model: Any, beams: int) -> Search:
+    """`VisionEncoderDecoderModel.generate` as it is, with its cache."""
+    options = {"decoder_start_token_id": BOS, "eos_token_id": EOS, "pad_token_id": PAD, "do_sample": False}
+
+    @torch.inference_mode()
+    def run(images: Tensor) -> Tensor:
+        return model.generate(
+            scaled(images, model), num_beams=beams, min_new_tokens=TOKENS, max_new_tokens=TOKENS, **options
+        )
+
+    return run
+
+
+def coca(text_depth: int, depth: int) -> Any:
+    """open_clip's CoCa, made as its configs make it, but for the sizes."""
+    require("open_clip")
+    from open_clip.coca_model import CoCa
+
+    width = {"context_length": 77, "width": DIM, "heads": HEADS}
+    vision = {"image_size": SIZE, "layers": IMAGE_DEPTH, "width": DIM, "head_width": DIM // HEADS, "patch_size": PATCH}
+    pooler = {"attentional_pool": True, "attn_pooler_heads": HEADS, "output_tokens": True}
+    return CoCa(
+        embed_dim=DIM,
+        multimodal_cfg={**width, "layers": depth, "attn_pooler_heads": HEADS},
+        text_cfg={**width, "vocab_size": VOCABULARY, "layers": text_depth, "embed_cls": True, "output_tokens": True},
+        vision_cfg={**vision, **pooler},
+    ).eval()
+
+
+def open_clip_loop(model: Any, beams: int) -> Search:
+    """What `CoCa.generate` does, with `CoCa.forward`; the beams' book-keeping is left out of theirs."""
+
+    @torch.inference_mode()
+    def run(images: Tensor) -> Tensor:
+        repeated = scaled(images, model).repeat_interleave(beams, dim=0)
+        latent, embeds = model._encode_image(repeated)
+        words = torch.full((len(repeated), 1), BOS)
+        totals = torch.tensor([0.0] + [-1e9] * (beams - 1)).repeat(len(images), 1)
+        first = torch.arange(len(images))[:, None] * beams
+        for _ in range(TOKENS):
+            logits = model(repeated, words, image_latent=latent, image_embs=embeds, output_labels=False)["logits"]
+            scores = logits[:, -1].float().log_softmax(dim=1).view(len(images), beams, -1) + totals[:, :, None]
+            totals, chosen = scores.flatten(1).topk(beams, dim=1)
+            rows = (first + chosen // VOCABULARY).flatten()
+            words = torch.cat([words[rows], (chosen % VOCABULARY).view(-1, 1)], dim=1)
+        return words
+
+    return run
+
+
+def matrices(*modules: Any) -> int:
+    """How many weights there are in matrices: no biases, no norms."""
+    return sum(weight.numel() for module in modules for weight in module.parameters() if weight.dim() > 1)
+
+
+def scaled(images: Tensor, model: Any) -> Tensor:
+    """Pixels about 0, in the model's precision."""
+    return (images.float() / 255 - 0.5).to(next(model.parameters()).dtype)
+
+
+def coca_pair() -> tuple[Any, Any]:
+    """open_clip's and ours, whose picture tower is theirs."""
+    return coca(12, 6), velm_model(22, unimodal_depth=16)
+
+
+def their_tower(model: Any) -> Search:
+    """Features (B, N, 384) of open_clip's picture tower."""
+    return lambda images: model._encode_image(scaled(images, model))[1]
+
+
+def prove(settings: Settings) -> list[Agreement]:
+    """As many weights in matrices, blocks that attend over the picture as often; all write 20 tokens."""
+    theirs, mine = coca_pair()
+    decoder = theirs.text_decoder
+    sizes = matrices(mine.decoder.blocks), matrices(theirs.text.transformer, decoder.resblocks, decoder.cross_attn)
+    assert sizes[0] == sizes[1], sizes
+    hugging, small = transformers_model(6), velm_model(6)
+    counts = matrices(small.image_encoder, small.decoder), matrices(hugging)
+    assert abs(counts[0] / counts[1] - 1) < 0.01, counts
+    images = pictures(2)
+    written = [transformers_own(hugging, 1)(images)[:, -TOKENS:].numel(), ours(small, 1)(images).numel()]
+    assert written == [2 * TOKENS, 2 * TOKENS], written
+    return [
+        Agreement("weights in matrices of the blocks, against open_clip", *sizes),
+        Agreement("weights in matrices, against transformers", *counts, "positions and patches are among theirs"),
+        Agreement("tokens that two pictures give, against transformers", *written[::-1]),
+    ]
+
+
+def pictures(count: int = PICTURES) -> Tensor:
+    """uint8 (count, 3, 224, 224)."""
+    return torch.randint(0, 256, (count, 3, SIZE, SIZE), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+def build(system: str, beams: int, dtype: torch.dtype) -> Search:
+    """The search of that system, its weights of that dtype."""
+    torch.manual_seed(0)
+    if system == "transformers":
+        return transformers_own(transformers_model(6).to(dtype), beams)
+    if system == OURS:
+        return ours(velm_model(6).to(dtype), beams)
+    theirs, mine = (model.to(dtype) for model in coca_pair())
+    return open_clip_loop(theirs, beams) if system == "open_clip" else ours(mine, beams, their_tower(theirs))
+
+
+def ready(system: str, beams: int, settings: Settings) -> Run:
+    search = build(system, beams, torch.bfloat16 if settings.precision == "bf16" else torch.float32)
+    images = pictures()
+    search(images[:1])
+
+    def step() -> int:
+        search(images)
+        return len(images) * TOKENS
+
+    return Run(step, warm=1, steps=1 if system == "open_clip" else 3)
+
+
+def workload(beams: int) -> Workload:
+    systems = (OURS, "transformers", "velm_coca", "open_clip")
+    return Workload(
+        name="generate" if beams == 1 else f"generate_beams{beams}",
+        title=f"32 pictures to 32 sentences of 20 tokens, {'greedy' if beams == 1 else f'{beams} beams'}",
+        unit="tokens",
+        systems={system: partial(ready, system, beams) for system in systems},
+        against={"transformers": OURS, "open_clip": "velm_coca"},
+        prove=prove,
+        repeats=3 if beams == 1 else 2,
+        notes=("velm has the 6 blocks of transformers' GPT-2, velm_coca the layers and the picture tower of CoCa.",),
+    )
+
+
+WORKLOADS = [workload(beams) for beams in (1, 5)]

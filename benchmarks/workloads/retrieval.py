@@ -1,0 +1,99 @@
+"""Recall on 5,000 pictures and 25,000 captions: VELM's blocks beside CLIP_benchmark's one-hot definition.
+
+The other side is written anew from CLIP_benchmark's description of its zero-shot retrieval: the whole matrix of scores
+and one of who belongs to whom; the k best of each row as one-hot vectors, in batches of 64 rows as it does by default,
+multiplied with who belongs; a hit where any is left. It gives recall only; VELM gives ranks, median, mean and MRR too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize, one_hot
+
+from benchmarks.harness.workload import OURS, Agreement, Run, Settings, Workload
+
+KS = (1, 5, 10)
+CAPTIONS = 5
+DIM = 512
+PICTURES = 5000
+BATCH = 64
+
+Embeddings = tuple[Tensor, Tensor, Tensor]
+
+
+def made(pictures: int, seed: int = 0) -> Embeddings:
+    """Embeddings of pictures, of five noisy captions each, and whose they are."""
+    generator = torch.Generator().manual_seed(seed)
+    image = normalize(torch.randn(pictures, DIM, generator=generator), dim=1)
+    ids = torch.arange(pictures).repeat_interleave(CAPTIONS)
+    text = normalize(image[ids] + torch.randn(len(ids), DIM, generator=generator) / 4, dim=1)
+    return image, text, ids
+
+
+def ours(image: Tensor, text: Tensor, ids: Tensor) -> dict[str, float]:
+    from velm.metrics import retrieval_metrics
+
+    return {name: value for name, value in retrieval_metrics(image, text, ids, KS).items() if "recall" in name}
+
+
+def one_hot_recall(image: Tensor, text: Tensor, ids: Tensor) -> dict[str, float]:
+    """The definition that CLIP_benchmark describes."""
+    scores = text @ image.T
+    belongs = torch.zeros_like(scores, dtype=torch.bool)
+    belongs[torch.arange(len(scores)), ids] = True
+    found = {}
+    for direction, rows, right in (
+        ("image_to_text", scores.T, belongs.T),
+        ("text_to_image", scores, belongs),
+    ):
+        for k in KS:
+            parts = zip(rows.split(BATCH), right.split(BATCH), strict=True)
+            recalls = torch.cat([_one_hot_batch(part, own, k) for part, own in parts])
+            found[f"{direction}/recall@{k}"] = float((recalls > 0).float().mean())
+    return found
+
+
+def _one_hot_batch(scores: Tensor, belongs: Tensor, k: int) -> Tensor:
+    """Share of each row's own that is among its k best, float (rows,)."""
+    best = one_hot(scores.topk(k, dim=1).indices, num_classes=scores.shape[1])
+    return (best * belongs[:, None]).sum((1, 2)) / belongs.sum(1)
+
+
+Side = Callable[[Tensor, Tensor, Tensor], dict[str, float]]
+
+
+def system(side: Side, settings: Settings) -> Run:
+    embeddings = made(PICTURES)
+    side(*made(50))  # what is imported or set up once
+
+    def step() -> int:
+        side(*embeddings)
+        return PICTURES * CAPTIONS
+
+    return Run(step, warm=1, steps=1)
+
+
+def prove(settings: Settings) -> list[Agreement]:
+    """All six figures."""
+    embeddings = made(1000)
+    mine, theirs = ours(*embeddings), one_hot_recall(*embeddings)
+    for name, value in mine.items():
+        assert abs(value - theirs[name]) < 1e-6, (name, value, theirs[name])
+    return [Agreement(f"{name} of 1,000 pictures", value, theirs[name]) for name, value in mine.items()]
+
+
+WORKLOADS = [
+    Workload(
+        name="retrieval",
+        title="recall at 1, 5 and 10 both ways, 5,000 pictures and 25,000 captions of width 512",
+        unit="captions",
+        systems={OURS: partial(system, ours), "clip_benchmark": partial(system, one_hot_recall)},
+        against={"clip_benchmark": OURS},
+        prove=prove,
+        repeats=2,
+    )
+]
