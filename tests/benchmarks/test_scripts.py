@@ -12,9 +12,12 @@ import pytest
 import torch
 from PIL import Image
 
+from benchmarks.harness.workload import Settings
+from benchmarks.workloads import contrastive, data, retrieval
+
 
 def benchmark(name: str) -> ModuleType:
-    path = Path(__file__).parents[1] / "benchmarks" / f"{name}.py"
+    path = Path(__file__).parents[2] / "benchmarks" / f"{name}.py"
     spec = importlib.util.spec_from_file_location(f"{name}_benchmark", path)
     assert spec is not None
     assert spec.loader is not None
@@ -23,12 +26,7 @@ def benchmark(name: str) -> ModuleType:
     return module
 
 
-@pytest.fixture(scope="module")
-def data() -> ModuleType:
-    return benchmark("data")
-
-
-def test_the_corpus_is_the_same_each_time(data, tmp_path: Path) -> None:
+def test_the_corpus_is_the_same_each_time(tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
     first, second = (data.make_corpus(tmp_path / name, 2, 50, 37, 1.0) for name in ("a", "b"))
@@ -37,7 +35,7 @@ def test_the_corpus_is_the_same_each_time(data, tmp_path: Path) -> None:
     assert Image.open(first[0]).size == (50, 37)
 
 
-def test_both_sides_read_the_same_pictures_and_sentences(data, tmp_path: Path) -> None:
+def test_both_sides_read_the_same_pictures_and_sentences(tmp_path: Path) -> None:
     data.write_tables(tmp_path, data.make_corpus(tmp_path, 3, 50, 37, 1.0))
     with open(tmp_path / "ours.csv") as ours, open(tmp_path / "theirs.csv") as theirs:
         (_, *mine), (header, *yours) = csv.reader(ours), csv.reader(theirs, delimiter="\t")
@@ -46,7 +44,7 @@ def test_both_sides_read_the_same_pictures_and_sentences(data, tmp_path: Path) -
     assert header == ["filepath", "title"]
 
 
-def test_our_side_is_the_shipped_loader(data, tmp_path: Path) -> None:
+def test_our_side_is_the_shipped_loader(tmp_path: Path) -> None:
     data.write_tables(tmp_path, data.make_corpus(tmp_path, 4, 300, 240, 1.0))
     batches = list(data.our_loader(tmp_path, batch_size=2, workers=0))
     assert [batch.images.shape for batch in batches] == [(2, 3, data.SIZE, data.SIZE)] * 2
@@ -56,44 +54,8 @@ def test_our_side_is_the_shipped_loader(data, tmp_path: Path) -> None:
     assert normalised.abs().max() < 4
 
 
-def test_pipelines_take_turns_and_the_first_turn_is_not_counted(data) -> None:
-    order = []
-    runs = {name: lambda name=name: order.append(name) or 5 for name in ("a", "b")}
-    found = data.speeds(runs, repeats=2)
-    assert order == ["a", "b"] * 3
-    assert {name: len(values) for name, values in found.items()} == {"a": 2, "b": 2}
-
-
-def test_ratios_are_of_medians_to_the_first(data) -> None:
-    rows = data.summary({"theirs": [10.0, 12.0, 50.0], "ours": [30.0, 1.0, 24.0]})
-    assert rows["ours"] == {"median": 24.0, "min": 1.0, "max": 30.0, "ratio": 2.0}
-    assert "ours" in data.printed({"500 x 375": {"one core": rows}})
-    assert "2.00 x" in data.printed({"500 x 375": {"one core": rows}})
-
-
-def test_without_open_clip_it_says_what_to_install(data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "open_clip", None)
-    with pytest.raises(SystemExit, match="'open_clip' is missing: pip install --no-deps open_clip_torch"):
-        data.their_loader(tmp_path, batch_size=2, workers=0)
-
-
-def test_a_folder_without_pictures_is_refused(data, tmp_path: Path) -> None:
-    with pytest.raises(SystemExit, match="There is no JPEG under"):
-        data.main(["--root", str(tmp_path)])
-
-
-def test_json_holds_what_the_table_shows(data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
-    data.make_corpus(tmp_path, 1, 50, 37, 1.0)
-    measured = {"one core": {"ours": {"median": 2.0, "min": 1.0, "max": 3.0, "ratio": 1.0}}}
-    monkeypatch.setattr(data, "measure", lambda *_: measured)
-    threads = torch.get_num_threads()
-    data.main(["--root", str(tmp_path), "--json"])
-    torch.set_num_threads(threads)
-    assert json.loads(capsys.readouterr().out) == {str(tmp_path): measured}
-
-
 def test_the_pointing_game_is_played_on_the_checkpoints_own_scenes(write_checkpoint, capsys) -> None:
-    spec = importlib.util.spec_from_file_location("pointing", Path(__file__).parents[1] / "benchmarks" / "pointing.py")
+    spec = importlib.util.spec_from_file_location("pointing", Path(__file__).parents[2] / "benchmarks" / "pointing.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -107,7 +69,6 @@ def test_the_pointing_game_is_played_on_the_checkpoints_own_scenes(write_checkpo
 
 
 def test_both_definitions_of_recall_agree() -> None:
-    retrieval = benchmark("retrieval")
     embeddings = retrieval.made(150)
     assert retrieval.one_hot_recall(*embeddings) == pytest.approx(retrieval.ours(*embeddings))
     assert 0 < retrieval.ours(*embeddings)["text_to_image/recall@1"] <= 1
@@ -127,27 +88,18 @@ def test_captions_are_compared_where_there_is_java(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["contrastive", "sigmoid", "triplet"])
-def test_both_alignment_losses_are_the_same(name: str) -> None:
-    pytest.importorskip("open_clip")
-    module = benchmark("contrastive")
-    assert max(module.check(name, 96, 16).values()) < 1e-4
-    module.peers = lambda _: lambda image, text: (image * text).sum()
-    with pytest.raises(SystemExit, match=f"{name}: the two sides differ"):
-        module.check(name, 96, 16)
-
-
-def test_alignment_losses_say_what_does_not_fit(capsys) -> None:
-    module = benchmark("contrastive")
-    assert module.fits("contrastive", 64)
-    assert not module.fits("sigmoid", 10**7)
-    module.print_row({"B": 10**7, "velm_seconds": 1.0, "velm_mib": 2.0, "gradients_mib": 3.0})
-    assert "the peer would not fit" in capsys.readouterr().out
+def test_both_alignment_losses_are_the_same(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("open_clip", reason="pip install 'velm[bench]'")
+    assert max(contrastive.apart(name, 96, 16).values()) < 1e-4
+    monkeypatch.setattr(contrastive, "peer", lambda _: lambda image, text: (image * text).sum())
+    with pytest.raises(AssertionError, match="'value'"):
+        contrastive.prove(name, Settings())
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("layout", ["ddp", "ddp, pieces", "fsdp2", "fsdp2, pieces"])
 def test_a_plan_knows_every_byte_that_two_processes_send(layout: str) -> None:
-    sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))  # the processes import it too
+    sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))  # the processes import it too
     try:
         import scaling
 
