@@ -106,3 +106,9 @@ def test_errors_settle_the_matter():
         build()(pictures(1, 3, 10, 12))
     with pytest.raises(ValueError, match="2 x 12 pixels cannot be cut into patches of 4 x 4"):
         build()(pictures(1, 3, 2, 12))
+
+
+def test_patches_are_the_convolution():
+    encoder, images = build(), pictures(2, 3, 8, 12)
+    convolved = encoder.patches(images).flatten(2).transpose(1, 2)
+    close(encoder._patch_vectors(images, encoder._grid(images)), convolved)

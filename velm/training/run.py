@@ -22,6 +22,7 @@ from velm.data.faults import BadDataError
 from velm.data.loader import WorkerDiedError
 from velm.registry import SpecError
 from velm.training.alarms import Alarms
+from velm.training.allocation import keep_freed_memory
 from velm.training.callbacks import CaptionPanel, EventLogger, LastWords, ResumableCSVLogger
 from velm.training.checkpoints import Checkpoints, exists, join
 from velm.training.datamodule import Augmentation, VisionLanguageData
@@ -118,6 +119,8 @@ class VelmCLI(LightningCLI):
         given = _listed(config["plugins"])
         kwargs["plugins"] = [*given, *slurm(), *([] if _has_io(given, config["strategy"]) else [self.checkpoints])]
         trainer = super().instantiate_trainer(**kwargs)
+        if self.subcommand == "fit" and trainer.strategy.root_device.type == "cpu":
+            keep_freed_memory()
         if isinstance(config["strategy"], str):
             set_timeout(trainer.strategy, self._get(self.config_init, "process_group_timeout"))
         return trainer
