@@ -84,8 +84,8 @@ class TransformersCLIP(Peer):
         return loss
 
 
-def _towers(width: int, depth: int, vocabulary: int) -> tuple[dict[str, Any], dict[str, Any]]:
-    vision = {"image_size": SIDE, "layers": depth, "width": width, "head_width": 64, "patch_size": PATCH}
+def _towers(width: int, depth: int, vocabulary: int, side: int = SIDE) -> tuple[dict[str, Any], dict[str, Any]]:
+    vision = {"image_size": side, "layers": depth, "width": width, "head_width": 64, "patch_size": PATCH}
     text = {
         "context_length": CONTEXT, "vocab_size": vocabulary, "width": width, "heads": width // 64, "layers": depth,
     }  # fmt: skip
@@ -102,13 +102,13 @@ def open_clip_clip(width: int = WIDTH, depth: int = DEPTH, vocabulary: int = VOC
 
 
 def open_clip_coca(
-    width: int = WIDTH, depth: int = DEPTH, decoder_depth: int = 6, vocabulary: int = VOCABULARY
+    width: int = WIDTH, depth: int = DEPTH, decoder_depth: int = 6, vocabulary: int = VOCABULARY, side: int = SIDE
 ) -> nn.Module:
     """`open_clip.coca_model.CoCa`, whose decoder looks at all patches, unpooled, as ours does."""
     require("open_clip")
     from open_clip.coca_model import CoCa
 
-    vision, text = _towers(width, depth, vocabulary)
+    vision, text = _towers(width, depth, vocabulary, side)
     several = {"context_length": CONTEXT, "width": width, "heads": width // 64, "layers": decoder_depth}
     return CoCa(
         embed_dim=width,
