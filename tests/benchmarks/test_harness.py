@@ -108,7 +108,7 @@ def test_every_workload_is_complete() -> None:
     known = all_workloads()
     assert {"clip_step", "coca_step", "rnn_step", "generate", "data", "contrastive", "retrieval"} <= set(known)
     for workload in known.values():
-        assert set(workload.against) | set(workload.against.values()) == set(workload.systems), workload.name
+        assert set(workload.against) | set(workload.against.values()) <= set(workload.systems), workload.name
         assert workload.profiled is None or workload.profiled in workload.systems
 
 
