@@ -34,7 +34,6 @@ SMALLER = {
     "siglip": ["--model.image_encoder.depth=1", "--model.text_encoder.depth=1"],
     "coca": [
         "--model.image_encoder.depth=1",
-        "--model.text_encoder.depth=1",
         "--model.decoder.depth=2",
         "--model.decoder.unimodal_depth=1",
     ],

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1] / "velm"
 FLOORS = {
     0: ["version", "specs", "plugins", "registry", "outputs", "layers"],
     1: ["encoders", "decoders", "losses", "metrics", "data"],
-    2: ["model", "manifest"],
+    2: ["model", "parts", "manifest"],
     3: ["checkpoint", "generation"],
     4: ["pipeline", "explain", "evaluation", "testing", "doctor"],
     5: ["training"],
@@ -23,6 +23,7 @@ FLOOR = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
 # inside one floor: who may lean on whom
 BESIDE = {
     ("plugins", "specs"), ("registry", "specs"), ("registry", "plugins"), ("registry", "version"),
+    ("model", "parts"),
     ("explain", "pipeline"), ("evaluation", "pipeline"), ("evaluation", "explain"), ("cli", "commands"),
     ("__main__", "cli"),
 }  # fmt: skip

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from velm.decoders.base import Decoder, DecoderState
 from velm.encoders.base import ImageEncoder, TextEncoder
-from velm.model import EVERYTHING, VisionLanguageModel, build_model, needs_of
+from velm.model import EVERYTHING, VisionLanguageModel, build_model
 from velm.outputs import IGNORE, Batch, EncoderOutput
+from velm.parts import needs_of
 from velm.registry import PluginError, SpecError, UnknownNameError
 
 VOCAB = 12

@@ -97,7 +97,7 @@ def message(error: pytest.ExceptionInfo[Any]) -> str:
 def test_six_kinds_are_public_and_each_has_the_builtin_names() -> None:
     expected = {
         "image_encoders": ["cnn", "hf/*", "timm/*", "torchvision/*", "vit"],
-        "text_encoders": ["hf/*", "rnn", "transformer"],
+        "text_encoders": ["decoder", "hf/*", "rnn", "transformer"],
         "decoders": ["hf/*", "rnn", "transformer"],
         "losses": ["captioning", "contrastive", "sigmoid", "triplet"],
         "datasets": [

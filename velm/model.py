@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import warnings
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -15,6 +14,7 @@ from velm import registry
 from velm.decoders.base import Decoder
 from velm.encoders.base import ImageEncoder, TextEncoder
 from velm.outputs import EMBEDS, IGNORE, Batch, DecoderOutput, EncoderOutput, VisionLanguageOutput
+from velm.parts import check_words, shares_decoder, wanted_parts
 
 MODEL_KEYS = (
     "image_encoder", "text_encoder", "decoder", "embed_dim", "embed_dropout", "memory", "losses",
@@ -94,7 +94,8 @@ class VisionLanguageModel(nn.Module):
             output.image_embeds = self.embed_image(output.image)
             output.text_embeds = self.embed_text(output.text)
         if write:
-            output.decoder, output.labels = self._decode(batch, *self.memory(output.image, output.text))
+            words = None if output.text is None or batch.target_tokens is not None else output.text.words
+            output.decoder, output.labels = self._decode(batch, *self.memory(output.image, output.text), words)
             output.output_projection = self._decoder().output_projection
         return output
 
@@ -147,11 +148,19 @@ class VisionLanguageModel(nn.Module):
         assert self.decoder is not None
         return self.decoder
 
-    def _decode(self, batch: Batch, memory: Tensor, mask: Tensor | None) -> tuple[DecoderOutput, Tensor]:
+    def _decode(
+        self, batch: Batch, memory: Tensor, mask: Tensor | None, words: Tensor | None = None
+    ) -> tuple[DecoderOutput, Tensor]:
         """The one place where input and target are shifted: bos a b eos -> (bos a b) predicts (a b eos).
 
         Where another sentence of the batch is longer, eos is not fed either: whatever a decoder makes of what it is fed
         (a penalty), padding never changes it.
+
+        Args:
+            batch, memory, mask: see `forward` and `memory`.
+            words: float (B, T, D), what the decoder has made of the sentence already. There eos was read wherever it
+                stands; it is the last word of its sentence, and no position before it, where words are predicted, has
+                seen it.
         """
         sentence, content = batch.target_tokens, batch.target_mask
         if sentence is None:
@@ -160,7 +169,8 @@ class VisionLanguageModel(nn.Module):
         assert content is not None
         over = ~content[:, 1:]
         inputs, labels = sentence[:, :-1].masked_fill(over, self.pad_id), sentence[:, 1:].masked_fill(over, IGNORE)
-        return self._decoder().decode(inputs, memory, mask), labels
+        shared = {} if words is None else {"words": words[:, :-1]}
+        return self._decoder().decode(inputs, memory, mask, **shared), labels
 
 
 def _normalized(vectors: Tensor) -> Tensor:
@@ -173,11 +183,6 @@ def _mask_of(output: EncoderOutput) -> Tensor:
     if output.mask is not None:
         return output.mask
     return torch.ones(output.features.shape[:2], dtype=torch.bool, device=output.features.device)
-
-
-def needs_of(losses: Mapping[str, Any]) -> frozenset[str]:
-    """What a model must compute for these losses (their names as in the registry)."""
-    return frozenset().union(*(registry.losses.get(name).requires for name in losses))  # type: ignore[attr-defined]
 
 
 def build_model(config: Mapping[str, Any]) -> VisionLanguageModel:
@@ -198,24 +203,27 @@ def build_model(config: Mapping[str, Any]) -> VisionLanguageModel:
             raise registry.SpecError(f"The model has no option {key!r}.{guess} Its options: {', '.join(MODEL_KEYS)}.")
     registry.load_plugins(config.get("plugins") or ())
     memory = tuple(config.get("memory") or ("image",))
-    specs = _wanted_parts(config, memory)
+    specs = wanted_parts(config, memory)
     given = {"pad_id": config.get("pad_id", 0)}
     if config.get("vocab_size") is not None:
         given["vocab_size"] = config["vocab_size"]
     image_spec, text_spec, decoder_spec = specs["image_encoder"], specs["text_encoder"], specs["decoder"]
-    image_encoder = None if image_spec is None else registry.image_encoders.build(image_spec, **given)
-    text_encoder = None if text_spec is None else registry.text_encoders.build(text_spec, **given)
-    for what, encoder in (("image encoder", image_encoder), ("text encoder", text_encoder)):
-        if encoder is not None and not isinstance(getattr(encoder, "dim", None), int):
-            raise registry.SpecError(f"The {what} {type(encoder).__name__} must set self.dim, its width, to an int.")
+    encoders: dict[str, Any] = {}
+    if image_spec is not None:
+        encoders["image"] = _encoder(registry.image_encoders, image_spec, given)
+    shared = shares_decoder(text_spec)
+    if text_spec is not None and not shared:
+        encoders["text"] = _encoder(registry.text_encoders, text_spec, given)
     decoder = None
     if decoder_spec is not None:
-        encoders: dict[str, Any] = {"image": image_encoder, "text": text_encoder}
         widths = [encoders[source].dim for source in memory]
         decoder = registry.decoders.build(decoder_spec, memory_dim=min(widths), **given)
+    if shared:
+        check_words(decoder, decoder_spec, text_spec)
+        encoders["text"] = _encoder(registry.text_encoders, text_spec, {**given, "decoder": decoder})
     return VisionLanguageModel(
-        image_encoder=image_encoder,
-        text_encoder=text_encoder,
+        image_encoder=encoders.get("image"),
+        text_encoder=encoders.get("text"),
         decoder=decoder,
         embed_dim=config.get("embed_dim") or 256,
         memory=memory,
@@ -224,40 +232,10 @@ def build_model(config: Mapping[str, Any]) -> VisionLanguageModel:
     )
 
 
-def _wanted_parts(config: Mapping[str, Any], memory: tuple[str, ...]) -> dict[str, Any]:
-    specs = {key: config.get(key) for key in ("image_encoder", "text_encoder", "decoder")}
-    if not set(memory) <= {"image", "text"} or len(set(memory)) < len(memory):
-        raise registry.SpecError(f"memory lists 'image', 'text' or both; got {list(memory)}.")
-    if config.get("losses"):
-        needs = needs_of(config["losses"])
-        _check_needs(specs, needs, config["losses"])
-        reads_text = bool(EMBEDS & needs) or ("decoder" in needs and "text" in memory)
-        reads_image = bool(EMBEDS & needs) or ("decoder" in needs and "image" in memory)
-        wanted = {"image_encoder": reads_image, "text_encoder": reads_text, "decoder": "decoder" in needs}
-        for part, keep in wanted.items():
-            if specs[part] is not None and not keep:
-                losses = list(config["losses"])
-                warnings.warn(f"The {part} is left out: none of the losses {losses} trains it.", stacklevel=3)
-                specs[part] = None
-    if specs["decoder"] is not None:
-        for source in memory:
-            if specs[f"{source}_encoder"] is None:
-                raise registry.SpecError(f"memory lists {source!r}, but the model has no {source}_encoder.")
-    if specs["image_encoder"] is None and specs["text_encoder"] is None:
-        raise registry.SpecError("The model has no encoder: give image_encoder, text_encoder or both.")
-    return specs
-
-
-def _check_needs(specs: Mapping[str, Any], needs: frozenset[str], losses: Mapping[str, Any]) -> None:
-    if "decoder" in needs and specs["decoder"] is None:
-        wanting = [name for name in losses if "decoder" in needs_of({name: {}})]
+def _encoder(encoders: registry.Registry, spec: registry.Spec, given: Mapping[str, Any]) -> Any:
+    encoder = encoders.build(spec, **given)
+    if not isinstance(getattr(encoder, "dim", None), int):
         raise registry.SpecError(
-            f"The loss {wanting[0]!r} needs a decoder, and the model has none: add `decoder: {{name: transformer}}` "
-            f"under `model:`, or take {wanting[0]!r} out of `losses:` for alignment only."
+            f"The {encoders.kind} {type(encoder).__name__} must set self.dim, its width, to an int."
         )
-    if EMBEDS & needs and (specs["image_encoder"] is None or specs["text_encoder"] is None):
-        wanting = [name for name in losses if EMBEDS & needs_of({name: {}})]
-        raise registry.SpecError(
-            f"The loss {wanting[0]!r} aligns pictures and sentences: give both image_encoder and text_encoder, "
-            f"or take {wanting[0]!r} out of `losses:` for captioning only."
-        )
+    return encoder

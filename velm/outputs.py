@@ -23,17 +23,21 @@ class EncoderOutput:
         pooled: float (B, D), one vector for the whole.
         mask: bool (B, N), True where `features` holds content; None when every position does.
         grid: (H', W') with H' * W' == N when the positions lie on a picture, row by row; else None.
+        words: float (B, T, D), what the decoder has made of the words, where the text encoder goes on from that and the
+            decoder may go on from it too; else None.
     """
 
     features: Tensor
     pooled: Tensor
     mask: Tensor | None = None
     grid: tuple[int, int] | None = None
+    words: Tensor | None = None
 
     def select(self, rows: Tensor) -> EncoderOutput:
         """The output of the samples `rows` (int64 (R,)), as they are listed."""
         mask = None if self.mask is None else self.mask[rows]
-        return EncoderOutput(self.features[rows], self.pooled[rows], mask, self.grid)
+        words = None if self.words is None else self.words[rows]
+        return EncoderOutput(self.features[rows], self.pooled[rows], mask, self.grid, words)
 
 
 @dataclass

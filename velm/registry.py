@@ -223,6 +223,7 @@ text_encoders = Registry(
     "velm.text_encoders",
     "my_pkg.my_module:MyEncoder",
     {
+        "decoder": "velm.encoders.decoder:DecoderTextEncoder",
         "rnn": "velm.encoders.rnn:RNNEncoder",
         "transformer": "velm.encoders.transformer:TransformerEncoder",
         "hf/*": "velm.encoders.huggingface:HFTextEncoder",

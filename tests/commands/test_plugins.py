@@ -170,6 +170,12 @@ def test_check_finds_the_kind_of_a_name_of_its_own() -> None:
     assert check_plugin("byte").ok
 
 
+def test_a_text_encoder_that_goes_on_from_a_decoder_is_handed_one() -> None:
+    assert check_plugin({"name": "decoder", "pooling": "mean"}).ok
+    given = {option["name"]: option["given"] for option in show_plugin("text_encoder", "decoder")["options"]}
+    assert given == {"decoder": "the model", "pooling": None}
+
+
 def test_check_of_a_misspelt_option_names_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", "{name: sigmoid, temperatur: 1.0}"]) == 1
     assert "Did you mean 'temperature'?" in capsys.readouterr().out

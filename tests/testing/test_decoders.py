@@ -106,6 +106,56 @@ def test_broken_decoders_are_caught_by_name(decoder: type, faults: list[str]) ->
     assert [f.name for f in report.faults] == faults, str(report)
 
 
+class Shares(Averages):
+    """Hands the words on, that a text encoder may go on from them."""
+
+    def __init__(self, *, vocab_size: int = 32, memory_dim: int = 16) -> None:
+        super().__init__(vocab_size=vocab_size, memory_dim=memory_dim)
+        self.words_dim = memory_dim
+
+    def read_words(self, tokens: Tensor) -> Tensor:
+        return super().forward(tokens, torch.zeros(1, 1, self.words_dim, dtype=self.words.weight.dtype))
+
+    def decode(self, tokens: Any, memory: Any, memory_mask: Any = None, words: Tensor | None = None) -> DecoderOutput:
+        words = self.read_words(tokens) if words is None else words
+        return DecoderOutput(words + self.read(memory, memory_mask)[:, None])
+
+
+class SharesWhatIsToCome(Shares):
+    def read_words(self, tokens: Tensor) -> Tensor:
+        return super().read_words(tokens) + self.words(tokens).mean(1, keepdim=True)
+
+    def forward(self, tokens: Tensor, memory: Tensor, memory_mask: Tensor | None = None) -> Tensor:
+        return Averages.forward(self, tokens, memory, memory_mask)
+
+    def decode(self, tokens: Any, memory: Any, memory_mask: Any = None, words: Tensor | None = None) -> DecoderOutput:
+        return (
+            Averages.decode(self, tokens, memory, memory_mask)
+            if words is None
+            else super().decode(tokens, memory, memory_mask, words)
+        )
+
+
+class SharesOtherWords(Shares):
+    def __init__(self, *, vocab_size: int = 32, memory_dim: int = 16) -> None:
+        super().__init__(vocab_size=vocab_size, memory_dim=memory_dim)
+        self.words_dim = memory_dim + 1
+
+    def read_words(self, tokens: Tensor) -> Tensor:
+        return self.words(tokens).cumsum(1)
+
+    def decode(self, *inputs: Any, words: Tensor | None = None) -> DecoderOutput:
+        return Averages.decode(self, *inputs)
+
+
+def test_a_decoder_that_shares_its_words_is_held_to_them() -> None:
+    assert not check(Shares).faults
+    assert [f.name for f in check(SharesWhatIsToCome).faults] == ["words"]
+    [fault] = check(SharesOtherWords).faults
+    assert fault.name == "words"
+    assert "read_words() returned (3, 6, 16); expected (3, 6, 17). Set words_dim" in fault.message
+
+
 class AttentionOfLogits(Averages):
     def decode(self, tokens: Tensor, memory: Tensor, memory_mask: Tensor | None = None) -> DecoderOutput:
         hidden = self(tokens, memory, memory_mask)

@@ -40,6 +40,7 @@ OURS: list[tuple[Registry, dict[str, Any]]] = [
     *((decoders, {"name": "rnn", "dim": 16, "cell": cell}) for cell in ("lstm", "gru")),
     (decoders, {"name": "rnn", "dim": 16, "gate": True, "doubly_stochastic": 1.0}),
     (decoders, TINY_TRANSFORMER),
+    (decoders, {**TINY_TRANSFORMER, "unimodal_depth": 1}),
     (decoders, {"name": "hf/gpt2", "config": {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 16}}),
     (decoders, {"name": "hf/bert", "config": HF}),
     *((losses, {"name": name}) for name in ("contrastive", "sigmoid", "triplet", "captioning")),

@@ -101,6 +101,14 @@ def test_a_run_goes_on_with_other_devices(first: list[str], then: list[str], of_
     assert_the_same(tmp_path, of_one)
 
 
+def test_a_text_encoder_of_the_decoders_blocks_trains_as_on_one_device(tmp_path: Path) -> None:
+    shared = ["--model.text_encoder={name: decoder}", "--model.decoder.unimodal_depth=1"]
+    for folder, devices in (("one", ONE), ("two", TWO)):
+        run(tmp_path / folder, devices, *shared)
+    assert_the_same(tmp_path / "two", tmp_path / "one")
+    velm.load(str(tmp_path / "two/runs/run/best.ckpt"))
+
+
 def test_an_average_of_weights_is_refused(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
     run(tmp_path, TWO, "--model.ema=0.9")
     assert "set it to null, or use ddp" in capfd.readouterr().err

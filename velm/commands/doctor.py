@@ -184,8 +184,8 @@ def _look_at_batches(
 ) -> None:
     from velm.data.items import text_counts
     from velm.doctor import batches as look
-    from velm.model import needs_of
     from velm.outputs import EMBEDS
+    from velm.parts import needs_of
     from velm.training.run import count_devices
 
     data, trainer, model = config["data"], config["trainer"], config["model"]

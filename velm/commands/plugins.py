@@ -25,6 +25,8 @@ TINY: dict[str, dict[str, int]] = {
     "datasets": {},
     "tokenizers": {},
 }
+#: The decoder that a text encoder is handed which goes on from one.
+TINY_DECODER = {"name": "transformer", "dim": 16, "depth": 2, "unimodal_depth": 1, "heads": 2}
 
 
 def list_plugins() -> list[dict[str, str]]:
@@ -99,8 +101,10 @@ def check_plugin(spec: str | Mapping[str, Any], kind: str | None = None, image_s
     registry.get(name)  # what cannot be imported is told as such, with its owner
     from velm.testing import CHECKS
 
-    given = TINY[key]
+    given: dict[str, Any] = dict(TINY[key])
     known = {option: options.get(option, value) for option, value in given.items()}
+    if key == "text_encoders" and "decoder" in parameters(registry.get(name)):
+        given["decoder"] = KINDS["decoders"].build(TINY_DECODER, **TINY["decoders"])  # one, whose weights are its own
     if key == "image_encoders":
         known = {"image_size": image_size or 64}
 
@@ -210,6 +214,8 @@ def _giver(key: str, entry_name: str, option: str) -> str | None:
     """Who hands an option over when the spec leaves it out; None where only the spec does."""
     if option == "model_name" and entry_name.endswith("/*"):
         return "the part of the name after the slash"
+    if key == "text_encoders" and option == "decoder":
+        return "the model"
     return {"memory_dim": "the encoders"}.get(option, "the tokenizer") if option in TINY[key] else None
 
 

@@ -31,10 +31,20 @@ class Decoder(nn.Module, ABC):
     A constructor that has `vocab_size`, `pad_id` or `memory_dim` among its arguments is handed them.
     Law: multiplying `forward`'s hidden states by the output projection equals stepping token by token.
     `max_length` is the longest sequence (tokens, with bos) the decoder can hold; None where there is no limit.
+
+    A decoder whose lowest part reads the words alone may share it with alignment (`text_encoder: decoder`; CoCa). It
+    sets `words_dim` to the width W of what that part makes of them, None where there is no such part, and has two more:
+    `read_words(tokens)`, causal, float (B, T, W), and an argument `words` of `decode` that takes what came of it. Law:
+    handing `words` over changes no hidden state that predicts a word, even where they were read to the end and
+    `tokens` hold padding in place of eos.
+
+        tokens ── read_words ── + ── decode(..., words=...) ── hidden
+                                └─── text encoder ── pooled
     """
 
     output_projection: nn.Linear
     max_length: int | None = None
+    words_dim: int | None = None
 
     @abstractmethod
     def forward(self, tokens: Tensor, memory: Tensor, memory_mask: Tensor | None = None) -> Tensor:

@@ -55,7 +55,7 @@ class TransformerDecoder(Decoder):
         dim: width.
         depth: number of blocks, all in all.
         unimodal_depth: how many of them, from the lowest on, look at the words alone; the others look at the memory too
-            (CoCa, Yu et al. 2022, arXiv 2205.01917, section 3.2: half of them).
+            (CoCa, Yu et al. 2022, arXiv 2205.01917, section 3.2: half of them). A text encoder may share these.
         heads: attention heads of a block; divides `dim`.
         mlp_ratio: hidden width of the MLP as a multiple of `dim`.
         dropout: probability, on the embeddings and on what each part of a block adds.
@@ -89,6 +89,7 @@ class TransformerDecoder(Decoder):
                 f"{depth - 1}, so that the last block looks at the memory."
             )
         self.max_length, self.unimodal_depth = max_length, unimodal_depth
+        self.words_dim = dim if unimodal_depth else None
         self.embedding = nn.Embedding(vocab_size, dim, padding_idx=pad_id)
         self.positions = LearnedPositions(dim, max_length)
         self.memory_norm = nn.LayerNorm(memory_dim)
@@ -110,20 +111,37 @@ class TransformerDecoder(Decoder):
         if tie_embeddings:
             self.output_projection.weight = self.embedding.weight
 
-    def forward(self, tokens: Tensor, memory: Tensor, memory_mask: Tensor | None = None) -> Tensor:
+    def forward(
+        self, tokens: Tensor, memory: Tensor, memory_mask: Tensor | None = None, words: Tensor | None = None
+    ) -> Tensor:
         memory = self.memory_norm(memory)
-        x = self._below(tokens, memory, memory_mask)
+        x = self._below(self.read_words(tokens) if words is None else words, memory, memory_mask)
         return self.norm(self._layers()[-1](x, causal=True, memory=memory, memory_mask=memory_mask))
 
-    def decode(self, tokens: Tensor, memory: Tensor, memory_mask: Tensor | None = None) -> DecoderOutput:
-        """With the last block's attention, averaged over heads, when not training."""
+    def decode(
+        self, tokens: Tensor, memory: Tensor, memory_mask: Tensor | None = None, words: Tensor | None = None
+    ) -> DecoderOutput:
+        """With the last block's attention, averaged over heads, when not training.
+
+        Args:
+            tokens, memory, memory_mask: as of `forward`.
+            words: float (B, T, dim), what `read_words` has made of the tokens; None: they are read now.
+        """
         if self.training:
-            return DecoderOutput(self(tokens, memory, memory_mask))
+            return DecoderOutput(self(tokens, memory, memory_mask, words))
         memory, last = self.memory_norm(memory), self._layers()[-1]
-        query = last.listen(self._below(tokens, memory, memory_mask), causal=True)
+        words = self.read_words(tokens) if words is None else words
+        query = last.listen(self._below(words, memory, memory_mask), causal=True)
         keys_values = last.memory_keys_values(memory)
         x = last.think(last.look(query, keys_values, memory_mask))
         return DecoderOutput(self.norm(x), last.weights(query, keys_values, memory_mask))
+
+    def read_words(self, tokens: Tensor) -> Tensor:
+        """What the lowest `unimodal_depth` blocks make of the words, not yet normalised: float (B, T, dim)."""
+        x = self._embed(tokens)
+        for block in self._layers()[: self.unimodal_depth]:
+            x = block(x, causal=True)
+        return x
 
     def start(self, memory: Tensor, memory_mask: Tensor | None = None) -> TransformerState:
         memory = self.memory_norm(memory)
@@ -163,12 +181,11 @@ class TransformerDecoder(Decoder):
     def _layers(self) -> list[TransformerBlock]:
         return cast("list[TransformerBlock]", list(self.blocks))
 
-    def _below(self, tokens: Tensor, memory: Tensor, memory_mask: Tensor | None) -> Tensor:
+    def _below(self, words: Tensor, memory: Tensor, memory_mask: Tensor | None) -> Tensor:
         """What goes into the last block."""
-        x = self._embed(tokens)
-        for index, block in enumerate(self._layers()[:-1]):
-            over = {"memory": memory, "memory_mask": memory_mask} if index >= self.unimodal_depth else {}
-            x = block(x, causal=True, **over)
+        x = words
+        for block in self._layers()[self.unimodal_depth : -1]:
+            x = block(x, causal=True, memory=memory, memory_mask=memory_mask)
         return x
 
     def _embed(self, tokens: Tensor, start: int = 0) -> Tensor:

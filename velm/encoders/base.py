@@ -38,7 +38,8 @@ class ImageEncoder(nn.Module, ABC):
 class TextEncoder(nn.Module, ABC):
     """Tokens to `EncoderOutput`; padding never changes a result.
 
-    A constructor that has `vocab_size` or `pad_id` among its arguments is handed the tokenizer's.
+    A constructor that has `vocab_size` or `pad_id` among its arguments is handed the tokenizer's. One that has
+    `decoder` is handed the model's decoder, which is built before it and which reads the words for both.
     """
 
     dim: int

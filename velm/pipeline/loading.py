@@ -10,8 +10,8 @@ import torch
 
 from velm.checkpoint import build_from_checkpoint, build_tokenizer, read_checkpoint
 from velm.data.transforms import transform_from_config
-from velm.model import needs_of
 from velm.outputs import EMBEDS
+from velm.parts import needs_of
 from velm.pipeline.pipeline import Pipeline
 from velm.registry import PluginError, SpecError, load_plugins
 

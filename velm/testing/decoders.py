@@ -47,6 +47,8 @@ def check_decoder(decoder: Any, *, vocab_size: int = 32, pad_id: int = 0, memory
     report.judge("padding leak", lambda: _memory_padding(module, case), same)
     report.judge("stepping differs from forward", lambda: _stepping(module, case), same)
     report.judge("select", lambda: _select(module, case), (*same, "stepping differs from forward"))
+    if module.words_dim is not None:  # it says that a text encoder may go on from it
+        report.judge("words", lambda: _words(module, case, pad_id), (*same, "looks ahead"))
     return report
 
 
@@ -172,3 +174,26 @@ def _select(module: Any, case: Case) -> str | None:
                 "difference. Select every tensor of the state: caches, hidden states, memory and its mask."
             )
     return None
+
+
+@torch.no_grad()
+def _words(module: Any, case: Case, pad_id: int) -> str | None:
+    """A text encoder reads the sentences to their end; the decoder, fed one token less, goes on from that."""
+    tokens, memory, mask = case.inputs()
+    words, expected = module.eval().read_words(tokens.clone()), (BATCH, TOKENS, module.words_dim)
+    if words.shape != expected:
+        return (
+            f"read_words() returned {tuple(words.shape)}; expected {expected}. "
+            "Set words_dim to the width that comes out."
+        )
+    half = TOKENS // 2
+    fed = tokens[:, :-1].clone()
+    fed[0, half:] = pad_id  # as of a sentence that ends there
+    plain = module.decode(fed.clone(), memory.clone(), mask.clone()).hidden
+    shared = module.decode(fed, memory, mask, words=words[:, :-1].clone()).hidden
+    gap = different({"hidden": plain[0, :half]}, {"hidden": shared[0, :half]})
+    gap = gap or different({"hidden": plain[1:]}, {"hidden": shared[1:]})
+    return gap and (
+        f"decode(..., words=read_words(tokens)) and decode(...): {gap}; expected the same. Let read_words() see "
+        "no later tokens, and decode() go on from what it is handed."
+    )

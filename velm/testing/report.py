@@ -28,6 +28,7 @@ LAWS = {
     "looks ahead": "position t depends on tokens 0 ... t only",
     "stepping differs from forward": "stepping token by token equals forward",
     "select": "state.select(rows) continues exactly those rows",
+    "words": "decode(words=read_words(tokens)) gives what decode gives, sentence by sentence",
     "attention": "attention weights have their shape and sum to 1",
     "order matters": "shuffling the samples of a batch changes nothing",
     "not a scalar": "a loss is one finite number",

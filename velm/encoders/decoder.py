@@ -1,0 +1,52 @@
+"""The decoder's lowest blocks as a text encoder: alignment and captioning read the words in one pass."""
+
+from __future__ import annotations
+
+from typing import Literal, Protocol
+
+from torch import Tensor, nn
+
+from velm.encoders.base import TextEncoder
+from velm.layers.pooling import Pooling
+from velm.outputs import EncoderOutput
+
+__all__ = ["DecoderTextEncoder", "WordsReader"]
+
+
+class WordsReader(Protocol):
+    """What is wanted of a decoder; see `velm.decoders.base.Decoder`."""
+
+    words_dim: int | None
+    max_length: int | None
+
+    def read_words(self, tokens: Tensor) -> Tensor:
+        """Causal and without a memory: int64 (B, T) -> float (B, T, words_dim)."""
+        ...
+
+
+class DecoderTextEncoder(TextEncoder):
+    """CoCa's text tower (Yu et al. 2022, arXiv 2205.01917, section 3.2): the decoder's blocks below the memory.
+
+    Its own weights are those of a last norm, as `ln_final` in open_clip; all others are the decoder's, trained and
+    frozen with it. What it has read is in its output as `words`, and the decoder goes on from there. With dropout, both
+    go on from the same draw.
+
+    Args:
+        decoder: whose lowest blocks read; handed over.
+        pooling: last (eos) or mean over the words.
+    """
+
+    def __init__(self, *, decoder: WordsReader, pooling: Literal["last", "mean"] = "last") -> None:
+        super().__init__()
+        if decoder.words_dim is None:
+            raise ValueError(f"{type(decoder).__name__} has no part that reads the words without the memory.")
+        self.dim = decoder.words_dim
+        self.max_length = decoder.max_length
+        self.read = decoder.read_words  # a method, no module: the weights are registered once, with the decoder
+        self.norm = nn.LayerNorm(self.dim)
+        self.pooling = Pooling(pooling, self.dim)
+
+    def forward(self, tokens: Tensor, mask: Tensor) -> EncoderOutput:
+        words = self.read(tokens)
+        features = self.norm(words.to(self.norm.weight.dtype))  # which `.double()` of this part alone changes alone
+        return EncoderOutput(features, self.pooling(features, mask), mask, words=words)
