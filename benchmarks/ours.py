@@ -32,16 +32,21 @@ def clip_config(width: int = WIDTH, depth: int = DEPTH, vocabulary: int = VOCABU
 
 
 def coca_config(width: int = WIDTH, depth: int = DEPTH, decoder_depth: int = 6, vocabulary: int = VOCABULARY) -> Any:
-    """The same and a decoder with as many weights in matrices as `decoder_depth` layers of open_clip's CoCa.
+    """The same pictures, and words that one tower reads for both losses, as CoCa's and `configs/coca.yaml` do.
 
-    A layer of theirs has an MLP after each of its two attentions, 24 width^2; a block of ours that looks at the picture
-    has 16 width^2 and one that reads the words alone 12: six of theirs are six and four of ours.
+    It has as many weights in matrices as `depth` layers of text and `decoder_depth` of decoder in open_clip's CoCa. A
+    layer of that decoder has an MLP after each of its two attentions, 24 width^2; a block of ours that looks at the
+    picture has 16 width^2 and one that reads the words alone 12: six of theirs are six and four of ours.
     """
-    words_only = decoder_depth * 2 // 3
+    words_only = depth + decoder_depth * 2 // 3
     decoder = {"name": "transformer", "dim": width, "heads": width // 64, "max_length": CONTEXT}
-    depths = {"depth": decoder_depth + words_only, "unimodal_depth": words_only}
-    losses = {"contrastive": {"weight": 1.0}, "captioning": {"weight": 2.0}}
-    return {**clip_config(width, depth, vocabulary), "decoder": {**decoder, **depths}, "losses": losses}
+    depths = {"depth": words_only + decoder_depth, "unimodal_depth": words_only, "tie_embeddings": False}
+    return {
+        **clip_config(width, depth, vocabulary),
+        "text_encoder": "decoder",
+        "decoder": {**decoder, **depths},
+        "losses": {"contrastive": {"weight": 1.0}, "captioning": {"weight": 2.0}},
+    }
 
 
 class Trained:
