@@ -25,8 +25,8 @@ def data_folder() -> Path:
     folder = Path(given) if given else ROOT.parent / "shared" / "data" / "flickr8k"
     if not (folder / "captions.csv").is_file():
         raise FileNotFoundError(
-            f"There is no {folder / 'captions.csv'}, the photographs of this benchmark. Set {VARIABLE} to a folder with "
-            f"captions.csv (image_path,text,split,image_id) and its pictures."
+            f"There is no {folder / 'captions.csv'}, the photographs of this benchmark. Set {VARIABLE} to a folder "
+            f"with captions.csv (image_path,text,split,image_id) and its pictures."
         )
     return folder
 

@@ -5,66 +5,68 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
-__all__ = ["ROOT", "Finished", "run"]
+__all__ = ["ROOT", "Finished", "peak_of", "run"]
 
 ROOT = Path(__file__).parents[1]
 EVERY = 0.25  # seconds from one look at memory to the next
+SMALL_PARENT = (
+    "import os, resource, sys; os.spawnv(os.P_WAIT, sys.argv[1], sys.argv[1:]); "
+    "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
+)
 
 
-class Finished:
-    """What a command said, and the most memory it took, MiB.
+class Finished(NamedTuple):
+    """What a command said, stdout and stderr together; with `tree`, the most memory it took, MiB."""
 
-    Attributes:
-        output: stdout and stderr together.
-        peak_mb: the highest resident size of the process alone; with `tree`, of it and its children together, memory
-            that they share counted once (Linux).
-    """
-
-    def __init__(self, output: str, peak_mb: float) -> None:
-        self.output, self.peak_mb = output, peak_mb
+    output: str
+    peak_mb: float
 
 
-def run(
-    command: Sequence[str],
-    *,
-    folder: str | Path,
-    threads: int,
-    extra: Mapping[str, str] | None = None,
-    tree: bool = False,
-) -> Finished:
+def run(command: Sequence[str], *, folder: str | Path, threads: int, tree: bool = False) -> Finished:
     """Run a command of this Python in a folder; `benchmarks` and `velm` are importable there.
 
     Args:
         command: what comes after `python`.
         folder: the working directory.
         threads: of torch.
-        extra: variables of the environment.
-        tree: look at children's memory too, a few times a second.
+        tree: look a few times a second how much memory the process and its children take together; what they share
+            counts once (Linux).
 
     Raises:
         AssertionError: it ended with an error, whose last lines are told.
     """
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    set_up = {"PYTHONPATH": path, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
-    environment = {**os.environ, **set_up, **(extra or {})}
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
     log = Path(folder) / "said.txt"
     with open(log, "wb") as sink:
         child = subprocess.Popen(
             [sys.executable, *command], cwd=folder, env=environment, stdout=sink, stderr=subprocess.STDOUT
         )
         seen = _Tree(child.pid) if tree else None
-        _, status, usage = os.wait4(child.pid, 0)
-        child.returncode = os.waitstatus_to_exitcode(status)
-    peak = usage.ru_maxrss / 1024 if seen is None else seen.stop()
+        child.wait()
+    peak = 0.0 if seen is None else seen.stop()
     output = log.read_text(encoding="utf-8", errors="replace")
     last = "\n".join(output.strip().splitlines()[-8:])
     assert child.returncode == 0, f"{' '.join(command)}: exit status {child.returncode}\n{last}"
     return Finished(output, peak)
+
+
+def peak_of(command: Sequence[str], *, threads: int) -> float:
+    """The highest resident size of a command that is soon over, MiB.
+
+    The kernel counts what the parent takes when it starts a process as that process's own, so the parent is a Python
+    that has imported next to nothing.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        said = run(["-S", "-c", SMALL_PARENT, sys.executable, *command], folder=folder, threads=threads).output
+    return float(said.split()[-1]) / 1024
 
 
 class _Tree:

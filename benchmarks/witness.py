@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import resource
+import time
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +30,16 @@ class FirstStep(Callback):
             "samples": trainer.train_dataloader.batch_sampler.batch_size,
             "batches": trainer.num_training_batches,
             "loggers": len(trainer.loggers),
-            "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+            "peak_mb": _highest(),
         }
         Path(self.path).write_text(json.dumps(found), encoding="utf-8")
         os._exit(0)
+
+
+def _highest() -> float:
+    """The highest resident size of this program, MiB; `getrusage` would count the parent's (Linux)."""
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) / 1024
 
 
 class Witness(Callback):
@@ -49,8 +55,6 @@ class Witness(Callback):
         self.samples, self.rows, self.first = 0, [], 0.0
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, *_: Any) -> None:
-        import time
-
         self.first = self.first or time.time()
         self.samples += len(batch)
         if self.sentences:

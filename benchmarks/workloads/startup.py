@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.harness.workload import OURS, Agreement, Run, Settings, Workload
-from benchmarks.processes import ROOT, run
+from benchmarks.processes import ROOT, peak_of, run
 
 __all__ = ["WORKLOADS", "fit_command", "lightning_command"]
 
@@ -50,14 +50,12 @@ def whole(command: Sequence[str]) -> Callable[[Settings], Run]:
     """A command from its start to its end."""
 
     def system(settings: Settings) -> Run:
-        peaks = []
-
         def step() -> int:
             with tempfile.TemporaryDirectory() as folder:
-                peaks.append(run(command, folder=folder, threads=settings.threads).peak_mb)
+                run(command, folder=folder, threads=settings.threads)
             return 1
 
-        return Run(step, warm=1, steps=5, extra_mb=lambda: max(peaks))
+        return Run(step, warm=1, steps=5, extra_mb=lambda: peak_of(command, threads=settings.threads))
 
     return system
 
