@@ -87,3 +87,11 @@ def test_python_m_velm_is_velm() -> None:
     done = subprocess.run([sys.executable, "-m", "velm", "--version"], capture_output=True, text=True, check=False)
     assert done.returncode == 0
     assert done.stdout.startswith("velm ")
+
+
+@pytest.mark.slow
+def test_fit_imports_little_that_lightning_does_not() -> None:
+    """Importing what `velm fit` needs brings no module of torch, torchvision, transformers, ... beside Lightning's."""
+    lightning = modules_after("import lightning.pytorch.cli")
+    added = {name.split(".")[0] for name in modules_after("import velm.training.run") - lightning}
+    assert added <= {"velm", "pyarrow", "pydoc", "_cython_3_3_0"}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.metadata
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -92,6 +94,25 @@ def message(error: pytest.ExceptionInfo[Any]) -> str:
 
 
 # --- names
+
+
+def test_folders_are_read_once_and_again_when_distributions_come_or_go(
+    install: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scanned, entry_points = [], importlib.metadata.entry_points
+
+    def counting(**wanted: Any) -> Any:
+        scanned.append(wanted)
+        return entry_points(**wanted)
+
+    monkeypatch.setattr(importlib.metadata, "entry_points", counting)
+    assert image_encoders.names() == image_encoders.names()
+    assert len(scanned) == 1
+    site = install("late-dist", "late_module", "", {"late": "late_module:Late"})
+    assert "late" in image_encoders.names()
+    assert len(scanned) == 2
+    shutil.rmtree(next(site.glob("*.dist-info")))
+    assert "late" not in image_encoders.names()
 
 
 def test_six_kinds_are_public_and_each_has_the_builtin_names() -> None:

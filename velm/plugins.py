@@ -1,14 +1,18 @@
-"""Importing the modules and .py files that `plugins:` lists; their decorators register parts."""
+"""Plugins: what installed distributions bring, and the modules and .py files that `plugins:` lists."""
 
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 import importlib.util
+import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
-__all__ = ["MissingPackageError", "PluginError", "load_plugins"]
+__all__ = ["MissingPackageError", "PluginError", "installed", "load_plugins"]
 
 
 class PluginError(ImportError):
@@ -55,3 +59,25 @@ def _import_file(path: Path) -> None:
     except BaseException:
         del sys.modules[name]
         raise
+
+
+def installed(group: str) -> tuple[tuple[str, str, str, str], ...]:
+    """Name, target, distribution and its version of each entry point of a group; folders that stay are read once."""
+    return _scanned(importlib.metadata.entry_points, group, tuple((path, _changed(path)) for path in sys.path))
+
+
+@lru_cache(maxsize=32)
+def _scanned(entry_points: Callable[..., Any], group: str, places: tuple[Any, ...]) -> tuple[Any, ...]:
+    found = []
+    for point in entry_points(group=group):
+        owner = point.dist
+        found.append((point.name, point.value, owner.name if owner else "?", owner.version if owner else "?"))
+    return tuple(found)
+
+
+def _changed(path: str) -> int:
+    """When something last came to a folder or went, ns."""
+    try:
+        return os.stat(path or ".").st_mtime_ns
+    except OSError:
+        return 0

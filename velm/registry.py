@@ -16,7 +16,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
-from velm.plugins import PluginError, load_plugins
+from velm.plugins import PluginError, installed, load_plugins
 from velm.specs import Spec, SpecError, parameters, path_of, split_spec, validated
 from velm.version import __version__
 
@@ -61,9 +61,7 @@ class Registry:
         """Every name, sorted, from all three doors; a duplicate stands once for each owner. Imports nothing."""
         found = [Entry(name, target, "velm", __version__) for name, target in self._builtin.items()]
         found += [Entry(name, path_of(cls), *_owner(cls.__module__)) for name, cls in self._decorated.items()]
-        for point in importlib.metadata.entry_points(group=self.group):
-            owner = point.dist
-            found.append(Entry(point.name, point.value, owner.name if owner else "?", owner.version if owner else "?"))
+        found += [Entry(*each) for each in installed(self.group)]
         return sorted(set(found), key=lambda entry: (entry.name, entry.distribution))
 
     def names(self) -> list[str]:

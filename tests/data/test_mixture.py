@@ -139,3 +139,10 @@ def test_other_options_that_cannot_be() -> None:
 def test_nothing_but_a_dataset_is_built() -> None:
     with pytest.raises(DataError, match="names 'subprocess:Popen', which is no Dataset; it was not built"):
         Mixture(sources={"a": {"name": "subprocess:Popen", "args": "true"}})
+
+
+def test_sentences_are_read_without_pictures() -> None:
+    train = mixture().split("train")
+    for place, record in enumerate(train):
+        worded = train.worded(place)
+        assert (worded.image_id, worded.texts, worded.image) == (record.image_id, record.texts, None)

@@ -45,3 +45,10 @@ def test_records_carry_a_target_for_every_text() -> None:
     answers = [answer for record in train for question, answer in zip(record.texts, record.targets, strict=True)
                if question.startswith("is there")]  # fmt: skip
     assert 0.3 < answers.count("yes") / len(answers) < 0.7
+
+
+def test_questions_are_read_without_drawing() -> None:
+    records = datasets.build({"name": "shapes_questions", "train_size": 5}).split("train")
+    for place, record in enumerate(records):
+        worded = records.worded(place)
+        assert (worded.texts, worded.targets, worded.image) == (record.texts, record.targets, None)

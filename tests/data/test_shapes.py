@@ -137,3 +137,15 @@ def test_an_unknown_or_empty_split_lists_those_there_are() -> None:
         shapes.split("test")
     with pytest.raises(DataError, match="'dev' of shapes does not exist"):
         shapes.split("dev")
+
+
+@pytest.mark.parametrize("objects", [1, 2])
+def test_sentences_are_read_without_drawing(objects: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    train = Shapes(train_size=20, val_size=5, test_size=5, heldout_size=0, objects=objects).drawings("train")
+    whole = list(train)
+    monkeypatch.setattr("velm.data.shapes.draw", None)
+    for place, record in enumerate(whole):
+        worded = train.worded(place)
+        assert (worded.image_id, worded.texts, worded.image) == (record.image_id, record.texts, None)
+        objects_of = [{name: thing[name] for name in thing if name != "box"} for thing in record.metadata["objects"]]
+        assert worded.metadata == {"objects": objects_of, "axis": record.metadata["axis"]}

@@ -4,8 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from velm.data.tokenizers import BPETokenizer, ByteTokenizer, HFTokenizer, Tokenizer, WordTokenizer
+from velm.data.tokenizers import BPETokenizer, ByteTokenizer, HFTokenizer, Tokenizer, WordTokenizer, _split
 
 TEXTS = [
     "A dog runs on the grass .",
@@ -193,3 +195,30 @@ def test_shared_and_missing_special_tokens_get_new_ids(tmp_path: Path) -> None:
 def test_no_tokenizer_there(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"No tokenizer could be loaded from .*neither a folder"):
         HFTokenizer(model_name=str(tmp_path / "nothing"))
+
+
+ASCII = st.text(st.characters(max_codepoint=127), max_size=40)
+
+
+@settings(max_examples=60, deadline=None)
+@given(texts=st.lists(st.one_of(ASCII, st.text(max_size=20)), min_size=1, max_size=4), lowercase=st.booleans())
+def test_ascii_is_cut_into_the_same_words_by_a_shorter_way(texts: list[str], lowercase: bool) -> None:
+    """`re` and the splitter of `tokenizers` agree there."""
+    tokenizer = WordTokenizer(lowercase=lowercase)
+    backend = tokenizer._splitter()
+    for text in filter(str.isascii, texts):
+        assert tokenizer._ascii_words(text) == _split(backend, text)
+    tokenizer.train([*texts, "word"])
+    for text in texts:
+        assert tokenizer.length(text) == len(tokenizer.encode(text))
+
+
+def test_length_is_that_of_encode() -> None:
+    for tokenizer in (WordTokenizer(), BPETokenizer(vocab_size=300), ByteTokenizer()):
+        tokenizer.train(TEXTS)
+        assert [tokenizer.length(text) for text in TEXTS + ODD] == [len(tokenizer.encode(text)) for text in TEXTS + ODD]
+
+
+def test_length_needs_a_vocabulary() -> None:
+    with pytest.raises(RuntimeError, match="WordTokenizer has no vocabulary yet"):
+        WordTokenizer().length("a dog")

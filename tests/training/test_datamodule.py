@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+from velm.data import shapes as drawings
 from velm.data.base import DataError, MissingSplitError
 from velm.outputs import Batch
 from velm.registry import PluginError, SpecError, UnknownNameError
@@ -271,3 +272,16 @@ def test_a_budget_of_tokens_holds_in_every_batch() -> None:
         VisionLanguageData(dataset=dataset, max_tokens=5).train_dataloader()
     with pytest.raises(DataError, match="need each picture once an epoch"):
         VisionLanguageData(dataset=dataset, bucket_by_length=True, captions="all").train_dataloader()
+
+
+def test_a_run_that_begins_draws_no_scene(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Vocabulary, lengths and counts of texts are of sentences alone."""
+    drawn, draw = [], drawings.draw
+    monkeypatch.setattr(drawings, "draw", lambda *given: drawn.append(given) or draw(*given))
+    data = shapes()
+    assert data.vocab_size > 4
+    data.setup("fit")
+    loader = data.train_dataloader()
+    assert not drawn
+    next(iter(loader))
+    assert len(drawn) == 4

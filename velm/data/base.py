@@ -8,7 +8,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, overload
 
-__all__ = ["Dataset", "DataError", "EncodedImage", "MissingSplitError", "Record", "Records", "image_name", "no_picture"]
+__all__ = [
+    "DataError",
+    "Dataset",
+    "EncodedImage",
+    "MissingSplitError",
+    "Record",
+    "Records",
+    "image_name",
+    "no_picture",
+    "worded",
+]
 
 
 class DataError(ValueError):
@@ -67,12 +77,21 @@ def image_name(record: Record) -> str:
     return os.fspath(image) if isinstance(image, str | os.PathLike) else record.image_id
 
 
+def worded(records: Sequence[Record], place: int) -> Record:
+    """The record at a place, 0 <= place < len, for whoever reads its sentences only (see `Records.worded`)."""
+    return records.worded(place) if isinstance(records, Records) else records[place]
+
+
 class Records(Sequence[Record]):
     """Records that are made when they are asked for; a subclass has `__len__` and `record`."""
 
     @abstractmethod
     def record(self, place: int) -> Record:
         """The record at a place, 0 <= place < len."""
+
+    def worded(self, place: int) -> Record:
+        """As `record`, for whoever reads sentences only; picture and metadata are left out where they take time."""
+        return self.record(place)
 
     @overload
     def __getitem__(self, index: int) -> Record: ...

@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from velm.data.items import CaptionItems, cut
+from velm.data.base import worded
+from velm.data.items import CaptionItems
 from velm.data.samplers import PictureBatchSampler
 
 __all__ = ["LengthBatchSampler", "sentence_lengths"]
@@ -104,10 +105,11 @@ def sentence_lengths(items: CaptionItems) -> np.ndarray:
     """
 
     def tokens(text: str) -> int:
-        return len(cut(items.tokenizer.encode(text), items.max_length))
+        length = items.tokenizer.length(text)
+        return length if items.max_length is None else min(length, items.max_length)
 
     found = []
-    for record in (items.records[place] for place in range(len(items.records))):
+    for record in (worded(items.records, place) for place in range(len(items.records))):
         pairs = zip(record.texts, record.targets or record.texts, strict=True)
         each = [max(tokens(text), tokens(target)) if record.targets else tokens(text) for text, target in pairs]
         found += each if items.captions == "all" else each[:1] if items.captions == "first" else [max(each)]

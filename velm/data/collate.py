@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from velm.data.base import Record
+from velm.data.base import Record, worded
 from velm.data.faults import Fault
 from velm.data.items import Item
 from velm.data.tokenizers import Tokenizer
@@ -93,8 +93,8 @@ def check_lengths(records: Sequence[Record], tokenizer: Tokenizer, max_length: i
     places = np.unique(np.linspace(0, len(records) - 1, min(limit, len(records))).round().astype(int))
     lengths = np.array(
         [
-            len(tokenizer.encode(text))
-            for record in (records[place] for place in places.tolist())
+            tokenizer.length(text)
+            for record in (worded(records, place) for place in places.tolist())
             for text in (*record.texts, *(record.targets or ()))
         ]
     )

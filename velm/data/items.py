@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
 
-from velm.data.base import DataError, Record, image_name
+from velm.data.base import DataError, Record, image_name, worded
 from velm.data.faults import Fault, text_fault
 from velm.data.indices import Repeats, as_array, first_shown
 from velm.data.tokenizers import Tokenizer
@@ -49,7 +49,7 @@ class Item:
 def text_counts(records: Sequence[Record]) -> np.ndarray:
     """int (records,), the number of texts of each record; asks `records.text_counts` where there is one."""
     known = getattr(records, "text_counts", None)
-    return np.asarray([len(r.texts) for r in records] if known is None else known)
+    return np.asarray([len(worded(records, p).texts) for p in range(len(records))] if known is None else known)
 
 
 class CaptionItems(TorchDataset):

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from velm.data.base import DataError, Dataset, MissingSplitError, Record, Records
+from velm.data.base import DataError, Dataset, MissingSplitError, Record, Records, worded
 from velm.data.faults import BadDataError
 from velm.data.items import text_counts
 from velm.registry import datasets, split_spec
@@ -129,9 +129,19 @@ class MixtureRecords(Records):
         return int(self._ends[-1])
 
     def record(self, place: int) -> Record:
+        part, within = self._source(place)
+        return self._named(part, self._parts[part][within])
+
+    def worded(self, place: int) -> Record:
+        part, within = self._source(place)
+        return self._named(part, worded(self._parts[part], within))
+
+    def _source(self, place: int) -> tuple[int, int]:
         part = int(np.searchsorted(self._ends, place, side="right"))
         start = int(self._ends[part - 1]) if part else 0
-        record = self._parts[part][int(self._places[part][place - start])]
+        return part, int(self._places[part][place - start])
+
+    def _named(self, part: int, record: Record) -> Record:
         return replace(record, image_id=f"{self._names[part]}/{record.image_id}")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from velm.data.base import Record, Records
+from velm.data.base import Record, Records, worded
 from velm.data.scenes import COLOURS, RELATIONS, SHAPES, SIZES, Thing
 from velm.data.shapes import Shapes
 
@@ -37,10 +37,16 @@ class _Asked(Records):
         return len(self._scenes)
 
     def record(self, place: int) -> Record:
-        record = self._scenes[place]
-        things = [Thing(*(each[name] for name in Thing._fields)) for each in record.metadata["objects"]]
-        pairs = ask(things, record.metadata["axis"])
-        return replace(record, texts=tuple(text for text, _ in pairs), targets=tuple(answer for _, answer in pairs))
+        return _asked(self._scenes[place])
+
+    def worded(self, place: int) -> Record:
+        return _asked(worded(self._scenes, place))
+
+
+def _asked(record: Record) -> Record:
+    things = [Thing(*(each[name] for name in Thing._fields)) for each in record.metadata["objects"]]
+    pairs = ask(things, record.metadata["axis"])
+    return replace(record, texts=tuple(text for text, _ in pairs), targets=tuple(answer for _, answer in pairs))
 
 
 def ask(things: Sequence[Thing], axis: str | None) -> list[tuple[str, str]]:

@@ -120,6 +120,12 @@ class Drawings(Records):
         objects = [thing._asdict() | {"box": box} for thing, box in zip(scene.things, boxes, strict=True)]
         return Record(identity, picture, describe(scene), metadata={"objects": objects, "axis": scene.axis})
 
+    def worded(self, place: int) -> Record:
+        """As `record`, but nothing is drawn, so no object has a box."""
+        identity, scene = self.scene(place)
+        objects = [thing._asdict() for thing in scene.things]
+        return Record(identity, None, describe(scene), metadata={"objects": objects, "axis": scene.axis})
+
 
 class Shapes(Dataset):
     """Scenes of coloured shapes: "a small red circle left of a large blue square".

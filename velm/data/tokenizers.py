@@ -48,6 +48,10 @@ class Tokenizer(ABC):
         self._require_trained()
         return [self.bos_id, *self.to_ids(text), self.eos_id]
 
+    def length(self, text: str) -> int:
+        """How many ids `encode` gives, bos and eos included."""
+        return len(self.encode(text))
+
     def decode(self, ids: Sequence[int]) -> str:
         """The sentence of some ids: everything up to the first eos, without special tokens."""
         self._require_trained()
@@ -100,6 +104,7 @@ class WordTokenizer(Tokenizer):
     """
 
     _WORD = r"\w+(?:['’\-]\w+)*|[^\w\s]"
+    _ASCII_WORD = re.compile(_WORD, re.ASCII)  # several times as fast; of other letters `re` has another idea
 
     def __init__(self, *, lowercase: bool = True, min_frequency: int = 1, max_size: int | None = None) -> None:
         if min_frequency < 1:
@@ -121,7 +126,7 @@ class WordTokenizer(Tokenizer):
         splitter = self._splitter()
         counts: Counter[str] = Counter()
         for text in texts:
-            counts.update(_split(splitter, text))
+            counts.update(self._ascii_words(text) if text.isascii() else _split(splitter, text))
         kept = sorted((w for w, n in counts.items() if n >= self.min_frequency), key=lambda w: (-counts[w], w))
         if not kept:
             raise ValueError(
@@ -137,6 +142,10 @@ class WordTokenizer(Tokenizer):
     def to_ids(self, text: str) -> list[int]:
         return self._backend.encode(text).ids
 
+    def length(self, text: str) -> int:
+        self._require_trained()
+        return 2 + len(self._ASCII_WORD.findall(text)) if text.isascii() else super().length(text)
+
     def to_text(self, ids: list[int]) -> str:
         return _join([self._words[i - len(SPECIALS)] for i in ids])
 
@@ -150,6 +159,9 @@ class WordTokenizer(Tokenizer):
         if state["words"]:
             tokenizer._build(list(state["words"]))
         return tokenizer
+
+    def _ascii_words(self, text: str) -> list[str]:
+        return self._ASCII_WORD.findall(text.lower() if self.lowercase else text)
 
     def _splitter(self, model: Any = None) -> Any:
         from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers

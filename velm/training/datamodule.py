@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from velm import registry
-from velm.data.base import DataError, Dataset, MissingSplitError, Record
+from velm.data.base import DataError, Dataset, MissingSplitError, Record, worded
 from velm.data.buckets import LengthBatchSampler, sentence_lengths
 from velm.data.collate import Collate, check_lengths
 from velm.data.features import FeatureReader
@@ -130,7 +130,8 @@ class VisionLanguageData(lightning.LightningDataModule):
         """Trained on the sentences (and targets) of the training split."""
         tokenizer: Tokenizer = registry.tokenizers.build(self.tokenizer_spec)
         if not tokenizer.trained:
-            tokenizer.train(text for record in self.records("train") for text in _sentences(record))
+            records = self.records("train")
+            tokenizer.train(text for place in range(len(records)) for text in _sentences(worded(records, place)))
         return tokenizer
 
     @property

@@ -10,12 +10,6 @@ from typing import Any
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy, StrategyRegistry
 from torch import Tensor, distributed, nn
-from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions,
-    get_optimizer_state_dict,
-    set_model_state_dict,
-    set_optimizer_state_dict,
-)
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
@@ -47,6 +41,8 @@ class FSDP2Strategy(ModelParallelStrategy):
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
         """The whole state as torch has it, on rank 0; nothing on the others."""
+        from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict
+
         assert self.model is not None
         options = StateDictOptions(full_state_dict=True, cpu_offload=True)
         inner = getattr(optimizer, "_optimizer", optimizer)
@@ -59,19 +55,21 @@ class FSDP2Strategy(ModelParallelStrategy):
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
         """Each device reads the file and keeps its shards."""
+        from torch.distributed.checkpoint import state_dict as sharded
+
         assert self.model is not None
-        options = StateDictOptions(full_state_dict=True)
+        options = sharded.StateDictOptions(full_state_dict=True)
         path = self.broadcast(checkpoint_path)
         checkpoint: dict[str, Any] = torch.load(path, mmap=True, map_location="cpu", weights_only=weights_only)
-        set_model_state_dict(self.model, checkpoint.pop("state_dict"), options=options)
+        sharded.set_model_state_dict(self.model, checkpoint.pop("state_dict"), options=options)
         for optimizer, saved in zip(self.optimizers, checkpoint.get("optimizer_states", ()), strict=False):
-            names = list(_in_order(get_optimizer_state_dict(self.model, optimizer)))
+            names = list(_in_order(sharded.get_optimizer_state_dict(self.model, optimizer)))
             groups = [{**group, "params": [names[n] for n in group["params"]]} for group in saved["param_groups"]]
             named: dict[str, Any] = {
                 "state": {names[n]: state for n, state in saved["state"].items()},
                 "param_groups": groups,
             }
-            set_optimizer_state_dict(self.model, optimizer, named, options=options)
+            sharded.set_optimizer_state_dict(self.model, optimizer, named, options=options)
         return checkpoint
 
 

@@ -1,0 +1,72 @@
+"""What a run of Lightning's Trainer did, written down for the proof; it can end the run at its first step."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+__all__ = ["FirstStep", "Witness"]
+
+
+class FirstStep(Callback):
+    """Ends the process, without tidying up, as soon as the first optimizer step has been taken.
+
+    Args:
+        path: where to write what there was by then: parameters, loggers, callbacks, the highest resident size in MiB.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        assert trainer.global_step == 1
+        found = {
+            "parameters": sum(each.numel() for each in pl_module.parameters()),
+            "samples": trainer.train_dataloader.batch_sampler.batch_size,
+            "batches": trainer.num_training_batches,
+            "loggers": len(trainer.loggers),
+            "peak_mb": _highest(),
+        }
+        Path(self.path).write_text(json.dumps(found), encoding="utf-8")
+        os._exit(0)
+
+
+def _highest() -> float:
+    """The highest resident size of this program, MiB; `getrusage` would count the parent's (Linux)."""
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) / 1024
+
+
+class Witness(Callback):
+    """Counts what VELM is trained on.
+
+    Args:
+        path: where to write parameters, steps, samples, the clock at the first step (seconds) and, if asked, sentences.
+        sentences: keep the token ids of every sample, in order.
+    """
+
+    def __init__(self, path: str, sentences: bool = False) -> None:
+        self.path, self.sentences = path, sentences
+        self.samples, self.rows, self.first = 0, [], 0.0
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, *_: Any) -> None:
+        self.first = self.first or time.time()
+        self.samples += len(batch)
+        if self.sentences:
+            pairs = zip(batch.tokens.tolist(), batch.mask.sum(dim=1).tolist(), strict=True)
+            self.rows += [row[: int(length)] for row, length in pairs]
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        found = {
+            "parameters": sum(each.numel() for each in pl_module.model.parameters()),
+            "steps": trainer.global_step,
+            "samples": self.samples,
+            "first": self.first,
+            "sentences": self.rows,
+        }
+        Path(self.path).write_text(json.dumps(found), encoding="utf-8")

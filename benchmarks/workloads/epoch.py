@@ -1,0 +1,208 @@
+"""An epoch of photographs from the command line, start to end: `velm fit` beside open_clip's own training script."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.harness.workload import OURS, Agreement, Run, Settings, Workload, require
+from benchmarks.photographs import data_folder, write_rows, write_tokenizer
+from benchmarks.processes import run
+
+__all__ = ["WORKLOADS", "Job", "fit_command", "open_clip_command"]
+
+WIDTH, DEPTH, HEADS, PATCH, SIDE, CONTEXT = 384, 12, 6, 32, 224, 77
+BATCH, LR, DECAY, CLIP, CROP = 32, 5e-4, 0.2, 1.0, 0.9
+MODEL = "velm-384x12"
+FEW = 5 * BATCH
+"""Rows of a short run: VELM puts no picture twice into a batch, and each picture has five captions."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What both sides are given.
+
+    Attributes:
+        folder: an empty one, for inputs and whatever a run writes.
+        rows: captions, each seen once.
+        workers: processes that read pictures.
+        settings: threads, precision, device.
+    """
+
+    folder: Path
+    rows: int
+    workers: int
+    settings: Settings
+
+    def write(self) -> list[tuple[str, str]]:
+        """rows.csv, the tokenizer and the two configs."""
+        written = write_rows(data_folder(), self.folder / "rows.csv", self.rows)
+        (self.folder / "models").mkdir()
+        (self.folder / "models" / f"{MODEL}.json").write_text(json.dumps(open_clip_config()), encoding="utf-8")
+        (self.folder / "fit.yaml").write_text(json.dumps(fit_config(self)), encoding="utf-8")  # JSON is YAML
+        write_tokenizer(self.folder / "tokenizer")
+        return written
+
+
+def fit_config(job: Job) -> dict[str, Any]:
+    """VELM's YAML."""
+    image = {"name": "vit", "dim": WIDTH, "depth": DEPTH, "heads": HEADS, "patch_size": PATCH, "input_norm": True,
+             "positions": "learned", "position_grid": SIDE // PATCH, "pooling": "class"}  # fmt: skip
+    text = {"name": "transformer", "dim": WIDTH, "depth": DEPTH, "heads": HEADS, "max_length": CONTEXT,
+            "causal": True, "pooling": "last"}  # fmt: skip
+    optimizer = {"lr": LR, "weight_decay": DECAY}
+    data = {
+        "dataset": {"name": "csv", "path": "rows.csv", "allow_outside": True},
+        "tokenizer": {"name": f"hf/{job.folder / 'tokenizer'}"},
+        "image_size": SIDE, "augment": {"crop_scale": [CROP, 1.0]}, "batch_size": BATCH, "captions": "all",
+        "max_length": CONTEXT, "num_workers": job.workers,
+    }  # fmt: skip
+    trainer = {
+        "max_epochs": 1, "limit_val_batches": 0, "gradient_clip_val": CLIP, "log_every_n_steps": 10, "devices": 1,
+        "precision": "bf16-mixed" if job.settings.precision == "bf16" else "32-true",
+        "accelerator": "gpu" if job.settings.device == "cuda" else "cpu",
+    }  # fmt: skip
+    model = {"image_encoder": image, "text_encoder": text, "embed_dim": WIDTH, "losses": {"contrastive": {}}}
+    return {"seed_everything": 0, "model": {**model, "optimizer": optimizer}, "data": data, "trainer": trainer}
+
+
+def open_clip_config() -> dict[str, Any]:
+    """open_clip's JSON."""
+    vision = {"image_size": SIDE, "layers": DEPTH, "width": WIDTH, "head_width": WIDTH // HEADS, "patch_size": PATCH}
+    text = {"context_length": CONTEXT, "vocab_size": 49408, "width": WIDTH, "heads": HEADS, "layers": DEPTH}
+    return {"embed_dim": WIDTH, "vision_cfg": vision, "text_cfg": text}
+
+
+def fit_command(job: Job, witness: str | None = None) -> list[str]:
+    """`velm fit`; a witness adds a callback."""
+    seen = [f"--trainer.callbacks+={json.dumps(_witness(job, witness))}"] if witness else []
+    return ["-m", "velm.cli", "fit", "--config", "fit.yaml", *seen]
+
+
+def open_clip_command(job: Job, witness: str | None = None) -> list[str]:
+    """Their script, with the crop, clipping, schedule and logging of `fit_config`."""
+    steps = job.rows // BATCH
+    options = {
+        "model": MODEL, "train-data": "rows.csv", "dataset-type": "csv", "csv-separator": ",",
+        "csv-img-key": "image_path", "csv-caption-key": "text", "batch-size": BATCH, "epochs": 1, "lr": LR,
+        "wd": DECAY, "beta1": 0.9, "beta2": 0.98, "eps": 1e-8, "warmup": steps // 20, "workers": job.workers,
+        "precision": "amp_bf16" if job.settings.precision == "bf16" else "fp32", "device": job.settings.device,
+        "grad-clip-norm": CLIP, "log-every-n-steps": 10, "logs": "logs", "name": "run",
+    }  # fmt: skip
+    given = [part for name, value in options.items() for part in (f"--{name}", str(value))]
+    return ["-m", "benchmarks.peers.open_clip_epoch", "models", witness or "-", *given]
+
+
+def _witness(job: Job, path: str) -> dict[str, Any]:
+    given = {"path": str(job.folder / path), "sentences": True}
+    return {"class_path": "benchmarks.witness.Witness", "init_args": given}
+
+
+def fitted(job: Job) -> int:
+    """Samples that the finished run of VELM was trained on, by its checkpoint's count of steps."""
+    import torch
+
+    saved = torch.load(job.folder / "runs" / "fit" / "last.ckpt", map_location="cpu", mmap=True, weights_only=False)
+    return int(saved["global_step"]) * BATCH
+
+
+def logged(job: Job) -> int:
+    """Samples that the finished run of open_clip was trained on, by its log."""
+    log = (job.folder / "logs" / "run" / "out.log").read_text(encoding="utf-8")
+    return int(re.findall(r"Train Epoch: 0 \[\s*(\d+)/", log)[-1])
+
+
+def epoch(command: Callable[[Job], list[str]], trained: Callable[[Job], int]) -> Callable[[Settings], Run]:
+    """The first run, which is not counted, is a short one: files are in memory from then on."""
+
+    def system(settings: Settings) -> Run:
+        _require_data()
+        rows, peaks = [FEW, _number("VELM_EPOCH_ROWS", 2048) // BATCH * BATCH], []
+
+        def step() -> int:
+            with _job(rows.pop(0) if len(rows) > 1 else rows[0], settings) as job:
+                finished = run(command(job), folder=job.folder, threads=settings.threads, tree=True)
+                samples = trained(job)
+                assert samples == job.rows, f"{samples} samples of {job.rows} were trained on."
+            peaks.append(finished.peak_mb)
+            return samples
+
+        return Run(step, warm=1, steps=1, extra_mb=lambda: peaks[-1])
+
+    return system
+
+
+def prove(settings: Settings) -> list[Agreement]:
+    """A short run of either side: weights, steps, and that each sentence comes once, as the same tokens."""
+    _require_data()
+    found = []
+    for command in (fit_command, open_clip_command):
+        with _job(FEW, settings) as job:
+            run(command(job, "witness.json"), folder=job.folder, threads=settings.threads)
+            found.append(json.loads((job.folder / "witness.json").read_text(encoding="utf-8")))
+    ours, theirs = found
+    lines = [
+        Agreement(
+            "parameters", ours["parameters"], theirs["parameters"], "patch bias ours; first position, scale theirs"
+        ),
+        Agreement("steps", ours["steps"], theirs["steps"], "of five batches, in the proof"),
+        Agreement("samples", ours["samples"], theirs["samples"], "each caption once"),
+        Agreement("tokens of all sentences", *(sum(map(len, side["sentences"])) for side in found), "padding left out"),
+    ]
+    assert abs(ours["parameters"] - theirs["parameters"]) < WIDTH, lines
+    assert all(line.ours == line.theirs for line in lines[1:]), lines
+    assert sorted(ours["sentences"]) == sorted(theirs["sentences"]), "the sides read other tokens"
+    return [*lines, Agreement("token ids, sorted", "equal", "equal")]
+
+
+class _job:
+    """A job in a temporary folder, written."""
+
+    def __init__(self, rows: int, settings: Settings) -> None:
+        self.held = tempfile.TemporaryDirectory()
+        self.job = Job(Path(self.held.name), rows, _number("VELM_EPOCH_WORKERS", 1), settings)
+
+    def __enter__(self) -> Job:
+        self.job.write()
+        return self.job
+
+    def __exit__(self, *_: object) -> None:
+        self.held.cleanup()
+
+
+def _number(variable: str, default: int) -> int:
+    return int(os.environ.get(variable, default))
+
+
+def _require_data() -> None:
+    require("open_clip_train")
+    try:
+        data_folder()
+    except FileNotFoundError as error:
+        sys.exit(str(error))
+
+
+WORKLOADS = [
+    Workload(
+        name="epoch",
+        title="An epoch of Flickr8k from the command line, CLIP 384 x 12 at 224 px, B = 32: loader to checkpoint",
+        unit="samples",
+        systems={OURS: epoch(fit_command, fitted), "open_clip": epoch(open_clip_command, logged)},
+        against={"open_clip": OURS},
+        prove=prove,
+        repeats=3,
+        profiled=None,
+        notes=(
+            "Seconds are of the whole process, start-up and last checkpoint included: the same 2,048 rows of one CSV "
+            "($VELM_EPOCH_ROWS), random crops, AdamW, clipping, one loader process ($VELM_EPOCH_WORKERS).",
+            "Memory is the most that the process and its loaders take together.",
+        ),
+    )
+]
