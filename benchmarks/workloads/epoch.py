@@ -7,7 +7,8 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -162,19 +163,13 @@ def prove(settings: Settings) -> list[Agreement]:
     return [*lines, Agreement("token ids, sorted", "equal", "equal")]
 
 
-class _job:
+@contextmanager
+def _job(rows: int, settings: Settings) -> Iterator[Job]:
     """A job in a temporary folder, written."""
-
-    def __init__(self, rows: int, settings: Settings) -> None:
-        self.held = tempfile.TemporaryDirectory()
-        self.job = Job(Path(self.held.name), rows, _number("VELM_EPOCH_WORKERS", 1), settings)
-
-    def __enter__(self) -> Job:
-        self.job.write()
-        return self.job
-
-    def __exit__(self, *_: object) -> None:
-        self.held.cleanup()
+    with tempfile.TemporaryDirectory() as folder:
+        job = Job(Path(folder), rows, _number("VELM_EPOCH_WORKERS", 1), settings)
+        job.write()
+        yield job
 
 
 def _number(variable: str, default: int) -> int:
