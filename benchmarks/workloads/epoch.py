@@ -192,7 +192,7 @@ WORKLOADS = [
         systems={OURS: epoch(fit_command, fitted), "open_clip": epoch(open_clip_command, logged)},
         against={"open_clip": OURS},
         prove=prove,
-        repeats=3,
+        repeats=2,
         profiled=None,
         notes=(
             "Seconds are of the whole process, start-up and last checkpoint included: the same 2,048 rows of one CSV "
