@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["FLOOR", "kind", "shares"]
+__all__ = ["FLOOR", "gathered", "kind", "shares"]
 
 FLOOR = "matrix products"
 """What cannot be done without: the seconds of this kind alone are the floor."""
@@ -43,6 +43,11 @@ def shares(step: Callable[[], Any], device: str = "cpu") -> dict[str, float]:
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device == "cuda" else [])]
     with torch.profiler.profile(activities=activities) as recorded:
         step()
+    return gathered(recorded, device)
+
+
+def gathered(recorded: Any, device: str) -> dict[str, float]:
+    """Seconds of each kind in what a torch.profiler has recorded, the most first."""
     own = "self_device_time_total" if device == "cuda" else "self_cpu_time_total"
     found: dict[str, float] = {}
     for event in recorded.key_averages():

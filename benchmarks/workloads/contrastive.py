@@ -19,13 +19,13 @@ SCALE, SIGMOID_SCALE, BIAS, MARGIN = 1 / 0.07, 10.0, -10.0, 0.2
 Value = Callable[[Any, Any], Any]
 
 
-def inputs(size: int, dim: int = DIM) -> tuple[Any, Any]:
+def inputs(size: int, dim: int = DIM, device: str = "cpu") -> tuple[Any, Any]:
     """float (size, dim) of pictures and of sentences."""
     import torch
 
     generator = torch.Generator().manual_seed(0)
     made = (torch.randn(size, dim, generator=generator) for _ in range(2))
-    image, text = (torch.nn.functional.normalize(each, dim=1).requires_grad_() for each in made)
+    image, text = (torch.nn.functional.normalize(each, dim=1).to(device).requires_grad_() for each in made)
     return image, text
 
 
@@ -45,7 +45,8 @@ def ours(name: str, group: Any = None) -> Value:
 
     def value(image: Any, text: Any) -> Any:
         first = 0 if group is None else len(image) * dist.get_rank(group)
-        ids = torch.arange(first, first + len(image))
+        ids = torch.arange(first, first + len(image), device=image.device)
+        loss.to(image.device)
         batch = Batch(images=None, tokens=None, mask=None, image_ids=ids, group=group)
         return loss(VisionLanguageOutput(image_embeds=image, text_embeds=text), batch)
 
@@ -70,14 +71,19 @@ def peer(name: str) -> Value:
     scale = SCALE if name == "contrastive" else SIGMOID_SCALE
     log_scale, bias = (torch.nn.Parameter(torch.tensor(each)) for each in (torch.tensor(scale).log().item(), BIAS))
     loss = module.ClipLoss() if name == "contrastive" else module.SigLipLoss()
-    return lambda *embeds: loss(*embeds, log_scale.exp(), *([] if name == "contrastive" else [bias]))
+
+    def value(image: Any, text: Any) -> Any:
+        more = [log_scale.exp(), *([] if name == "contrastive" else [bias])]
+        return loss(image, text, *(each.to(image.device) for each in more))
+
+    return value
 
 
 def plain_triplet(image: Any, text: Any) -> Any:
     import torch
 
     similarity = image @ text.T
-    match, same = similarity.diagonal(), torch.eye(len(image), dtype=torch.bool)
+    match, same = similarity.diagonal(), torch.eye(len(image), dtype=torch.bool, device=image.device)
     total = similarity.new_zeros(())
     for scores in (similarity, similarity.T):
         total = total + (MARGIN + scores - match[:, None]).clamp(min=0).masked_fill(same, 0).amax(1).sum()
@@ -106,8 +112,8 @@ def prove(name: str, settings: Settings) -> list[Agreement]:
 
 def system(make: Callable[[str], Value], name: str, size: int, settings: Settings) -> Run:
     loss = make(name)
-    loss(*inputs(64)).backward()  # libraries set themselves up
-    image, text = inputs(size)
+    loss(*inputs(64, device=settings.device)).backward()  # libraries set themselves up
+    image, text = inputs(size, device=settings.device)
 
     def step() -> int:
         image.grad = text.grad = None

@@ -113,9 +113,9 @@ def open_clip_loop(model: Any, beams: int) -> Search:
     def run(images: Tensor) -> Tensor:
         repeated = scaled(images, model).repeat_interleave(beams, dim=0)
         latent, embeds = model._encode_image(repeated)
-        words = torch.full((len(repeated), 1), BOS)
-        totals = torch.tensor([0.0] + [-1e9] * (beams - 1)).repeat(len(images), 1)
-        first = torch.arange(len(images))[:, None] * beams
+        words = torch.full((len(repeated), 1), BOS, device=repeated.device)
+        totals = torch.tensor([0.0] + [-1e9] * (beams - 1), device=repeated.device).repeat(len(images), 1)
+        first = torch.arange(len(images), device=repeated.device)[:, None] * beams
         for _ in range(TOKENS):
             logits = model(repeated, words, image_latent=latent, image_embs=embeds, output_labels=False)["logits"]
             scores = logits[:, -1].float().log_softmax(dim=1).view(len(images), beams, -1) + totals[:, :, None]
@@ -171,20 +171,21 @@ def pictures(count: int = PICTURES) -> Tensor:
     return torch.randint(0, 256, (count, 3, SIZE, SIZE), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
-def build(system: str, beams: int, dtype: torch.dtype) -> Search:
-    """The search of that system, its weights of that dtype."""
+def build(system: str, beams: int, dtype: torch.dtype, device: str = "cpu") -> Search:
+    """The search of that system, its weights of that dtype on that device."""
     torch.manual_seed(0)
+    to: dict[str, Any] = {"dtype": dtype, "device": device}
     if system == "transformers":
-        return transformers_own(transformers_model(6).to(dtype), beams)
+        return transformers_own(transformers_model(6).to(**to), beams)
     if system == OURS:
-        return ours(velm_model(6).to(dtype), beams)
-    theirs, mine = (model.to(dtype) for model in coca_pair())
+        return ours(velm_model(6).to(**to), beams)
+    theirs, mine = (model.to(**to) for model in coca_pair())
     return open_clip_loop(theirs, beams) if system == "open_clip" else ours(mine, beams, their_tower(theirs))
 
 
 def ready(system: str, beams: int, settings: Settings) -> Run:
-    search = build(system, beams, torch.bfloat16 if settings.precision == "bf16" else torch.float32)
-    images = pictures()
+    dtype = torch.bfloat16 if settings.precision == "bf16" else torch.float32
+    search, images = build(system, beams, dtype, settings.device), pictures().to(settings.device)
     search(images[:1])
 
     def step() -> int:

@@ -44,7 +44,7 @@ def one_hot_recall(image: Tensor, text: Tensor, ids: Tensor) -> dict[str, float]
     """The definition that CLIP_benchmark describes."""
     scores = text @ image.T
     belongs = torch.zeros_like(scores, dtype=torch.bool)
-    belongs[torch.arange(len(scores)), ids] = True
+    belongs[torch.arange(len(scores), device=scores.device), ids] = True
     found = {}
     for direction, rows, right in (
         ("image_to_text", scores.T, belongs.T),
@@ -67,8 +67,8 @@ Side = Callable[[Tensor, Tensor, Tensor], dict[str, float]]
 
 
 def system(side: Side, settings: Settings) -> Run:
-    embeddings = made(PICTURES)
-    side(*made(50))  # what is imported or set up once
+    few, embeddings = (tuple(each.to(settings.device) for each in made(count)) for count in (50, PICTURES))
+    side(*few)  # what is imported or set up once
 
     def step() -> int:
         side(*embeddings)
