@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 AXES: dict[str, tuple[int, ...]] = {
-    "batch": (8, 16, 32, 64),
-    "side": (96, 160, 224, 320),
-    "length": (8, 16, 32, 64),
-    "vocabulary": (8_192, 24_576, 49_408, 98_304),
+    "batch": (8, 24, 48),
+    "side": (96, 224, 352),
+    "length": (8, 32, 64),
+    "vocabulary": (8_192, 49_408, 98_304),
 }
 LABELS = {
     "batch": "samples of the batch",
@@ -42,8 +42,8 @@ def point(system: str, batch: int, side: int, length: int, vocabulary: int, thre
     from benchmarks.harness.child import measure
     from benchmarks.harness.workload import Run, Settings, Workload
     from benchmarks.peers import contrastive
+    from benchmarks.steps import Steps, run_of
 
-    torch.manual_seed(0)
     settings = Settings(threads=threads)
     inputs.BOS, inputs.EOS = vocabulary - 2, vocabulary - 1
 
@@ -56,12 +56,10 @@ def point(system: str, batch: int, side: int, length: int, vocabulary: int, thre
 
     def build(settings: Settings) -> Run:
         if system == "velm":
-            config = ours.coca_config(vocabulary=vocabulary)
-            trained: Any = ours.trained(config, settings)
+            trained: Steps = ours.trained(ours.coca_config(vocabulary=vocabulary), settings)
         else:
             trained = contrastive.OpenClipCoCa(contrastive.open_clip_coca(vocabulary=vocabulary, side=side), settings)
-        prepare = ours.allocate(trained.model.parameters(), trained.optimizer)
-        return Run(ours.steps(trained.step, make), prepare, steps=3)
+        return run_of(trained, make, count=3)
 
     workload = Workload("growth", "", "samples", {system: build}, {}, lambda settings: [])
     found = measure(workload, system, settings)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import nn
 
 from benchmarks.harness.workload import Settings
 from benchmarks.inputs import CONTEXT, PAD, SIDE, VOCABULARY, Feed
+from benchmarks.steps import Steps
 
-__all__ = ["Trained", "batch_of", "clip_config", "coca_config", "steps", "trained"]
+__all__ = ["DEPTH", "PATCH", "WIDTH", "Trained", "batch_of", "clip_config", "coca_config", "trained"]
 
 WIDTH, DEPTH, HEADS, PATCH = 384, 12, 6, 32
 
@@ -49,8 +49,8 @@ def coca_config(width: int = WIDTH, depth: int = DEPTH, decoder_depth: int = 6, 
     }
 
 
-class Trained:
-    """A model with its losses and optimizer, ready for steps."""
+class Trained(Steps):
+    """As a run builds it from a model's config."""
 
     def __init__(self, config: Mapping[str, Any], settings: Settings) -> None:
         from velm.losses.weighted import build_losses
@@ -70,27 +70,19 @@ class Trained:
                     compile_tower(getattr(self.model, name))
 
     def loss(self, feed: Feed) -> torch.Tensor:
-        """Of a batch, as the task computes it."""
+        """As the task computes it."""
         batch = batch_of(feed)
         output = self.model(batch, self.losses.requires)
         return self.losses(output, batch)[0]
 
-    def step(self, feed: Feed) -> int:
-        """Forward, backward, AdamW."""
-        self.optimizer.zero_grad()
-        with autocast(self.settings):
-            loss = self.loss(feed)
-        loss.backward()
-        self.optimizer.step()
-        return len(feed.lengths)
-
 
 def trained(config: Mapping[str, Any], settings: Settings) -> Trained:
-    """With the memory kept as `velm fit` keeps it."""
+    """With random weights, and with memory kept as `velm fit` keeps it."""
     from velm.training.allocation import keep_freed_memory
 
     if settings.device == "cpu":
         keep_freed_memory()
+    torch.manual_seed(0)
     return Trained(config, settings)
 
 
@@ -100,32 +92,3 @@ def batch_of(feed: Feed) -> Any:
 
     rows = torch.arange(len(feed.lengths), device=feed.lengths.device)
     return Batch(images=feed.pixels, tokens=feed.trimmed, mask=feed.mask, image_ids=rows)
-
-
-def autocast(settings: Settings) -> torch.autocast:
-    """Both sides' precision."""
-    return torch.autocast(settings.device, torch.bfloat16, enabled=settings.precision == "bf16")
-
-
-def allocate(parameters: Iterator[nn.Parameter], optimizer: torch.optim.Optimizer) -> Callable[[], None]:
-    """What makes gradients and the optimizer's state without changing a weight."""
-    held = list(parameters)
-
-    def prepare() -> None:
-        rates = [group["lr"] for group in optimizer.param_groups]
-        for parameter in held:
-            if parameter.requires_grad:
-                parameter.grad = torch.zeros_like(parameter)
-        for group in optimizer.param_groups:
-            group["lr"] = 0.0
-        optimizer.step()
-        for group, rate in zip(optimizer.param_groups, rates, strict=True):
-            group["lr"] = rate
-
-    return prepare
-
-
-def steps(step: Callable[[Feed], int], make: Callable[[int], Feed]) -> Callable[[], int]:
-    """A step on a batch that has not been seen; making it is part of no system's work but is done by all alike."""
-    number = iter(range(10**9))
-    return lambda: step(make(next(number)))

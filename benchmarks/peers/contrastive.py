@@ -8,46 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.harness.workload import Settings, require
+from benchmarks.harness.workload import require
 from benchmarks.inputs import BOS, CONTEXT, EOS, PAD, SIDE, VOCABULARY, Feed
-from benchmarks.ours import DEPTH, PATCH, WIDTH, autocast
+from benchmarks.ours import DEPTH, PATCH, WIDTH
+from benchmarks.peers.base import Peer
 
-__all__ = ["Peer", "TransformersCLIP", "open_clip_clip", "open_clip_coca", "transformers_clip"]
-
-
-class Peer:
-    """A model and what it is trained with.
-
-    Args:
-        model: the peer's.
-        settings: given to all systems alike.
-        fused: torch's fused AdamW in place of its default.
-    """
-
-    def __init__(self, model: nn.Module, settings: Settings, *, fused: bool = False) -> None:
-        self.model, self.settings = model.train().to(settings.device), settings
-        self.optimizer = self.build_optimizer(True if fused else None)
-        self.call = torch.compile(self.model) if settings.compile else self.model
-
-    def build_optimizer(self, fused: bool | None) -> torch.optim.Optimizer:
-        """As open_clip_train.main does: no decay on gains, biases and scalars."""
-        plain = [p for p in self.model.parameters() if p.ndim < 2]
-        decayed = [p for p in self.model.parameters() if p.ndim >= 2]
-        groups = [{"params": plain, "weight_decay": 0.0}, {"params": decayed, "weight_decay": 0.2}]
-        return torch.optim.AdamW(groups, lr=5e-4, betas=(0.9, 0.98), eps=1e-6, fused=fused)
-
-    def loss(self, feed: Feed) -> Tensor:
-        """Of a batch."""
-        raise NotImplementedError
-
-    def step(self, feed: Feed) -> int:
-        """Forward, backward, AdamW."""
-        self.optimizer.zero_grad()
-        with autocast(self.settings):
-            loss = self.loss(feed)
-        loss.backward()
-        self.optimizer.step()
-        return len(feed.lengths)
+__all__ = [
+    "OpenClipCLIP", "OpenClipCoCa", "TransformersCLIP", "open_clip_clip", "open_clip_coca", "transformers_clip",
+]  # fmt: skip
 
 
 class OpenClipCLIP(Peer):

@@ -9,11 +9,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pack_padded_sequence
 
-from benchmarks.harness.workload import Settings
 from benchmarks.inputs import Feed
-from benchmarks.ours import autocast
+from benchmarks.peers.base import Peer
 
-__all__ = ["PlainLoop", "from_ours"]
+__all__ = ["Loop", "PlainLoop", "from_ours"]
 
 
 class PlainLoop(nn.Module):
@@ -78,28 +77,12 @@ class PlainLoop(nn.Module):
         return torch.stack(logits, dim=1)
 
 
-class Loop:
-    """It and torch's fused AdamW, so that the optimizer makes no difference."""
-
-    def __init__(self, model: PlainLoop, settings: Settings) -> None:
-        self.model, self.settings = model.train().to(settings.device), settings
-        plain = [p for p in self.model.parameters() if p.ndim < 2]
-        decayed = [p for p in self.model.parameters() if p.ndim >= 2]
-        groups = [{"params": plain, "weight_decay": 0.0}, {"params": decayed, "weight_decay": 0.2}]
-        self.optimizer = torch.optim.AdamW(groups, lr=5e-4, betas=(0.9, 0.98), fused=True)
+class Loop(Peer):
+    """It, trained; with fused AdamW, so that the optimizer makes no difference."""
 
     def loss(self, feed: Feed) -> Tensor:
-        found: Tensor = self.model(feed.floats, feed.trimmed, feed.lengths)
+        found: Tensor = self.call(feed.floats, feed.trimmed, feed.lengths)
         return found
-
-    def step(self, feed: Feed) -> int:
-        """Forward, backward, AdamW."""
-        self.optimizer.zero_grad()
-        with autocast(self.settings):
-            loss = self.loss(feed)
-        loss.backward()
-        self.optimizer.step()
-        return len(feed.lengths)
 
 
 def from_ours(ours: Mapping[str, Tensor], log_scale: Tensor, trunk: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -3,39 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-
-import torch
+from functools import partial
 
 from benchmarks.harness.workload import OURS, Agreement, Run, Settings, Workload
-from benchmarks.inputs import feed
+from benchmarks.inputs import Feed, feed
+from benchmarks.steps import run_of
 
 BATCH = 32
 
 
+def make(settings: Settings) -> Callable[[int], Feed]:
+    return lambda number: feed(number, BATCH, device=settings.device)
+
+
 def ours(settings: Settings) -> Run:
-    from benchmarks.ours import allocate, clip_config, steps, trained
+    from benchmarks.ours import clip_config, trained
 
-    torch.manual_seed(0)
-    system = trained(clip_config(), settings)
-    step = steps(system.step, lambda number: feed(number, BATCH, device=settings.device))
-    return Run(step, allocate(system.model.parameters(), system.optimizer))
+    return run_of(trained(clip_config(), settings), make(settings))
 
 
-def theirs(build: str, fused: bool = False) -> Callable[[Settings], Run]:
-    """Of a peer built by `benchmarks.peers.contrastive`."""
+def open_clip(settings: Settings, fused: bool = False) -> Run:
+    from benchmarks.peers.contrastive import OpenClipCLIP, open_clip_clip
 
-    def system(settings: Settings) -> Run:
-        from benchmarks.ours import allocate, steps
-        from benchmarks.peers import contrastive
+    return run_of(OpenClipCLIP(open_clip_clip(), settings, fused=fused), make(settings))
 
-        torch.manual_seed(0)
-        models = {"open_clip": contrastive.open_clip_clip, "transformers": contrastive.transformers_clip}
-        kinds = {"open_clip": contrastive.OpenClipCLIP, "transformers": contrastive.TransformersCLIP}
-        peer = kinds[build](models[build](), settings, fused=fused)
-        step = steps(peer.step, lambda number: feed(number, BATCH, device=settings.device))
-        return Run(step, allocate(peer.model.parameters(), peer.optimizer))
 
-    return system
+def transformers(settings: Settings) -> Run:
+    from benchmarks.peers.contrastive import TransformersCLIP, transformers_clip
+
+    return run_of(TransformersCLIP(transformers_clip(), settings), make(settings))
 
 
 def prove(settings: Settings) -> list[Agreement]:
@@ -65,9 +61,9 @@ WORKLOADS = [
         unit="samples",
         systems={
             OURS: ours,
-            "open_clip": theirs("open_clip"),
-            "open_clip_fused": theirs("open_clip", fused=True),
-            "transformers": theirs("transformers"),
+            "open_clip": open_clip,
+            "open_clip_fused": partial(open_clip, fused=True),
+            "transformers": transformers,
         },
         against={"open_clip": OURS, "open_clip_fused": OURS, "transformers": OURS},
         prove=prove,

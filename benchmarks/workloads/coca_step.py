@@ -6,27 +6,20 @@ import torch
 
 from benchmarks.harness.workload import OURS, Agreement, Run, Settings, Workload
 from benchmarks.inputs import CONTEXT, feed
-
-BATCH = 32
+from benchmarks.steps import run_of
+from benchmarks.workloads.clip_step import make
 
 
 def ours(settings: Settings) -> Run:
-    from benchmarks.ours import allocate, coca_config, steps, trained
+    from benchmarks.ours import coca_config, trained
 
-    torch.manual_seed(0)
-    system = trained(coca_config(), settings)
-    step = steps(system.step, lambda number: feed(number, BATCH, device=settings.device))
-    return Run(step, allocate(system.model.parameters(), system.optimizer))
+    return run_of(trained(coca_config(), settings), make(settings))
 
 
 def open_clip(settings: Settings) -> Run:
-    from benchmarks.ours import allocate, steps
     from benchmarks.peers.contrastive import OpenClipCoCa, open_clip_coca
 
-    torch.manual_seed(0)
-    peer = OpenClipCoCa(open_clip_coca(), settings)
-    step = steps(peer.step, lambda number: feed(number, BATCH, device=settings.device))
-    return Run(step, allocate(peer.model.parameters(), peer.optimizer), steps=3)
+    return run_of(OpenClipCoCa(open_clip_coca(), settings), make(settings), count=3)
 
 
 def prove(settings: Settings) -> list[Agreement]:

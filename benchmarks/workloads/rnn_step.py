@@ -8,6 +8,7 @@ import torch
 
 from benchmarks.harness.workload import OURS, Agreement, Run, Settings, Workload
 from benchmarks.inputs import Feed, feed
+from benchmarks.steps import run_of
 
 BATCH, VOCABULARY, DIM, WORDS, CHANNELS = 32, 10_000, 512, 300, 512
 TRUNK = ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4")
@@ -36,7 +37,7 @@ def loop(settings: Settings) -> Any:
 
     whole = resnet18()
     trunk = torch.nn.Sequential(OrderedDict((name, getattr(whole, name)) for name in TRUNK))
-    return Loop(PlainLoop(trunk, CHANNELS, VOCABULARY, DIM, WORDS), settings)
+    return Loop(PlainLoop(trunk, CHANNELS, VOCABULARY, DIM, WORDS), settings, fused=True)
 
 
 def pairs(number: int, batch_size: int = BATCH, device: str = "cpu") -> Feed:
@@ -50,21 +51,13 @@ def pairs(number: int, batch_size: int = BATCH, device: str = "cpu") -> Feed:
 
 
 def ours(settings: Settings) -> Run:
-    from benchmarks.ours import allocate, steps, trained
+    from benchmarks.ours import trained
 
-    torch.manual_seed(0)
-    system = trained(config(), settings)
-    step = steps(system.step, lambda number: pairs(number, device=settings.device))
-    return Run(step, allocate(system.model.parameters(), system.optimizer))
+    return run_of(trained(config(), settings), lambda number: pairs(number, device=settings.device))
 
 
 def plain(settings: Settings) -> Run:
-    from benchmarks.ours import allocate, steps
-
-    torch.manual_seed(0)
-    system = loop(settings)
-    step = steps(system.step, lambda number: pairs(number, device=settings.device))
-    return Run(step, allocate(system.model.parameters(), system.optimizer))
+    return run_of(loop(settings), lambda number: pairs(number, device=settings.device))
 
 
 def prove(settings: Settings) -> list[Agreement]:

@@ -8,6 +8,7 @@ import torch
 from benchmarks import inputs, ours, proofs
 from benchmarks.harness.workload import Settings
 from benchmarks.peers import contrastive, weights
+from benchmarks.steps import run_of
 from benchmarks.workloads import rnn_step
 
 EXACT = Settings(precision="32", threads=1)
@@ -79,9 +80,8 @@ def test_the_loop_computes_what_the_recurrent_model_computes() -> None:
 def test_a_step_trains_and_memory_is_made_before_it_is_measured() -> None:
     system = ours.Trained(ours.clip_config(**SMALL), Settings(precision="bf16", threads=1))
     before = [p.detach().clone() for p in system.model.parameters()]
-    ours.allocate(system.model.parameters(), system.optimizer)()
+    system.allocate()
     assert all(torch.equal(a, b) for a, b in zip(before, system.model.parameters(), strict=True))
     assert all(p.grad is not None and "exp_avg" in system.optimizer.state[p] for p in system.model.parameters())
-    step = ours.steps(system.step, lambda number: inputs.feed(number, 4))
-    assert step() == 4
+    assert run_of(system, lambda number: inputs.feed(number, 4)).step() == 4
     assert not any(torch.equal(a, b) for a, b in zip(before, system.model.parameters(), strict=True) if a.dim() > 1)

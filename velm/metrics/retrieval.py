@@ -76,13 +76,19 @@ def retrieval_ranks(image_embeds: Any, text_embeds: Any, image_ids: Any, *, bloc
     to_text = _image_ranks(image, text[order], ids[order], block_size)
     to_image = [
         # its own picture is among what is not below it: the count starts at 1
-        (~(scores < scores.gather(1, own[:, None]))).sum(1)
+        _not_below(scores, scores.gather(1, own[:, None]))
         for own, scores in (
             (ids[start : start + block_size], text[start : start + block_size] @ image.T)
             for start in range(0, len(text), block_size)
         )
     ]
     return RetrievalRanks(to_text, torch.cat(to_image))
+
+
+def _not_below(scores: Tensor, best: Tensor) -> Tensor:
+    """How many of a row's scores are not below its `best` (rows, 1), int64 (rows,); the scores are written over."""
+    exact = torch.float32 if scores.shape[1] < 2**24 else torch.float64  # ones are added up
+    return scores.shape[1] - torch.lt(scores, best, out=scores).sum(1, dtype=exact).long()
 
 
 def _image_ranks(image: Tensor, text: Tensor, ids: Tensor, block_size: int) -> Tensor:
@@ -94,7 +100,7 @@ def _image_ranks(image: Tensor, text: Tensor, ids: Tensor, block_size: int) -> T
         row = ids[low:high] - start
         right = scores[row, torch.arange(low, high).to(ids)]
         best = scores.new_full((len(scores),), -torch.inf).scatter_reduce(0, row, right, "amax")
-        not_below = (~(scores < best[:, None])).sum(1)
+        not_below = _not_below(scores, best[:, None])
         of_its_own = torch.zeros_like(not_below).index_add(0, row, (~(right < best[row])).to(not_below))
         ranks.append(1 + not_below - of_its_own)
     return torch.cat(ranks)
