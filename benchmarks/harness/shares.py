@@ -15,7 +15,7 @@ KINDS = {
     "convolutions": ("convolution",),
     "attention kernels": ("scaled_dot_product", "flash_attention", "efficient_attention"),
     "optimizer": ("adamw", "addcdiv", "lerp", "foreach", "optimizer"),
-    "norms": ("layer_norm", "batch_norm", "linalg_vector_norm"),
+    "norms": ("layer_norm", "batch_norm", "group_norm", "vector_norm"),
     "activations": ("gelu", "relu", "silu", "sigmoid", "tanh", "softmax", "exp", "logsumexp", "log_", "hardswish"),
     "recurrent kernels": ("lstm", "gru", "mkldnn_rnn"),
     "copies, casts, fills": ("copy", "_to", "cat", "clone", "fill", "zero", "contiguous", "empty", "pad"),
