@@ -12,11 +12,25 @@ FLOOR = "matrix products"
 
 KINDS = {
     FLOOR: ("mm", "addmm", "bmm", "baddbmm", "addbmm", "mkldnn_linear", "linear"),
+    "reading data": ("dataloader",),
     "convolutions": ("convolution",),
+    "pooling": ("pool",),
     "attention kernels": ("scaled_dot_product", "flash_attention", "efficient_attention"),
     "optimizer": ("adamw", "addcdiv", "lerp", "foreach", "optimizer"),
     "norms": ("layer_norm", "batch_norm", "group_norm", "vector_norm"),
-    "activations": ("gelu", "relu", "silu", "sigmoid", "tanh", "softmax", "exp", "logsumexp", "log_", "hardswish"),
+    "activations": (
+        "gelu",
+        "relu",
+        "threshold",
+        "silu",
+        "sigmoid",
+        "tanh",
+        "softmax",
+        "exp",
+        "logsumexp",
+        "log_",
+        "hardswish",
+    ),
     "recurrent kernels": ("lstm", "gru", "mkldnn_rnn"),
     "copies, casts, fills": ("copy", "_to", "cat", "clone", "fill", "zero", "contiguous", "empty", "pad"),
     "indexing": ("index", "gather", "scatter", "embedding", "sort", "topk", "nonzero"),
@@ -26,7 +40,7 @@ KINDS = {
 
 def kind(name: str) -> str:
     """Of an operation, by its name in the profiler."""
-    bare = name.removeprefix("aten::").strip("_").lower()
+    bare = name.lower().removeprefix("aten::").strip("_")
     if bare in KINDS[FLOOR]:
         return FLOOR
     for each, parts in KINDS.items():

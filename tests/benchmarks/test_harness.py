@@ -199,6 +199,9 @@ def test_operations_are_of_a_kind() -> None:
     assert kind("aten::addmm") == kind("aten::bmm") == FLOOR
     assert kind("aten::native_layer_norm_backward") == "norms"
     assert kind("aten::_fused_adamw_") == "optimizer"
+    assert kind("enumerate(DataLoader)#_SingleProcessDataLoaderIter.__next__") == "reading data"
+    assert kind("aten::threshold_backward") == "activations"
+    assert kind("aten::avg_pool2d") == "pooling"
     assert kind("autograd::engine") == "the rest"
     a = torch.randn(300, 300)
     told = shares(lambda: (a @ a).softmax(1))

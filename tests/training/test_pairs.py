@@ -43,15 +43,18 @@ TEXT = {
     "transformer": {"name": "transformer", "dim": 32, "depth": 2, "heads": 2},
     "hf": {"name": "hf/bert", "config": {**TINY_HF, "max_position_embeddings": 64}},
 }
+SHARED: dict[str, Any] = {"name": "decoder"}
 DECODER = {
     "rnn": {"name": "rnn", "dim": 48, "dropout": 0.0},
     "transformer": {"name": "transformer", "dim": 32, "depth": 2, "heads": 2},
     "hf": {"name": "hf/gpt2", "config": TINY_GPT2},
 }
+SHARING = {"name": "transformer", "dim": 32, "depth": 3, "unimodal_depth": 1, "heads": 2}
 COMBINATIONS = [
     (image, text, list(DECODER)[number % len(DECODER)])
     for number, (image, text) in enumerate(itertools.product(IMAGE, TEXT))
-]
+] + [(image, "shared", "sharing") for image in IMAGE]
+TEXT["shared"], DECODER["sharing"] = SHARED, SHARING  # a text encoder that is a part of its decoder
 
 
 @pytest.fixture(scope="module")
