@@ -78,12 +78,14 @@ def open_clip_coca(
 
     vision, text = _towers(width, depth, vocabulary, side)
     several = {"context_length": CONTEXT, "width": width, "heads": width // 64, "layers": decoder_depth}
-    return CoCa(
+    model = CoCa(
         embed_dim=width,
         multimodal_cfg={**several, "attn_pooler_heads": width // 64},
         text_cfg={**text, "embed_cls": True, "output_tokens": True},
         vision_cfg={**vision, "output_tokens": True},
     )
+    nn.init.normal_(model.text_decoder.text_projection, std=width**-0.5)  # left as memory was otherwise
+    return model
 
 
 def transformers_clip(width: int = WIDTH, depth: int = DEPTH, vocabulary: int = VOCABULARY) -> nn.Module:

@@ -98,12 +98,14 @@ def coca(text_depth: int, depth: int) -> Any:
     width = {"context_length": 77, "width": DIM, "heads": HEADS}
     vision = {"image_size": SIZE, "layers": IMAGE_DEPTH, "width": DIM, "head_width": DIM // HEADS, "patch_size": PATCH}
     pooler = {"attentional_pool": True, "attn_pooler_heads": HEADS, "output_tokens": True}
-    return CoCa(
+    model = CoCa(
         embed_dim=DIM,
         multimodal_cfg={**width, "layers": depth, "attn_pooler_heads": HEADS},
         text_cfg={**width, "vocab_size": VOCABULARY, "layers": text_depth, "embed_cls": True, "output_tokens": True},
         vision_cfg={**vision, **pooler},
-    ).eval()
+    )
+    torch.nn.init.normal_(model.text_decoder.text_projection, std=DIM**-0.5)  # left as memory was otherwise
+    return model.eval()
 
 
 def open_clip_loop(model: Any, beams: int) -> Search:

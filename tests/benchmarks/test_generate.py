@@ -34,7 +34,7 @@ def test_the_loop_is_greedy_over_the_whole_sentence(images) -> None:
     pytest.importorskip("open_clip", reason="pip install 'velm[bench]'")
     torch.manual_seed(0)  # else a word may be the padding, which its text tower masks
     model = generate.coca(1, 1)
-    for weight in model.parameters():  # open_clip leaves the last projection as memory was
+    for weight in model.parameters():
         torch.nn.init.normal_(weight, std=0.1)
     words = generate.open_clip_loop(model, 1)(images)
     assert not (words == generate.PAD).any()
