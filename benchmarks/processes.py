@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import tempfile
@@ -12,9 +11,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
+from benchmarks.harness.load import tree
+from benchmarks.harness.turns import ROOT, environment
+
 __all__ = ["ROOT", "Finished", "peak_of", "run"]
 
-ROOT = Path(__file__).parents[1]
 EVERY = 0.25  # seconds from one look at memory to the next
 SMALL_PARENT = (
     "import os, resource, sys; os.spawnv(os.P_WAIT, sys.argv[1], sys.argv[1:]); "
@@ -42,12 +43,10 @@ def run(command: Sequence[str], *, folder: str | Path, threads: int, tree: bool 
     Raises:
         AssertionError: it ended with an error, whose last lines are told.
     """
-    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
     log = Path(folder) / "said.txt"
     with open(log, "wb") as sink:
         child = subprocess.Popen(
-            [sys.executable, *command], cwd=folder, env=environment, stdout=sink, stderr=subprocess.STDOUT
+            [sys.executable, *command], cwd=folder, env=environment(threads), stdout=sink, stderr=subprocess.STDOUT
         )
         seen = _Tree(child.pid) if tree else None
         child.wait()
@@ -85,17 +84,7 @@ class _Tree:
 
     def _watch(self) -> None:
         while not self.ended.wait(EVERY):
-            self.most = max(self.most, sum(map(_share, _family(self.pid))) / 1024)
-
-
-def _family(pid: int) -> list[int]:
-    """The process and all that descend from it."""
-    found = [pid]
-    with suppress(OSError):
-        for task in Path(f"/proc/{pid}/task").iterdir():
-            for child in (task / "children").read_text().split():
-                found += _family(int(child))
-    return found
+            self.most = max(self.most, sum(map(_share, tree(self.pid))) / 1024)
 
 
 def _share(pid: int) -> int:

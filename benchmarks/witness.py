@@ -10,6 +10,8 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from benchmarks.harness.memory import MB, highest
+
 __all__ = ["FirstStep", "Witness"]
 
 
@@ -30,16 +32,10 @@ class FirstStep(Callback):
             "samples": trainer.train_dataloader.batch_sampler.batch_size,
             "batches": trainer.num_training_batches,
             "loggers": len(trainer.loggers),
-            "peak_mb": _highest(),
+            "peak_mb": highest() / MB,
         }
         Path(self.path).write_text(json.dumps(found), encoding="utf-8")
         os._exit(0)
-
-
-def _highest() -> float:
-    """The highest resident size of this program, MiB; `getrusage` would count the parent's (Linux)."""
-    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) / 1024
 
 
 class Witness(Callback):

@@ -6,7 +6,7 @@ import gc
 import re
 from pathlib import Path
 
-__all__ = ["Peak"]
+__all__ = ["MB", "Peak", "highest"]
 
 MB = 2**20
 
@@ -26,7 +26,7 @@ class Peak:
             self.start = float(torch.cuda.memory_allocated())
         elif Path("/proc/self/clear_refs").exists():
             Path("/proc/self/clear_refs").write_text("5")  # the peak is what is resident now
-            self.start = _peak()
+            self.start = highest()
 
     def extra_mb(self) -> float:
         """MiB above the start; NaN where it cannot be measured."""
@@ -34,10 +34,11 @@ class Peak:
             import torch
 
             return (torch.cuda.max_memory_allocated() - self.start) / MB
-        return max(0.0, _peak() - self.start) / MB
+        return max(0.0, highest() - self.start) / MB
 
 
-def _peak() -> float:
+def highest() -> float:
+    """Bytes that this program had resident at most; `getrusage` would count the parent's. NaN without /proc."""
     try:
         found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
     except OSError:

@@ -15,8 +15,9 @@ from typing import Any
 
 from benchmarks.harness.workload import Settings, Workload
 
-__all__ = ["CALM", "Failed", "Measured", "in_a_process", "take_turns"]
+__all__ = ["CALM", "ROOT", "Failed", "Measured", "environment", "in_a_process", "take_turns"]
 
+ROOT = Path(__file__).parents[2]
 CALM = 0.2
 """Cores that others may take during a measurement."""
 TRIES = 3
@@ -100,20 +101,23 @@ def take_turns(
     return found
 
 
+def environment(threads: int) -> dict[str, str]:
+    """Of a process in which torch has so many threads and `benchmarks` and `velm` are importable."""
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+
+
 def in_a_process(task: str, workload: Workload, system: str, settings: Settings) -> Any:
     """What `benchmarks.harness.child` finds.
 
     Raises:
         Failed: it ended with an error, whose last lines are said.
     """
-    root = Path(__file__).parents[2]
-    threads = {name: str(settings.threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
-    path = os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")]))
-    environment = {**os.environ, **threads, "PYTHONPATH": path, "TOKENIZERS_PARALLELISM": "false"}
+    calm = {**environment(settings.threads), "TOKENIZERS_PARALLELISM": "false"}
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "found.json"
         command = [sys.executable, "-m", "benchmarks.harness.child", task, workload.name, system, settings.dumps()]
-        done = subprocess.run([*command, str(output)], env=environment, capture_output=True, text=True, check=False)
+        done = subprocess.run([*command, str(output)], env=calm, capture_output=True, text=True, check=False)
         if done.returncode or not output.exists():
             said = "\n".join((done.stderr or done.stdout).strip().splitlines()[-8:])
             raise Failed(f"{task} of {workload.name}, {system}: exit status {done.returncode}\n{said}")

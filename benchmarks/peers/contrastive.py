@@ -14,7 +14,8 @@ from benchmarks.ours import DEPTH, PATCH, WIDTH
 from benchmarks.peers.base import Peer
 
 __all__ = [
-    "OpenClipCLIP", "OpenClipCoCa", "TransformersCLIP", "open_clip_clip", "open_clip_coca", "transformers_clip",
+    "OpenClipCLIP", "OpenClipCoCa", "TransformersCLIP", "open_clip_clip", "open_clip_coca", "towers",
+    "transformers_clip",
 ]  # fmt: skip
 
 
@@ -52,7 +53,8 @@ class TransformersCLIP(Peer):
         return loss
 
 
-def _towers(width: int, depth: int, vocabulary: int, side: int = SIDE) -> tuple[dict[str, Any], dict[str, Any]]:
+def towers(width: int, depth: int, vocabulary: int, side: int = SIDE) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Of pictures and of sentences, as open_clip's configs name their sizes."""
     vision = {"image_size": side, "layers": depth, "width": width, "head_width": 64, "patch_size": PATCH}
     text = {
         "context_length": CONTEXT, "vocab_size": vocabulary, "width": width, "heads": width // 64, "layers": depth,
@@ -65,7 +67,7 @@ def open_clip_clip(width: int = WIDTH, depth: int = DEPTH, vocabulary: int = VOC
     require("open_clip")
     from open_clip.model import CLIP
 
-    vision, text = _towers(width, depth, vocabulary)
+    vision, text = towers(width, depth, vocabulary)
     return CLIP(embed_dim=width, vision_cfg=vision, text_cfg=text)
 
 
@@ -76,7 +78,7 @@ def open_clip_coca(
     require("open_clip")
     from open_clip.coca_model import CoCa
 
-    vision, text = _towers(width, depth, vocabulary, side)
+    vision, text = towers(width, depth, vocabulary, side)
     several = {"context_length": CONTEXT, "width": width, "heads": width // 64, "layers": decoder_depth}
     model = CoCa(
         embed_dim=width,

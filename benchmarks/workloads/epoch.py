@@ -14,12 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.harness.workload import OURS, Agreement, Run, Settings, Workload, require
+from benchmarks.inputs import CONTEXT, SIDE, VOCABULARY
+from benchmarks.ours import DEPTH, WIDTH, clip_config
+from benchmarks.peers.contrastive import towers
 from benchmarks.photographs import data_folder, write_rows, write_tokenizer
 from benchmarks.processes import run
 
 __all__ = ["WORKLOADS", "Job", "fit_command", "open_clip_command"]
 
-WIDTH, DEPTH, HEADS, PATCH, SIDE, CONTEXT = 384, 12, 6, 32, 224, 77
 BATCH, LR, DECAY, CLIP, CROP = 32, 5e-4, 0.2, 1.0, 0.9
 MODEL = "velm-384x12"
 FEW = 5 * BATCH
@@ -54,10 +56,8 @@ class Job:
 
 def fit_config(job: Job) -> dict[str, Any]:
     """VELM's YAML."""
-    image = {"name": "vit", "dim": WIDTH, "depth": DEPTH, "heads": HEADS, "patch_size": PATCH, "input_norm": True,
-             "positions": "learned", "position_grid": SIDE // PATCH, "pooling": "class"}  # fmt: skip
-    text = {"name": "transformer", "dim": WIDTH, "depth": DEPTH, "heads": HEADS, "max_length": CONTEXT,
-            "causal": True, "pooling": "last"}  # fmt: skip
+    whole = clip_config()
+    model = {name: whole[name] for name in ("image_encoder", "text_encoder", "embed_dim", "losses")}
     optimizer = {"lr": LR, "weight_decay": DECAY}
     data = {
         "dataset": {"name": "csv", "path": "rows.csv", "allow_outside": True},
@@ -70,14 +70,12 @@ def fit_config(job: Job) -> dict[str, Any]:
         "precision": "bf16-mixed" if job.settings.precision == "bf16" else "32-true",
         "accelerator": "gpu" if job.settings.device == "cuda" else "cpu",
     }  # fmt: skip
-    model = {"image_encoder": image, "text_encoder": text, "embed_dim": WIDTH, "losses": {"contrastive": {}}}
     return {"seed_everything": 0, "model": {**model, "optimizer": optimizer}, "data": data, "trainer": trainer}
 
 
 def open_clip_config() -> dict[str, Any]:
     """open_clip's JSON."""
-    vision = {"image_size": SIDE, "layers": DEPTH, "width": WIDTH, "head_width": WIDTH // HEADS, "patch_size": PATCH}
-    text = {"context_length": CONTEXT, "vocab_size": 49408, "width": WIDTH, "heads": HEADS, "layers": DEPTH}
+    vision, text = towers(WIDTH, DEPTH, VOCABULARY)
     return {"embed_dim": WIDTH, "vision_cfg": vision, "text_cfg": text}
 
 
