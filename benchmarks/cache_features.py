@@ -1,9 +1,9 @@
-"""Seconds of an epoch with a frozen CNN, from pictures and from their cached features, and how far the losses differ.
+"""Seconds of an epoch with a frozen CNN, from images and from their cached features, and how far the losses differ.
 
     python benchmarks/cache_features.py [--batches 12] [--folder kept] [options of velm fit]
 
 Both runs take the same steps one after the other, two epochs each; of the second one's steps the median and the
-shortest count, from one step's end to the next one's, so that waiting for pictures is in it. Validation is off.
+shortest count, from one step's end to the next one's, so that waiting for images is in it. Validation is off.
 The cache lies in a new folder, so the time of filling it is printed too, unless `--folder` names one.
 """
 
@@ -66,7 +66,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as new:
         options = ([], [f"--data.cache_features={args.folder or new}"])
         watches = [fit([*rest, *more], args.batches) for more in options]
-    for name, watch in zip(("pictures", "features"), watches, strict=True):
+    for name, watch in zip(("images", "features"), watches, strict=True):
         print(f"a step of {name}: median {median(watch.steps()):.3f} s, shortest {min(watch.steps()):.3f} s")
     pixels, features = (watch.steps() for watch in watches)
     print(f"ratio: of medians {median(features) / median(pixels):.3f}, of shortest {min(features) / min(pixels):.3f}")

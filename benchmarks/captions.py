@@ -4,7 +4,7 @@
     python benchmarks/captions.py ../shared/data/flickr8k/captions.csv
     python benchmarks/captions.py ../shared/data/multi30k/translations.csv.gz --column en
 
-The first caption of every picture that has several is held against its others. Both sides get the raw sentences: VELM
+The first caption of every image that has several is held against its others. Both sides get the raw sentences: VELM
 cuts them by `ptb_tokenize`, the other by Stanford's PTBTokenizer, and each computes its figures from its own words.
 Printed: how many sentences have other words, the figures of both, their difference, and the seconds each took. "Same
 words" gives both the words of the Java tokenizer, which leaves the arithmetic.
@@ -27,7 +27,7 @@ Sentences = list[list[str]]
 
 
 def read(path: str, column: str = "text") -> Sentences:
-    """The captions of each picture, by the column image_id; .gz is opened."""
+    """The captions of each image, by the column image_id; .gz is opened."""
     found: dict[str, list[str]] = {}
     with (gzip.open if path.endswith(".gz") else open)(path, "rt", encoding="utf-8", newline="") as file:
         for row in csv.DictReader(file):
@@ -78,7 +78,7 @@ def compare(captions: Sentences) -> dict[str, Any]:
     flat = [pair for texts, cuts in every for pair in zip(texts, cuts, strict=True)]
     other = [(text, cut) for text, cut in flat if metrics.ptb_tokenize(text) != cut.split()]
     return {
-        "pictures": len(captions) + len(single),
+        "images": len(captions) + len(single),
         "captions": len(flat),
         "cut otherwise": len(other),
         "seconds": {"velm": middle - start, "pycocoevalcap": end - middle},
@@ -105,7 +105,7 @@ def main(argv: Sequence[str]) -> None:
     if args.json:
         print(json.dumps(found, indent=1, ensure_ascii=False))
         return
-    print(f"{found['captions']} captions of {found['pictures']} pictures; {found['cut otherwise']} cut otherwise")
+    print(f"{found['captions']} captions of {found['images']} images; {found['cut otherwise']} cut otherwise")
     print("".join(f"{title:>24}" for title in ("", "velm", "pycocoevalcap", "difference", "same words")))
     for name, row in found["figures"].items():
         print(f"{name:>24}" + "".join(f"{value:24.3g}" if "diff" in key else f"{value:24.6f}"

@@ -1,4 +1,4 @@
-"""How the cost of a CoCa step grows with batch, picture, caption, vocabulary and processes, VELM's and open_clip's.
+"""How the cost of a CoCa step grows with batch, image, caption, vocabulary and processes, VELM's and open_clip's.
 
     python -m benchmarks.growth --output docs/growth.svg
 
@@ -25,7 +25,7 @@ AXES: dict[str, tuple[int, ...]] = {
 }
 LABELS = {
     "batch": "samples of the batch",
-    "side": "side of the picture, pixels",
+    "side": "side of the image, pixels",
     "length": "tokens of a caption",
     "vocabulary": "words of the vocabulary",
 }

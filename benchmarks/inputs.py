@@ -1,4 +1,4 @@
-"""What the systems of a training step are fed: pictures of noise, sentences of real lengths."""
+"""What the systems of a training step are fed: images of noise, sentences of real lengths."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def feed(number: int, batch_size: int = 32, *, side: int = SIDE, device: str = "
     Args:
         number: of the step.
         batch_size: B.
-        side: S, of a picture in pixels.
+        side: S, of an image in pixels.
         device: where the tensors lie.
         longest: no sentence has more tokens.
     """

@@ -2,7 +2,7 @@
 
     python benchmarks/micro_batch.py --output docs/micro_batch.svg
 
-A small ViT, a text Transformer and a decoder, contrastive and captioning loss, on random pictures of 224 pixels, on a
+A small ViT, a text Transformer and a decoder, contrastive and captioning loss, on random images of 224 pixels, on a
 CPU in float32. Every step runs in a process of its own. Without pieces it stops where the next step would take more
 than --limit. Linux only.
 
@@ -57,7 +57,7 @@ def measure(samples: int, piece: int | None) -> dict[str, float]:
     import torch
 
     from velm.outputs import Batch
-    from velm.training.planning.measure import PeakMemory
+    from velm.planning.measure import PeakMemory
     from velm.training.task import VisionLanguageTask
 
     warnings.filterwarnings("ignore")

@@ -32,11 +32,11 @@ def clip_config(width: int = WIDTH, depth: int = DEPTH, vocabulary: int = VOCABU
 
 
 def coca_config(width: int = WIDTH, depth: int = DEPTH, decoder_depth: int = 6, vocabulary: int = VOCABULARY) -> Any:
-    """The same pictures, and words that one tower reads for both losses, as CoCa's and `configs/coca.yaml` do.
+    """The same images, and words that one tower reads for both losses, as CoCa's and `configs/coca.yaml` do.
 
     It has as many weights in matrices as `depth` layers of text and `decoder_depth` of decoder in open_clip's CoCa. A
     layer of that decoder has an MLP after each of its two attentions, 24 width^2; a block of ours that looks at the
-    picture has 16 width^2 and one that reads the words alone 12: six of theirs are six and four of ours.
+    image has 16 width^2 and one that reads the words alone 12: six of theirs are six and four of ours.
     """
     words_only = depth + decoder_depth * 2 // 3
     decoder = {"name": "transformer", "dim": width, "heads": width // 64, "max_length": CONTEXT}
@@ -55,7 +55,7 @@ class Trained(Steps):
     def __init__(self, config: Mapping[str, Any], settings: Settings) -> None:
         from velm.losses.weighted import build_losses
         from velm.model import build_model
-        from velm.training.compiling import compile_tower
+        from velm.training.memory.compile import compile_tower
         from velm.training.optim import OptimizerConfig, build_optimizer
 
         self.settings = settings
@@ -78,7 +78,7 @@ class Trained(Steps):
 
 def trained(config: Mapping[str, Any], settings: Settings) -> Trained:
     """With random weights, and with memory kept as `velm fit` keeps it."""
-    from velm.training.allocation import keep_freed_memory
+    from velm.training.memory.allocation import keep_freed_memory
 
     if settings.device == "cpu":
         keep_freed_memory()

@@ -26,7 +26,7 @@ def data_folder() -> Path:
     if not (folder / "captions.csv").is_file():
         raise FileNotFoundError(
             f"There is no {folder / 'captions.csv'}, the photographs of this benchmark. Set {VARIABLE} to a folder "
-            f"with captions.csv (image_path,text,split,image_id) and its pictures."
+            f"with captions.csv (image_path,text,split,image_id) and its images."
         )
     return folder
 

@@ -105,7 +105,7 @@ def differ(a: Tensor | None, b: Tensor | None) -> float:
 
 
 def in_double(batch: Feed) -> Feed:
-    """The batch with its pictures normalised in float64, as ours are then."""
+    """The batch with its images normalised in float64, as ours are then."""
     mean, std = (torch.tensor(values, dtype=torch.float64).view(3, 1, 1) for values in (MEAN, STD))
     batch.floats = (batch.pixels.double() / 255 - mean) / std
     return batch

@@ -4,7 +4,7 @@
 
 writes a seeded table into the folder (once; 0.9 GB), and opens it in a process of its own, as training does:
 `VisionLanguageData.train_dataloader`, one epoch. The same with a table of a thousand rows tells what Python, torch and
-Lightning take by themselves; that is taken off. Pictures are left out (`check_files: false`, no transform): their bytes
+Lightning take by themselves; that is taken off. Images are left out (`check_files: false`, no transform): their bytes
 are not the table's. The tokenizer is `byte`, which has nothing to learn, so that start-up is the table's alone.
 
     memory   of the main process and its workers together, shared pages counted once: PSS of /proc/PID/smaps_rollup
@@ -34,8 +34,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, required=True, help="for the tables")
     parser.add_argument("--rows", type=int, default=10_000_000)
-    parser.add_argument("--captions", type=int, default=1, help="rows of each picture; every one is a sample")
-    parser.add_argument("--scattered", action="store_true", help="a picture's rows lie far apart, not together")
+    parser.add_argument("--captions", type=int, default=1, help="rows of each image; every one is a sample")
+    parser.add_argument("--scattered", action="store_true", help="an image's rows lie far apart, not together")
     parser.add_argument("--kind", choices=("csv", "parquet"), default="csv")
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 2])
     parser.add_argument("--batches", type=int, help="to take of the epoch; all of them if left out")
@@ -61,7 +61,7 @@ def write(folder: Path, rows: int, captions: int, scattered: bool, kind: str) ->
     import pyarrow as pa
     from pyarrow import csv, parquet
 
-    rng, text_bytes, pictures = np.random.default_rng(0), 0, rows // captions
+    rng, text_bytes, images = np.random.default_rng(0), 0, rows // captions
     words_of = np.array(SYLLABLES + tuple(a + b for a in SYLLABLES for b in SYLLABLES))  # 2 or 4 letters
     path = folder / f"{rows}-{captions}{'-scattered' if scattered else ''}.{kind}"
     schema = pa.schema([("image_path", pa.string()), ("text", pa.string())])
@@ -69,7 +69,7 @@ def write(folder: Path, rows: int, captions: int, scattered: bool, kind: str) ->
     with make(str(path), schema) as writer:
         for start in range(0, rows, BLOCK):
             numbers = np.arange(start, min(start + BLOCK, rows))
-            numbers = numbers % pictures if scattered else numbers // captions
+            numbers = numbers % images if scattered else numbers // captions
             paths = [f"images/{number % 1000:03d}/{number:08d}.jpg" for number in numbers.tolist()]
             words = words_of[rng.integers(0, len(words_of), (len(numbers), 11))].tolist()
             block = pa.table([paths, [" ".join(each) for each in words]], schema=schema)
@@ -82,7 +82,7 @@ def measure(path: Path, workers: int, batches: int | None, captions: int) -> dic
     """Open the table, take an epoch or a part of it, and tell seconds, samples and memory (MiB)."""
     import resource
 
-    from velm.training.datamodule import VisionLanguageData
+    from velm.training.data import VisionLanguageData
 
     options = {"split_column": None, "image_id_column": None, "check_files": False}
     begun = time.perf_counter()
@@ -91,7 +91,7 @@ def measure(path: Path, workers: int, batches: int | None, captions: int) -> dic
         num_workers=workers, captions="all" if captions > 1 else "random",
     )  # fmt: skip
     loader = data.train_dataloader()
-    loader.dataset.transform = None  # type: ignore[attr-defined]  # the pictures are not there
+    loader.dataset.transform = None  # type: ignore[attr-defined]  # the images are not there
     opened, peak = time.perf_counter() - begun, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     count = len(loader) if batches is None else min(batches, len(loader))
     marks, memory, samples, first = {count // 10, count // 2, count}, [], 0, 0.0

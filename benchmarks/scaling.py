@@ -5,7 +5,7 @@
 
 The first trains a small model with gloo on so many processes of this machine, with DDP and with FSDP2, whole and in
 pieces, and counts the tensors that every collective of a step is given; beside them stands what
-`velm.training.planning` says they are, byte for byte. Seconds are those of a step and of a gather alone: the processes
+`velm.planning` says they are, byte for byte. Seconds are those of a step and of a gather alone: the processes
 share the machine's cores, so what grows is not what would grow on devices of their own.
 
 The second prints what `velm plan` predicts from 1 to 1,024 devices. Nothing in it is measured on a GPU.
@@ -40,7 +40,7 @@ LAYOUTS = {"ddp": (False, None), "ddp, pieces": (False, 8), "fsdp2": (True, None
 
 
 class Counted(TorchDispatchMode):
-    """Bytes that collectives are given, by kind: the whole tensor, as in `velm.training.planning.step.Collective`."""
+    """Bytes that collectives are given, by kind: the whole tensor, as in `velm.planning.step.Collective`."""
 
     KINDS: ClassVar[dict[str, str]] = {
         "allreduce_": "all_reduce",
@@ -125,9 +125,9 @@ def _process(rank: int, world: int, layout: str, steps: int, port: int, queue: A
 
 def _steps(layout: str, world: int, steps: int) -> dict[str, Any]:
     """A few steps of this process; the last one is counted, the median of the others is timed."""
-    from velm.data.tokenizers import ByteTokenizer
+    from velm.data.text.tokenizers import ByteTokenizer
     from velm.doctor.memory import probe
-    from velm.training.planning.step import Setup, collectives
+    from velm.planning.step import Setup, collectives
 
     sharded, piece = LAYOUTS[layout]
     task, trained = make_task(sharded, piece, world)
@@ -192,7 +192,7 @@ def make_task(sharded: bool, piece: int | None, world: int) -> tuple[Any, Any]:
     from lightning.fabric.utilities.distributed import _all_gather_ddp_if_available
     from torch.distributed.device_mesh import init_device_mesh
 
-    from velm.training import sharding
+    from velm.training.distributed import fsdp as sharding
     from velm.training.task import VisionLanguageTask
 
     torch.manual_seed(0)
@@ -212,10 +212,10 @@ def make_task(sharded: bool, piece: int | None, world: int) -> tuple[Any, Any]:
 
 
 def costs() -> Any:
-    """What `velm.training.planning` measures of the model."""
-    from velm.data.tokenizers import ByteTokenizer
+    """What `velm.planning` measures of the model."""
+    from velm.data.text.tokenizers import ByteTokenizer
     from velm.doctor.memory import probe
-    from velm.training.planning.measure import measure
+    from velm.planning.measure import measure
     from velm.training.task import VisionLanguageTask
 
     return measure(
@@ -229,9 +229,9 @@ def print_table(args: argparse.Namespace, fit: list[str]) -> None:
     """Markdown: a row for each number of devices."""
     from dataclasses import replace
 
-    from velm.training.planning.devices import device
-    from velm.training.planning.plan import RESERVE, costs_of, setup_of, vocabulary_of
-    from velm.training.planning.step import Machine, memory, seconds
+    from velm.planning.devices import device
+    from velm.planning.plan import RESERVE, costs_of, setup_of, vocabulary_of
+    from velm.planning.step import Machine, memory, seconds
     from velm.training.run import parse_fit
 
     config, board = parse_fit(fit), device(args.device)

@@ -14,15 +14,8 @@ import pytest
 import torch
 
 from velm import __version__, registry
-from velm.checkpoint import (
-    FORMAT,
-    CheckpointError,
-    build_from_checkpoint,
-    build_tokenizer,
-    pack,
-    read_checkpoint,
-)
-from velm.manifest import MissingPluginError
+from velm.checkpoint import FORMAT, build_from_checkpoint, build_tokenizer, pack, read_checkpoint
+from velm.errors import CheckpointError, MissingPluginError
 from velm.model import build_model
 
 PLUGIN = '''
@@ -103,7 +96,7 @@ def test_the_average_is_taken_unless_the_raw_weights_are_asked_for(write_checkpo
 
 
 def test_no_pretrained_weights_are_touched(write_checkpoint, monkeypatch):
-    from velm.layers.pretrained import pretrained_allowed
+    from velm.pretrained.weights import pretrained_allowed
 
     seen = []
 

@@ -13,7 +13,7 @@ import yaml
 from PIL import Image
 
 from velm import cli
-from velm.training.selfcheck.outcome import CHECKS
+from velm.doctor.laws.outcome import CHECKS
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 WEIGHTS = Path(__file__).parents[2] / "shared/data/weights/mobilenet_v2_imagenet.pth"
@@ -42,7 +42,7 @@ SMALLER = {
 
 @pytest.fixture
 def table(tmp_path: Path) -> Path:
-    """Twelve pictures with English and German sentences, in all three splits."""
+    """Twelve images with English and German sentences, in all three splits."""
     rng = np.random.default_rng(0)
     with open(tmp_path / "captions.csv", "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
@@ -50,13 +50,13 @@ def table(tmp_path: Path) -> Path:
         for number in range(12):
             Image.fromarray(rng.integers(0, 256, (48, 48, 3), dtype=np.uint8)).save(tmp_path / f"{number}.jpg")
             split = ("train", "val", "test")[max(0, number - 9)]
-            english, german = f"a picture number {number} of noise", f"ein Bild Nummer {number} aus Rauschen"
+            english, german = f"an image number {number} of noise", f"ein Bild Nummer {number} aus Rauschen"
             writer.writerow([f"{number}.jpg", english, english, german, split, number])
     return tmp_path / "captions.csv"
 
 
 def class_folders(table: Path) -> Path:
-    """The pictures beside the table once more, in folders of two classes, train and val."""
+    """The images beside the table once more, in folders of two classes, train and val."""
     for number in range(12):
         target = table.parent / "classes" / ("train" if number < 8 else "val") / ("cat", "dog")[number % 2]
         target.mkdir(parents=True, exist_ok=True)
@@ -65,7 +65,7 @@ def class_folders(table: Path) -> Path:
 
 
 def options_of(config: Path, table: Path) -> list[str]:
-    """What makes a run of one step on a CPU of a config, over the table's pictures where it is not drawn scenes."""
+    """What makes a run of one step on a CPU of a config, over the table's images where it is not drawn scenes."""
     options = [
         "--trainer.max_steps=1", "--trainer.accelerator=cpu", f"--trainer.default_root_dir={table.parent / 'run'}",
         "--trainer.enable_progress_bar=false", "--trainer.precision=32-true", "--data.num_workers=0",
@@ -90,7 +90,7 @@ def fit(config: Path, table: Path, *more: str) -> int:
 
 
 def smaller(config: Path) -> list[str]:
-    """What makes a config's model and pictures small."""
+    """What makes a config's model and images small."""
     size = 64 if config.stem in ("quickstart", "answer") else 48 if "patch_size: 16" in config.read_text() else 64
     return [f"--data.image_size={size}", *SMALLER[config.stem]]
 

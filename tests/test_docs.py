@@ -18,9 +18,9 @@ import yaml
 
 from velm import metrics, registry
 from velm.cli import COMMANDS
-from velm.doctor.findings import CHECKS
-from velm.layers.pretrained import skip_pretrained
+from velm.findings import CHECKS
 from velm.model import build_model
+from velm.pretrained.weights import skip_pretrained
 from velm.testing import LAWS, assert_contract
 
 ROOT = Path(__file__).parents[1]
@@ -193,7 +193,7 @@ def _check_key(key: str) -> None:
     """The key is one of the task's, the data's, the Trainer's or the command line's, two steps deep."""
     import lightning
 
-    from velm.training.datamodule import VisionLanguageData
+    from velm.training.data import VisionLanguageData
     from velm.training.task import VisionLanguageTask
 
     rooms = {"model": VisionLanguageTask, "data": VisionLanguageData, "trainer": lightning.Trainer}
@@ -207,7 +207,7 @@ def _check_key(key: str) -> None:
             "plugins",
             "print_config",
             "json",
-            "pictures",
+            "images",
             "only",
         )
         return
@@ -254,11 +254,11 @@ def test_every_built_in_part_is_described_by_options_it_has(page: str, title: st
 
 
 def test_every_key_of_a_run_is_described() -> None:
-    from velm.training.datamodule import Augmentation, VisionLanguageData
+    from velm.training.balancing.watch import WatchConfig
+    from velm.training.data import Augmentation, VisionLanguageData
     from velm.training.optim import OptimizerConfig
     from velm.training.task import VisionLanguageTask
     from velm.training.validation import ValidationConfig
-    from velm.training.watch import WatchConfig
 
     handed = {"plugins", "vocab_size", "pad_id"}
     tables: Mapping[tuple[str, str], type] = {
@@ -303,7 +303,7 @@ def test_every_check_of_the_doctor_is_described() -> None:
 
 
 def test_every_check_of_the_selfcheck_is_described() -> None:
-    from velm.training.selfcheck.outcome import CHECKS as LAWS_OF_TRAINING
+    from velm.doctor.laws.outcome import CHECKS as LAWS_OF_TRAINING
 
     text = section("selfcheck.md", "Checks")
     assert first_column(text) == set(LAWS_OF_TRAINING)
@@ -321,7 +321,7 @@ def test_every_option_for_more_figures_is_described() -> None:
     from argparse import ArgumentParser
 
     from velm.commands.extras import add_extras
-    from velm.evaluation.swaps import KINDS
+    from velm.evaluation.compositional.hard_negatives import KINDS
 
     parser = ArgumentParser()
     add_extras(parser)

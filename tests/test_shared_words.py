@@ -15,12 +15,12 @@ from velm.decoders.base import Decoder
 from velm.decoders.transformer import TransformerDecoder
 from velm.encoders.base import TextEncoder
 from velm.encoders.decoder import DecoderTextEncoder, WordsReader
+from velm.errors import ConfigError
 from velm.generation import generate
 from velm.generation.config import GenerationConfig
 from velm.model import VisionLanguageModel, build_model
 from velm.outputs import Batch, EncoderOutput
-from velm.registry import SpecError
-from velm.training.compiling import compile_tower
+from velm.training.memory.compile import compile_tower
 from velm.training.optim import OptimizerConfig, parameter_groups
 from velm.training.task import VisionLanguageTask
 
@@ -316,12 +316,12 @@ OTHER = r"or take a text encoder with weights of its own"
 )
 @pytest.mark.filterwarnings("ignore:The decoder is left out")
 def test_what_cannot_share_is_refused(changes: dict[str, Any], says: str) -> None:
-    with pytest.raises(SpecError, match=says):
+    with pytest.raises(ConfigError, match=says):
         build(**changes)
 
 
 def test_without_the_model_a_decoder_must_be_handed_over() -> None:
-    with pytest.raises(SpecError, match="The text encoder 'decoder' needs decoder"):
+    with pytest.raises(ConfigError, match="The text encoder 'decoder' needs decoder"):
         registry.text_encoders.build("decoder")
     plain = TransformerDecoder(vocab_size=9, memory_dim=4, dim=8, depth=1, heads=2)
     with pytest.raises(ValueError, match="TransformerDecoder has no part that reads the words without the memory"):

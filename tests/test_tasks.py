@@ -14,8 +14,8 @@ from PIL import Image
 
 from velm import cli
 from velm.data.base import Record
-from velm.data.questions import ANSWERS
-from velm.data.scenes import COLOURS, SHAPES, SIZES
+from velm.data.synthetic.questions import ANSWERS
+from velm.data.synthetic.scenes import COLOURS, SHAPES, SIZES
 from velm.evaluation.evaluate import evaluate
 from velm.pipeline import load
 from velm.registry import datasets
@@ -48,13 +48,13 @@ def exact(checkpoint: str, folder: Path, *options: str) -> float:
     return figures["caption/exact_match"]
 
 
-def with_other_pictures(records: Sequence[Record]) -> list[Record]:
-    """The records with each other's pictures."""
+def with_other_images(records: Sequence[Record]) -> list[Record]:
+    """The records with each other's images."""
     return [Record(r.image_id, records[i - 1].image, r.texts, r.targets) for i, r in enumerate(records)]
 
 
 @pytest.mark.slow
-def test_questions_are_answered_from_the_picture(tmp_path: Path) -> None:
+def test_questions_are_answered_from_the_image(tmp_path: Path) -> None:
     """New drawings of things that were seen, asked about; the questions alone give 45% away."""
     asked = datasets.build({"name": "shapes_questions", "objects": 1, "image_size": 32, "train_size": 1600,
                             "val_size": 5, "test_size": 5, "heldout_size": 5})  # fmt: skip
@@ -83,12 +83,12 @@ def test_questions_are_answered_from_the_picture(tmp_path: Path) -> None:
     answers = [answer for answer in ANSWERS if answer != "no"]  # nothing absent is made of the parts of one thing
     (tmp_path / "answers.txt").write_text("\n".join(answers))
     assert exact(checkpoint, tmp_path, "--answers", f"@{tmp_path / 'answers.txt'}") > 0.8
-    test = with_other_pictures(datasets.build(dataset).split("test"))
+    test = with_other_images(datasets.build(dataset).split("test"))
     assert evaluate(load(checkpoint), test)["caption/exact_match"] < 0.65
 
 
 @pytest.mark.slow
-def test_a_text_is_summed_up_without_a_picture(tmp_path: Path) -> None:
+def test_a_text_is_summed_up_without_a_image(tmp_path: Path) -> None:
     """A csv of two columns of text, of which the longer one is read and the shorter one is written."""
     stories = datasets.build({"name": "shapes_stories", "objects": 1, "val_size": 5, "test_size": 20, "heldout_size": 5,
                               "train_size": 52, "stories": 20})  # fmt: skip
@@ -121,7 +121,7 @@ def test_a_text_is_summed_up_without_a_picture(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_translation_looks_at_the_picture(tmp_path: Path) -> None:
+def test_a_translation_looks_at_the_image(tmp_path: Path) -> None:
     """English leaves the colour out, the second language has to say it: a text alone gives one in seven away."""
     drawn = datasets.build({"name": "shapes", "objects": 1, "image_size": 32, "val_size": 5, "test_size": 20,
                             "heldout_size": 5, "train_size": 1500})  # fmt: skip
@@ -152,5 +152,5 @@ def test_a_translation_looks_at_the_picture(tmp_path: Path) -> None:
         data={"dataset": dataset, "image_size": 32, "batch_size": 32},
     )
     assert exact(checkpoint, tmp_path) > 0.9
-    test = with_other_pictures(datasets.build(dataset).split("test"))
+    test = with_other_images(datasets.build(dataset).split("test"))
     assert evaluate(load(checkpoint), test)["caption/exact_match"] < 0.5

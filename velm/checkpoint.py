@@ -20,14 +20,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from velm.layers.pretrained import portable_spec, skip_pretrained
-from velm.manifest import CheckpointError, make_manifest, require_parts
+from velm.errors import CheckpointError
 from velm.model import VisionLanguageModel, build_model
-from velm.registry import split_spec, tokenizers
+from velm.pretrained.weights import portable_spec, skip_pretrained
+from velm.registry import split_config, tokenizers
+from velm.registry.manifest import make_manifest, require_parts
 from velm.version import __version__
 
 if TYPE_CHECKING:
-    from velm.data.tokenizers import Tokenizer
+    from velm.data.text.tokenizers import Tokenizer
 
 __all__ = [
     "FORMAT",
@@ -118,7 +119,7 @@ def pack(
         if built is None or config.get(part) is None:
             stored[part] = None
         else:
-            name, options = split_spec(config[part], part)
+            name, options = split_config(config[part], part)
             stored[part] = {"name": name, **options, **portable_spec(built)}
     entry = {
         "format": FORMAT,

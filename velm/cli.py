@@ -6,12 +6,15 @@ import importlib
 import os
 import sys
 
+from velm.errors import VelmError
+from velm.util import did_you_mean
+
 COMMANDS = {
     "fit": ("velm.training.run", "train what a YAML describes"),
     "validate": ("velm.training.run", "measure a checkpoint on the validation split"),
     "test": ("velm.training.run", "measure a checkpoint on the test split"),
     "predict": ("velm.training.run", "caption the test split"),
-    "caption": ("velm.commands.caption", "describe pictures with a checkpoint"),
+    "caption": ("velm.commands.caption", "describe images with a checkpoint"),
     "evaluate": ("velm.commands.evaluate", "recall, BLEU, ROUGE-L, CIDEr-D of a checkpoint"),
     "explain": ("velm.commands.explain", "where each word looked, where a sentence is found"),
     "doctor": ("velm.commands.doctor", "look over data and config before hours are spent"),
@@ -68,34 +71,15 @@ def main(args: list[str] | None = None) -> int:
     except BrokenPipeError:  # `velm plugins | head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except Exception as error:
-        from velm.training.failures import RunFailedError
-
-        if isinstance(error, RunFailedError):
-            print(f"velm {args[0]}: {error}", file=sys.stderr)
-            return 1
-        if not _expected(error) or os.environ.get("VELM_TRACEBACK"):
+    except VelmError as error:
+        if error.exit_code == 2 and os.environ.get("VELM_TRACEBACK"):
             raise
         print(f"velm {args[0]}: {error}", file=sys.stderr)
-        return 2
-
-
-def _expected(error: Exception) -> bool:
-    """Whether an error speaks of the user's input, so that its message says all there is to say."""
-    from velm.data.base import DataError
-    from velm.manifest import CheckpointError
-    from velm.plugins import MissingPackageError
-    from velm.registry import DuplicateNameError, PluginError, SpecError
-
-    kinds = SpecError | PluginError | MissingPackageError | DuplicateNameError | DataError | CheckpointError
-    return isinstance(error, kinds)
+        return error.exit_code
 
 
 def _unknown(command: str) -> str:
-    import difflib
-
-    near = difflib.get_close_matches(command, COMMANDS, n=1)
-    guess = f" Did you mean {near[0]!r}?" if near else ""
+    guess = did_you_mean(command, COMMANDS)
     return f"velm: unknown command {command!r}.{guess} Commands: {', '.join(COMMANDS)}."
 
 

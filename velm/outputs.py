@@ -22,7 +22,7 @@ class EncoderOutput:
         features: float (B, N, D), one vector for each position; (B, T, D) from a text encoder.
         pooled: float (B, D), one vector for the whole.
         mask: bool (B, N), True where `features` holds content; None when every position does.
-        grid: (H', W') with H' * W' == N when the positions lie on a picture, row by row; else None.
+        grid: (H', W') with H' * W' == N when the positions lie on an image, row by row; else None.
         words: float (B, T, D), what the decoder has made of the words, where the text encoder goes on from that and the
             decoder may go on from it too; else None.
     """
@@ -42,7 +42,7 @@ class EncoderOutput:
 
 @dataclass
 class EncodedImages:
-    """What a frozen image encoder made of pictures, as it is kept: in half precision.
+    """What a frozen image encoder made of images, as it is kept: in half precision.
 
     Attributes:
         features: float16 (B, N, D); N is 0 where only `pooled` is asked for.
@@ -89,22 +89,22 @@ class Batch:
     """A training batch; `batch[:n]` is its first n samples.
 
     Attributes:
-        images: uint8 (B, 3, H, W) as read, or float already normalised; None without pictures, and where they come
+        images: uint8 (B, 3, H, W) as read, or float already normalised; None without images, and where they come
             encoded. See `image_rows`.
         tokens: int64 (B, T), bos ... eos, padded.
         mask: bool (B, T), True on bos ... eos.
-        image_ids: int64 (B,), equal where two samples show the same picture.
+        image_ids: int64 (B,), equal where two samples show the same image.
         target_tokens: int64 (B, S), bos ... eos, the sentence to write; None where it is `tokens`.
         target_mask: bool (B, S).
         target_count: float (), the number of predicted tokens that a mean is taken over, where that is not
             simply this batch's own (several devices: their mean).
-        image_rows: int64 (B,), the row of `images` or `encoded` that each sample shows, where samples share pictures
+        image_rows: int64 (B,), the row of `images` or `encoded` that each sample shows, where samples share images
             and there are fewer of these than B; None where each has its own.
-        encoded: the pictures as a frozen encoder has seen them, in place of `images`.
+        encoded: the images as a frozen encoder has seen them, in place of `images`.
         group: the torch.distributed group whose ranks hold the rows of the batch between them, this rank's being
             here; None where the batch is whole.
-        faults: of samples that could not be read and are left out, or that others stand in for (see
-            `velm.data.faults.Fault`).
+        bad_samples: of samples that could not be read and are left out, or that others stand in for (see
+            `velm.data.bad_samples.BadSample`).
     """
 
     images: Tensor | None
@@ -115,7 +115,7 @@ class Batch:
     target_mask: Tensor | None = None
     target_count: Tensor | None = None
     image_rows: Tensor | None = None
-    faults: tuple[Any, ...] = ()
+    bad_samples: tuple[Any, ...] = ()
     encoded: EncodedImages | None = None
     group: Any = None
 
@@ -139,13 +139,13 @@ class Batch:
     def pieces(self, size: int) -> list[Batch]:
         """The batch in pieces of `size` samples, the last one may have fewer.
 
-        Each has the pictures that it shows, and sentences padded to its own longest.
+        Each has the images that it shows, and sentences padded to its own longest.
         """
         return [self._piece(slice(start, start + size)) for start in range(0, len(self), size)]
 
     def _piece(self, rows: slice) -> Batch:
         if self.image_rows is None:
-            shown, image_rows = rows, None  # no copy of the pictures
+            shown, image_rows = rows, None  # no copy of the images
         else:
             shown, image_rows = self.image_rows[rows].unique(return_inverse=True)
         piece = replace(
@@ -200,4 +200,4 @@ class VisionLanguageOutput:
 IGNORE = -100  # torch's own default ignore_index of cross-entropy
 
 EMBEDS = frozenset({"image_embeds", "text_embeds"})
-"""What a loss asks for that compares pictures with sentences."""
+"""What a loss asks for that compares images with sentences."""

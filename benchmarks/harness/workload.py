@@ -42,7 +42,7 @@ class Run:
     """A system made ready in a process of its own.
 
     Attributes:
-        step: does the work once; returns how many units of it (samples, tokens, pictures) that was.
+        step: does the work once; returns how many units of it (samples, tokens, images) that was.
         prepare: called once before the first step, whose extra memory is measured from there: what a step always needs
             (gradients, the optimizer's state) is made here.
         warm: steps that are not counted.

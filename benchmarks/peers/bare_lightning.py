@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.witness import FirstStep
-from velm.data.shapes import Shapes
+from velm.data.synthetic.shapes import Shapes
 
 DIM, EMBED, EPOCHS, BATCH = 128, 256, 12, 32
 PAD, BOS, EOS, UNKNOWN = range(4)
@@ -95,9 +95,9 @@ class Model(nn.Module):
         grid = self.stages(images / 127.5 - 1).flatten(2)
         lengths = (tokens != PAD).sum(dim=1).cpu()
         packed = nn.utils.rnn.pack_padded_sequence(self.words(tokens), lengths, batch_first=True, enforce_sorted=False)
-        pictures = F.normalize(self.image_projection(grid.amax(2)), dim=1)
+        image_embeds = F.normalize(self.image_projection(grid.amax(2)), dim=1)
         sentences = F.normalize(self.text_projection(self.gru(packed)[1][-1]), dim=1)
-        logits = self.log_scale.exp() * pictures @ sentences.T
+        logits = self.log_scale.exp() * image_embeds @ sentences.T
         places = torch.arange(len(logits), device=logits.device)
         contrastive = (F.cross_entropy(logits, places) + F.cross_entropy(logits.T, places)) / 2
         inputs, labels = tokens[:, :-1], tokens[:, 1:]

@@ -54,7 +54,7 @@ class TransformersCLIP(Peer):
 
 
 def towers(width: int, depth: int, vocabulary: int, side: int = SIDE) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Of pictures and of sentences, as open_clip's configs name their sizes."""
+    """Of images and of sentences, as open_clip's configs name their sizes."""
     vision = {"image_size": side, "layers": depth, "width": width, "head_width": 64, "patch_size": PATCH}
     text = {
         "context_length": CONTEXT, "vocab_size": vocabulary, "width": width, "heads": width // 64, "layers": depth,

@@ -19,7 +19,7 @@ class PlainLoop(nn.Module):
     """The model of `benchmarks.workloads.rnn_step`, its equations those of `velm.decoders.rnn`.
 
     Args:
-        trunk: pictures float (B, 3, S, S) to features (B, C, H', W').
+        trunk: images float (B, 3, S, S) to features (B, C, H', W').
         channels: C.
         vocabulary: V.
         dim: width of GRU, LSTM and joint space.

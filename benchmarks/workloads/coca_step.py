@@ -43,7 +43,7 @@ def prove(settings: Settings) -> list[Agreement]:
 WORKLOADS = [
     Workload(
         name="coca_step",
-        title="CoCa: the CLIP of clip_step and 6 layers of decoder over the picture, 49,408 words, 32 pairs",
+        title="CoCa: the CLIP of clip_step and 6 layers of decoder over the image, 49,408 words, 32 pairs",
         unit="samples",
         systems={OURS: ours, "open_clip": open_clip},
         against={"open_clip": OURS},

@@ -1,4 +1,4 @@
-"""The alignment losses alone, forward and backward, on L2-normalised random embeddings of distinct pictures."""
+"""The alignment losses alone, forward and backward, on L2-normalised random embeddings of distinct images."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Value = Callable[[Any, Any], Any]
 
 
 def inputs(size: int, dim: int = DIM, device: str = "cpu") -> tuple[Any, Any]:
-    """float (size, dim) of pictures and of sentences."""
+    """float (size, dim) of images and of sentences."""
     import torch
 
     generator = torch.Generator().manual_seed(0)
@@ -30,7 +30,7 @@ def inputs(size: int, dim: int = DIM, device: str = "cpu") -> tuple[Any, Any]:
 
 
 def ours(name: str, group: Any = None) -> Value:
-    """VELM's loss as a function of the embeddings, of distinct pictures."""
+    """VELM's loss as a function of the embeddings, of distinct images."""
     import torch
     from torch import distributed as dist
 

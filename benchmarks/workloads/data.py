@@ -1,12 +1,12 @@
-"""Pictures a second of the shipped loader beside open_clip's CSV pipeline, on the same pictures.
+"""Images a second of the shipped loader beside open_clip's CSV pipeline, on the same images.
 
 Both get the same JPEGs and sentences from a CSV each and make batches of random 224-pixel crops of 90 to 100% of the
 area: open_clip by its `CsvDataset`, training transform and tokenizer, VELM by `VisionLanguageData`. open_clip's
 batches are float32 and normalised. VELM's are bytes, which its model normalises on the device; `velm_normalised` does
-that, too, on the same core. A step is an epoch. Without workers there is one process with one thread: pictures a second
+that, too, on the same core. A step is an epoch. Without workers there is one process with one thread: images a second
 a core.
 
-The pictures are made: noise with the spectrum of photographs, 500 x 375 pixels of about 115 kB as Flickr's have, and
+The images are made: noise with the spectrum of photographs, 500 x 375 pixels of about 115 kB as Flickr's have, and
 2,048 x 1,536 pixels of about 1.3 MB. Less detail is decoded faster and makes VELM's lead greater.
 """
 
@@ -38,7 +38,7 @@ ALIKE = 0.05
 COUNTS = {"500 x 375": 256, "2,048 x 1,536": 32}
 
 
-def made_picture(rng: np.random.Generator, width: int, height: int, exponent: float) -> Image.Image:
+def made_image(rng: np.random.Generator, width: int, height: int, exponent: float) -> Image.Image:
     """Noise whose amplitudes fall with frequency as those of photographs do; its colours vary less than its light."""
     falling = np.maximum(1, np.hypot(np.fft.fftfreq(height)[:, None] * height, np.fft.rfftfreq(width) * width))
     noise = np.fft.rfft2(rng.standard_normal((3, height, width), np.float32)) / falling**exponent
@@ -52,14 +52,14 @@ def make_corpus(folder: Path, count: int, width: int, height: int, exponent: flo
     rng = np.random.default_rng(0)
     paths = [folder / f"{number:04}.jpg" for number in range(count)]
     for path in paths:
-        made_picture(rng, width, height, exponent).save(path, quality=90)
+        made_image(rng, width, height, exponent).save(path, quality=90)
     return paths
 
 
-def write_tables(folder: Path, pictures: list[Path]) -> None:
-    """ours.csv and theirs.csv: a sentence of twelve words for each picture."""
+def write_tables(folder: Path, images: list[Path]) -> None:
+    """ours.csv and theirs.csv: a sentence of twelve words for each image."""
     rng = np.random.default_rng(1)
-    rows = [(str(picture.absolute()), " ".join(rng.choice(WORDS, 12))) for picture in pictures]
+    rows = [(str(image.absolute()), " ".join(rng.choice(WORDS, 12))) for image in images]
     for name, columns, separator in (("ours", ("image_path", "text"), ","), ("theirs", ("filepath", "title"), "\t")):
         with open(folder / f"{name}.csv", "w", newline="", encoding="utf-8") as file:
             csv.writer(file, delimiter=separator).writerows([columns, *rows])
@@ -82,7 +82,7 @@ def their_loader(folder: Path, batch_size: int, workers: int) -> Iterable[Any]:
 
 
 def our_loader(folder: Path, batch_size: int, workers: int) -> Iterable[Any]:
-    from velm.training.datamodule import Augmentation, VisionLanguageData
+    from velm.training.data import Augmentation, VisionLanguageData
 
     table = {"name": "csv", "path": str(folder / "ours.csv"), "split_column": None, "image_id_column": None}
     data = VisionLanguageData(
@@ -102,7 +102,7 @@ def normaliser() -> Callable[[torch.Tensor], torch.Tensor]:
 
 
 def corpus(size: str) -> Path:
-    """The folder of the pictures and tables of that size; made once on a machine, in its temporary folder."""
+    """The folder of the images and tables of that size; made once on a machine, in its temporary folder."""
     folder = Path(tempfile.gettempdir()) / f"velm_benchmark_data_{'_'.join(str(n) for n in SIZES[size])}_{os.getuid()}"
     if not (folder / "theirs.csv").exists():
         folder.mkdir(parents=True, exist_ok=True)
@@ -111,7 +111,7 @@ def corpus(size: str) -> Path:
 
 
 def epoch(system: str, size: str, workers: int) -> Callable[[], int]:
-    """Goes through an epoch of that side and returns the number of its pictures."""
+    """Goes through an epoch of that side and returns the number of its images."""
     folder, batch_size = corpus(size), min(BATCH, COUNTS[size] // 4)
     if system == "open_clip":
         theirs = their_loader(folder, batch_size, workers)
@@ -128,7 +128,7 @@ def ready(system: str, size: str, workers: int, settings: Settings) -> Run:
 
 
 def prove(size: str, settings: Settings) -> list[Agreement]:
-    """As many pictures of the same shape, their normalised pixels alike on the whole (crops are random)."""
+    """As many images of the same shape, their normalised pixels alike on the whole (crops are random)."""
     folder = corpus(size)
     theirs = next(iter(their_loader(folder, COUNTS[size], 0)))[0]
     batch = next(iter(our_loader(folder, COUNTS[size], 0)))
@@ -146,7 +146,7 @@ def workload(name: str, size: str, workers: int) -> Workload:
     return Workload(
         name=name,
         title=f"JPEG of {size} to batches of 224-px crops, {'two workers' if workers else 'one core'}, from a CSV",
-        unit="pictures",
+        unit="images",
         systems={system: partial(ready, system, size, workers) for system in (OURS, "velm_normalised", "open_clip")},
         against={"open_clip": OURS},
         prove=partial(prove, size),

@@ -25,7 +25,7 @@ __all__ = ["WORKLOADS", "Job", "fit_command", "open_clip_command"]
 BATCH, LR, DECAY, CLIP, CROP = 32, 5e-4, 0.2, 1.0, 0.9
 MODEL = "velm-384x12"
 FEW = 5 * BATCH
-"""Rows of a short run: VELM puts no picture twice into a batch, and each picture has five captions."""
+"""Rows of a short run: VELM puts no image twice into a batch, and each image has five captions."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Job:
     Attributes:
         folder: an empty one, for inputs and whatever a run writes.
         rows: captions, each seen once.
-        workers: processes that read pictures.
+        workers: processes that read images.
         settings: threads, precision, device.
     """
 

@@ -1,15 +1,15 @@
-"""32 pictures become 32 sentences of 20 tokens, by random weights that may not end before.
+"""32 images become 32 sentences of 20 tokens, by random weights that may not end before.
 
-All have a ViT of 384 x 12 in patches of 32 pixels, 49,408 words and a decoder of width 384; encoding the pictures is
+All have a ViT of 384 x 12 in patches of 32 pixels, 49,408 words and a decoder of width 384; encoding the images is
 part of it. Two pairs, because the peers differ:
 
 - transformers: `VisionEncoderDecoderModel.generate`, ViT and a GPT-2 of 6 layers with cross-attention; VELM with a
   Transformer decoder of 6 blocks.
 - open_clip: CoCa with 12 layers of text and 6 of decoder over its 255 pooled positions, the same tower for both. A
   layer of its decoder has two MLPs, one after each attention, where a block of VELM's has one: VELM with 16 blocks
-  that attend over the words and 6 that attend over the picture too has as many weights in matrices and attends over
-  the picture as often. CoCa's own `generate` needs a `BeamSearchScorer`, which transformers 5 no longer has; what runs
-  here is its loop, with its own `CoCa.forward`: every step reads the whole sentence again, and beams repeat the picture
+  that attend over the words and 6 that attend over the image too has as many weights in matrices and attends over
+  the image as often. CoCa's own `generate` needs a `BeamSearchScorer`, which transformers 5 no longer has; what runs
+  here is its loop, with its own `CoCa.forward`: every step reads the whole sentence again, and beams repeat the image
   before it is encoded.
 """
 
@@ -24,7 +24,7 @@ from torch import Tensor
 
 from benchmarks.harness.workload import OURS, Agreement, Run, Settings, Workload, require
 
-PICTURES, TOKENS, VOCABULARY = 32, 20, 49408
+IMAGES, TOKENS, VOCABULARY = 32, 20, 49408
 SIZE, PATCH, DIM, HEADS, IMAGE_DEPTH = 224, 32, 384, 6, 12
 BOS, EOS, PAD = VOCABULARY - 2, VOCABULARY - 1, 0
 
@@ -48,7 +48,7 @@ def velm_model(depth: int, unimodal_depth: int = 0) -> Any:
 
 
 def ours(model: Any, beams: int, tower: Search | None = None) -> Search:
-    """The shipped engine; with another picture tower, its features (B, N, 384) in place of the ViT's."""
+    """The shipped engine; with another image tower, its features (B, N, 384) in place of the ViT's."""
     from velm.generation import GenerationConfig, generate
 
     how = GenerationConfig(max_length=TOKENS, min_length=TOKENS, num_beams=beams)
@@ -140,17 +140,17 @@ def scaled(images: Tensor, model: Any) -> Tensor:
 
 
 def coca_pair() -> tuple[Any, Any]:
-    """open_clip's and ours, whose picture tower is theirs."""
+    """open_clip's and ours, whose image tower is theirs."""
     return coca(12, 6), velm_model(22, unimodal_depth=16)
 
 
 def their_tower(model: Any) -> Search:
-    """Features (B, N, 384) of open_clip's picture tower."""
+    """Features (B, N, 384) of open_clip's image tower."""
     return lambda images: model._encode_image(scaled(images, model))[1]
 
 
 def prove(settings: Settings) -> list[Agreement]:
-    """As many weights in matrices, blocks that attend over the picture as often; all write 20 tokens."""
+    """As many weights in matrices, blocks that attend over the image as often; all write 20 tokens."""
     theirs, mine = coca_pair()
     decoder = theirs.text_decoder
     sizes = matrices(mine.decoder.blocks), matrices(theirs.text.transformer, decoder.resblocks, decoder.cross_attn)
@@ -158,17 +158,17 @@ def prove(settings: Settings) -> list[Agreement]:
     hugging, small = transformers_model(6), velm_model(6)
     counts = matrices(small.image_encoder, small.decoder), matrices(hugging)
     assert abs(counts[0] / counts[1] - 1) < 0.01, counts
-    images = pictures(2)
+    images = random_images(2)
     written = [transformers_own(hugging, 1)(images)[:, -TOKENS:].numel(), ours(small, 1)(images).numel()]
     assert written == [2 * TOKENS, 2 * TOKENS], written
     return [
         Agreement("weights in matrices of the blocks, against open_clip", *sizes),
         Agreement("weights in matrices, against transformers", *counts, "positions and patches are among theirs"),
-        Agreement("tokens that two pictures give, against transformers", *written[::-1]),
+        Agreement("tokens that two images give, against transformers", *written[::-1]),
     ]
 
 
-def pictures(count: int = PICTURES) -> Tensor:
+def random_images(count: int = IMAGES) -> Tensor:
     """uint8 (count, 3, 224, 224)."""
     return torch.randint(0, 256, (count, 3, SIZE, SIZE), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
@@ -187,7 +187,7 @@ def build(system: str, beams: int, dtype: torch.dtype, device: str = "cpu") -> S
 
 def ready(system: str, beams: int, settings: Settings) -> Run:
     dtype = torch.bfloat16 if settings.precision == "bf16" else torch.float32
-    search, images = build(system, beams, dtype, settings.device), pictures().to(settings.device)
+    search, images = build(system, beams, dtype, settings.device), random_images().to(settings.device)
     search(images[:1])
 
     def step() -> int:
@@ -201,13 +201,13 @@ def workload(beams: int) -> Workload:
     systems = (OURS, "transformers", "velm_coca", "open_clip")
     return Workload(
         name="generate" if beams == 1 else f"generate_beams{beams}",
-        title=f"32 pictures to 32 sentences of 20 tokens, {'greedy' if beams == 1 else f'{beams} beams'}",
+        title=f"32 images to 32 sentences of 20 tokens, {'greedy' if beams == 1 else f'{beams} beams'}",
         unit="tokens",
         systems={system: partial(ready, system, beams) for system in systems},
         against={"transformers": OURS, "open_clip": "velm_coca"},
         prove=prove,
         repeats=3 if beams == 1 else 2,
-        notes=("velm has the 6 blocks of transformers' GPT-2, velm_coca the layers and the picture tower of CoCa.",),
+        notes=("velm has the 6 blocks of transformers' GPT-2, velm_coca the layers and the image tower of CoCa.",),
     )
 
 

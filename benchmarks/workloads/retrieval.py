@@ -1,4 +1,4 @@
-"""Recall on 5,000 pictures and 25,000 captions: VELM's blocks beside CLIP_benchmark's one-hot definition.
+"""Recall on 5,000 images and 25,000 captions: VELM's blocks beside CLIP_benchmark's one-hot definition.
 
 The other side is written anew from CLIP_benchmark's description of its zero-shot retrieval: the whole matrix of scores
 and one of who belongs to whom; the k best of each row as one-hot vectors, in batches of 64 rows as it does by default,
@@ -19,17 +19,17 @@ from benchmarks.harness.workload import OURS, Agreement, Run, Settings, Workload
 KS = (1, 5, 10)
 CAPTIONS = 5
 DIM = 512
-PICTURES = 5000
+IMAGES = 5000
 BATCH = 64
 
 Embeddings = tuple[Tensor, Tensor, Tensor]
 
 
-def made(pictures: int, seed: int = 0) -> Embeddings:
-    """Embeddings of pictures, of five noisy captions each, and whose they are."""
+def made(images: int, seed: int = 0) -> Embeddings:
+    """Embeddings of images, of five noisy captions each, and whose they are."""
     generator = torch.Generator().manual_seed(seed)
-    image = normalize(torch.randn(pictures, DIM, generator=generator), dim=1)
-    ids = torch.arange(pictures).repeat_interleave(CAPTIONS)
+    image = normalize(torch.randn(images, DIM, generator=generator), dim=1)
+    ids = torch.arange(images).repeat_interleave(CAPTIONS)
     text = normalize(image[ids] + torch.randn(len(ids), DIM, generator=generator) / 4, dim=1)
     return image, text, ids
 
@@ -67,12 +67,12 @@ Side = Callable[[Tensor, Tensor, Tensor], dict[str, float]]
 
 
 def system(side: Side, settings: Settings) -> Run:
-    few, embeddings = (tuple(each.to(settings.device) for each in made(count)) for count in (50, PICTURES))
+    few, embeddings = (tuple(each.to(settings.device) for each in made(count)) for count in (50, IMAGES))
     side(*few)  # what is imported or set up once
 
     def step() -> int:
         side(*embeddings)
-        return PICTURES * CAPTIONS
+        return IMAGES * CAPTIONS
 
     return Run(step, warm=1, steps=1)
 
@@ -83,13 +83,13 @@ def prove(settings: Settings) -> list[Agreement]:
     mine, theirs = ours(*embeddings), one_hot_recall(*embeddings)
     for name, value in mine.items():
         assert abs(value - theirs[name]) < 1e-6, (name, value, theirs[name])
-    return [Agreement(f"{name} of 1,000 pictures", value, theirs[name]) for name, value in mine.items()]
+    return [Agreement(f"{name} of 1,000 images", value, theirs[name]) for name, value in mine.items()]
 
 
 WORKLOADS = [
     Workload(
         name="retrieval",
-        title="recall at 1, 5 and 10 both ways, 5,000 pictures and 25,000 captions of width 512",
+        title="recall at 1, 5 and 10 both ways, 5,000 images and 25,000 captions of width 512",
         unit="captions",
         systems={OURS: partial(system, ours), "clip_benchmark": partial(system, one_hot_recall)},
         against={"clip_benchmark": OURS},

@@ -1,4 +1,4 @@
-"""A training step of the recurrent family: ResNet, GRU and an LSTM that attends over the picture."""
+"""A training step of the recurrent family: ResNet, GRU and an LSTM that attends over the image."""
 
 from __future__ import annotations
 

@@ -61,7 +61,7 @@ def whole(command: Sequence[str]) -> Callable[[Settings], Run]:
 
 
 def prove(settings: Settings) -> list[Agreement]:
-    """The same sizes, batches and loggers; `velm.data.shapes` draws for both."""
+    """The same sizes, batches and loggers; `velm.data.synthetic.shapes` draws for both."""
     ours, theirs = (_witnessed(command, settings) for command in (fit_command, lightning_command))
     names = {"parameters": "parameters", "samples": "samples in the step", "batches": "steps in an epoch",
              "loggers": "loggers"}  # fmt: skip
@@ -105,7 +105,7 @@ def _command(name: str, what: str, command: Sequence[str]) -> Workload:
 WORKLOADS = [
     Workload(
         name="startup",
-        title="From the start of the process to the first optimizer step: configs/quickstart.yaml, 32 pictures",
+        title="From the start of the process to the first optimizer step: configs/quickstart.yaml, 32 images",
         unit="starts",
         systems={OURS: to_first_step(fit_command), "lightning": to_first_step(lightning_command)},
         against={"lightning": OURS},

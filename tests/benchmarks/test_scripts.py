@@ -35,7 +35,7 @@ def test_the_corpus_is_the_same_each_time(tmp_path: Path) -> None:
     assert Image.open(first[0]).size == (50, 37)
 
 
-def test_both_sides_read_the_same_pictures_and_sentences(tmp_path: Path) -> None:
+def test_both_sides_read_the_same_images_and_sentences(tmp_path: Path) -> None:
     data.write_tables(tmp_path, data.make_corpus(tmp_path, 3, 50, 37, 1.0))
     with open(tmp_path / "ours.csv") as ours, open(tmp_path / "theirs.csv") as theirs:
         (_, *mine), (header, *yours) = csv.reader(ours), csv.reader(theirs, delimiter="\t")
@@ -83,7 +83,7 @@ def test_captions_are_compared_where_there_is_java(tmp_path: Path) -> None:
     with open(tmp_path / "captions.csv", "w", newline="") as file:
         csv.writer(file).writerows([*rows, ["2", "alone"]])
     found = captions.compare(captions.read(str(tmp_path / "captions.csv")))
-    assert (found["pictures"], found["captions"], found["cut otherwise"]) == (3, 5, 0)
+    assert (found["images"], found["captions"], found["cut otherwise"]) == (3, 5, 0)
     assert all(abs(row["difference"]) < 1e-9 for row in found["figures"].values())
 
 

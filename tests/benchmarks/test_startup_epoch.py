@@ -14,7 +14,7 @@ from benchmarks.workloads import epoch, startup
 
 @pytest.fixture
 def flickr(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder laid out like the photographs: 3 pictures to train on and one that is not, two captions each."""
+    """A folder laid out like the photographs: 3 images to train on and one that is not, two captions each."""
     folder = tmp_path / "photographs"
     folder.mkdir()
     rows = [
@@ -80,7 +80,7 @@ def test_the_tokenizer_has_the_ids_of_clip(tmp_path: Path) -> None:
     pytest.importorskip("open_clip")
     from open_clip.tokenizer import SimpleTokenizer
 
-    from velm.data.tokenizers import HFTokenizer
+    from velm.data.text.tokenizers import HFTokenizer
 
     photographs.write_tokenizer(tmp_path)
     ours, theirs = HFTokenizer(model_name=str(tmp_path)), SimpleTokenizer()

@@ -1,4 +1,4 @@
-"""`velm caption`: lines in order, folders, JSON, and a bad picture that does not take the others down."""
+"""`velm caption`: lines in order, folders, JSON, and a bad image that does not take the others down."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ import pytest
 from PIL import Image
 
 from velm.cli import main as velm
-from velm.commands.caption import find_pictures
+from velm.commands.caption import find_images
 from velm.pipeline import load
 
 
 @pytest.fixture
 def folder(tmp_path):
     rng = np.random.default_rng(0)
-    (tmp_path / "pictures" / "more").mkdir(parents=True)
+    (tmp_path / "images" / "more").mkdir(parents=True)
     for name in ("b.png", "a.jpg", "more/c.JPG"):
         pixels = rng.integers(0, 256, (32, 40, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(tmp_path / "pictures" / name, format="PNG" if "png" in name else "JPEG")
-    (tmp_path / "pictures" / "notes.txt").write_text("no picture")
-    return tmp_path / "pictures"
+        Image.fromarray(pixels).save(tmp_path / "images" / name, format="PNG" if "png" in name else "JPEG")
+    (tmp_path / "images" / "notes.txt").write_text("no image")
+    return tmp_path / "images"
 
 
 @pytest.fixture
@@ -29,34 +29,34 @@ def tiny_checkpoint(write_checkpoint):
     return str(write_checkpoint())
 
 
-def test_a_line_a_picture_path_tab_caption(write_checkpoint, folder, capsys):
+def test_a_line_a_image_path_tab_caption(write_checkpoint, folder, capsys):
     checkpoint = write_checkpoint()
-    pictures = [str(folder / "b.png"), str(folder / "a.jpg")]
-    assert velm(["caption", str(checkpoint), *pictures, "--num_beams", "3", "--max_length", "4"]) == 0
+    images = [str(folder / "b.png"), str(folder / "a.jpg")]
+    assert velm(["caption", str(checkpoint), *images, "--num_beams", "3", "--max_length", "4"]) == 0
     lines = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
-    expected = load(checkpoint).caption(pictures, num_beams=3, max_length=4)
-    assert lines == [[path, caption] for path, caption in zip(pictures, expected, strict=True)]
+    expected = load(checkpoint).caption(images, num_beams=3, max_length=4)
+    assert lines == [[path, caption] for path, caption in zip(images, expected, strict=True)]
 
 
 def test_options_may_stand_anywhere_and_batches_change_nothing(write_checkpoint, folder, capsys):
-    checkpoint, pictures = str(write_checkpoint()), [str(folder / "b.png"), str(folder / "a.jpg")]
-    assert velm(["caption", checkpoint, "--max_length", "4", *pictures]) == 0
+    checkpoint, images = str(write_checkpoint()), [str(folder / "b.png"), str(folder / "a.jpg")]
+    assert velm(["caption", checkpoint, "--max_length", "4", *images]) == 0
     first = capsys.readouterr().out
-    assert velm(["caption", "--batch_size", "1", checkpoint, pictures[0], "--max_length", "4", pictures[1]]) == 0
+    assert velm(["caption", "--batch_size", "1", checkpoint, images[0], "--max_length", "4", images[1]]) == 0
     assert capsys.readouterr().out == first
 
 
-def test_a_folder_is_all_the_pictures_in_it(folder):
+def test_a_folder_is_all_the_images_in_it(folder):
     found = [str(folder / name) for name in ("a.jpg", "b.png", "more/c.JPG")]
-    assert find_pictures([str(folder)]) == found
-    assert find_pictures([str(folder / "b.png"), str(folder / "more")]) == [found[1], found[2]]
+    assert find_images([str(folder)]) == found
+    assert find_images([str(folder / "b.png"), str(folder / "more")]) == [found[1], found[2]]
 
 
 def test_json_with_scores(write_checkpoint, folder, capsys):
     arguments = ["--json", "--num_beams", "3", "--num_return", "2", "--max_length", "4"]
     assert velm(["caption", str(write_checkpoint()), str(folder), *arguments]) == 0
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert [row["image"] for row in rows] == find_pictures([str(folder)])
+    assert [row["image"] for row in rows] == find_images([str(folder)])
     for row in rows:
         assert len(row["captions"]) == 2
         assert row["captions"][0]["score"] >= row["captions"][1]["score"]
@@ -72,8 +72,8 @@ def test_samples_of_a_seed_can_be_had_again(write_checkpoint, folder, capsys):
     assert len(outputs[0].splitlines()) == 9
 
 
-def test_an_unreadable_picture_is_named_and_the_others_are_captioned(write_checkpoint, folder, capsys):
-    (folder / "aa.jpg").write_bytes(b"no picture")
+def test_an_unreadable_image_is_named_and_the_others_are_captioned(write_checkpoint, folder, capsys):
+    (folder / "aa.jpg").write_bytes(b"no image")
     assert velm(["caption", str(write_checkpoint()), str(folder)]) == 1
     captured = capsys.readouterr()
     assert [line.split("\t")[0].rsplit("/")[-1] for line in captured.out.splitlines()] == ["a.jpg", "b.png", "c.JPG"]
@@ -102,12 +102,12 @@ def test_rules_and_reranking(write_checkpoint, folder, capsys):
 
 def test_text_in_the_memory(write_checkpoint, folder, capsys):
     both = str(write_checkpoint(memory=["image", "text"], losses={"captioning": {}}))
-    picture = str(folder / "a.jpg")
-    assert velm(["caption", both, picture, "--text", "a red circle"]) == 0
-    assert capsys.readouterr().out.startswith(f"{picture}\t")
-    assert velm(["caption", both, picture, picture, "--text", "a red circle"]) == 2
-    assert "--text is given 1 times for 2 pictures" in capsys.readouterr().err
-    assert velm(["caption", both, picture]) == 2
+    image = str(folder / "a.jpg")
+    assert velm(["caption", both, image, "--text", "a red circle"]) == 0
+    assert capsys.readouterr().out.startswith(f"{image}\t")
+    assert velm(["caption", both, image, image, "--text", "a red circle"]) == 2
+    assert "--text is given 1 times for 2 images" in capsys.readouterr().err
+    assert velm(["caption", both, image]) == 2
     assert "attends over image and text" in capsys.readouterr().err
 
 
@@ -138,8 +138,8 @@ def test_what_no_sentence_can_be_is_told_by_every_command_that_writes(
     tiny_checkpoint, folder, tmp_path, capsys, command, options, words
 ):
     out = ["--output", str(tmp_path / "out")]
-    picture = str(folder / "a.jpg")
-    arguments = {"caption": [picture], "evaluate": out, "explain": [picture, *out]}[command]
+    image = str(folder / "a.jpg")
+    arguments = {"caption": [image], "evaluate": out, "explain": [image, *out]}[command]
     assert velm([command, tiny_checkpoint, *arguments, *options]) == 2
     captured = capsys.readouterr()
     assert captured.err.startswith(f"velm {command}: ")
@@ -148,7 +148,7 @@ def test_what_no_sentence_can_be_is_told_by_every_command_that_writes(
     assert not (tmp_path / "out").exists()
 
 
-def test_texts_alone_need_no_picture(write_checkpoint, folder, tmp_path, capsys):
+def test_texts_alone_need_no_image(write_checkpoint, folder, tmp_path, capsys):
     reader = write_checkpoint(image_encoder=None, memory=["text"], losses={"captioning": {}})
     texts = ["a red circle", "a small blue square", "a green ring"]
     expected = load(reader).caption(texts=texts, max_length=4)
@@ -166,17 +166,17 @@ def test_texts_alone_need_no_picture(write_checkpoint, folder, tmp_path, capsys)
     assert velm([*arguments, str(folder / "a.jpg")]) == 2
     assert "attends over text: give texts=[...]; got images=[...]" in capsys.readouterr().err
     assert velm(arguments) == 2
-    assert "Nothing to write for: give pictures or folders, --text" in capsys.readouterr().err
+    assert "Nothing to write for: give images or folders, --text" in capsys.readouterr().err
 
 
-def test_json_names_the_text_beside_the_picture(write_checkpoint, folder, capsys):
+def test_json_names_the_text_beside_the_image(write_checkpoint, folder, capsys):
     both = str(write_checkpoint(memory=["image", "text"], losses={"captioning": {}}))
-    pictures = find_pictures([str(folder)])
+    images = find_images([str(folder)])
     arguments = [word for text in ("a red circle", "a ring", "a star") for word in ("--text", text)]
-    (folder / "b.png").write_bytes(b"no picture")
-    assert velm(["caption", both, *pictures, *arguments, "--json"]) == 1
+    (folder / "b.png").write_bytes(b"no image")
+    assert velm(["caption", both, *images, *arguments, "--json"]) == 1
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert [(row["image"], row["text"]) for row in rows] == [(pictures[0], "a red circle"), (pictures[2], "a star")]
+    assert [(row["image"], row["text"]) for row in rows] == [(images[0], "a red circle"), (images[2], "a star")]
 
 
 def test_closed_answers_from_a_file(write_checkpoint, folder, tmp_path, capsys):
@@ -199,22 +199,22 @@ def test_closed_answers_from_a_file(write_checkpoint, folder, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["nowhere.ckpt", "{picture}"], "No checkpoint at nowhere.ckpt"),
-        (["{checkpoint}", "nowhere.jpg"], "There is no picture or folder 'nowhere.jpg'"),
-        (["{checkpoint}", "{empty}"], "has no pictures; looked for .bmp"),
-        (["{checkpoint}", "{picture}", "--num_return", "3"], "num_return 3 is more than num_beams 1"),
-        (["{checkpoint}", "{picture}", "--must_include", "zebra"], "'zebra' has a word that is not in the model's"),
-        (["{checkpoint}", "{picture}", "--must_include", "red", "--forbidden", "red"], "which is forbidden"),
-        (["{checkpoint}", "{picture}", "--device", "nonsense"], "Cannot compute on the device 'nonsense'"),
+        (["nowhere.ckpt", "{image}"], "No checkpoint at nowhere.ckpt"),
+        (["{checkpoint}", "nowhere.jpg"], "There is no image or folder 'nowhere.jpg'"),
+        (["{checkpoint}", "{empty}"], "has no images; looked for .bmp"),
+        (["{checkpoint}", "{image}", "--num_return", "3"], "num_return 3 is more than num_beams 1"),
+        (["{checkpoint}", "{image}", "--must_include", "zebra"], "'zebra' has a word that is not in the model's"),
+        (["{checkpoint}", "{image}", "--must_include", "red", "--forbidden", "red"], "which is forbidden"),
+        (["{checkpoint}", "{image}", "--device", "nonsense"], "Cannot compute on the device 'nonsense'"),
         (
-            ["{checkpoint}", "{picture}", "--plugins", "nowhere_at_all"],
+            ["{checkpoint}", "{image}", "--plugins", "nowhere_at_all"],
             "The plugin 'nowhere_at_all' cannot be imported",
         ),
     ],
 )
 def test_bad_input_is_told_without_a_traceback(write_checkpoint, folder, tmp_path, capsys, arguments, words):
     (tmp_path / "empty").mkdir()
-    known = {"checkpoint": write_checkpoint(), "picture": folder / "a.jpg", "empty": tmp_path / "empty"}
+    known = {"checkpoint": write_checkpoint(), "image": folder / "a.jpg", "empty": tmp_path / "empty"}
     assert velm(["caption", *(argument.format(**known) for argument in arguments)]) == 2
     captured = capsys.readouterr()
     assert words in captured.err

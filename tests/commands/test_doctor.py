@@ -36,8 +36,8 @@ WORDS = ("red", "green", "blue", "old", "new", "big", "small", "wet")
 
 
 @pytest.fixture
-def pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A clean csv of 12 + 4 + 4 pictures with two sentences each, and a config; in an empty working folder."""
+def images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A clean csv of 12 + 4 + 4 images with two sentences each, and a config; in an empty working folder."""
     monkeypatch.chdir(tmp_path)
     rng = np.random.default_rng(0)
     rows = []
@@ -88,17 +88,17 @@ def grave(found: dict[str, list[dict[str, Any]]]) -> list[tuple[str, str]]:
     return [(f["check"], f["severity"]) for fs in found.values() for f in fs if f["severity"] in ("error", "warning")]
 
 
-def test_a_clean_csv_raises_nothing(pictures: Path, examined) -> None:
-    before = sorted(pictures.iterdir())
+def test_a_clean_csv_raises_nothing(images: Path, examined) -> None:
+    before = sorted(images.iterdir())
     code, found = examined()
     assert grave(found) == []
     assert code == 0
-    assert found["pictures"][0]["message"] == "20 pictures decoded, none missing."
+    assert found["images"][0]["message"] == "20 images decoded, none missing."
     assert found["steps"][0]["value"] == {"steps": 6}
-    assert sorted(pictures.iterdir()) == before
+    assert sorted(images.iterdir()) == before
 
 
-def test_drawn_shapes_raise_nothing(pictures: Path, examined) -> None:
+def test_drawn_shapes_raise_nothing(images: Path, examined) -> None:
     code, found = examined("--data.dataset={name: shapes, train_size: 300, val_size: 50, test_size: 50}")
     assert grave(found) == []
     assert code == 0
@@ -110,7 +110,7 @@ def test_flickr8k_raises_nothing(monkeypatch: pytest.MonkeyPatch, examined) -> N
     code, found = examined("--pictures=200", config=ROOT / "configs" / "flickr8k_cnn_rnn.yaml")
     assert grave(found) == []
     assert code == 0
-    assert "198 pictures decoded, none missing; the other 7,602 were only looked for" in found["pictures"][0]["message"]
+    assert "198 images decoded, none missing; the other 7,602 were only looked for" in found["images"][0]["message"]
 
 
 def delete(folder: Path) -> None:
@@ -154,10 +154,10 @@ def strange_words(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("fault", "check", "severity", "words"),
+    ("bad_sample", "check", "severity", "words"),
     [
-        (delete, "pictures", "error", "1 of 20 (5.0%) pictures are missing"),
-        (truncate, "pictures", "error", "3.jpg"),
+        (delete, "images", "error", "1 of 20 (5.0%) images are missing"),
+        (truncate, "images", "error", "3.jpg"),
         (copy_to_val, "duplicates_across_splits", "warning", "1 byte for byte (=), 0 to the eye (~): train"),
         (save_again, "duplicates_across_splits", "warning", "0 byte for byte (=), 1 to the eye (~): train"),
         (spoil_text, "odd_captions", "warning", "U+FFFD"),
@@ -169,9 +169,9 @@ def strange_words(folder: Path) -> None:
     ],
 )
 def test_faults_of_the_data(
-    fault: Callable[[Path], None], check: str, severity: str, words: str, pictures: Path, examined
+    bad_sample: Callable[[Path], None], check: str, severity: str, words: str, images: Path, examined
 ) -> None:
-    fault(pictures)
+    bad_sample(images)
     code, found = examined()
     assert (check, severity) in grave(found)
     assert any(words in finding["message"] for finding in found[check])
@@ -208,18 +208,18 @@ def test_faults_of_the_data(
             "--model.image_encoder={name: vit, dim: 16, depth: 1, heads: 2, patch_size: 7}",
             "memory",
             "error",
-            "A step of 2 pictures fails",
+            "A step of 2 images fails",
         ),
     ],
 )
-def test_faults_of_the_config(option: str, check: str, severity: str, words: str, pictures: Path, examined) -> None:
+def test_faults_of_the_config(option: str, check: str, severity: str, words: str, images: Path, examined) -> None:
     code, found = examined(option)
     assert (check, severity) in grave(found)
     assert any(words in finding["message"] for finding in found[check])
     assert code == {"warning": 1, "error": 2}[severity]
 
 
-def test_a_pretrained_tower_at_a_high_rate(pictures: Path, examined) -> None:
+def test_a_pretrained_tower_at_a_high_rate(images: Path, examined) -> None:
     import torch
     from torchvision.models import squeezenet1_1
 
@@ -234,18 +234,18 @@ def test_a_pretrained_tower_at_a_high_rate(pictures: Path, examined) -> None:
     assert code == 0
 
 
-def test_cached_features_are_looked_over_and_not_made(pictures: Path, examined) -> None:
+def test_cached_features_are_looked_over_and_not_made(images: Path, examined) -> None:
     options = ("--model.freeze=[image_encoder]", "--data.cache_features=kept")
     code, found = examined(*options)
     assert grave(found) == []
     assert code == 0
-    assert not (pictures / "kept").exists()
+    assert not (images / "kept").exists()
     _, found = examined(*options, "--data.augment.flip=true")
     assert "data.augment has flip True" in found["data"][0]["message"]
 
 
-def test_an_absent_split_is_information(pictures: Path, examined) -> None:
-    change(pictures, lambda rows: rows.__setitem__(slice(None), [row for row in rows if row[2] == "train"]))
+def test_an_absent_split_is_information(images: Path, examined) -> None:
+    change(images, lambda rows: rows.__setitem__(slice(None), [row for row in rows if row[2] == "train"]))
     code, found = examined()
     assert code == 0
     assert [f["severity"] for f in found["data"]] == ["info", "info", "ok"]
@@ -255,14 +255,14 @@ def test_an_absent_split_is_information(pictures: Path, examined) -> None:
     assert code == 0
 
 
-def test_options_are_taken_as_by_fit(pictures: Path, examined) -> None:
+def test_options_are_taken_as_by_fit(images: Path, examined) -> None:
     Path("more.yaml").write_text("data: {batch_size: 6}\ntrainer: {max_epochs: 5}\n", encoding="utf-8")
     _, found = examined("--config", "more.yaml", "--trainer.max_epochs=7", "--trainer.devices=2")
     assert found["batch_size"][0]["value"] == {"samples": 12, "batches": 1, "devices": 2}
     assert found["steps"][0]["value"] == {"steps": 7}
 
 
-def test_batches_of_like_length(pictures: Path, examined) -> None:
+def test_batches_of_like_length(images: Path, examined) -> None:
     """Sentences of 6 tokens: a budget of 24 is 4 samples a step."""
     code, found = examined("--data.max_tokens=24")
     assert code == 0
@@ -273,7 +273,7 @@ def test_batches_of_like_length(pictures: Path, examined) -> None:
     assert "one sample alone has 6 tokens" in found["batch_size"][0]["message"]
 
 
-def test_text_alone_has_no_pictures(pictures: Path, examined) -> None:
+def test_text_alone_has_no_images(images: Path, examined) -> None:
     rows = "".join(f"{w} thing,{w} Ding,{s}\n" for s in ("train", "val", "test") for w in WORDS)
     Path("pairs.csv").write_text(f"text,de,split\n{rows}", encoding="utf-8")
     dataset = "{name: csv, path: pairs.csv, image_column: null, image_id_column: null, target_column: de}"
@@ -281,18 +281,18 @@ def test_text_alone_has_no_pictures(pictures: Path, examined) -> None:
     code, found = examined(f"--data.dataset={dataset}", *model)
     assert grave(found) == []
     assert code == 0
-    assert found["pictures"][0]["message"] == "The data has no pictures."
+    assert found["images"][0]["message"] == "The data has no images."
 
 
-def test_the_table_is_for_people(pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    delete(pictures)
+def test_the_table_is_for_people(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    delete(images)
     assert cli.main(["doctor", "--config", "tiny.yaml"]) == 2
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("error")
     assert lines[-1].startswith("1 error, 0 warnings, ")
 
 
-def test_unknown_keys_are_refused_as_by_fit(pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_unknown_keys_are_refused_as_by_fit(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for option in ("--data.batchsize=3", "--pictures=0"):
         with pytest.raises(SystemExit) as stopped:
             cli.main(["doctor", "--config", "tiny.yaml", option])

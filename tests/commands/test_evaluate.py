@@ -10,7 +10,7 @@ from PIL import Image
 
 from velm.cli import main as velm
 from velm.commands.evaluate import dataset_spec
-from velm.registry import SpecError
+from velm.errors import ConfigError
 
 UNSURE = {"caption/distinct", "caption/distinct1", "caption/distinct2"}  # of repeats they would be another figure
 
@@ -30,7 +30,7 @@ def test_metrics_and_captions_are_written(write_checkpoint, tmp_path, capsys):
     for name, value in figures.items():
         assert f"{name} " in output
         assert f"{value:.4f}" in output
-    assert "6 pictures and" in output
+    assert "6 images and" in output
 
 
 def test_in_bfloat16(write_checkpoint, tmp_path):
@@ -77,7 +77,7 @@ def test_reranked_figures_are_asked_for(write_checkpoint, tmp_path, capsys):
     )
 
 
-def test_texts_without_pictures(write_checkpoint, tmp_path, capsys):
+def test_texts_without_images(write_checkpoint, tmp_path, capsys):
     (tmp_path / "texts.csv").write_text("article,summary\na small red circle,a circle\na large star,a star\n")
     dataset = {"name": "csv", "path": str(tmp_path / "texts.csv"), "text_column": "article", "target_column": "summary",
                "image_column": None, "image_id_column": None, "split_column": None}  # fmt: skip
@@ -97,9 +97,9 @@ def test_texts_without_pictures(write_checkpoint, tmp_path, capsys):
 def test_the_dataset_can_be_changed_from_the_command_line(write_checkpoint, tmp_path, capsys):
     arguments = ["evaluate", str(write_checkpoint()), "--output", str(tmp_path), *FAST, "--texts_per_image", "2"]
     assert velm([*arguments, "--data.dataset.test_size=3"]) == 0
-    assert "3 pictures and 6 texts of the split 'test'" in capsys.readouterr().out
+    assert "3 images and 6 texts of the split 'test'" in capsys.readouterr().out
     assert velm([*arguments, "--data.dataset.val_size", "4", "--split", "val"]) == 0
-    assert "4 pictures and 8 texts of the split 'val'" in capsys.readouterr().out
+    assert "4 images and 8 texts of the split 'val'" in capsys.readouterr().out
 
 
 def test_another_dataset_altogether(write_checkpoint, tmp_path, capsys):
@@ -110,36 +110,36 @@ def test_another_dataset_altogether(write_checkpoint, tmp_path, capsys):
     )
     arguments = ["evaluate", str(write_checkpoint()), "--output", str(tmp_path / "out"), *FAST, "--data.dataset"]
     assert velm([*arguments, f"{{name: csv, path: {tmp_path / 'rows.csv'}}}"]) == 0
-    assert "2 pictures and 2 texts" in capsys.readouterr().out
+    assert "2 images and 2 texts" in capsys.readouterr().out
 
 
 @pytest.fixture
 def broken(tmp_path):
-    """The options of a csv of six pictures, the second of which cannot be read."""
+    """The options of a csv of six images, the second of which cannot be read."""
     rows = ["image_path,text,split,image_id"]
     for i in range(6):
         Image.new("RGB", (32, 32), (40 * i, 90, 90)).save(tmp_path / f"{i}.png")
         rows += [f"{i}.png,{text},test,{i}" for text in ("a red circle", f"a blue square {i}")]
-    (tmp_path / "1.png").write_bytes(b"<script>no picture</script>")
+    (tmp_path / "1.png").write_bytes(b"<script>no image</script>")
     (tmp_path / "rows.csv").write_text("\n".join(rows) + "\n")
     return ["--data.dataset", f"{{name: csv, path: {tmp_path / 'rows.csv'}}}"]
 
 
-def test_a_picture_that_cannot_be_read_is_left_out_named_and_counted(write_checkpoint, tmp_path, capsys, broken):
+def test_a_image_that_cannot_be_read_is_left_out_named_and_counted(write_checkpoint, tmp_path, capsys, broken):
     out = tmp_path / "out"
     arguments = ["evaluate", str(write_checkpoint()), "--output", str(out), *FAST, *broken]
     assert velm([*arguments, "--data.max_bad", "0.2"]) == 1
     captured = capsys.readouterr()
-    assert "5 pictures and 10 texts" in captured.out
-    assert f"velm evaluate: Cannot read picture '{tmp_path / '1.png'}'" in captured.err
-    assert f"1 picture is left out of every figure; see {out / 'unreadable.jsonl'}" in captured.err
+    assert "5 images and 10 texts" in captured.out
+    assert f"velm evaluate: Cannot read image '{tmp_path / '1.png'}'" in captured.err
+    assert f"1 image is left out of every figure; see {out / 'unreadable.jsonl'}" in captured.err
     assert json.loads((out / "metrics.json").read_text())["left_out"] == 1
     row = json.loads((out / "unreadable.jsonl").read_text())
     assert row["path"] == str(tmp_path / "1.png")
     written = [json.loads(line)["image_id"] for line in (out / "captions.jsonl").read_text().splitlines()]
     assert written == ["0", "2", "3", "4", "5"]
     report = (out / "report.html").read_text("utf-8")
-    assert "1 picture could not be read and count" in report
+    assert "1 image could not be read and count" in report
     assert "1.png" in report
     Image.new("RGB", (32, 32)).save(tmp_path / "1.png")
     assert velm(arguments) == 0
@@ -147,7 +147,7 @@ def test_a_picture_that_cannot_be_read_is_left_out_named_and_counted(write_check
     assert "could not be read" not in (out / "report.html").read_text("utf-8")
 
 
-def test_too_many_pictures_that_cannot_be_read_are_an_error(write_checkpoint, tmp_path, capsys, broken):
+def test_too_many_images_that_cannot_be_read_are_an_error(write_checkpoint, tmp_path, capsys, broken):
     checkpoint = write_checkpoint()
     arguments = ["--output", str(tmp_path / "out"), *FAST, *broken]
     assert velm(["evaluate", str(checkpoint), *arguments]) == 2
@@ -160,7 +160,7 @@ def test_too_many_pictures_that_cannot_be_read_are_an_error(write_checkpoint, tm
 
 
 def test_two_checkpoints_are_measured_on_what_both_can_read(write_checkpoint, tmp_path, broken):
-    """The first reads no pictures, so only the second finds that one is broken."""
+    """The first reads no images, so only the second finds that one is broken."""
     csv = tmp_path / "rows.csv"
     lines = csv.read_text().splitlines()
     csv.write_text("\n".join([f"{lines[0]},to", *(f"{line},ein kreis" for line in lines[1:])]) + "\n")
@@ -197,9 +197,9 @@ def test_what_was_typed_changes_what_is_stored():
     }
     assert dataset_spec(stored, [("columns.image", "i")])["columns"] == {"image": "i"}
     assert stored == {"name": "csv", "path": "a.csv", "split_column": "split"}
-    with pytest.raises(SpecError, match=r"--data\.dataset\.path\.x: 'path' is 'a\.csv', which has no parts"):
+    with pytest.raises(ConfigError, match=r"--data\.dataset\.path\.x: 'path' is 'a\.csv', which has no parts"):
         dataset_spec(stored, [("path.x", 1)])
-    with pytest.raises(SpecError, match=r"stores no dataset\. Name one: --data\.dataset '\{name: csv"):
+    with pytest.raises(ConfigError, match=r"stores no dataset\. Name one: --data\.dataset '\{name: csv"):
         dataset_spec(None, [("path", "a.csv")])
 
 
@@ -229,7 +229,7 @@ def test_bad_input_is_told_without_a_traceback(write_checkpoint, tmp_path, capsy
 @pytest.mark.parametrize(
     ("package", "dataset", "extra"),
     [
-        ("datasets", "{name: hf/someone/pictures}", "hf"),
+        ("datasets", "{name: hf/someone/images}", "hf"),
         ("fsspec", "{name: webdataset, test: 's3://bucket/a.tar'}", "remote"),
     ],
 )

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from velm.cli import main as velm
-from velm.data.shapes import Shapes
+from velm.data.synthetic.shapes import Shapes
 
 
 @pytest.fixture

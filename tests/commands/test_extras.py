@@ -78,7 +78,7 @@ def test_java_that_fails_loses_no_other_figure(run, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--folds", "7"], "folds 7 of 6 pictures"),
+        (["--folds", "7"], "folds 7 of 6 images"),
         (["--probe"], "The records have no classes"),
         (["--template", "a {}"], "The records have no classes"),
     ],

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from velm.commands.plugins import check_plugin, list_plugins, main, show_plugin
-from velm.registry import KINDS, PluginError, Registry, SpecError, UnknownNameError
+from velm.errors import ConfigError, PluginError, UnknownNameError
+from velm.registry import KINDS, Registry
 
 ENCODER = '''
 import torch
@@ -182,7 +183,7 @@ def test_check_of_a_misspelt_option_names_the_nearest(capsys: pytest.CaptureFixt
 
 
 def test_a_name_of_several_kinds_asks_which(module: str) -> None:
-    with pytest.raises(SpecError, match="'rnn' is the name of text encoder and decoder"):
+    with pytest.raises(ConfigError, match="'rnn' is the name of text encoder and decoder"):
         main(["check", "rnn"])
     assert check_plugin("rnn", kind="decoder").ok
 
@@ -191,9 +192,9 @@ def test_a_name_of_several_kinds_asks_which(module: str) -> None:
     ("argv", "error", "message"),
     [
         (["check", "sigmoidd"], UnknownNameError, "Did you mean 'sigmoid'?"),
-        (["check", "json:JSONDecoder"], SpecError, "derives from none of velm.ImageEncoder, .*--kind image_encoders"),
-        (["check", "{name: "], SpecError, "neither YAML nor JSON"),
-        (["show", "encoder", "vit"], SpecError, "Unknown kind 'encoder'. Kinds: image_encoders, "),
+        (["check", "json:JSONDecoder"], ConfigError, "derives from none of velm.ImageEncoder, .*--kind image_encoders"),
+        (["check", "{name: "], ConfigError, "neither YAML nor JSON"),
+        (["show", "encoder", "vit"], ConfigError, "Unknown kind 'encoder'. Kinds: image_encoders, "),
         (["show", "loss", "sigmoidd"], UnknownNameError, "Did you mean 'sigmoid'?"),
     ],
 )

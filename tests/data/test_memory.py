@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from velm.data.items import CaptionItems
-from velm.data.records import TableRecords
-from velm.data.samplers import PictureBatchSampler
-from velm.data.tables import CSV
-from velm.training.datamodule import VisionLanguageData
+from velm.data.batches.samplers import ImageBatchSampler
+from velm.data.batches.samples import CaptionItems
+from velm.data.formats.delimited import CSV
+from velm.data.tables.records import TableRecords
+from velm.training.data import VisionLanguageData
 
 ROWS = 6000
 OPTIONS: dict[str, Any] = {"split_column": None, "image_id_column": None, "check_files": False}
@@ -22,8 +22,8 @@ OPTIONS: dict[str, Any] = {"split_column": None, "image_id_column": None, "check
 
 def write(folder: Path, captions: int = 1, scattered: bool = False) -> tuple[str, int]:
     """A table and the bytes of its text."""
-    pictures = ROWS // captions
-    numbers = [i % pictures if scattered else i // captions for i in range(ROWS)]
+    images = ROWS // captions
+    numbers = [i % images if scattered else i // captions for i in range(ROWS)]
     rows = [(f"images/{number:06d}.jpg", f"a dog and {i} cats") for i, number in enumerate(numbers)]
     path = folder / "data.csv"
     path.write_text("image_path,text\n" + "".join(f"{image},{text}\n" for image, text in rows))
@@ -50,20 +50,18 @@ def test_beside_its_text_a_row_takes_a_few_bytes(tmp_path: Path, captions: int, 
 
 
 @pytest.mark.parametrize(("captions", "a_sample"), [("random", 0), ("first", 0), ("all", 4)])
-def test_samples_of_pictures_with_one_sentence_take_next_to_nothing(
-    tmp_path: Path, captions: Any, a_sample: int
-) -> None:
+def test_samples_of_images_with_one_sentence_take_next_to_nothing(tmp_path: Path, captions: Any, a_sample: int) -> None:
     records = CSV(path=write(tmp_path)[0], **OPTIONS).split("train")
     items = CaptionItems(records, tokenizer=None, transform=None, captions=captions)  # type: ignore[arg-type]
-    sampler = PictureBatchSampler(picture_of=items.picture_of, batch_size=60)
+    sampler = ImageBatchSampler(image_of=items.image_of, batch_size=60)
     assert arrays(items) <= a_sample * ROWS
     assert arrays(sampler) <= 8 * len(sampler)
 
 
-def test_samples_of_pictures_with_several_sentences_take_eight_bytes(tmp_path: Path) -> None:
+def test_samples_of_images_with_several_sentences_take_eight_bytes(tmp_path: Path) -> None:
     records = CSV(path=write(tmp_path, captions=5)[0], **OPTIONS).split("train")
     items = CaptionItems(records, tokenizer=None, transform=None, captions="all")  # type: ignore[arg-type]
-    sampler = PictureBatchSampler(picture_of=items.picture_of, batch_size=60)
+    sampler = ImageBatchSampler(image_of=items.image_of, batch_size=60)
     assert len(items) == ROWS
     assert arrays(items) + arrays(sampler) <= 8 * ROWS
 

@@ -9,7 +9,7 @@ import torch
 import transformers
 
 from velm.decoders.huggingface import HFDecoder
-from velm.layers.pretrained import skip_pretrained
+from velm.pretrained.weights import skip_pretrained
 from velm.testing import check_decoder
 
 SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}

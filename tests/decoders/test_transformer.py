@@ -103,7 +103,7 @@ def test_depth_is_at_least_one():
 
 
 def test_unimodal_blocks_know_no_memory(inputs):
-    """What the lower blocks make of the words is the same for all pictures, and they have no weights to look with."""
+    """What the lower blocks make of the words is the same for all images, and they have no weights to look with."""
     tokens, memory, _ = inputs
     decoder = build(depth=3, unimodal_depth=2)
     assert [block.memory_attention is None for block in decoder.blocks] == [True, True, False]

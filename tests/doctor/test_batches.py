@@ -22,10 +22,10 @@ from velm.doctor.batches import (
 def drawn(counts: list[int], batch: int, rounds: int = 4000) -> float:
     """The same share by drawing batches."""
     rng = np.random.default_rng(0)
-    picture = np.repeat(np.arange(len(counts)), counts)
+    image = np.repeat(np.arange(len(counts)), counts)
     shares = []
     for _ in range(rounds):
-        rows = rng.choice(picture, batch, replace=False)
+        rows = rng.choice(image, batch, replace=False)
         shares.append((np.bincount(rows)[rows] > 1).mean())
     return float(np.mean(shares))
 
@@ -65,7 +65,7 @@ def test_a_batch_larger_than_the_split() -> None:
     assert "Use fewer processes" in none.message
 
 
-def test_samples_are_pictures_or_sentences() -> None:
+def test_samples_are_images_or_sentences() -> None:
     assert batch_size([5] * 20, size=10, devices=1, captions="random")[1] == 2
     assert batch_size([5] * 20, size=10, devices=1, captions="all")[1] == 10
 

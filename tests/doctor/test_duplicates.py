@@ -1,4 +1,4 @@
-"""The same picture twice: by bytes, and to the eye; other pictures are left alone."""
+"""The same image twice: by bytes, and to the eye; other images are left alone."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import pytest
 from PIL import Image, ImageEnhance
 
 from velm.data.base import Record
-from velm.data.shapes import Shapes
+from velm.data.synthetic.shapes import Shapes
 from velm.doctor.duplicates import duplicates, near_pairs
-from velm.doctor.pictures import Picture, look
+from velm.doctor.images import ScannedImage, look
 
 
 def examined(**splits: list[Record]) -> dict[str, object]:
@@ -22,7 +22,7 @@ def examined(**splits: list[Record]) -> dict[str, object]:
 def test_clean_splits_have_none(records) -> None:
     found = examined(train=records("train", 0, 40), val=records("val", 40, 20))
     assert {f.severity for f in found.values()} == {"ok"}
-    assert found["duplicates_across_splits"].message == "No picture is in two splits, among 60 looked at."
+    assert found["duplicates_across_splits"].message == "No image is in two splits, among 60 looked at."
 
 
 def test_a_copy_in_another_split_is_a_warning(records, tmp_path: Path) -> None:
@@ -46,7 +46,7 @@ def test_a_copy_in_another_split_is_a_warning(records, tmp_path: Path) -> None:
         lambda image: image,
     ],
 )
-def test_a_picture_saved_again_is_recognised(change, records, tmp_path: Path) -> None:
+def test_a_image_saved_again_is_recognised(change, records, tmp_path: Path) -> None:
     train, val = records("train", 0, 5), records("val", 5, 2)
     again = tmp_path / "again.jpg"
     change(Image.open(train[1].image)).save(again, quality=60)
@@ -76,7 +76,7 @@ def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     hashes[30] = hashes[2] ^ 0b1011
     hashes[7] = hashes[6] ^ 0b11111  # five bits: too far
     flat = np.zeros((16, 16, 3), dtype=np.uint8)
-    seen = [Picture("train", str(i), digest=bytes([i]), look=h, thumbnail=flat) for i, h in enumerate(hashes)]
+    seen = [ScannedImage("train", str(i), digest=bytes([i]), look=h, thumbnail=flat) for i, h in enumerate(hashes)]
     for rows in (1, 7, 256):
         monkeypatch.setattr("velm.doctor.duplicates.ROWS", rows)
         assert [(a.name, b.name) for a, b in near_pairs(seen)] == [("2", "30")]

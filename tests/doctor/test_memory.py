@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from velm.data.tokenizers import ByteTokenizer
+from velm.data.text.tokenizers import ByteTokenizer
 from velm.doctor.memory import kept_bytes, memory, probe
 from velm.losses.weighted import build_losses
 from velm.model import build_model
@@ -31,7 +31,7 @@ def test_weights_gradients_and_moments_are_counted(tiny_config: dict[str, Any]) 
     assert finding.value["weights"] == 2 * sum(size for size, _ in sizes)
     assert finding.value["gradients"] == learnt
     assert finding.value["optimizer"] == 2 * learnt
-    assert "activations measured on 2 and 4 pictures and continued to 8" in finding.message
+    assert "activations measured on 2 and 4 images and continued to 8" in finding.message
 
 
 def test_the_line_goes_through_what_a_larger_batch_keeps(tiny_config: dict[str, Any]) -> None:
@@ -54,7 +54,7 @@ def test_a_step_that_fails_is_an_error(tiny_config: dict[str, Any]) -> None:
     model, losses = built(tiny_config)
     finding = memory(model, losses, probes=probes(image_size=30), size=8)  # 30 pixels, patches of 8
     assert finding.severity == "error"
-    assert finding.message.startswith("A step of 2 pictures fails: ")
+    assert finding.message.startswith("A step of 2 images fails: ")
 
 
 def test_a_probe_looks_like_a_batch() -> None:

@@ -1,4 +1,4 @@
-"""The convolutional encoder: any picture, neighbours in the batch that do not matter, places that do."""
+"""The convolutional encoder: any image, neighbours in the batch that do not matter, places that do."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def build(architecture="residual", norm=None, pooling="max", **options):
     return CNNEncoder(architecture=architecture, norm=norm, pooling=pooling, **options).double().eval()
 
 
-def pictures(*shape):
+def random_images(*shape):
     return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
 
 
@@ -32,8 +32,8 @@ def close(left, right):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("size", [(16, 16), (24, 9), (31, 17), (5, 5)])
-def test_any_picture_is_halved_three_times(kind, size):
-    output = build(*kind)(pictures(2, 3, *size))
+def test_any_image_is_halved_three_times(kind, size):
+    output = build(*kind)(random_images(2, 3, *size))
     rows, columns = -(-size[0] // 8), -(-size[1] // 8)
     assert output.grid == (rows, columns)
     assert output.mask is None
@@ -53,20 +53,20 @@ def test_64_pixels_are_8_cells_by_default():
 @pytest.mark.parametrize("depth", [0, 1, 2])
 @pytest.mark.parametrize("architecture", ["residual", "plain"])
 def test_depth_keeps_the_grid(architecture, depth):
-    assert build(architecture, depth=depth)(pictures(1, 3, 16, 24)).grid == (2, 3)
+    assert build(architecture, depth=depth)(random_images(1, 3, 16, 24)).grid == (2, 3)
 
 
 @pytest.mark.parametrize("widths", [[], [4], [4, 4, 8]])
 @pytest.mark.parametrize("architecture", ["residual", "plain"])
 def test_every_stage_halves_the_grid(architecture, widths):
-    output = build(architecture, widths=widths)(pictures(1, 3, 32, 32))
+    output = build(architecture, widths=widths)(random_images(1, 3, 32, 32))
     side = 16 // 2 ** len(widths)
     assert output.grid == (side, side)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_batch_of_one_equals_its_row(kind):
-    encoder, images = build(*kind), pictures(3, 3, 16, 24)
+    encoder, images = build(*kind), random_images(3, 3, 16, 24)
     output = encoder(images)
     for row in range(3):
         alone = encoder(images[row : row + 1])
@@ -76,7 +76,7 @@ def test_a_batch_of_one_equals_its_row(kind):
 
 @pytest.mark.parametrize("norm", ["group", "batch"])
 def test_in_training_too_neighbours_matter_to_batch_norm_alone(norm):
-    encoder, images = build(norm=norm).train(), pictures(3, 3, 16, 16)
+    encoder, images = build(norm=norm).train(), random_images(3, 3, 16, 16)
     pooled = encoder(images).pooled
     assert torch.allclose(encoder(images[:1]).pooled[0], pooled[0], rtol=0, atol=1e-10) is (norm == "group")
 
@@ -84,7 +84,7 @@ def test_in_training_too_neighbours_matter_to_batch_norm_alone(norm):
 @pytest.mark.parametrize("kind", KINDS)
 def test_gradient_reaches_every_parameter(kind):
     encoder = build(*kind, depth=1)
-    encoder(pictures(4, 3, 16, 24)).pooled.pow(3).sum().backward()
+    encoder(random_images(4, 3, 16, 24)).pooled.pow(3).sum().backward()
     assert not [name for name, p in encoder.named_parameters() if p.grad is None or not p.grad.any()]
 
 
@@ -109,7 +109,7 @@ def test_features_lie_row_by_row(architecture):
 
 
 def test_group_norm_survives_one_cell():
-    output = build(norm="group", dim=8)(pictures(2, 3, 4, 4))
+    output = build(norm="group", dim=8)(random_images(2, 3, 4, 4))
     assert output.grid == (1, 1)
     assert (output.pooled[0] - output.pooled[1]).abs().max() > 1e-3
 
@@ -125,7 +125,7 @@ def test_a_plain_stack_is_bare_and_a_residual_one_normalised():
 
 
 def test_dropout_is_off_in_eval_and_on_in_training():
-    encoder, images = build(dropout=0.5), pictures(2, 3, 16, 16)
+    encoder, images = build(dropout=0.5), random_images(2, 3, 16, 16)
     assert torch.equal(encoder(images).pooled, encoder(images).pooled)
     encoder.train()
     assert not torch.equal(encoder(images).pooled, encoder(images).pooled)
@@ -133,7 +133,7 @@ def test_dropout_is_off_in_eval_and_on_in_training():
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_saved_equals_loaded(kind):
-    encoder, other, images = build(*kind), build(*kind), pictures(2, 3, 16, 16)
+    encoder, other, images = build(*kind), build(*kind), random_images(2, 3, 16, 16)
     encoder.train()(images)  # moves the running means of batch norm
     encoder.eval()
     for parameter in other.parameters():

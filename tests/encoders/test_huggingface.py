@@ -12,7 +12,7 @@ import torch
 import transformers
 
 from velm.encoders.huggingface import HFImageEncoder, HFTextEncoder
-from velm.layers.pretrained import skip_pretrained
+from velm.pretrained.weights import skip_pretrained
 from velm.testing import check_image_encoder, check_text_encoder
 
 SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
@@ -174,7 +174,7 @@ def test_frozen_stays_frozen():
     [
         ({"model_name": "vitt", "config": VISION}, "'vitt' is none. Did you mean 'vit'"),
         ({"model_name": "vit", "config": VISION, "pretrained": True}, "Leave one of them out"),
-        ({"model_name": "bert", "config": TEXT}, "which takes no pictures"),
+        ({"model_name": "bert", "config": TEXT}, "which takes no images"),
         ({"model_name": "vit", "config": {**VISION, "hidden_size": "wide"}}, "config of hf/vit is refused"),
         ({"model_name": "vit", "config": VISION, "dim": 0}, "at least 1; got 0"),
         ({"model_name": "vit", "config": VISION, "image_mean": [0.5]}, "three numbers"),

@@ -11,7 +11,7 @@ import torch
 timm = pytest.importorskip("timm", reason="the extra 'timm' is not installed")
 
 from velm.encoders.timm import TimmEncoder  # noqa: E402
-from velm.layers.pretrained import skip_pretrained  # noqa: E402
+from velm.pretrained.weights import skip_pretrained  # noqa: E402
 
 VIT, CNN, SWIN = "test_vit", "test_resnet", "swin_tiny_patch4_window7_224"
 

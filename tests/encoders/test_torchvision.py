@@ -12,7 +12,7 @@ from torch import nn
 from torchvision import models
 
 from velm.encoders.torchvision import TorchvisionEncoder, Trunk
-from velm.layers.pretrained import skip_pretrained
+from velm.pretrained.weights import skip_pretrained
 
 WEIGHTS = Path(__file__).parents[2] / "../shared/data/weights/mobilenet_v2_imagenet.pth"
 SMALL = {"model_name": "mobilenet_v3_small", "features": "features.4"}
@@ -69,7 +69,7 @@ def test_vit_equals_torchvision():
     assert torch.allclose(positions, model.encoder(tokens)[:, 1:], atol=1e-5)
 
 
-def test_vit_weights_for_another_picture_size_are_resized():
+def test_vit_weights_for_another_image_size_are_resized():
     trunk = Trunk(small_vit(96), None)
     trunk.model.load_state_dict(small_vit(64).state_dict(), strict=False)
     assert trunk.model.encoder.pos_embedding.shape[1] == 1 + 3 * 3

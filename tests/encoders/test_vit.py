@@ -17,7 +17,7 @@ def build(positions="sine", pooling="mean", **options):
     return ViTEncoder(positions=positions, pooling=pooling, **options).double().eval()
 
 
-def pictures(*shape):
+def random_images(*shape):
     return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
 
 
@@ -28,7 +28,7 @@ def close(left, right):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("size", [(12, 12), (8, 20), (4, 4)])
 def test_any_grid(kind, size):
-    output = build(*kind)(pictures(2, 3, *size))
+    output = build(*kind)(random_images(2, 3, *size))
     rows, columns = size[0] // 4, size[1] // 4
     assert output.grid == (rows, columns)
     assert output.mask is None
@@ -39,7 +39,7 @@ def test_any_grid(kind, size):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_batch_of_one_equals_its_row(kind):
-    encoder, images = build(*kind), pictures(3, 3, 8, 12)
+    encoder, images = build(*kind), random_images(3, 3, 8, 12)
     output = encoder(images)
     for row in range(3):
         alone = encoder(images[row : row + 1])
@@ -50,14 +50,14 @@ def test_a_batch_of_one_equals_its_row(kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_gradient_reaches_every_parameter(kind):
     encoder = build(*kind)
-    encoder(pictures(2, 3, 8, 12)).pooled[:, :5].pow(3).sum().backward()
+    encoder(random_images(2, 3, 8, 12)).pooled[:, :5].pow(3).sum().backward()
     assert not [name for name, p in encoder.named_parameters() if p.grad is None or not p.grad.any()]
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_patches_lie_row_by_row(kind):
     encoder = build(*kind, depth=0)  # without blocks a patch sees itself alone
-    images = pictures(1, 3, 8, 12)
+    images = random_images(1, 3, 8, 12)
     changed = images.clone()
     changed[:, :, 4:8, 8:12] += 1  # second row, third column
     moved = (encoder(images).features - encoder(changed).features).abs().amax(dim=-1)[0] > 1e-9
@@ -66,13 +66,13 @@ def test_patches_lie_row_by_row(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_where_things_are_matters(kind):
-    encoder, image = build(*kind), pictures(1, 3, 4, 8)
+    encoder, image = build(*kind), random_images(1, 3, 4, 8)
     swapped = image.roll(4, dims=-1)  # the same two patches, the other way round
     assert not torch.allclose(encoder(image).pooled, encoder(swapped).pooled, rtol=0, atol=1e-6)
 
 
 def test_mean_is_of_the_features_and_class_is_not_among_them():
-    image = pictures(2, 3, 8, 8)
+    image = random_images(2, 3, 8, 8)
     output = build(pooling="mean")(image)
     close(output.pooled, output.features.mean(dim=1))
     output = build(pooling="class")(image)
@@ -80,7 +80,7 @@ def test_mean_is_of_the_features_and_class_is_not_among_them():
 
 
 def test_dropout_is_off_in_eval_and_on_in_training():
-    encoder, images = build(dropout=0.5), pictures(2, 3, 8, 8)
+    encoder, images = build(dropout=0.5), random_images(2, 3, 8, 8)
     assert torch.equal(encoder(images).pooled, encoder(images).pooled)
     encoder.train()
     assert not torch.equal(encoder(images).pooled, encoder(images).pooled)
@@ -88,7 +88,7 @@ def test_dropout_is_off_in_eval_and_on_in_training():
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_saved_equals_loaded(kind):
-    encoder, other, images = build(*kind), build(*kind), pictures(2, 3, 8, 12)
+    encoder, other, images = build(*kind), build(*kind), random_images(2, 3, 8, 12)
     for parameter in other.parameters():
         nn.init.normal_(parameter)
     other.load_state_dict(encoder.state_dict())
@@ -103,12 +103,12 @@ def test_errors_settle_the_matter():
     with pytest.raises(ValueError, match="position_grid is 0"):
         ViTEncoder(positions="learned", position_grid=0)
     with pytest.raises(ValueError, match="10 x 12 pixels cannot be cut into patches of 4 x 4"):
-        build()(pictures(1, 3, 10, 12))
+        build()(random_images(1, 3, 10, 12))
     with pytest.raises(ValueError, match="2 x 12 pixels cannot be cut into patches of 4 x 4"):
-        build()(pictures(1, 3, 2, 12))
+        build()(random_images(1, 3, 2, 12))
 
 
 def test_patches_are_the_convolution():
-    encoder, images = build(), pictures(2, 3, 8, 12)
+    encoder, images = build(), random_images(2, 3, 8, 12)
     convolved = encoder.patches(images).flatten(2).transpose(1, 2)
     close(encoder._patch_vectors(images, encoder._grid(images)), convolved)

@@ -93,7 +93,7 @@ def test_differences_are_taken_draw_by_draw():
     assert "b" not in differences({"b": noise}, {"c": noise})
 
 
-def test_several_captions_of_a_picture_are_drawn_together(monkeypatch):
+def test_several_captions_of_a_image_are_drawn_together(monkeypatch):
     rows = [Written("x", t, c, ("a dog",)) for t, c in (("ein Hund", "a dog"), ("Hund", "dog"))]
     rows.append(Written("y", "Katze", "a cat", ("a cat",)))
     counted(monkeypatch, [1, 0])

@@ -7,11 +7,12 @@ from dataclasses import replace
 import pytest
 
 from velm.data.base import Record
-from velm.data.shapes import Shapes
+from velm.data.synthetic.shapes import Shapes
+from velm.errors import PipelineError
 from velm.evaluation.caption_fit import clip_score_figures, novelty_figures
 from velm.evaluation.predictions import Predictions, Written, predict
 from velm.metrics import clip_score, ref_clip_score
-from velm.pipeline import PipelineError, load
+from velm.pipeline import load
 
 
 @pytest.fixture
@@ -31,7 +32,7 @@ def test_it_is_what_the_pipeline_says(pipeline):
     assert figures["caption/ref_clip_score"] == pytest.approx(float(expected.mean()), abs=1e-6)
 
 
-def test_a_judge_sees_the_pictures_itself(pipeline, write_checkpoint):
+def test_a_judge_sees_the_images_itself(pipeline, write_checkpoint):
     records = Shapes(test_size=4, image_size=32).split("test")
     found = predict(pipeline, records, max_length=4)
     judge = load(write_checkpoint("judge.ckpt", decoder=None, losses={"contrastive": {}}, embed_dim=4))

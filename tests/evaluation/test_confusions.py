@@ -22,7 +22,7 @@ def test_the_hardest_by_hand():
     assert hardest(found, 5, block_size=1) == [first, second, third]
 
 
-def test_one_picture_alone_cannot_be_confused():
+def test_one_image_alone_cannot_be_confused():
     assert hardest(Predictions(torch.ones(1, 2), torch.ones(2, 2), torch.tensor([0, 0]), ["a", "b"]), 3) == []
 
 

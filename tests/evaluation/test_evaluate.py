@@ -1,4 +1,4 @@
-"""Evaluation: any-of retrieval, captions against references, each picture encoded once."""
+"""Evaluation: any-of retrieval, captions against references, each image encoded once."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from velm.data.base import DataError, Record
-from velm.data.shapes import Shapes
+from velm.data.base import Record
+from velm.data.synthetic.shapes import Shapes
+from velm.errors import DataError, PipelineError
 from velm.evaluation.evaluate import evaluate, figures
 from velm.evaluation.predictions import Predictions, Written, predict
 from velm.metrics import retrieval_metrics
-from velm.pipeline import PipelineError, load
+from velm.pipeline import load
 
 RETRIEVAL = {
     f"{way}/{figure}"
@@ -81,7 +82,7 @@ def test_the_gallery_may_hold_the_first_texts_only(pipeline, records):
     assert [written.references for written in found.written] == [record.texts for record in records]  # all the same
 
 
-def test_each_picture_is_encoded_once(pipeline, records):
+def test_each_image_is_encoded_once(pipeline, records):
     seen = []
     hook = pipeline.model.image_encoder.register_forward_hook(lambda m, args, out: seen.append(len(args[0])))
     evaluate(pipeline, records, batch_size=4, max_length=3)
@@ -123,7 +124,7 @@ def test_text_in_the_memory_is_held_against_targets(write_checkpoint, records, m
     translator = load(write_checkpoint(**changes))
     rows = translated(records)
     found = predict(translator, rows, batch_size=2, max_length=4)
-    assert len(found.written) == 14  # two different texts a picture; the third is the first again
+    assert len(found.written) == 14  # two different texts an image; the third is the first again
     assert found.written[0].references == ("target 0 0", "target 0 2")
     assert found.written[3].references == ("target 1 1",)
     assert found.written[3].text == rows[1].texts[1]
@@ -141,7 +142,7 @@ def test_targets_are_the_references_where_there_are_any(pipeline, records):
     assert found.written[2].references == ("target 2 0", "target 2 1", "target 2 2")
 
 
-def test_a_missing_picture_among_others_is_black(pipeline, records):
+def test_a_missing_image_among_others_is_black(pipeline, records):
     found = predict(pipeline, [records[0], Record("x", None, ("a star",))], max_length=3)
     black = pipeline.embed_images([np.zeros((32, 32, 3), np.uint8)])
     assert torch.allclose(found.image_embeds[1:], black, atol=1e-5)
@@ -162,7 +163,7 @@ def test_what_cannot_be_evaluated(pipeline, records):
         evaluate(pipeline, records, batch_size=0)
     with pytest.raises(PipelineError, match=r"Unknown \['beams'\]"):
         evaluate(pipeline, records, beams=3)
-    with pytest.raises(DataError, match="None of the 1 records has a picture"):
+    with pytest.raises(DataError, match="None of the 1 records has an image"):
         evaluate(pipeline, [Record("x", None, ("a",))])
     with pytest.raises(DataError, match="Record 'x' has no sentence"):
         evaluate(pipeline, [Record("x", np.zeros((32, 32, 3), np.uint8), ())])

@@ -8,11 +8,11 @@ import sys
 import pytest
 
 from velm.cli import main as velm
-from velm.data.base import DataError
-from velm.data.shapes import Shapes
+from velm.data.synthetic.shapes import Shapes
+from velm.errors import DataError, PipelineError
 from velm.evaluation.evaluate import Extras, evaluate
 from velm.evaluation.extras import check_extras
-from velm.pipeline import PipelineError, load
+from velm.pipeline import load
 
 DATA = {"dataset": {"name": "shapes", "test_size": 6, "train_size": 9, "image_size": 32}}
 
@@ -43,7 +43,7 @@ def test_what_cannot_be_had_is_told_before_anything_is_computed(write_checkpoint
     pipeline, records = load(write_checkpoint()), dataset.split("test")
     monkeypatch.setattr(pipeline, "encode_images", None)
     for extras, words in (
-        (Extras(folds=7), "folds 7 of 6 pictures"),
+        (Extras(folds=7), "folds 7 of 6 images"),
         (Extras(probe=True, train=records), "The records have no classes"),
         (Extras(templates=["a {}"]), "The records have no classes"),
         (Extras(novelty=True), "give train, the records of that split"),

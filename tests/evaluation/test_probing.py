@@ -1,4 +1,4 @@
-"""Probes of a frozen encoder: features before projection, decay chosen on training pictures only."""
+"""Probes of a frozen encoder: features before projection, decay chosen on training images only."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from velm.data.base import DataError, Record
+from velm.data.base import Record
+from velm.errors import DataError, PipelineError
 from velm.evaluation.probing import DECAYS, choose_decay, image_features, probe_figures
-from velm.pipeline import PipelineError, load
+from velm.pipeline import load
 
 COLOURS = {"red": (220, 30, 30), "blue": (30, 30, 220), "green": (30, 180, 30)}
 
@@ -52,11 +53,11 @@ def test_the_decay_is_chosen_from_those_given():
     features = torch.eye(3)[labels] + torch.randn(60, 3, generator=generator)
     assert choose_decay(features, labels) in DECAYS
     assert choose_decay(features, labels, [0.3]) == 0.3
-    with pytest.raises(DataError, match="There are 4 pictures to train on; it takes 5"):
+    with pytest.raises(DataError, match="There are 4 images to train on; it takes 5"):
         choose_decay(features[:4], labels[:4])
 
 
-def test_a_model_without_pictures_is_refused(write_checkpoint):
+def test_a_model_without_images_is_refused(write_checkpoint):
     changes = {"memory": ["text"], "losses": {"captioning": {}}, "image_encoder": None}
     with pytest.raises(PipelineError, match="has no image encoder"):
         image_features(load(write_checkpoint(**changes)), records(1, 0))

@@ -1,4 +1,4 @@
-"""Pictures that cannot be read: left out of every figure, named, and too many of them an error."""
+"""Images that cannot be read: left out of every figure, named, and too many of them an error."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ import torch
 from made import noise_records
 from PIL import Image
 
-from velm.data.base import DataError, Record, Records
-from velm.data.faults import BadDataError, Fault
-from velm.data.transforms import EvalTransform
+from velm.data.bad_samples import BadSample
+from velm.data.base import Record, Records
+from velm.data.images.transforms import EvalTransform
+from velm.errors import BadDataError, DataError
 from velm.evaluation.evaluate import Extras, evaluate, measure
 from velm.evaluation.predictions import predict
 from velm.evaluation.probing import image_features, probe_figures
@@ -67,7 +68,7 @@ def test_what_is_left_out_is_named(pipeline, records):
     )
     assert list(found.left_out) == [0, 1, 3, 11]
     assert found.left_out[3].path == records[3].image
-    assert found.left_out[3].cause.startswith(f"Cannot read picture '{records[3].image}'")
+    assert found.left_out[3].cause.startswith(f"Cannot read image '{records[3].image}'")
     assert told == [(3, 12), (6, 12), (9, 12), (12, 12)]
     with pytest.warns(UserWarning, match=r"4 of 12 records are left out: Cannot read .*00\.png.*, \.\.\.$"):
         assert evaluate(pipeline, records, max_bad=0.5, max_length=2)["left_out"] == 4
@@ -93,7 +94,7 @@ def test_too_many_end_it_at_the_batch_that_has_them(pipeline, records):
 
 def test_what_opening_found_counts_too(pipeline, whole):
     class Opened(Records):
-        faults = (Fault("row 7", "it has no sentence"),)
+        bad_samples = (BadSample("row 7", "it has no sentence"),)
 
         def __len__(self):
             return len(records)
@@ -104,18 +105,18 @@ def test_what_opening_found_counts_too(pipeline, whole):
     records = [*whole, Record("x", "nowhere.png", ("a",))]
     measured = measure(pipeline, Opened(), max_bad=0.2, max_length=2)  # 2 of 10
     assert measured.figures["left_out"] == 1
-    assert measured.records.faults == Opened.faults
+    assert measured.records.bad_samples == Opened.bad_samples
     with pytest.raises(BadDataError, match=r"2 of 10 records"):
         measure(pipeline, Opened(), max_bad=0.15, max_length=2)
 
 
 def test_nothing_readable_is_an_error_whatever_is_allowed(pipeline, records):
     broken = [records[i] for i in (0, 1, 3)]
-    with pytest.raises(DataError, match=r"None of the 3 records can be read\. The first: Cannot read picture"):
+    with pytest.raises(DataError, match=r"None of the 3 records can be read\. The first: Cannot read image"):
         predict(pipeline, broken, max_bad=1.0)
 
 
-def test_a_record_that_cannot_be_had_is_left_out_like_its_picture(pipeline, whole):
+def test_a_record_that_cannot_be_had_is_left_out_like_its_image(pipeline, whole):
     class Torn(Records):
         def __len__(self):
             return 4
@@ -126,7 +127,7 @@ def test_a_record_that_cannot_be_had_is_left_out_like_its_picture(pipeline, whol
             return whole[place]
 
     found = predict(pipeline, Torn(), max_bad=0.5, max_length=2)
-    assert found.left_out == {0: Fault("record 0", "OSError: the disk is gone", lost=0)}
+    assert found.left_out == {0: BadSample("record 0", "OSError: the disk is gone", lost=0)}
     with pytest.raises(OSError, match="the disk is gone"):
         list(encoded(pipeline, Torn(), 2))
 
@@ -137,10 +138,10 @@ def test_a_model_without_eyes_leaves_nothing_out(write_checkpoint, records):
     assert not predict(blind, rows, max_length=2).left_out
 
 
-def test_features_of_broken_pictures_are_an_error_unless_they_may_be_missing(pipeline, records):
-    with pytest.raises(DataError, match="Cannot read picture"):
+def test_features_of_broken_images_are_an_error_unless_they_may_be_missing(pipeline, records):
+    with pytest.raises(DataError, match="Cannot read image"):
         image_features(pipeline, records)
-    missing: dict[int, Fault] = {}
+    missing: dict[int, BadSample] = {}
     features = image_features(pipeline, records, left_out=missing, max_bad=0.5, batch_size=5)
     assert (len(features), list(missing)) == (8, [0, 1, 3, 11])
     assert torch.allclose(features[0], image_features(pipeline, [records[2]])[0], atol=1e-5)
@@ -157,7 +158,7 @@ def test_what_is_left_out_is_in_order_whichever_thread_found_it_first(pipeline, 
         return read(self, image)
 
     monkeypatch.setattr(EvalTransform, "__call__", slow_to_fail)
-    missing: dict[int, Fault] = {}
+    missing: dict[int, BadSample] = {}
     list(encoded(pipeline, records, 5, missing, max_bad=0.5))
     assert list(missing) == [0, 1, 3, 11]
 
@@ -172,7 +173,7 @@ def test_the_view_of_what_remains_keeps_what_is_known_of_the_whole(whole):
         def record(self, place):
             return whole[place]
 
-    view = remaining(Known(), {1: Fault("x", "y")})
+    view = remaining(Known(), {1: BadSample("x", "y")})
     assert view.classes == ("a", "b")
     assert list(view) == [whole[0], *whole[2:]]
     assert view[-1] is whole[-1]

@@ -8,13 +8,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from velm.data.shapes import Shapes
+from velm.data.synthetic.shapes import Shapes
+from velm.errors import PipelineError
 from velm.evaluation.evaluate import evaluate
 from velm.evaluation.predictions import predict
 from velm.evaluation.reranking import rerank
 from velm.generation import log_likelihood
 from velm.metrics import figures_of_ranks, retrieval_ranks
-from velm.pipeline import PipelineError, load
+from velm.pipeline import load
 
 
 @pytest.fixture
@@ -33,7 +34,7 @@ def found(pipeline, records):
 
 
 def likelihoods(pipeline, records, texts):
-    """log P(text | picture) of every pair, float (n, m)."""
+    """log P(text | image) of every pair, float (n, m)."""
     [image] = pipeline.encode_images([record.image for record in records], batch_size=99)
     memory, _ = pipeline.model.memory(image, None)
     tokens, mask = pipeline.tokenize(texts)
@@ -83,9 +84,9 @@ def test_what_lies_behind_the_candidates_keeps_its_place(pipeline, records, foun
 
 
 def test_a_captioner_that_knows_finds_everything(pipeline, records, found, monkeypatch):
-    """Embeddings that know nothing, and a decoder that holds a picture's own texts for the likeliest."""
+    """Embeddings that know nothing, and a decoder that holds an image's own texts for the likeliest."""
     owners = dict(zip(found.texts, found.image_ids.tolist(), strict=True))
-    assert len(owners) == len(found.texts)  # no sentence belongs to two pictures
+    assert len(owners) == len(found.texts)  # no sentence belongs to two images
     blind = replace(found, image_embeds=torch.rand(7, 8), text_embeds=torch.rand(21, 8))
     seen = iter(range(7))
 

@@ -6,15 +6,16 @@ import pytest
 import torch
 from PIL import Image
 
-from velm.data.base import DataError, Record
-from velm.data.image_folder import ImageFolder
+from velm.data.base import Record
+from velm.data.formats.image_folder import ImageFolder
+from velm.errors import DataError
 from velm.evaluation.zero_shot import class_embeds, classes_of, require_classes, zero_shot_figures
 from velm.pipeline import load
 
 
 @pytest.fixture
 def folder(tmp_path):
-    """Two classes in 'test'; a third has a picture in 'train' only."""
+    """Two classes in 'test'; a third has an image in 'train' only."""
     for place in ("test/red", "test/small_blue", "train/red", "train/small_blue", "train/large_green"):
         for number in range(3):
             path = tmp_path / "data" / place / f"{number}.png"

@@ -1,14 +1,15 @@
-"""Where each word looked: one map a word, the decoder's own attention, on the picture's grid."""
+"""Where each word looked: one map a word, the decoder's own attention, on the image's grid."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from velm.data.shapes import Shapes
-from velm.data.tokenizers import BPETokenizer, ByteTokenizer, WordTokenizer
+from velm.data.synthetic.shapes import Shapes
+from velm.data.text.tokenizers import BPETokenizer, ByteTokenizer, WordTokenizer
+from velm.errors import PipelineError
 from velm.explain.attention import UNKNOWN, _by_word, word_maps
-from velm.pipeline import PipelineError, load
+from velm.pipeline import load
 
 TEXTS = ["a small blue square", "a red circle"]
 RNN = {"name": "rnn", "dim": 16}
@@ -57,7 +58,7 @@ def test_it_is_what_the_engine_saw(write_checkpoint, images, changes):
         torch.testing.assert_close(each.maps, seen)
 
 
-def test_of_picture_and_text_the_picture_is_shown(write_checkpoint, images):
+def test_of_image_and_text_the_image_is_shown(write_checkpoint, images):
     pipeline = load(write_checkpoint(memory=["text", "image"]))
     image, source = encoded(pipeline, images), pipeline.encode_texts(TEXTS)
     for each in word_maps(pipeline, image, TEXTS, source):

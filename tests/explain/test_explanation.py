@@ -1,14 +1,15 @@
-"""One picture explained: every kind of model gives the maps it has, and the sheet shows them."""
+"""One image explained: every kind of model gives the maps it has, and the sheet shows them."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from velm.data.shapes import Shapes
+from velm.data.synthetic.shapes import Shapes
+from velm.errors import PipelineError
 from velm.explain import explain
 from velm.explain.drawing import COLUMNS, GAP, SIDE, sheet, veiled
-from velm.pipeline import PipelineError, load
+from velm.pipeline import load
 
 
 @pytest.fixture
@@ -24,7 +25,7 @@ def test_its_own_caption_is_explained(write_checkpoint, image):
     assert found.attention.shape == (len(found.words), 4, 4)
     assert found.similarity.shape == (4, 4)
     assert found.saliency is None
-    np.testing.assert_array_equal(found.picture, image)
+    np.testing.assert_array_equal(found.image, image)
     assert found.arrays().keys() == {"attention", "similarity"}
 
 
@@ -70,7 +71,7 @@ def test_what_cannot_be_explained(write_checkpoint, image):
     with pytest.raises(PipelineError, match=r"Write \[text\]"):
         explain(load(write_checkpoint()), image, "a red circle")
     blind = load(write_checkpoint(memory=["text"], image_encoder=None, losses={"captioning": {}}))
-    with pytest.raises(PipelineError, match="sees no pictures"):
+    with pytest.raises(PipelineError, match="sees no images"):
         explain(blind, image, ["a star"])
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from velm.data.shapes import Shapes
+from velm.data.synthetic.shapes import Shapes
 from velm.explain import pointing
 from velm.explain.attention import WordMaps
 from velm.explain.pointing import chance, hits, play_attention, play_similarity

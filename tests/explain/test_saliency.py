@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from velm.data.shapes import Shapes
+from velm.data.synthetic.shapes import Shapes
+from velm.errors import MissingPackageError, PipelineError
 from velm.explain.saliency import saliency_map
 from velm.generation import log_likelihood
-from velm.pipeline import PipelineError, load
-from velm.plugins import MissingPackageError
+from velm.pipeline import load
 
 TEXT = "a small blue square"
 
@@ -23,7 +23,7 @@ def image():
 
 
 def grey(pipeline):
-    """The picture that the encoder sees as zeros, near enough."""
+    """The image that the encoder sees as zeros, near enough."""
     value = -pipeline.model.image_shift / pipeline.model.image_scale
     return value.round().to(torch.uint8).expand(3, 32, 32).permute(1, 2, 0).numpy()
 

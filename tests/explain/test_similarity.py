@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch.nn import functional
 
-from velm.data.shapes import Shapes
+from velm.data.synthetic.shapes import Shapes
+from velm.errors import PipelineError
 from velm.explain.similarity import similarity_maps
-from velm.pipeline import PipelineError, load
+from velm.pipeline import load
 
 TEXTS = ["a small blue square", "a red circle"]
 
@@ -33,7 +34,7 @@ def test_it_is_the_cosine_of_each_position(write_checkpoint, images):
 def test_what_cannot_be_compared(write_checkpoint, images):
     pipeline = load(write_checkpoint())
     image = next(pipeline.encode_images(images, batch_size=2))
-    with pytest.raises(PipelineError, match="got 2 pictures and 1 texts"):
+    with pytest.raises(PipelineError, match="got 2 images and 1 texts"):
         similarity_maps(pipeline, image, TEXTS[:1])
     image.grid = None
     with pytest.raises(PipelineError, match="gives no grid"):

@@ -41,5 +41,5 @@ def test_what_is_decided_at_the_end_cannot_be_streamed(table, config):
 
 
 def test_reranking_needs_a_pipeline(table, write):
-    with pytest.raises(ValueError, match="rerank_by_alignment needs the embeddings of picture and sentence"):
+    with pytest.raises(ValueError, match="rerank_by_alignment needs the embeddings of image and sentence"):
         write(table(), torch.zeros(1, 2, 6), num_beams=2, rerank_by_alignment=1.0)

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
+from velm.errors import MissingOutputError
 from velm.losses.alignment import ContrastiveLoss, SigmoidLoss, TripletLoss
-from velm.losses.base import Loss, MissingOutputError
+from velm.losses.base import Loss
 from velm.outputs import Batch, VisionLanguageOutput
 
 LOSSES: list[type[Loss]] = [ContrastiveLoss, SigmoidLoss, TripletLoss]
@@ -29,7 +30,7 @@ def embeddings(rows: int, dim: int = 5, seed: int = 0, dtype: torch.dtype = torc
 
 
 def of_similarities(loss: Loss, similarity: Tensor, ids: list[int]) -> Tensor:
-    """The loss of a similarity matrix as it stands: pictures are the axes, texts the columns."""
+    """The loss of a similarity matrix as it stands: images are the axes, texts the columns."""
     return run(loss, torch.eye(len(similarity), dtype=similarity.dtype), similarity.T, ids)
 
 
@@ -43,7 +44,7 @@ def test_shuffling_pairs_leaves_the_value(kind: type[Loss]) -> None:
 
 
 @pytest.mark.parametrize("kind", LOSSES)
-def test_pictures_and_texts_may_change_places(kind: type[Loss]) -> None:
+def test_images_and_texts_may_change_places(kind: type[Loss]) -> None:
     image, text = embeddings(6)
     loss = kind()
     assert torch.allclose(run(loss, image, text, [0, 1, 1, 2, 3, 3]), run(loss, text, image, [0, 1, 1, 2, 3, 3]))
@@ -63,7 +64,7 @@ def test_a_match_is_never_pushed_away(kind: type[Loss]) -> None:
 
 
 @pytest.mark.parametrize("kind", LOSSES)
-def test_one_picture_only_has_a_finite_gradient(kind: type[Loss]) -> None:
+def test_one_image_only_has_a_finite_gradient(kind: type[Loss]) -> None:
     for ids in ([0], [0, 0, 0]):
         image, text = embeddings(len(ids), dtype=torch.float32)
         image.requires_grad_()
@@ -106,7 +107,7 @@ def test_missing_embeddings_are_named(kind: type[Loss]) -> None:
 
 
 @pytest.mark.parametrize("kind", LOSSES)
-def test_every_row_needs_its_picture(kind: type[Loss]) -> None:
+def test_every_row_needs_its_image(kind: type[Loss]) -> None:
     with pytest.raises(ValueError, match="image_embeds has 2, text_embeds 2, image_ids 3"):
         run(kind(), torch.eye(2), torch.eye(2), [0, 1, 2])
 
@@ -117,7 +118,7 @@ def test_contrastive_is_log_b_at_no_information(rows: int) -> None:
     assert run(ContrastiveLoss(), same, same).item() == pytest.approx(math.log(rows), abs=1e-6)
 
 
-def test_contrastive_is_clips_on_distinct_pictures() -> None:
+def test_contrastive_is_clips_on_distinct_images() -> None:
     image, text = embeddings(7)
     logits = image @ text.T / 0.07
     clip = (cross_entropy(logits, torch.arange(7)) + cross_entropy(logits.T, torch.arange(7))) / 2
@@ -126,10 +127,10 @@ def test_contrastive_is_clips_on_distinct_pictures() -> None:
 
 
 def test_contrastive_by_hand() -> None:
-    # rows:    s_00 = 1 and s_11 = 1 are matches, everything else is 0; scale 2; distinct pictures
+    # rows:    s_00 = 1 and s_11 = 1 are matches, everything else is 0; scale 2; distinct images
     value = of_similarities(ContrastiveLoss(temperature=0.5), torch.eye(2), [0, 1])
     assert value.item() == pytest.approx(math.log(1 + math.exp(-2)), abs=1e-6)
-    # pictures 0 0 1: rows 0 and 1 have matches at 1 and 0 and a negative at 0; row 2 a match, two negatives
+    # images 0 0 1: rows 0 and 1 have matches at 1 and 0 and a negative at 0; row 2 a match, two negatives
     value = of_similarities(ContrastiveLoss(temperature=0.5), torch.eye(3), [0, 0, 1])
     easy, even = math.log(1 + math.exp(-2)), math.log(2)
     alone = math.log(1 + 2 * math.exp(-2))
@@ -170,7 +171,7 @@ def test_sigmoid_by_hand() -> None:
     # scale 10, bias -10: a match at 1 has logit 0, a non-match at 0 has logit -10
     value = of_similarities(SigmoidLoss(), torch.eye(3), [0, 1, 2])
     assert value.item() == pytest.approx((3 * math.log(2) + 6 * math.log1p(math.exp(-10))) / 3, rel=1e-5)
-    # the same with pictures 0 0 1: the two pairs across are matches too, at logit -10
+    # the same with images 0 0 1: the two pairs across are matches too, at logit -10
     value = of_similarities(SigmoidLoss(), torch.eye(3), [0, 0, 1])
     expected = 3 * math.log(2) + 2 * math.log1p(math.exp(10)) + 4 * math.log1p(math.exp(-10))
     assert value.item() == pytest.approx(expected / 3, rel=1e-5)
@@ -186,12 +187,12 @@ def test_sigmoid_logs_its_scalars() -> None:
 
 def test_triplet_by_hand() -> None:
     similarity = torch.tensor([[0.9, 0.8, 0.1], [0.3, 0.5, 0.4], [0.0, 0.2, 0.6]])
-    # pictures: max over 0.1 0   | 0.0 0.1 | 0 0      texts: 0 0 | 0.5 0.0 | 0 0 (0.4 + 0.2 - 0.6)
+    # images: max over 0.1 0   | 0.0 0.1 | 0 0      texts: 0 0 | 0.5 0.0 | 0 0 (0.4 + 0.2 - 0.6)
     assert of_similarities(TripletLoss(), similarity, [0, 1, 2]).item() == pytest.approx(0.7 / 3, abs=1e-6)
-    # margin 0.4 and all negatives: pictures 0.3 + (0.2 + 0.3) + 0, texts 0 + (0.7 + 0.1) + 0.2
+    # margin 0.4 and all negatives: images 0.3 + (0.2 + 0.3) + 0, texts 0 + (0.7 + 0.1) + 0.2
     loss = TripletLoss(margin=0.4, hardest=False)
     assert of_similarities(loss, similarity, [0, 1, 2]).item() == pytest.approx(1.8 / 3, abs=1e-6)
-    # pictures 0 and 1 are the same: 0.8 is a match; texts: row 1 keeps 0.2 + 0.2 - 0.5 < 0
+    # images 0 and 1 are the same: 0.8 is a match; texts: row 1 keeps 0.2 + 0.2 - 0.5 < 0
     assert of_similarities(TripletLoss(), similarity, [0, 0, 1]).item() == pytest.approx(0.1 / 3, abs=1e-6)
 
 

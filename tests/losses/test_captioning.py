@@ -9,7 +9,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.functional import cross_entropy
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from velm.losses.base import MissingOutputError
+from velm.errors import MissingOutputError
 from velm.losses.captioning import CaptioningLoss, linear_cross_entropy
 from velm.outputs import IGNORE, Batch, DecoderOutput, VisionLanguageOutput
 

@@ -76,7 +76,7 @@ class Counted:
 
 def formula(name: str, size: int, rows: int, number: int) -> float:
     """Bytes a rank sends in a step, as docs/training.md has it; `number` bytes a float."""
-    pair = 2 * WIDTH * number + 8  # a text, its gradient, its picture's id
+    pair = 2 * WIDTH * number + 8  # a text, its gradient, its image's id
     if name.startswith("contrastive"):
         return (size - 1) * rows * (pair + 6 * number) + 2 * (size - 1) / size * 2 * number
     if name == "sigmoid":

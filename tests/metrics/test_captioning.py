@@ -35,15 +35,13 @@ GOLDEN_CIDER_D = 3.942032483812344
 WORDS = ["a", "the", "dog", "cat", "red", "blue", "runs", "sits", "on", "under", "near", "two"]
 
 
-def made_up(seed: int, pictures: int = 12) -> tuple[list[str], list[list[str]]]:
+def made_up(seed: int, images: int = 12) -> tuple[list[str], list[list[str]]]:
     rng = random.Random(seed)
 
     def sentence() -> str:
         return " ".join(rng.choices(WORDS, k=rng.randint(1, 9)))
 
-    return [sentence() for _ in range(pictures)], [
-        [sentence() for _ in range(rng.randint(1, 5))] for _ in range(pictures)
-    ]
+    return [sentence() for _ in range(images)], [[sentence() for _ in range(rng.randint(1, 5))] for _ in range(images)]
 
 
 def test_equal_to_the_golden_values() -> None:
@@ -91,11 +89,11 @@ def test_rouge_l_by_hand() -> None:
 
 
 def test_cider_by_hand() -> None:
-    # two pictures, no word in common: every idf is log 2; identical sentences have cosine 1, for n = 1 and 2
+    # two images, no word in common: every idf is log 2; identical sentences have cosine 1, for n = 1 and 2
     hypotheses, references = ["red dog", "blue cat"], [["red dog"], ["blue cat"]]
     assert cider(hypotheses, references) == pytest.approx(10 * 2 / 4)
     assert cider_d(hypotheses, references) == pytest.approx(10 * 2 / 4)
-    # "red red": tf 2 against (1, 1): cosine 2 / (2 sqrt 2), clipped 1 / (2 sqrt 2); the second picture as before
+    # "red red": tf 2 against (1, 1): cosine 2 / (2 sqrt 2), clipped 1 / (2 sqrt 2); the second image as before
     hypotheses = ["red red", "blue cat"]
     assert cider(hypotheses, references) == pytest.approx(10 * (2 + 1 / math.sqrt(2)) / 4 / 2)
     assert cider_d(hypotheses, references) == pytest.approx(10 * (2 + 1 / (2 * math.sqrt(2))) / 4 / 2)
@@ -111,12 +109,12 @@ def test_cider_d_punishes_a_wrong_length() -> None:
     assert cider_d(hypotheses, references) == pytest.approx(10 * (cosines * penalty + 2) / 4 / 2)
 
 
-def test_one_picture_has_no_cider() -> None:
+def test_one_image_has_no_cider() -> None:
     assert cider(["a dog"], [["a dog"]]) == cider_d(["a dog"], [["a dog"]]) == 0
 
 
 @pytest.mark.parametrize("metric", [rouge_l, cider, cider_d, exact_match, lambda h, r: bleu(h, r)[3]])
-def test_the_order_of_pictures_and_references_changes_nothing(metric) -> None:  # type: ignore[no-untyped-def]
+def test_the_order_of_images_and_references_changes_nothing(metric) -> None:  # type: ignore[no-untyped-def]
     hypotheses, references = made_up(0)
     back = [r[::-1] for r in references[::-1]]
     assert metric(hypotheses[::-1], back) == pytest.approx(metric(hypotheses, references), abs=1e-12)

@@ -28,7 +28,7 @@ def test_with_references_by_hand() -> None:
 
 def test_zero_where_either_term_is() -> None:
     image, caption = torch.eye(2), torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
-    references = torch.tensor([[-1.0, 0.0], [-1.0, 0.0]])  # opposite of the first caption; the second fits no picture
+    references = torch.tensor([[-1.0, 0.0], [-1.0, 0.0]])  # opposite of the first caption; the second fits no image
     assert ref_clip_score(image, caption, references, [0, 1]).tolist() == [0, 0]
 
 

@@ -11,7 +11,8 @@ from urllib.error import URLError
 
 import pytest
 
-from velm.metrics.java import JavaMissingError, meteor, spice
+from velm.errors import JavaMissingError
+from velm.metrics.java import meteor, spice
 
 
 def test_without_pycocoevalcap_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,7 +30,7 @@ N = 13
 
 
 def pairs() -> tuple[Tensor, Tensor, Tensor]:
-    """13 pairs of 5 pictures."""
+    """13 pairs of 5 images."""
     generator = torch.Generator().manual_seed(0)
     ids = torch.arange(N) % 5
     image = torch.randn(5, 4, generator=generator)

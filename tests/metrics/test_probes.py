@@ -26,7 +26,7 @@ def test_neighbours_vote_by_hand() -> None:
     assert nearest_neighbours(train, labels, [[5.0, 1.0]], k=1)[0].tolist() == [1, 0, 0]
 
 
-def test_a_picture_is_its_own_nearest_neighbour() -> None:
+def test_a_image_is_its_own_nearest_neighbour() -> None:
     features, labels = blobs()
     assert top_k_accuracy(nearest_neighbours(features, labels, features, k=1), labels) == 1
 
@@ -74,7 +74,7 @@ def test_decay_shrinks_and_a_constant_feature_does_no_harm() -> None:
     assert bool(loose.isfinite().all())
 
 
-def test_a_class_without_a_picture_is_never_the_answer() -> None:
+def test_a_class_without_a_image_is_never_the_answer() -> None:
     features, labels = blobs()
     for found in (linear_probe, nearest_neighbours):
         scores = found(features, labels, features, classes=5)  # type: ignore[operator]

@@ -1,4 +1,4 @@
-"""Retrieval: ranks against a plain sort, ties against the model, any of a picture's texts is right."""
+"""Retrieval: ranks against a plain sort, ties against the model, any of an image's texts is right."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from velm.metrics.retrieval import (
     recall_at_k,
     retrieval_metrics,
     retrieval_ranks,
-    unique_pictures,
+    unique_images,
 )
 
 
-def gallery(pictures: int = 23, dim: int = 6, noise: float = 0.6) -> tuple[Tensor, Tensor, Tensor]:
-    """1 to 4 texts a picture, in no order."""
+def gallery(images: int = 23, dim: int = 6, noise: float = 0.6) -> tuple[Tensor, Tensor, Tensor]:
+    """1 to 4 texts an image, in no order."""
     generator = torch.Generator().manual_seed(0)
-    ids = torch.arange(pictures).repeat_interleave(1 + torch.arange(pictures) % 4)
+    ids = torch.arange(images).repeat_interleave(1 + torch.arange(images) % 4)
     ids = ids[torch.randperm(len(ids), generator=generator)]
-    image = normalize(torch.randn(pictures, dim, generator=generator, dtype=torch.float64), dim=1)
+    image = normalize(torch.randn(images, dim, generator=generator, dtype=torch.float64), dim=1)
     text = image[ids] + noise * torch.randn(len(ids), dim, generator=generator, dtype=torch.float64)
     return image, normalize(text, dim=1), ids
 
@@ -48,11 +48,11 @@ def test_ranks_equal_a_full_sort(block_size: int) -> None:
 
 
 def test_recall_by_hand() -> None:
-    # picture 0 finds its second text first; picture 1 finds a text of 0 before its own
+    # image 0 finds its second text first; image 1 finds a text of 0 before its own
     image = torch.tensor([[1.0, 0.0], [0.6, 0.8]])
     text = torch.tensor([[0.0, 1.0], [1.0, 0.0], [0.5, 0.0]])
     ids = [0, 0, 1]
-    # scores: picture 0: 0 1 .5    picture 1: .8 .6 .3
+    # scores: image 0: 0 1 .5    image 1: .8 .6 .3
     assert recall_at_k(image, text, ids, 1) == (0.5, 1 / 3)
     assert recall_at_k(image, text, ids, 2) == (0.5, 1.0)
     assert recall_at_k(image, text, ids, 3) == (1.0, 1.0)
@@ -73,12 +73,12 @@ def test_nan_finds_nothing() -> None:
     assert recall_at_k(image * torch.nan, text, ids, 10) == (0.0, 0.0)
 
 
-def test_a_tie_between_texts_of_one_picture_is_no_tie() -> None:
+def test_a_tie_between_texts_of_one_image_is_no_tie() -> None:
     image = torch.eye(2)
     assert recall_at_k(image, image[[0, 0, 1]], [0, 0, 1], 1) == (1.0, 1.0)
 
 
-def test_order_of_texts_and_pictures_changes_nothing() -> None:
+def test_order_of_texts_and_images_changes_nothing() -> None:
     image, text, ids = gallery()
     expected = retrieval_metrics(image, text, ids)
     order, places = torch.arange(len(ids)).flip(0), torch.arange(len(image)).flip(0)
@@ -121,13 +121,13 @@ def test_more_noise_never_betters_a_rank() -> None:
         assert quiet[f"{way}/mean_rank"] < loud[f"{way}/mean_rank"]
 
 
-def test_pairs_become_pictures() -> None:
+def test_pairs_become_images() -> None:
     image, text, ids = gallery()
     paired, numbers = image[ids], 1000 - 7 * ids
-    pictures, rows = unique_pictures(paired, numbers)
-    assert torch.equal(pictures[rows], paired)
-    assert len(pictures) == len(image)
-    assert retrieval_metrics(pictures, text, rows) == retrieval_metrics(image, text, ids)
+    images, rows = unique_images(paired, numbers)
+    assert torch.equal(images[rows], paired)
+    assert len(images) == len(image)
+    assert retrieval_metrics(images, text, rows) == retrieval_metrics(image, text, ids)
 
 
 def test_memory_is_that_of_a_block() -> None:
@@ -140,7 +140,7 @@ def test_memory_is_that_of_a_block() -> None:
                 self.largest = max(self.largest, result.numel())
             return result
 
-    image, text, ids = gallery(pictures=200)
+    image, text, ids = gallery(images=200)
     with Largest() as mode:
         retrieval_ranks(image, text, ids, block_size=10)
     assert mode.largest <= 10 * len(text) < len(image) * len(text) / 10
@@ -156,10 +156,10 @@ def test_memory_is_that_of_a_block() -> None:
             torch.eye(2),
             torch.eye(2),
             [1, 2],
-            r"runs from 1 to 2, but image_embeds has rows 0 to 1.*unique_pictures",
+            r"runs from 1 to 2, but image_embeds has rows 0 to 1.*unique_images",
         ),
-        (torch.eye(2), torch.eye(2), [0, 0], r"1 of 2 pictures have no text.*unique_pictures"),
-        (torch.eye(2)[:0], torch.eye(2)[:0], torch.arange(0), r"0 pictures, 0 texts"),
+        (torch.eye(2), torch.eye(2), [0, 0], r"1 of 2 images have no text.*unique_images"),
+        (torch.eye(2)[:0], torch.eye(2)[:0], torch.arange(0), r"0 images, 0 texts"),
     ],
 )
 def test_bad_input_is_refused(image: Tensor, text: Tensor, ids: list[int], message: str) -> None:
@@ -171,4 +171,4 @@ def test_bad_k_and_bad_pairs_are_refused() -> None:
     with pytest.raises(ValueError, match="k 0 is below 1"):
         recall_at_k(torch.eye(2), torch.eye(2), [0, 1], 0)
     with pytest.raises(ValueError, match="image_embeds has 2 rows and image_ids 3"):
-        unique_pictures(torch.eye(2), [0, 1, 2])
+        unique_images(torch.eye(2), [0, 1, 2])

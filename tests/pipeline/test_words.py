@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from velm.data.tokenizers import BPETokenizer, ByteTokenizer, WordTokenizer
-from velm.pipeline import PipelineError
+from velm.data.text.tokenizers import BPETokenizer, ByteTokenizer, WordTokenizer
+from velm.errors import PipelineError
 from velm.pipeline.words import with_ids
 
 TEXTS = ["a red circle", "a small blue square", "the dog, a red dog, runs"]

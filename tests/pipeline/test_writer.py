@@ -6,14 +6,15 @@ import numpy as np
 import pytest
 import torch
 
-from velm.data.tokenizers import ByteTokenizer
+from velm.data.text.tokenizers import ByteTokenizer
+from velm.errors import PipelineError
 from velm.outputs import EncoderOutput
-from velm.pipeline import PipelineError, load
+from velm.pipeline import load
 from velm.pipeline.writer import Writer
 
 
 @pytest.fixture
-def pictures():
+def images():
     rng = np.random.default_rng(0)
     return [rng.integers(0, 256, (40, 32 + 4 * i, 3), dtype=np.uint8) for i in range(3)]
 
@@ -23,31 +24,29 @@ def pipeline(write_checkpoint):
     return load(write_checkpoint())
 
 
-def captions(pipeline, pictures, **options):
-    found = pipeline.caption_candidates(pictures, max_length=8, **options)
+def captions(pipeline, images, **options):
+    found = pipeline.caption_candidates(images, max_length=8, **options)
     return [candidate.text for candidates in found for candidate in candidates]
 
 
 @pytest.mark.parametrize(
     "search", [{}, {"num_beams": 4, "num_return": 4}, {"temperature": 2.0, "num_return": 3}], ids=str
 )
-def test_rules_in_words(pipeline, pictures, search):
-    for text in captions(
-        pipeline, pictures, must_include=["blue square", "red"], forbidden=["large", "a red"], **search
-    ):
+def test_rules_in_words(pipeline, images, search):
+    for text in captions(pipeline, images, must_include=["blue square", "red"], forbidden=["large", "a red"], **search):
         assert "blue square" in text
         assert "red" in text
         assert "large" not in text
         assert "a red" not in text
-    assert all(text.startswith("a red") for text in captions(pipeline, pictures, prefix="a red", **search))
+    assert all(text.startswith("a red") for text in captions(pipeline, images, prefix="a red", **search))
     answers = ["a red circle", "a blue square", "blue"]
-    assert set(captions(pipeline, pictures, answers=answers, **search)) <= set(answers)
+    assert set(captions(pipeline, images, answers=answers, **search)) <= set(answers)
 
 
-def test_a_batch_of_one_and_of_many(pipeline, pictures):
+def test_a_batch_of_one_and_of_many(pipeline, images):
     options = {"num_beams": 4, "must_include": ["star"], "num_return": 2}
-    alone = [text for picture in pictures for text in captions(pipeline, [picture], **options)]
-    assert alone == captions(pipeline, pictures, batch_size=32, **options)
+    alone = [text for image in images for text in captions(pipeline, [image], **options)]
+    assert alone == captions(pipeline, images, batch_size=32, **options)
 
 
 @pytest.mark.parametrize(
@@ -75,25 +74,23 @@ def test_a_batch_of_one_and_of_many(pipeline, pictures):
     ],
     ids=str,
 )
-def test_contradictions_are_told_in_words_before_a_picture_is_read(pipeline, options, message):
+def test_contradictions_are_told_in_words_before_a_image_is_read(pipeline, options, message):
     with pytest.raises(PipelineError, match=message):
         pipeline.caption(["nowhere.jpg"], **options)
 
 
-def test_log_probabilities(pipeline, pictures):
-    for candidates in pipeline.caption_candidates(
-        pictures, num_beams=3, num_return=3, length_penalty=0.0, max_length=6
-    ):
+def test_log_probabilities(pipeline, images):
+    for candidates in pipeline.caption_candidates(images, num_beams=3, num_return=3, length_penalty=0.0, max_length=6):
         for candidate in candidates:
             assert candidate.log_prob == pytest.approx(candidate.score, abs=1e-5)
             assert candidate.cosine is None
 
 
-def test_reranking_adds_the_cosine(pipeline, pictures):
-    plain = pipeline.caption_candidates(pictures, num_beams=5, num_return=5, max_length=6)
-    reranked = pipeline.caption_candidates(pictures, num_beams=5, num_return=2, max_length=6, rerank_by_alignment=3.0)
-    for picture, before, after in zip(pictures, plain, reranked, strict=True):
-        cosines = pipeline.score([picture], [candidate.text for candidate in before])[0].tolist()
+def test_reranking_adds_the_cosine(pipeline, images):
+    plain = pipeline.caption_candidates(images, num_beams=5, num_return=5, max_length=6)
+    reranked = pipeline.caption_candidates(images, num_beams=5, num_return=2, max_length=6, rerank_by_alignment=3.0)
+    for image, before, after in zip(images, plain, reranked, strict=True):
+        cosines = pipeline.score([image], [candidate.text for candidate in before])[0].tolist()
         expected = sorted(
             ((c.score + 3.0 * cosine, c.text) for c, cosine in zip(before, cosines, strict=True)), reverse=True
         )
@@ -101,32 +98,32 @@ def test_reranking_adds_the_cosine(pipeline, pictures):
         assert [candidate.score for candidate in after] == pytest.approx([score for score, _ in expected[:2]], abs=1e-5)
         at = {candidate.text: cosine for candidate, cosine in zip(before, cosines, strict=True)}
         assert all(candidate.cosine == pytest.approx(at[candidate.text], abs=1e-5) for candidate in after)
-    samples = pipeline.caption_candidates(pictures, temperature=1.0, num_return=4, rerank_by_alignment=1.0)
+    samples = pipeline.caption_candidates(images, temperature=1.0, num_return=4, rerank_by_alignment=1.0)
     assert all([c.score for c in row] == sorted((c.score for c in row), reverse=True) for row in samples)
 
 
-def test_an_empty_caption_has_nothing_to_embed_and_comes_last(pipeline, pictures):
+def test_an_empty_caption_has_nothing_to_embed_and_comes_last(pipeline, images):
     with torch.no_grad():
         pipeline.model.decoder.output_projection.bias[pipeline.tokenizer.eos_id] = 9.0
-    (row,) = pipeline.caption_candidates(pictures[:1], num_beams=3, num_return=3, rerank_by_alignment=100.0)
+    (row,) = pipeline.caption_candidates(images[:1], num_beams=3, num_return=3, rerank_by_alignment=100.0)
     assert [candidate.text == "" for candidate in row] == [False, False, True]
     assert row[-1].cosine == -1.0
 
 
-def test_reranking_needs_both(write_checkpoint, pictures):
+def test_reranking_needs_both(write_checkpoint, images):
     with pytest.warns(UserWarning, match="left out"):
         writer = load(write_checkpoint(losses={"captioning": {}}))
     with pytest.raises(PipelineError, match="not trained to align"):
-        writer.caption(pictures, num_beams=3, rerank_by_alignment=1.0)
+        writer.caption(images, num_beams=3, rerank_by_alignment=1.0)
     translator = load(write_checkpoint(memory=["text"]))
-    with pytest.raises(PipelineError, match="compares with the picture, which this decoder does not see"):
+    with pytest.raises(PipelineError, match="compares with the image, which this decoder does not see"):
         translator.caption(texts=["a star"], num_beams=3, rerank_by_alignment=1.0)
 
 
 @pytest.mark.parametrize("options", [{}, {"prefix": "a red"}, {"must_include": ["blue square"]}], ids=str)
-def test_pieces_are_the_sentence(pipeline, pictures, options):
-    pieces = list(pipeline.stream_caption(pictures[0], max_length=8, **options))
-    assert "".join(pieces) == pipeline.caption(pictures[:1], max_length=8, **options)[0]
+def test_pieces_are_the_sentence(pipeline, images, options):
+    pieces = list(pipeline.stream_caption(images[0], max_length=8, **options))
+    assert "".join(pieces) == pipeline.caption(images[:1], max_length=8, **options)[0]
     assert len(pieces) > 2
     assert all(pieces)
 
@@ -140,10 +137,10 @@ def test_a_sentence_of_a_text_in_pieces(write_checkpoint):
 def test_half_a_character_waits(pipeline, monkeypatch):
     tokens = [*ByteTokenizer().to_ids("né!"), ByteTokenizer.eos_id]
     monkeypatch.setattr("velm.pipeline.writer.stream", lambda *_, **__: iter(torch.tensor(tokens)[:, None]))
-    writer, picture = Writer(pipeline.model, ByteTokenizer(), 16), torch.zeros(1, 4, 16)
-    assert list(writer.stream(EncoderOutput(picture, picture[:, 0]), None, None)) == ["n", "é", "!"]
+    writer, image = Writer(pipeline.model, ByteTokenizer(), 16), torch.zeros(1, 4, 16)
+    assert list(writer.stream(EncoderOutput(image, image[:, 0]), None, None)) == ["n", "é", "!"]
 
 
-def test_beams_cannot_be_streamed(pipeline, pictures):
+def test_beams_cannot_be_streamed(pipeline, images):
     with pytest.raises(PipelineError, match="decided at the end only; stream greedily or one sample"):
-        pipeline.stream_caption(pictures[0], num_beams=3)
+        pipeline.stream_caption(images[0], num_beams=3)

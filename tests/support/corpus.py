@@ -1,4 +1,4 @@
-"""A seeded corpus of pictures and sentences with every fault that files have, and every oddity that is none."""
+"""A seeded corpus of images and sentences with every fault that files have, and every oddity that is none."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ WORDS = (
 )
 
 
-def picture(rng: np.random.Generator, width: int = 24, height: int = 20) -> Image.Image:
-    """A smooth coloured picture that differs from every other."""
+def random_image(rng: np.random.Generator, width: int = 24, height: int = 20) -> Image.Image:
+    """A smooth coloured image that differs from every other."""
     corners = rng.integers(0, 256, (3, 3, 3), dtype=np.uint8)
     return Image.fromarray(corners).resize((width, height), Image.Resampling.BICUBIC)
 
@@ -65,14 +65,14 @@ def jpeg_of_size(content: bytes, width: int, height: int) -> bytes:
 
 
 def unreadable(rng: np.random.Generator) -> Iterator[tuple[str, bytes]]:
-    """Files of pictures that cannot be read."""
-    jpeg = encoded(picture(rng, 64, 48), "JPEG")
+    """Files of images that cannot be read."""
+    jpeg = encoded(random_image(rng, 64, 48), "JPEG")
     for name, content in {
         "truncated.jpg": jpeg,
-        "truncated.png": encoded(picture(rng, 64, 48), "PNG"),
-        "truncated.webp": encoded(picture(rng, 64, 48), "WEBP", lossless=True),
-        "truncated.tif": encoded(picture(rng, 64, 48), "TIFF"),
-        "truncated.bmp": encoded(picture(rng, 64, 48), "BMP"),
+        "truncated.png": encoded(random_image(rng, 64, 48), "PNG"),
+        "truncated.webp": encoded(random_image(rng, 64, 48), "WEBP", lossless=True),
+        "truncated.tif": encoded(random_image(rng, 64, 48), "TIFF"),
+        "truncated.bmp": encoded(random_image(rng, 64, 48), "BMP"),
     }.items():
         yield name, content[: len(content) // 2]
     yield "nearly_whole.jpg", jpeg[:-20]
@@ -80,7 +80,7 @@ def unreadable(rng: np.random.Generator) -> Iterator[tuple[str, bytes]]:
     yield "headless.jpg", jpeg[10:]
     yield "empty.jpg", b""
     yield "one_byte.jpg", b"\xff"
-    yield "text.jpg", b"this is no picture"
+    yield "text.jpg", b"this is no image"
     yield "page_of_an_error.jpg", b"<!DOCTYPE html><html><body>404 Not Found</body></html>"
     yield "json.png", b'{"message": "rate limited"}'
     yield "noise.png", rng.bytes(500)
@@ -92,14 +92,14 @@ def unreadable(rng: np.random.Generator) -> Iterator[tuple[str, bytes]]:
     yield "huge.png", png_header(40_000, 40_000)
     yield "huge.jpg", jpeg_of_size(jpeg, 40_000, 40_000)
     yield "no_width.png", png_header(0, 20)
-    png = bytearray(encoded(picture(rng, 64, 48), "PNG"))
+    png = bytearray(encoded(random_image(rng, 64, 48), "PNG"))
     png[png.index(b"IDAT") + 20] ^= 255
     yield "flipped_bits.png", bytes(png)
 
 
 def odd(rng: np.random.Generator) -> Iterator[tuple[str, bytes]]:
-    """Files of pictures that are unusual and can be read."""
-    image = picture(rng)
+    """Files of images that are unusual and can be read."""
+    image = random_image(rng)
     grey, alpha = image.convert("L"), image.copy()
     alpha.putalpha(128)
     deep = Image.fromarray((np.asarray(grey).astype(np.uint16) << 8) | 7)
@@ -119,8 +119,8 @@ def odd(rng: np.random.Generator) -> Iterator[tuple[str, bytes]]:
     yield "alpha.png", encoded(alpha, "PNG")
     yield "grey_and_alpha.png", encoded(alpha.convert("LA"), "PNG")
     yield "one_bit.png", encoded(image.convert("1"), "PNG")
-    yield "moving.gif", encoded(image, "GIF", save_all=True, append_images=[picture(rng), picture(rng)])
-    yield "moving.webp", encoded(image, "WEBP", save_all=True, append_images=[picture(rng), picture(rng)])
+    yield "moving.gif", encoded(image, "GIF", save_all=True, append_images=[random_image(rng), random_image(rng)])
+    yield "moving.webp", encoded(image, "WEBP", save_all=True, append_images=[random_image(rng), random_image(rng)])
     yield "one_pixel.png", encoded(image.resize((1, 1)), "PNG")
     yield "a_line.png", encoded(image.resize((400, 1)), "PNG")
     yield "Ωμέγα und Leerzeichen.jpg", encoded(image, "JPEG")
@@ -131,9 +131,9 @@ class Corpus:
     """A folder with a table of everything in it.
 
     Attributes:
-        folder: of the pictures and of captions.csv.
+        folder: of the images and of captions.csv.
         bad: path of everything that cannot be used, as a quarantine names it, to the kind of fault.
-        good: names of the pictures that can be.
+        good: names of the images that can be.
     """
 
     folder: Path
@@ -145,8 +145,8 @@ class Corpus:
         return str(self.folder / "captions.csv")
 
 
-def build(folder: Path, *, good: int, faults: bool, seed: int = 0) -> Corpus:
-    """Write a corpus: `good` sound pictures and all the odd ones; with `faults`, one of each kind among them."""
+def build(folder: Path, *, good: int, bad_samples: bool, seed: int = 0) -> Corpus:
+    """Write a corpus: `good` sound images and all the odd ones; with `faults`, one of each kind among them."""
     rng = np.random.default_rng(seed)
     corpus = Corpus(folder)
     folder.mkdir(parents=True)
@@ -164,11 +164,11 @@ def build(folder: Path, *, good: int, faults: bool, seed: int = 0) -> Corpus:
 
     for number in range(good):
         corpus.good.append(name := f"{number:05d}.jpg")
-        add(name, encoded(picture(rng), "JPEG", quality=90))
+        add(name, encoded(random_image(rng), "JPEG", quality=90))
     for name, content in odd(rng):
         corpus.good.append(name)
         add(name, content)
-    if faults:
+    if bad_samples:
         for name, content in unreadable(rng):
             corpus.bad[add(name, content)] = name
         corpus.bad[add("missing.jpg", None)] = "missing"
@@ -176,7 +176,7 @@ def build(folder: Path, *, good: int, faults: bool, seed: int = 0) -> Corpus:
         corpus.bad[add("folder.jpg", None)] = "a folder"
         (folder / "dangling.jpg").symlink_to(folder / "nowhere.jpg")
         corpus.bad[add("dangling.jpg", None)] = "a dangling link"
-        sound: Callable[[], bytes] = lambda: encoded(picture(rng), "JPEG")  # noqa: E731
+        sound: Callable[[], bytes] = lambda: encoded(random_image(rng), "JPEG")  # noqa: E731
         for kind, text in {
             "empty": b"", "blank": b"   ", "other_blanks": "\u3000\u2003".encode(), "nul": b"a dog\0runs",
             "latin1": "ein Bär läuft".encode("latin-1"), "utf16": "a dog".encode("utf-16"),
@@ -188,14 +188,14 @@ def build(folder: Path, *, good: int, faults: bool, seed: int = 0) -> Corpus:
             corpus.bad[str(folder / outside)] = "outside of root"
         for kind, line in {
             "too many columns": b"a.jpg,a dog, a cat,train", "too few columns": b"a.jpg",
-            "no picture named": b",a dog,train", "a name that is not UTF-8": b"b\xe4r.jpg,a bear,train",
+            "no image named": b",a dog,train", "a name that is not UTF-8": b"b\xe4r.jpg,a bear,train",
         }.items():  # fmt: skip
             rows.append(line)
             corpus.bad[line.decode("latin-1")] = kind
     order = rng.permutation(len(rows)).tolist()
     rows = [rows[i] for i in order]
     (folder / "captions.csv").write_bytes(b"\n".join([b"image_path,text,split", *rows, b""]))
-    for number, line in enumerate(rows, start=1):  # rows without a picture are named by their number
+    for number, line in enumerate(rows, start=1):  # rows without an image are named by their number
         if (kind := corpus.bad.pop(line.decode("latin-1"), None)) is not None:
             corpus.bad[f"{corpus.table}, row {number}"] = kind
     return corpus

@@ -35,7 +35,7 @@ CONFIG: dict[str, Any] = {
     },
     "trainer": {"max_epochs": 2, "accelerator": "cpu", "enable_progress_bar": False, "log_every_n_steps": 1},
 }
-STEPS = 14  # 30 pictures by 4, the rest of an epoch left out: 7 steps, twice
+STEPS = 14  # 30 images by 4, the rest of an epoch left out: 7 steps, twice
 
 
 class Fault(Callback):
@@ -99,7 +99,7 @@ class KilledWhileWriting(Fault):
         self.at = at
 
     def happen(self, trainer: Any, pl_module: Any, batch: Any) -> None:
-        from velm.training import checkpoints
+        from velm.training.recovery import checkpoint_io as checkpoints
 
         written, write = 0, checkpoints._Stream.write
 
@@ -147,7 +147,7 @@ class FullDisk(Fault):
 
 
 class Poison(Callback):
-    """NaN in the pictures, or inf in a gradient, in some steps of a rank."""
+    """NaN in the images, or inf in a gradient, in some steps of a rank."""
 
     def __init__(self, steps: list[int], what: str = "loss", rank: int = 0) -> None:
         self.steps, self.what, self.rank = steps, what, rank

@@ -16,7 +16,7 @@ from velm.metrics import retrieval_ranks
 
 
 def noise_records(count: int, texts: Sequence[str] = ("a blue circle", "a <b>dog</b>"), side: int = 24) -> list[Record]:
-    """Pictures of noise, two sentences each."""
+    """Images of noise, two sentences each."""
     rng = np.random.default_rng(0)
     shape = (side, side, 3)
     return [Record(f"id{i}", rng.integers(0, 256, shape, dtype=np.uint8), tuple(texts)) for i in range(count)]

@@ -1,4 +1,4 @@
-"""Small sets of pictures and sentences that tests of several formats share."""
+"""Small sets of images and sentences that tests of several formats share."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def write_tar(path: Path, members: Members | Iterable[tuple[str, bytes | str | d
     return str(path)
 
 
-def picture(seed: int, kind: str = "JPEG") -> bytes:
-    """The file of a small picture of noise."""
+def image_bytes(seed: int, kind: str = "JPEG") -> bytes:
+    """The file of a small image of noise."""
     pixels = np.random.default_rng(seed).integers(0, 256, (8, 8, 3), dtype=np.uint8)
     target = io.BytesIO()
     Image.fromarray(pixels).save(target, kind)
@@ -39,21 +39,21 @@ def picture(seed: int, kind: str = "JPEG") -> bytes:
 
 
 def told(record: Record) -> tuple:
-    """A record with its picture as the bytes of its file, to be compared whatever the format."""
+    """A record with its image as the bytes of its file, to be compared whatever the format."""
     image = record.image
     content = image.load() if isinstance(image, EncodedImage) else image and Path(image).read_bytes()
     return record.image_id, content, record.texts, record.targets
 
 
 def csv_table(folder: Path) -> dict[str, str]:
-    """The spec of a csv: eleven pictures of two sentences each with targets, in three splits."""
+    """The spec of a csv: eleven images of two sentences each with targets, in three splits."""
     with open(folder / "captions.csv", "w", newline="", encoding="utf-8") as file:
         out = csv.writer(file)
         out.writerow(["image_path", "text", "to", "split", "image_id"])
         for number in range(11):
             name = f"{number}.{'png' if number % 3 == 0 else 'jpg'}"
-            (folder / name).write_bytes(picture(number, "PNG" if number % 3 == 0 else "JPEG"))
+            (folder / name).write_bytes(image_bytes(number, "PNG" if number % 3 == 0 else "JPEG"))
             split = ("train", "val", "test")[max(0, number - 8)]
-            for text in ("a picture", "ein „Bild“"):
+            for text in ("an image", "ein „Bild“"):
                 out.writerow([name, f"{text} {number}", f"{number} {text}", split, f"id{number}"])
     return {"name": "csv", "path": str(folder / "captions.csv"), "target_column": "to"}

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from velm.data.base import DataError, Dataset, MissingSplitError, Record
-from velm.data.tokenizers import Tokenizer
+from velm.data.base import Dataset, Record
+from velm.data.text.tokenizers import Tokenizer
+from velm.errors import DataError, MissingSplitError
 from velm.testing import check, check_dataset, check_tokenizer
 
 
@@ -89,7 +90,7 @@ def test_broken_tokenizers_are_caught_by_name(tokenizer: type, fault: str) -> No
 
 
 class Numbers(Dataset):
-    """The smallest right dataset: three splits of two numbers, without pictures."""
+    """The smallest right dataset: three splits of two numbers, without images."""
 
     def split(self, name: str) -> Sequence[Any]:
         splits = ("train", "val", "test")

@@ -17,7 +17,7 @@ DIM = 8
 
 
 class Patches(ImageEncoder):
-    """The smallest right image encoder: a picture is its 16 x 16 patches."""
+    """The smallest right image encoder: an image is its 16 x 16 patches."""
 
     def __init__(self, *, dim: int = DIM) -> None:
         super().__init__()

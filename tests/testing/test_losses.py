@@ -41,11 +41,11 @@ def test_broken_losses_are_caught_by_name(reduce: Callable[[Tensor], Tensor], fa
 
 def test_a_loss_that_requires_what_does_not_exist_is_told_what_does() -> None:
     class Asks(Distance):
-        requires = frozenset({"pictures"})
+        requires = frozenset({"images"})
 
     faults = check_loss(Asks).faults
     assert [f.name for f in faults] == ["raised"]
-    assert "'pictures'" in faults[0].message
+    assert "'images'" in faults[0].message
     assert "'image_embeds'" in faults[0].message
 
 

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
+from velm.errors import ConfigError
 from velm.losses.alignment import SigmoidLoss
-from velm.specs import SpecError
 from velm.training.optim import (
     OptimizerConfig,
     build_optimizer,
@@ -64,7 +64,7 @@ def test_frozen_parameters_are_in_no_group() -> None:
 
 
 def test_an_unknown_part_is_refused() -> None:
-    with pytest.raises(SpecError) as error:
+    with pytest.raises(ConfigError) as error:
         parameter_groups(modules(), OptimizerConfig(lr_scale={"encoder": 0.1}))
     assert str(error.value) == "optimizer.lr_scale names 'encoder'; the parts are image_encoder, decoder, losses."
 

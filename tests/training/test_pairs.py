@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from velm import registry
-from velm.data.collate import Collate
-from velm.data.items import CaptionItems
-from velm.data.shapes import Shapes
-from velm.data.tokenizers import WordTokenizer
-from velm.data.transforms import EvalTransform
+from velm.data.batches.collate import Collate
+from velm.data.batches.samples import CaptionItems
+from velm.data.images.transforms import EvalTransform
+from velm.data.synthetic.shapes import Shapes
+from velm.data.text.tokenizers import WordTokenizer
 from velm.generation import GenerationConfig, generate
 from velm.losses.weighted import build_losses
 from velm.metrics import recall_at_k

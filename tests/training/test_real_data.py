@@ -8,7 +8,7 @@ import pytest
 from figures import figures
 
 from velm import cli
-from velm.data.packing import pack
+from velm.data.shards.packing import pack
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"

@@ -184,7 +184,7 @@ CACHED = ["--model.freeze=[image_encoder]", "--data.cache_features=kept"]
 
 def test_a_run_on_cached_features_is_whole_without_them(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert fit(config, *CACHED) == 0
-    assert "32 pictures of train are encoded once" in capsys.readouterr().out
+    assert "32 images of train are encoded once" in capsys.readouterr().out
     shutil.rmtree("kept")
     captions = velm.load("runs/tiny/best.ckpt").caption([torch.zeros(32, 32, 3, dtype=torch.uint8).numpy()])
     assert len(captions) == 1
@@ -208,14 +208,14 @@ def test_two_devices_share_cached_features(config: Path) -> None:
 
 @pytest.mark.slow
 def test_two_devices_write_one_run(config: Path) -> None:
-    """Through the command line: Lightning launches the second process; validation counts every picture once."""
+    """Through the command line: Lightning launches the second process; validation counts every image once."""
     options = ["--trainer.devices=2", "--data.dataset.val_size=9", "--trainer.max_epochs=2"]
     command = [sys.executable, "-m", "velm.cli", "fit", "--config", str(config), *options]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     assert not Path("runs/tiny.1").exists()
     steps = [int(float(row["step"])) for row in rows(Path("runs/tiny")) if row.get("train/loss")]
-    assert steps == [0, 1, 2, 3]  # 32 pictures, 8 on each of 2 devices: 2 steps an epoch
+    assert steps == [0, 1, 2, 3]  # 32 images, 8 on each of 2 devices: 2 steps an epoch
     assert " distinct captions of 9" in Path("runs/tiny/panel.txt").read_text(encoding="utf-8")
 
 

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from velm.data.packing import pack
+from velm.data.shards.packing import pack
 from velm.outputs import Batch
-from velm.training.datamodule import Augmentation, VisionLanguageData
+from velm.training.data import Augmentation, VisionLanguageData
 
 SHAPES = {"name": "shapes", "train_size": 50, "val_size": 9, "test_size": 4, "image_size": 32}
 OPTIONS: dict[str, Any] = {
@@ -33,7 +33,7 @@ def loader(dataset: dict[str, Any], rank: int = 0, world_size: int = 1, split: s
     options = {**OPTIONS, "augment": Augmentation(**OPTIONS["augment"]), **changes}
     data = VisionLanguageData(dataset=dataset, **options)
     data.trainer = SimpleNamespace(global_rank=rank, world_size=world_size)
-    return data.train_dataloader() if split == "train" else data._each_picture_once(split)
+    return data.train_dataloader() if split == "train" else data._each_image_once(split)
 
 
 def epochs(made: Any, count: int = 3) -> list[list[Batch]]:
@@ -64,7 +64,7 @@ def rows(batch: Batch) -> list[str]:
 
 def test_three_epochs_with_any_number_of_workers(dataset: dict[str, Any]) -> None:
     alone = [[digest(batch) for batch in epoch] for epoch in epochs(loader(dataset))]
-    assert len({each for epoch in alone for each in epoch}) == 18  # 50 pictures by 8: 6 steps, each its own
+    assert len({each for epoch in alone for each in epoch}) == 18  # 50 images by 8: 6 steps, each its own
     for workers in (1, 2, 4):
         found = epochs(loader(dataset, num_workers=workers))
         assert [[digest(batch) for batch in epoch] for epoch in found] == alone
@@ -81,7 +81,7 @@ def test_two_ranks_share_the_steps_of_one(dataset: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])
-def test_validation_takes_every_picture_once(dataset: dict[str, Any], world_size: int) -> None:
+def test_validation_takes_every_image_once(dataset: dict[str, Any], world_size: int) -> None:
     seen = [i for rank in range(world_size) for batch in loader(dataset, rank, world_size, split="val")
             for i in batch.image_ids.tolist()]  # fmt: skip
     assert sorted(seen) == list(range(9))

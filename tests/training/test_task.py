@@ -13,10 +13,10 @@ from lightning.pytorch.callbacks import ModelCheckpoint, WeightAveraging
 
 import velm
 from velm.checkpoint import read_checkpoint
+from velm.errors import ConfigError, UnknownNameError
 from velm.losses.weighted import build_losses
 from velm.outputs import Batch
-from velm.registry import SpecError, UnknownNameError
-from velm.training.datamodule import VisionLanguageData
+from velm.training.data import VisionLanguageData
 from velm.training.optim import OptimizerConfig
 from velm.training.task import VisionLanguageTask
 from velm.training.validation import ValidationConfig
@@ -153,7 +153,7 @@ def test_a_frozen_part_stays_as_it_was(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("part", ["encoder", "decoder", "image_projection"])
 def test_freezing_what_is_not_there_is_refused(part: str) -> None:
-    with pytest.raises(SpecError) as error:
+    with pytest.raises(ConfigError) as error:
         make_task({"contrastive": {}}, freeze=[part])
     assert str(error.value) == f"freeze names {part!r}; the model's parts are image_encoder, text_encoder."
 
@@ -176,7 +176,7 @@ def test_freezing_what_is_not_there_is_refused(part: str) -> None:
     ],
 )
 def test_losses_that_cannot_be_are_refused(losses: dict[str, Any], says: str) -> None:
-    with pytest.raises(SpecError) as error:
+    with pytest.raises(ConfigError) as error:
         make_task(losses)
     assert says in str(error.value)
 
@@ -187,7 +187,7 @@ def test_an_unknown_loss_comes_with_the_nearest() -> None:
 
 
 def test_captioning_without_a_decoder_is_refused() -> None:
-    with pytest.raises(SpecError, match="The loss 'captioning' needs a decoder, and the model has none"):
+    with pytest.raises(ConfigError, match="The loss 'captioning' needs a decoder, and the model has none"):
         make_task(decoder=None)
 
 
@@ -195,7 +195,7 @@ def test_captioning_without_a_decoder_is_refused() -> None:
 def test_text_in_memory_and_no_target_is_refused_before_training(tmp_path: Path, memory: list[str]) -> None:
     task, data = make_task(memory=memory), make_data()
     with pytest.raises(
-        SpecError, match=r"name the column of the sentence to write, e.g. `data.dataset.target_column: de`"
+        ConfigError, match=r"name the column of the sentence to write, e.g. `data.dataset.target_column: de`"
     ):
         make_trainer(tmp_path).fit(task, datamodule=data)
     assert task.trainer.global_step == 0
@@ -215,12 +215,14 @@ def test_text_in_memory_is_fine_with_a_target_or_without_a_decoder() -> None:
 def test_sentences_longer_than_the_decoder_holds_are_refused_before_training() -> None:
     decoder = {"name": "transformer", "dim": 16, "depth": 1, "heads": 2, "max_length": 8}
     of(make_task(decoder=decoder), has_target=False, max_length=8).setup("fit")
-    with pytest.raises(SpecError, match=r"data.max_length is 9 tokens, but the decoder holds 8: lower data.max_length"):
+    with pytest.raises(
+        ConfigError, match=r"data.max_length is 9 tokens, but the decoder holds 8: lower data.max_length"
+    ):
         of(make_task(decoder=decoder), has_target=False, max_length=9).setup("fit")
 
 
 def test_captions_of_a_model_that_writes_none_are_refused() -> None:
-    with pytest.raises(SpecError, match="captions the test split, and this model has no decoder"):
+    with pytest.raises(ConfigError, match="captions the test split, and this model has no decoder"):
         of(make_task({"contrastive": {}}), has_target=False, max_length=8).setup("predict")
 
 

@@ -12,7 +12,7 @@ from velm import metrics
 from velm.losses.weighted import build_losses
 from velm.model import build_model
 from velm.pipeline import Pipeline
-from velm.training.datamodule import VisionLanguageData
+from velm.training.data import VisionLanguageData
 from velm.training.validation import SplitScores, ValidationConfig
 
 SIZES = {"train_size": 4, "val_size": 5, "test_size": 1, "heldout_size": 0}
@@ -101,7 +101,7 @@ def test_the_gallery_may_hold_fewer_sentences(data: VisionLanguageData, monkeypa
     assert sizes == [5, sum(len(record.texts) for record in data.records("val"))]
 
 
-def test_the_first_pictures_are_captioned_no_longer_than_asked(data: VisionLanguageData) -> None:
+def test_the_first_images_are_captioned_no_longer_than_asked(data: VisionLanguageData) -> None:
     figures, scores = measure(data, "captioning", captions=3, max_length=2)
     assert sorted(scores.captions) == [0, 1, 2]
     assert all(len(caption.split()) <= 2 for caption in scores.captions.values())
@@ -144,14 +144,14 @@ def test_an_answer_is_right_for_its_own_question_only(data: VisionLanguageData) 
     scores = make_scores(data, "captioning")
     scores.records = [SimpleNamespace(texts=("colour ?", "shape ?", "colour ?"), targets=("red", "star", "crimson"))]  # type: ignore[assignment,list-item]
     scores.captions = {0: "star"}
-    assert scores._captioning()["caption/exact_match"] == 1.0  # a decoder that looks at the picture alone
+    assert scores._captioning()["caption/exact_match"] == 1.0  # a decoder that looks at the image alone
     scores.pipeline.model.memory_sources = ("image", "text")
     assert scores._captioning()["caption/exact_match"] == 0.0
     scores.captions = {0: "crimson"}
     assert scores._captioning()["caption/exact_match"] == 1.0
 
 
-def test_every_picture_of_a_batch_is_captioned_on_demand(data: VisionLanguageData) -> None:
+def test_every_image_of_a_batch_is_captioned_on_demand(data: VisionLanguageData) -> None:
     _, scores = measure(data, "contrastive", "captioning", captions=0)
     data.eval_batch_size = 5
     [batch] = data.val_dataloader()

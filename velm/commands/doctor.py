@@ -14,45 +14,45 @@ from velm.commands.options import at_least_one
 
 if TYPE_CHECKING:
     from velm.data.base import Record
-    from velm.doctor.findings import Finding
-    from velm.doctor.sentences import Sentences
-    from velm.training.datamodule import VisionLanguageData
+    from velm.doctor.texts import Sentences
+    from velm.findings import Finding
+    from velm.training.data import VisionLanguageData
     from velm.training.task import VisionLanguageTask
 
 __all__ = ["examine", "main"]
 
 T = TypeVar("T")
 SPLITS = ("train", "val", "test")
-PICTURES = 20_000
+IMAGES = 20_000
 
 
 def main(argv: Sequence[str]) -> int:
     """Run `velm doctor`: 0 nothing but information, 1 warnings, 2 errors."""
     args, rest = _parser().parse_known_args(argv)
-    from velm.doctor.findings import as_dict, table
+    from velm.findings import as_dict, table
     from velm.training.run import parse_fit
 
     progress = _show_progress if sys.stderr.isatty() else None
-    findings = examine(parse_fit(rest), pictures=args.pictures, progress=progress)
+    findings = examine(parse_fit(rest), images=args.images, progress=progress)
     told = as_dict(findings)
     print(json.dumps(told, indent=2, ensure_ascii=False) if args.json else table(findings))
     return int(told["summary"]["exit_code"])
 
 
 def examine(
-    config: Mapping[str, Any], *, pictures: int = PICTURES, progress: Callable[[int, int], None] | None = None
+    config: Mapping[str, Any], *, images: int = IMAGES, progress: Callable[[int, int], None] | None = None
 ) -> list[Finding]:
     """Everything there is to say about a run; what cannot be built is a finding, and the rest goes on.
 
     Args:
         config: of `velm.training.run.parse_fit`.
-        pictures: how many to decode, evenly spaced.
-        progress: told (pictures done, pictures in all).
+        images: how many to decode, evenly spaced.
+        progress: told (images done, images in all).
     """
     findings: list[Finding] = []
     data = _tried(findings, "data", lambda: _data(config["data"]))
     splits = {} if data is None else _splits(findings, data)
-    _look_at_pictures(findings, splits, pictures, progress, config["data"]["max_bad"])
+    _look_at_images(findings, splits, images, progress, config["data"]["max_bad"])
     trained = None
     if data is not None and "train" in splits:
         trained = _tried(findings, "tokenizer", lambda: data.tokenizer)
@@ -70,7 +70,7 @@ def examine(
 
 def _tried(findings: list[Finding], check: str, build: Callable[[], T]) -> T | None:
     """What `build` gives; None, and a finding, where it fails. VELM's own warnings are findings too."""
-    from velm.doctor.findings import Finding
+    from velm.findings import Finding
 
     home = str(Path(__file__).parents[1])
     with warnings.catch_warnings(record=True) as caught:
@@ -91,12 +91,12 @@ def _told(error: Exception) -> str:
 
 
 def _data(options: Mapping[str, Any]) -> VisionLanguageData:
-    """The data module; its dataset leaves out what it cannot use, and leaves it to us to look for picture files."""
+    """The data module; its dataset leaves out what it cannot use, and leaves it to us to look for image files."""
     from velm import registry
     from velm.training.run import build_data
 
     registry.load_plugins(options["plugins"] or ())
-    name, dataset = registry.split_spec(options["dataset"], "dataset")
+    name, dataset = registry.split_config(options["dataset"], "dataset")
     if "check_files" in registry.parameters(registry.datasets.get(name)):
         dataset["check_files"] = False
     data = build_data({**options, "dataset": {"name": name, **dataset}})
@@ -106,9 +106,9 @@ def _data(options: Mapping[str, Any]) -> VisionLanguageData:
 
 def _splits(findings: list[Finding], data: VisionLanguageData) -> dict[str, Sequence[Record]]:
     """The splits there are; one that is absent is information (but for 'train'), one that is broken an error."""
-    from velm.data.base import MissingSplitError
-    from velm.doctor.findings import Finding
-    from velm.doctor.pictures import left_out
+    from velm.doctor.images import left_out
+    from velm.errors import MissingSplitError
+    from velm.findings import Finding
 
     splits = {}
     for name in SPLITS:
@@ -127,12 +127,12 @@ def _splits(findings: list[Finding], data: VisionLanguageData) -> dict[str, Sequ
     if splits:
         counts = {name: len(records) for name, records in splits.items()}
         listed = ", ".join(f"{name} {count:,}" for name, count in counts.items())
-        findings.append(Finding("data", "ok", f"Pictures by split: {listed}.", value=counts))
+        findings.append(Finding("data", "ok", f"Images by split: {listed}.", value=counts))
     findings += [f for name, records in splits.items() for f in left_out(name, records, data.max_bad)]
     return splits
 
 
-def _look_at_pictures(
+def _look_at_images(
     findings: list[Finding],
     splits: Mapping[str, Sequence[Record]],
     limit: int,
@@ -140,17 +140,17 @@ def _look_at_pictures(
     max_bad: float,
 ) -> None:
     from velm.doctor.duplicates import duplicates
-    from velm.doctor.pictures import look, pictures
+    from velm.doctor.images import image_findings, look
 
     if splits:
         found = look(splits, limit=limit, progress=progress)
-        findings += [*pictures(found, max_bad), *duplicates(found)]
+        findings += [*image_findings(found, max_bad), *duplicates(found)]
 
 
 def _read_sentences(
     findings: list[Finding], splits: Mapping[str, Sequence[Record]], tokenizer: Any, max_length: int
 ) -> dict[str, Sentences]:
-    from velm.doctor import sentences as look
+    from velm.doctor import texts as look
 
     findings.append(look.special_tokens(tokenizer))
     read = _tried(findings, "data", lambda: {n: look.read_sentences(r, tokenizer) for n, r in splits.items()})
@@ -182,10 +182,10 @@ def _look_at_batches(
     task: VisionLanguageTask | None,
     vocab_size: int,
 ) -> None:
-    from velm.data.items import text_counts
+    from velm.data.batches.samples import text_counts
     from velm.doctor import batches as look
+    from velm.model.build import needs_of
     from velm.outputs import EMBEDS
-    from velm.parts import needs_of
     from velm.training.run import count_devices
 
     data, trainer, model = config["data"], config["trainer"], config["model"]
@@ -280,13 +280,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--pictures",
         type=at_least_one,
-        default=PICTURES,
+        default=IMAGES,
         metavar="N",
-        help=f"pictures to decode (default {PICTURES:,})",
+        help=f"images to decode (default {IMAGES:,})",
     )
     parser.add_argument("--json", action="store_true", help="JSON instead of text")
     return parser
 
 
 def _show_progress(done: int, total: int) -> None:
-    print(f"\r{done}/{total} pictures", end="\n" if done == total else "", file=sys.stderr, flush=True)
+    print(f"\r{done}/{total} images", end="\n" if done == total else "", file=sys.stderr, flush=True)

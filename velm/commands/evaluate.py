@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 from velm.commands.extras import add_extras, extras_of
 from velm.commands.options import add_loading, add_writing, load_pipeline, writing
 from velm.data.base import Dataset
-from velm.registry import SpecError, datasets, split_spec
+from velm.errors import ConfigError
+from velm.registry import datasets, split_config
 
 if TYPE_CHECKING:
+    from velm.data.bad_samples import BadSample
     from velm.data.base import Record
-    from velm.data.faults import Fault
-    from velm.data.transforms import Resize
+    from velm.data.images.transforms import Resize
     from velm.evaluation.evaluate import Measured
     from velm.evaluation.predictions import Written
     from velm.pipeline import Pipeline
@@ -27,20 +28,20 @@ __all__ = ["dataset_spec", "main"]
 
 _PREFIX = "--data.dataset"
 SHOWN = 10
-"""Pictures that cannot be read are named on the screen up to so many."""
+"""Images that cannot be read are named on the screen up to so many."""
 
 
 def main(argv: Sequence[str]) -> int:
     """Run `velm evaluate`: prints a table, writes metrics.json, captions.jsonl, report.html and intervals.json.
 
     Returns:
-        0, or 1 where pictures could not be read: the figures are of the others, unreadable.jsonl names these.
+        0, or 1 where images could not be read: the figures are of the others, unreadable.jsonl names these.
 
     Raises:
-        CheckpointError, PipelineError, SpecError, DataError: nothing can be measured; `velm` prints the message.
+        CheckpointError, PipelineError, ConfigError, DataError: nothing can be measured; `velm` prints the message.
     """
     args, changes = _parse(argv)
-    from velm.evaluation.album import counted
+    from velm.report.thumbnails import counted
 
     pipelines = [_checked(args, path) for path in (args.checkpoint, args.compare) if path is not None]
     spec = dataset_spec(pipelines[0].data.get("dataset"), changes)
@@ -48,7 +49,7 @@ def main(argv: Sequence[str]) -> int:
     dataset.max_bad = _max_bad(args, pipelines[0])
     records = dataset.split(args.split)
     measured = _measured(args, pipelines, dataset, records)
-    left_out = list(dict.fromkeys(fault for each in measured for fault in each.predictions.left_out.values()))
+    left_out = list(dict.fromkeys(bad_sample for each in measured for bad_sample in each.predictions.left_out.values()))
     if left_out:
         measured = [replace(each, figures={**each.figures, "left_out": float(len(left_out))}) for each in measured]
     found, figures = measured[0].predictions, measured[0].figures
@@ -81,7 +82,7 @@ def _max_bad(args: argparse.Namespace, pipeline: Pipeline) -> float:
     """The share of the data that may be bad: as typed, else as in training, else as in a dataset that nobody asked."""
     found = pipeline.data.get("max_bad", Dataset.max_bad) if args.max_bad is None else args.max_bad
     if not 0 <= found <= 1:
-        raise SpecError(f"data.max_bad is a share of the data, between 0 and 1; got {found}.")
+        raise ConfigError(f"data.max_bad is a share of the data, between 0 and 1; got {found}.")
     return float(found)
 
 
@@ -113,36 +114,36 @@ def _measured(
     found: list[Measured] = []
     for pipeline in pipelines:
         found.append(measured(pipeline, found[-1].records if found else records))
-    if len(found[0].records) > len(found[-1].records):  # the second looks at pictures, the first does not
+    if len(found[0].records) > len(found[-1].records):  # the second looks at images, the first does not
         found[0] = measured(pipelines[0], found[-1].records)
     return found
 
 
 def _write_report(
-    args: argparse.Namespace, measured: Sequence[Measured], left_out: Sequence[Fault], resize: Resize
+    args: argparse.Namespace, measured: Sequence[Measured], left_out: Sequence[BadSample], resize: Resize
 ) -> None:
-    from velm.evaluation.report import side, write_report
+    from velm.report.report import side, write_report
 
     names = [args.checkpoint, args.compare]
     sides = [side(name, each) for name, each in zip(names, measured, strict=False)]
-    missing = [fault.cause for fault in left_out]
+    missing = [bad_sample.cause for bad_sample in left_out]
     write_report(args.output, sides, measured[0].records, split=args.split, resize=resize, left_out=missing)
 
 
-def _write_unreadable(path: Path, left_out: Iterable[Fault]) -> None:
-    """One line of JSON a picture that was left out: path, cause; no file where there is none."""
+def _write_unreadable(path: Path, left_out: Iterable[BadSample]) -> None:
+    """One line of JSON an image that was left out: path, cause; no file where there is none."""
     path.unlink(missing_ok=True)
     lines = [json.dumps({"path": each.path, "cause": each.cause}, ensure_ascii=False) + "\n" for each in left_out]
     if lines:
         path.write_text("".join(lines), encoding="utf-8", errors="replace")
 
 
-def _tell(left_out: Sequence[Fault], path: Path) -> int:
+def _tell(left_out: Sequence[BadSample], path: Path) -> int:
     """Name what was left out on stderr; the exit code."""
-    for fault in left_out[:SHOWN]:
-        print(f"velm evaluate: {fault.cause}", file=sys.stderr)
+    for bad_sample in left_out[:SHOWN]:
+        print(f"velm evaluate: {bad_sample.cause}", file=sys.stderr)
     if left_out:
-        count = f"{len(left_out):,} picture{'s are' if len(left_out) > 1 else ' is'} left out of every figure"
+        count = f"{len(left_out):,} image{'s are' if len(left_out) > 1 else ' is'} left out of every figure"
         print(f"velm evaluate: {count}; see {path}", file=sys.stderr)
     return 1 if left_out else 0
 
@@ -156,15 +157,15 @@ def dataset_spec(stored: Any, changes: Sequence[tuple[str, Any]]) -> dict[str, A
             the stored one begins a new spec: options of one dataset mean nothing to another.
 
     Raises:
-        SpecError: there is neither a stored spec nor a typed one, or a path leads into something that has no parts.
+        ConfigError: there is neither a stored spec nor a typed one, or a path leads into something that has no parts.
     """
     spec: dict[str, Any] = {}
     if stored:
-        name, options = split_spec(stored, "dataset")
+        name, options = split_config(stored, "dataset")
         spec = {"name": name, **options}
     for path, value in changes:
         if not path or (path == "name" and value != spec.get("name")):
-            name, options = split_spec(value, "dataset")
+            name, options = split_config(value, "dataset")
             spec = {"name": name, **options}
             continue
         *outer, last = path.split(".")
@@ -172,10 +173,10 @@ def dataset_spec(stored: Any, changes: Sequence[tuple[str, Any]]) -> dict[str, A
         for key in outer:
             place = place.setdefault(key, {})
             if not isinstance(place, dict):
-                raise SpecError(f"{_PREFIX}.{path}: {key!r} is {place!r}, which has no parts.")
+                raise ConfigError(f"{_PREFIX}.{path}: {key!r} is {place!r}, which has no parts.")
         place[last] = value
     if "name" not in spec:
-        raise SpecError(f"The checkpoint stores no dataset. Name one: {_PREFIX} '{{name: csv, path: captions.csv}}'.")
+        raise ConfigError(f"The checkpoint stores no dataset. Name one: {_PREFIX} '{{name: csv, path: captions.csv}}'.")
     return spec
 
 
@@ -192,11 +193,11 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[tuple[str, Any
         key, equals, text = word.partition("=")
         value = text if equals else next(words, None)
         if value is None:
-            raise SpecError(f"{key} needs a value, e.g. {_PREFIX}.path=captions.csv.")
+            raise ConfigError(f"{key} needs a value, e.g. {_PREFIX}.path=captions.csv.")
         try:
             changes.append((key.removeprefix(_PREFIX).lstrip("."), yaml.safe_load(value)))
         except yaml.YAMLError as error:
-            raise SpecError(f"The value of {key} is no YAML: {value!r}.") from error
+            raise ConfigError(f"The value of {key} is no YAML: {value!r}.") from error
     return _parser().parse_args(rest), changes
 
 
@@ -216,7 +217,7 @@ def _parser() -> argparse.ArgumentParser:
         "--texts_per_image",
         type=int,
         metavar="K",
-        help="sentences of a picture, the first ones, in the gallery (default all)",
+        help="sentences of an image, the first ones, in the gallery (default all)",
     )
     parser.add_argument(
         "--rerank",
@@ -229,7 +230,7 @@ def _parser() -> argparse.ArgumentParser:
         dest="max_bad",
         type=float,
         metavar="X",
-        help="share of the pictures, 0 to 1, that may be unreadable and are then left out (default as in training)",
+        help="share of the images, 0 to 1, that may be unreadable and are then left out (default as in training)",
     )
     add_extras(parser)
     add_writing(parser)
@@ -250,4 +251,4 @@ def _table(measured: Mapping[str, float]) -> str:
 
 
 def _show_progress(done: int, total: int) -> None:
-    print(f"\r{done}/{total} pictures", end="\n" if done == total else "", file=sys.stderr, flush=True)
+    print(f"\r{done}/{total} images", end="\n" if done == total else "", file=sys.stderr, flush=True)

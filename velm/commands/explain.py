@@ -1,4 +1,4 @@
-"""`velm explain`: what a model looked at, as pictures to look at and as arrays."""
+"""`velm explain`: what a model looked at, as images to look at and as arrays."""
 
 from __future__ import annotations
 
@@ -43,11 +43,11 @@ def main(argv: Sequence[str]) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="velm explain",
-        description="Where each word of a caption looked, and where in the picture a sentence is found.",
+        description="Where each word of a caption looked, and where in the image a sentence is found.",
         allow_abbrev=False,
     )
     add_loading(parser)
-    parser.add_argument("image", metavar="IMAGE", help="a picture")
+    parser.add_argument("image", metavar="IMAGE", help="an image")
     parser.add_argument(
         "--text",
         dest="texts",
@@ -58,19 +58,19 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--saliency", action="store_true", help="also which pixels decide, by integrated gradients (needs captum)"
     )
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="for the pictures and arrays")
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="for the images and arrays")
     add_writing(parser)
     return parser
 
 
 def _write(folder: Path, name: str, explanation: Explanation) -> dict[str, str | list[str]]:
-    """NAME.png, the maps over the picture, and NAME.npz, the maps; what explanations.json says of them."""
+    """NAME.png, the maps over the image, and NAME.npz, the maps; what explanations.json says of them."""
     import numpy as np
 
     from velm.explain.drawing import sheet
 
     sheet(explanation).save(folder / f"{name}.png", optimize=True)
-    arrays: dict[str, Any] = {"picture": explanation.picture, **explanation.arrays()}
+    arrays: dict[str, Any] = {"picture": explanation.image, **explanation.arrays()}
     np.savez_compressed(folder / f"{name}.npz", **arrays)
     words = list(explanation.words)
     return {"text": explanation.text, "words": words, "picture": f"{name}.png", "arrays": f"{name}.npz"}

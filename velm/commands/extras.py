@@ -15,7 +15,7 @@ __all__ = ["add_extras", "extras_of"]
 def add_extras(parser: argparse.ArgumentParser) -> None:
     """--folds, --clip_score, --clip_score_model, --novelty, --meteor, --spice, --compositional, --template, --probe."""
     group = parser.add_argument_group("figures to ask for")
-    group.add_argument("--folds", type=int, metavar="K", help="retrieval as the mean over K folds of the pictures")
+    group.add_argument("--folds", type=int, metavar="K", help="retrieval as the mean over K folds of the images")
     group.add_argument("--clip_score", action="store_true", help="CLIPScore of the captions by the model's own towers")
     group.add_argument(
         "--clip_score_model", metavar="CHECKPOINT", help="CLIPScore of the captions by the towers of another checkpoint"

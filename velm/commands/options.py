@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from velm.data.base import DataError
+from velm.errors import DataError
 
 if TYPE_CHECKING:
     from velm.pipeline import Pipeline
@@ -26,8 +26,8 @@ _WRITING: dict[str, tuple[type, str]] = {
     "min_p": (float, "sample among the tokens at least this share as likely as the likeliest"),
     "no_repeat_ngram": (int, "no sequence of so many tokens comes twice in a sentence"),
     "prefix": (str, "what every sentence begins with"),
-    "num_return": (int, "sentences for each picture"),
-    "rerank_by_alignment": (float, "order all beams (or samples) by score + this * cosine with the picture"),
+    "num_return": (int, "sentences for each image"),
+    "rerank_by_alignment": (float, "order all beams (or samples) by score + this * cosine with the image"),
 }
 _WORDS = {
     "forbidden": "a word or phrase that is not written; may be given again, @FILE for one a line",
@@ -47,13 +47,13 @@ def add_loading(parser: argparse.ArgumentParser) -> None:
         help="bf16: half the memory, and about half the time where the hardware multiplies it (default 32)",
     )
     parser.add_argument(
-        "--batch_size", type=at_least_one, default=32, metavar="N", help="pictures at a time (default 32)"
+        "--batch_size", type=at_least_one, default=32, metavar="N", help="images at a time (default 32)"
     )
     parser.add_argument(
         "--image_size",
         type=at_least_one,
         metavar="N",
-        help="side of the square that pictures become, in pixels (default as validated)",
+        help="side of the square that images become, in pixels (default as validated)",
     )
     parser.add_argument(
         "--plugins", metavar="A,B.py", help="modules or .py files whose decorators register parts, if they have moved"

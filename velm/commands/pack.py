@@ -8,8 +8,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from velm.data.base import DataError
-from velm.registry import SpecError, datasets, load_plugins, split_spec
+from velm.errors import ConfigError, DataError
+from velm.registry import datasets, load_plugins, split_config
 
 __all__ = ["main"]
 
@@ -20,7 +20,7 @@ def main(argv: Sequence[str]) -> int:
     """Run `velm pack`; prints what was written.
 
     Raises:
-        SpecError, PluginError, DataError: nothing can be packed; `velm` prints the message.
+        ConfigError, PluginError, DataError: nothing can be packed; `velm` prints the message.
     """
     args = _parser().parse_args(argv)
     spec = _spec(args.dataset)
@@ -28,7 +28,7 @@ def main(argv: Sequence[str]) -> int:
     load_plugins(plugins)
     splits = args.splits.split(",") if args.splits else _splits(spec)
 
-    from velm.data.packing import pack
+    from velm.data.shards.packing import pack
 
     manifest = pack(
         spec, args.output, splits=splits, shard_size=args.shard_size, workers=args.workers, plugins=plugins,
@@ -51,8 +51,8 @@ def _spec(text: str) -> dict[str, Any]:
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise SpecError(f"The value of --dataset is no YAML: {text!r}.") from error
-    name, options = split_spec(value, "dataset")
+        raise ConfigError(f"The value of --dataset is no YAML: {text!r}.") from error
+    name, options = split_config(value, "dataset")
     return {"name": name, **options}
 
 

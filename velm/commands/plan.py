@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from velm.commands.options import at_least_one
 
 if TYPE_CHECKING:
-    from velm.training.planning.step import Machine
+    from velm.planning.step import Machine
 
 __all__ = ["main", "table"]
 
@@ -22,11 +22,11 @@ def main(argv: Sequence[str]) -> int:
     """Run `velm plan`: 0 the config fits, 1 it does not.
 
     Raises:
-        SpecError, DataError: an unknown device, or a config that cannot be built; `velm` prints the message.
+        ConfigError, DataError: an unknown device, or a config that cannot be built; `velm` prints the message.
     """
     args, rest = _parser().parse_known_args(argv)
-    from velm.training.planning.devices import device
-    from velm.training.planning.plan import make_plan
+    from velm.planning.devices import device
+    from velm.planning.plan import make_plan
     from velm.training.run import parse_fit
 
     board = device(args.device)
@@ -43,7 +43,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _machine(args: argparse.Namespace, board: Any) -> Machine:
-    from velm.training.planning.step import Machine
+    from velm.planning.step import Machine
 
     return Machine(
         half=board.half,
@@ -54,7 +54,7 @@ def _machine(args: argparse.Namespace, board: Any) -> Machine:
         in_machine=args.gpus_per_node,
         latency=args.latency,
         overlap=args.overlap,
-        pictures=args.pictures,
+        images=args.images,
     )
 
 
@@ -85,7 +85,7 @@ def table(told: Mapping[str, Any], device: str) -> str:
         f"  {assumed['link']:g} GB/s between the {assumed['in_machine']} devices of a machine, "
         f"{assumed['network']:g} GB/s a device between machines, {assumed['latency']:g} us a message;",
         f"  gradients travel behind {assumed['overlap']:.0%} of the backward pass; "
-        f"{setup['workers'] or 1} workers a device read {assumed['pictures']:g} pictures a second each.",
+        f"{setup['workers'] or 1} workers a device read {assumed['images']:g} images a second each.",
         "not in it: the optimizer's own time, validation, checkpoints, stragglers.",
     ]
     return "\n".join(lines)
@@ -147,9 +147,9 @@ def _parser() -> argparse.ArgumentParser:
         ("gpus_per_node", count, 8, "N", "devices of a machine"),
         ("interconnect_gb_s", number, 50.0, "GB/S", "between machines, each way and device"),
         ("latency_us", number, 20.0, "US", "microseconds of a message, times log2 of the devices"),
-        ("pictures_s", number, 400.0, "N", "pictures that a worker reads a second"),
+        ("pictures_s", number, 400.0, "N", "images that a worker reads a second"),
     ):
-        dest = {"interconnect_gb_s": "network", "latency_us": "latency", "pictures_s": "pictures"}.get(name, name)
+        dest = {"interconnect_gb_s": "network", "latency_us": "latency", "pictures_s": "images"}.get(name, name)
         names = dict.fromkeys((f"--{name}", f"--{name.replace('_', '-')}"))
         parser_help = f"{text} (default {default:g})"
         group.add_argument(*names, dest=dest, type=kind, default=default, metavar=unit, help=parser_help)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import inspect
 import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from velm.registry import KINDS, Registry, SpecError, UnknownNameError, load_plugins, parameters, split_spec
+from velm.errors import ConfigError, UnknownNameError
+from velm.registry import KINDS, Registry, load_plugins, parameters, split_config
+from velm.util import did_you_mean
 
 if TYPE_CHECKING:
     from velm.testing import Report
@@ -52,7 +53,7 @@ def show_plugin(kind: str, name: str) -> dict[str, Any]:
         name: a name, a member of a family (torchvision/resnet50) or the family (torchvision/*), or a dotted path.
 
     Raises:
-        SpecError: there is no such kind or name.
+        ConfigError: there is no such kind or name.
         PluginError: it cannot be imported; the message names its distribution and the cause.
     """
     key, registry = _kind(kind)
@@ -90,13 +91,13 @@ def check_plugin(spec: str | Mapping[str, Any], kind: str | None = None, image_s
     Args:
         spec: a name, a dotted path, or a mapping {name: ..., options}.
         kind: where the name exists in several kinds, the one that is meant.
-        image_size: side of the pictures to try on an image encoder, in pixels; 64 when None.
+        image_size: side of the images to try on an image encoder, in pixels; 64 when None.
 
     Raises:
-        SpecError: there is no such kind or name, or several kinds have it.
+        ConfigError: there is no such kind or name, or several kinds have it.
         PluginError: it cannot be imported.
     """
-    name, options = split_spec(spec)
+    name, options = split_config(spec)
     key, registry = _kind(kind) if kind else _kind_of(name)
     registry.get(name)  # what cannot be imported is told as such, with its owner
     from velm.testing import CHECKS
@@ -119,7 +120,7 @@ def main(argv: Sequence[str]) -> int:
     """Run `velm plugins`; 0 when all is well, 1 when a part has faults.
 
     Raises:
-        SpecError, PluginError: a part cannot be had; `velm` prints the message.
+        ConfigError, PluginError: a part cannot be had; `velm` prints the message.
     """
     args = _parser().parse_args(argv)
     load_plugins(args.plugins.split(",") if "plugins" in args else ())
@@ -151,7 +152,7 @@ def _parser() -> argparse.ArgumentParser:
     check = commands.add_parser("check", help="build a part, look at every law of its contract", parents=[loading])
     check.add_argument("spec", metavar="SPEC", help="a name, a dotted path, or a mapping '{name: vit, depth: 2}'")
     check.add_argument("--kind", help=f"which is meant, where several have the name: {', '.join(KINDS)}")
-    check.add_argument("--image-size", type=int, metavar="PIXELS", help="side of the pictures to try (default 64)")
+    check.add_argument("--image-size", type=int, metavar="PIXELS", help="side of the images to try (default 64)")
     return parser
 
 
@@ -164,7 +165,7 @@ def _read(spec: str) -> str | dict[str, Any]:
     try:
         read: dict[str, Any] = yaml.safe_load(spec)
     except yaml.YAMLError as error:
-        raise SpecError(f"{spec} is neither YAML nor JSON: {error}. Write: '{{name: vit, depth: 2}}'.") from error
+        raise ConfigError(f"{spec} is neither YAML nor JSON: {error}. Write: '{{name: vit, depth: 2}}'.") from error
     return read
 
 
@@ -172,7 +173,7 @@ def _kind(kind: str) -> tuple[str, Registry]:
     key = kind.strip().lower().replace(" ", "_").replace("-", "_")
     key = {"loss": "losses"}.get(key, key if key.endswith("s") else key + "s")
     if key not in KINDS:
-        raise SpecError(f"Unknown kind {kind!r}. Kinds: {', '.join(KINDS)}.")
+        raise ConfigError(f"Unknown kind {kind!r}. Kinds: {', '.join(KINDS)}.")
     return key, KINDS[key]
 
 
@@ -189,12 +190,11 @@ def _kind_of(name: str) -> tuple[str, Registry]:
         found.append(key)
     if not found:
         names = sorted({known for registry in KINDS.values() for known in registry.names()})
-        near = difflib.get_close_matches(name, [known.removesuffix("/*") for known in names], n=1)
-        guess = f" Did you mean {near[0]!r}?" if near else ""
+        guess = did_you_mean(name, [known.removesuffix("/*") for known in names])
         raise UnknownNameError(f"Nothing is named {name!r}.{guess} Names: {', '.join(names)}. Or pkg.module:Class.")
     if len(found) > 1:
         kinds = " and ".join(KINDS[key].kind for key in found)
-        raise SpecError(f"{name!r} is the name of {kinds}. Say which: --kind {found[0]}.")
+        raise ConfigError(f"{name!r} is the name of {kinds}. Say which: --kind {found[0]}.")
     return found[0], KINDS[found[0]]
 
 
@@ -205,7 +205,7 @@ def _kind_of_class(name: str, cls: type) -> tuple[str, Registry]:
         if issubclass(cls, base):
             return key, KINDS[key]
     bases = ", ".join(f"velm.{base.__name__}" for base in BASES.values())
-    raise SpecError(
+    raise ConfigError(
         f"{name} derives from none of {bases}, so its kind is not known. Say it: --kind {next(iter(KINDS))}."
     )
 

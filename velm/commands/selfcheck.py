@@ -12,9 +12,9 @@ __all__ = ["main"]
 def main(argv: Sequence[str]) -> int:
     """Run `velm selfcheck`: 0 every check passed or was skipped, 1 one failed."""
     args, rest = _parser().parse_known_args(argv)
+    from velm.doctor.laws import CHECKS, run_checks
+    from velm.doctor.laws.outcome import as_dict, table
     from velm.training.run import parse_fit
-    from velm.training.selfcheck import CHECKS, run_checks
-    from velm.training.selfcheck.outcome import as_dict, table
 
     outcomes = list(run_checks(parse_fit(rest), args.only or tuple(CHECKS)))
     told = as_dict(outcomes)

@@ -1,4 +1,4 @@
-"""The contract of a dataset: splits by name, each a sequence of records, one record a picture."""
+"""The contract of a dataset: splits by name, each a sequence of records, one record an image."""
 
 from __future__ import annotations
 
@@ -9,34 +9,24 @@ from dataclasses import dataclass, field
 from typing import Any, overload
 
 __all__ = [
-    "DataError",
     "Dataset",
     "EncodedImage",
-    "MissingSplitError",
     "Record",
     "Records",
     "image_name",
-    "no_picture",
+    "no_image",
     "worded",
 ]
 
 
-class DataError(ValueError):
-    """Something is wrong with the data itself; the message names the file and the place in it."""
-
-
-class MissingSplitError(DataError):
-    """There is no such split. Data without 'val' can be trained on; whatever else is wrong with a split cannot be."""
-
-
-def no_picture(path: str) -> str:
-    """What is said of a picture file that is not there."""
-    return f"There is no picture {path!r}."
+def no_image(path: str) -> str:
+    """What is said of an image file that is not there."""
+    return f"There is no image {path!r}."
 
 
 @dataclass(frozen=True)
 class EncodedImage:
-    """A picture inside something larger (a tar shard, a Parquet column), fetched when it is looked at.
+    """An image inside something larger (a tar shard, a Parquet column), fetched when it is looked at.
 
     Attributes:
         name: what messages call it, such as 'shards/00000.tar/000012.jpg'.
@@ -49,12 +39,12 @@ class EncodedImage:
 
 @dataclass(frozen=True)
 class Record:
-    """One picture and its sentences.
+    """One image and its sentences.
 
     Attributes:
-        image_id: the same for the same picture, whatever the split.
-        image: a path, an `EncodedImage`, a PIL image, a uint8 array (H, W, 3), or None where the data has no pictures.
-        texts: its sentences; every one of them is right for the picture.
+        image_id: the same for the same image, whatever the split.
+        image: a path, an `EncodedImage`, a PIL image, a uint8 array (H, W, 3), or None where the data has no images.
+        texts: its sentences; every one of them is right for the image.
         targets: what to write for the sentence of the same index (translation, answers), else None.
         metadata: whatever else is known, plain Python (boxes in pixels, attributes).
         weights: of the sentence of the same index, at least 0, how often it is to come beside the others
@@ -70,7 +60,7 @@ class Record:
 
 
 def image_name(record: Record) -> str:
-    """What a record's picture is called in messages: its path, or whatever else it can be found by."""
+    """What a record's image is called in messages: its path, or whatever else it can be found by."""
     image = record.image
     if isinstance(image, EncodedImage):
         return image.name
@@ -90,7 +80,7 @@ class Records(Sequence[Record]):
         """The record at a place, 0 <= place < len."""
 
     def worded(self, place: int) -> Record:
-        """As `record`, for whoever reads sentences only; picture and metadata are left out where they take time."""
+        """As `record`, for whoever reads sentences only; image and metadata are left out where they take time."""
         return self.record(place)
 
     @overload
@@ -111,7 +101,7 @@ class Dataset(ABC):
 
     Attributes:
         max_bad: share of a split's records, in [0, 1], that may be unusable before opening it is an error; a run sets
-            it to `data.max_bad`. What is left out is listed by `records.faults` (see `velm.data.faults`).
+            it to `data.max_bad`. What is left out is listed by `records.bad_samples` (see `velm.data.bad_samples`).
     """
 
     max_bad: float = 0.01

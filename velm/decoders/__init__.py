@@ -1,12 +1,9 @@
-"""Decoders. `velm.decoders` is this package and the registry of that kind in one."""
+"""Decoders. The package also answers as their registry: `velm.decoders.register`, `.build`, `.names`."""
 
-from velm.registry import decoders as _registry
+from typing import Any
 
-build, entries, find, get, names, register = (
-    _registry.build,
-    _registry.entries,
-    _registry.find,
-    _registry.get,
-    _registry.names,
-    _registry.register,
-)
+from velm import registry
+
+
+def __getattr__(name: str) -> Any:
+    return getattr(registry.decoders, name)

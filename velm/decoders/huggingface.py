@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from velm.decoders.base import Decoder, DecoderState
-from velm.layers import hub
-from velm.layers.freezing import eval_frozen
+from velm.pretrained import hub
+from velm.pretrained.freezing import eval_frozen
 
 __all__ = ["HFDecoder"]
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from velm.decoders.base import Decoder, DecoderState
-from velm.layers.shared import Shared
+from velm.layers.beam_memory import Shared
 from velm.outputs import DecoderOutput
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from velm.decoders.base import Decoder, DecoderState
 from velm.decoders.transformer import TransformerDecoder, TransformerState
-from velm.layers.shared import Shared
+from velm.layers.beam_memory import Shared
 from velm.outputs import DecoderOutput
 
 __all__ = ["StaticDecoder"]

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from velm.decoders.base import Decoder, DecoderState
 from velm.layers.attention import KeysValues
-from velm.layers.growing import Growing
+from velm.layers.beam_memory import Shared
+from velm.layers.kv_cache import Growing
 from velm.layers.positions import LearnedPositions
-from velm.layers.shared import Shared
 from velm.layers.transformer import TransformerBlock
 from velm.outputs import DecoderOutput
 

@@ -1,1 +1,1 @@
-"""What a doctor looks at before hours are spent: pictures, sentences, batches, the parts of the model."""
+"""What a doctor looks at before hours are spent: images, sentences, batches, the parts of the model."""

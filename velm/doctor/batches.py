@@ -8,10 +8,10 @@ from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
 
-from velm.data.base import DataError
-from velm.data.items import Captions
-from velm.data.samplers import PictureBatchSampler
-from velm.doctor.findings import Finding
+from velm.data.batches.samplers import ImageBatchSampler
+from velm.data.batches.samples import Captions
+from velm.errors import DataError
+from velm.findings import Finding
 
 __all__ = [
     "accumulation", "batch_size", "batches_by_length", "false_negative_share", "false_negatives", "first_loss",
@@ -25,10 +25,10 @@ EPOCHS = 1000  # Lightning's own, where neither epochs nor steps are given
 def batch_size(
     counts: Sequence[int] | np.ndarray, *, size: int, devices: int, captions: Captions
 ) -> tuple[Finding, int, int]:
-    """Does the training split fill a batch, no picture twice in it?
+    """Does the training split fill a batch, no image twice in it?
 
     Args:
-        counts: int (pictures,), sentences of each.
+        counts: int (images,), sentences of each.
         size: samples a step and device.
         devices: that share a step.
         captions: as in `data.captions`.
@@ -41,7 +41,7 @@ def batch_size(
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
-            sampler = PictureBatchSampler(picture_of=samples, batch_size=size, world_size=devices, drop_last=True)
+            sampler = ImageBatchSampler(image_of=samples, batch_size=size, world_size=devices, drop_last=True)
         except ValueError as error:
             return Finding("batch_size", "error", str(error), "Lower trainer.devices."), 0, 0
     rows = len(sampler.global_batches(0)[0])
@@ -55,7 +55,7 @@ def batch_size(
 
 
 def batches_by_length(
-    make: Callable[[], PictureBatchSampler], *, tokens: int | None, devices: int
+    make: Callable[[], ImageBatchSampler], *, tokens: int | None, devices: int
 ) -> tuple[Finding, int, int]:
     """`batch_size` of batches of like length: `make` gives their sampler, `tokens` is a device's budget, if any."""
     try:
@@ -71,23 +71,23 @@ def batches_by_length(
 
 
 def false_negative_share(counts: Sequence[int] | np.ndarray, batch: int) -> float:
-    r"""The expected share of a batch's rows with another sentence of their picture in the batch.
+    r"""The expected share of a batch's rows with another sentence of their image in the batch.
 
-    For rows drawn caption by caption without replacement. Of n sentences, c of them of its picture, a row meets none
+    For rows drawn caption by caption without replacement. Of n sentences, c of them of its image, a row meets none
     of the other c - 1 among B - 1 others with probability C(n - c, B - 1) / C(n - 1, B - 1):
 
-        share = 1 - \sum_pictures  c / n  \prod_{k=1}^{c-1} (n - B - k + 1) / (n - k)
+        share = 1 - \sum_images  c / n  \prod_{k=1}^{c-1} (n - B - k + 1) / (n - k)
 
     Args:
-        counts: int (pictures,), sentences of each.
+        counts: int (images,), sentences of each.
         batch: B, rows.
     """
     total = int(np.sum(counts))
     batch = min(batch, total)
     alone = 0.0
-    for count, pictures in zip(*np.unique(counts, return_counts=True), strict=True):
+    for count, images in zip(*np.unique(counts, return_counts=True), strict=True):
         spared = math.prod(max(0, total - batch - k + 1) / (total - k) for k in range(1, int(count)))
-        alone += int(pictures) * int(count) / total * spared
+        alone += int(images) * int(count) / total * spared
     return 1 - alone
 
 
@@ -95,7 +95,7 @@ def false_negatives(counts: Sequence[int] | np.ndarray, *, rows: int, repeated_i
     """What drawing caption by caption would do, and what VELM does.
 
     Args:
-        counts: int (pictures,), sentences of each.
+        counts: int (images,), sentences of each.
         rows: of a batch, all devices together.
         repeated_ids: records that have the image_id of another one of their split.
     """
@@ -103,11 +103,11 @@ def false_negatives(counts: Sequence[int] | np.ndarray, *, rows: int, repeated_i
     value = {"drawn_by_caption": share, "velm": 0.0, "rows": rows, "repeated_ids": repeated_ids}
     message = (
         f"Drawn caption by caption, {100 * share:.1f}% of the {rows:,} rows of a batch would have a caption of their "
-        f"own picture among the negatives; VELM's batches and losses have none."
+        f"own image among the negatives; VELM's batches and losses have none."
     )
     if repeated_ids:
-        message += f" But {repeated_ids:,} records share their image_id with another record, and count as two pictures."
-        advice = "Put the sentences of a picture into one record."
+        message += f" But {repeated_ids:,} records share their image_id with another record, and count as two images."
+        advice = "Put the sentences of an image into one record."
         return Finding("false_negatives", "warning", message, advice, value)
     return Finding("false_negatives", "info", message, value=value)
 
@@ -118,7 +118,7 @@ def first_loss(losses: Collection[str], *, rows: int, per_image: int, vocab_size
     Args:
         losses: names in the registry.
         rows: sentences of a step, all devices together.
-        per_image: sentences of a picture among them, which are no negatives of each other.
+        per_image: sentences of an image among them, which are no negatives of each other.
         vocab_size: V.
     """
     parts, value = [], {}

@@ -1,7 +1,7 @@
 """The memory of a training step, estimated before it is taken.
 
     weights + gradients + AdamW's two moments + moving average     counted
-    + what the forward pass keeps for the backward pass            measured on 2 and 4 pictures, continued as a line
+    + what the forward pass keeps for the backward pass            measured on 2 and 4 images, continued as a line
 
 Left out: the data loader, the codecs' and kernels' scratch room, gradients of activations, and what grows with the
 square of the batch. So it is a floor: on a CPU, peaks of steps were 1.5 to 1.7 times what was told.
@@ -15,15 +15,15 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from velm.data.tokenizers import Tokenizer
-from velm.doctor.findings import Finding
+from velm.data.text.tokenizers import Tokenizer
+from velm.findings import Finding
 from velm.losses.weighted import WeightedLosses
 from velm.model import VisionLanguageModel
 from velm.outputs import Batch
 
 __all__ = ["kept_bytes", "memory", "probe"]
 
-MEASURED = (2, 4)  # pictures
+MEASURED = (2, 4)  # images
 
 
 def memory(
@@ -40,8 +40,8 @@ def memory(
     Args:
         model: as it will be trained.
         losses: of the run.
-        probes: batches of `MEASURED` pictures each, see `probe`.
-        size: pictures a step and device.
+        probes: batches of `MEASURED` images each, see `probe`.
+        size: images a step and device.
         precision: of the Trainer; 'mixed' computes in half precision, 'true' keeps the weights in it too.
         average: whether a moving average of the weights is kept.
     """
@@ -51,7 +51,7 @@ def memory(
             with _autocast(precision):
                 kept.append(kept_bytes(model, losses, batch))
         except Exception as error:  # whatever it is, it would end the run
-            message = f"A step of {MEASURED[0]} pictures fails: {type(error).__name__}: {error}"
+            message = f"A step of {MEASURED[0]} images fails: {type(error).__name__}: {error}"
             return Finding("memory", "error", message, "See that image_size, patch sizes and lengths fit together.")
     slope = (kept[1] - kept[0]) / (MEASURED[1] - MEASURED[0])
     half = 0.5 if precision in ("bf16-true", "16-true") else 1.0
@@ -64,7 +64,7 @@ def memory(
     listed = ", ".join(f"{name} {_megabytes(number)}" for name, number in value.items() if name != "total")
     message = (
         f"At least {_megabytes(value['total'])} a step and device ({listed}); activations measured on {MEASURED[0]} "
-        f"and {MEASURED[1]} pictures and continued to {size:,}, loader and scratch room left out."
+        f"and {MEASURED[1]} images and continued to {size:,}, loader and scratch room left out."
     )
     return Finding("memory", "info", message, value=value)
 
@@ -96,7 +96,7 @@ def kept_bytes(model: VisionLanguageModel, losses: WeightedLosses, batch: Batch)
 
 
 def probe(
-    pictures: int,
+    count: int,
     *,
     tokenizer: Tokenizer,
     length: int,
@@ -104,23 +104,23 @@ def probe(
     per_image: int = 1,
     has_target: bool = False,
 ) -> Batch:
-    """A batch of black pictures and sentences of one word over and over.
+    """A batch of black images and sentences of one word over and over.
 
     Args:
-        pictures: in it.
+        count: images in it.
         tokenizer: whose ids to use.
         length: tokens of a sentence, bos and eos included.
-        image_size: pixels; None without pictures.
-        per_image: sentences of a picture.
+        image_size: pixels; None without images.
+        per_image: sentences of an image.
         has_target: whether there are sentences to write besides.
     """
     special = {tokenizer.pad_id, tokenizer.bos_id, tokenizer.eos_id, tokenizer.unk_id}
     word = next((i for i in range(tokenizer.vocab_size) if i not in special), tokenizer.unk_id)
-    rows = torch.arange(pictures).repeat_interleave(per_image)
+    rows = torch.arange(count).repeat_interleave(per_image)
     tokens = torch.full((len(rows), length), word)
     tokens[:, 0], tokens[:, -1] = tokenizer.bos_id, tokenizer.eos_id
     mask = torch.ones_like(tokens, dtype=torch.bool)
-    images = None if image_size is None else torch.zeros(pictures, 3, image_size, image_size, dtype=torch.uint8)
+    images = None if image_size is None else torch.zeros(count, 3, image_size, image_size, dtype=torch.uint8)
     return Batch(
         images=images,
         tokens=tokens,

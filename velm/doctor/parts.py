@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import nn
 
-from velm.doctor.findings import Finding
-from velm.registry import split_spec
+from velm.findings import Finding
+from velm.registry import split_config
 
 __all__ = ["is_pretrained", "learning_rate", "lengths", "parameters"]
 
@@ -48,7 +48,7 @@ def is_pretrained(spec: Any) -> bool:
     """Whether a spec asks for somebody's weights: `weights`, `pretrained: true`, or `hf/...` without a config."""
     if spec is None:
         return False
-    name, options = split_spec(spec)
+    name, options = split_config(spec)
     if options.get("pretrained") is not None:
         return bool(options["pretrained"])
     return options.get("weights") is not None or (name.startswith("hf/") and options.get("config") is None)

@@ -25,7 +25,7 @@ class ImageEncoder(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, images: Tensor) -> EncoderOutput:
-        """Encode pictures.
+        """Encode images.
 
         Args:
             images: float (B, 3, H, W), normalised.

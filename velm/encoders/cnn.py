@@ -1,4 +1,4 @@
-"""A compact convolutional network: a picture of 64 x 64 pixels becomes a grid of 8 x 8 vectors."""
+"""A compact convolutional network: an image of 64 x 64 pixels becomes a grid of 8 x 8 vectors."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class CNNEncoder(ImageEncoder):
 
         pixels ─ stem / 2 ─ stage / 2 ─ stage / 2 ─ + positions ─ `depth` blocks ─ features ─ pooled
 
-    One vector for the whole picture forgets where things are, and with it 'left of'. So sine positions join the
+    One vector for the whole image forgets where things are, and with it 'left of'. So sine positions join the
     cells before the last ReLU, which binds what is seen to where it is seen; pooling keeps that, and a decoder that
     attends over the features reads it too. Drawn scenes are few things on much background: their maximum learns far
     faster than their mean, which the background fills.
@@ -33,9 +33,9 @@ class CNNEncoder(ImageEncoder):
         widths: channels of the stages before the last, which has dim; every stage halves the grid, so a cell of
             the result spans 2 ** (len(widths) + 1) pixels a side. None: a quarter and a half of dim.
         depth: further blocks (plain: convolution + ReLU) after the positions, on the final grid.
-        norm: group (a picture's features do not depend on its neighbours in the batch, nor on the number of
+        norm: group (an image's features do not depend on its neighbours in the batch, nor on the number of
             devices), batch or none. None: group for residual, none for plain.
-        dropout: probability of zeroing a channel of a picture's features.
+        dropout: probability of zeroing a channel of an image's features.
         pooling: max, mean or attention over the cells.
     """
 

@@ -8,10 +8,10 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from velm.encoders.base import ImageEncoder, TextEncoder
-from velm.layers import hub
-from velm.layers.freezing import eval_frozen, trace_shapes
 from velm.layers.pooling import Pooling
 from velm.outputs import EncoderOutput
+from velm.pretrained import hub
+from velm.pretrained.freezing import eval_frozen, trace_shapes
 
 __all__ = ["HFImageEncoder", "HFTextEncoder"]
 
@@ -23,7 +23,7 @@ _NORMALISATION = {"clip": _CLIP, "siglip": _HALF, "siglip2": _HALF, "vit": _HALF
 class HFImageEncoder(ImageEncoder):
     """A vision model of transformers; of a model with two towers, its vision tower.
 
-    Class and register tokens are left out of the features. Pictures of another size than the model's own get its
+    Class and register tokens are left out of the features. Images of another size than the model's own get its
     positions interpolated.
 
     Args:
@@ -57,7 +57,7 @@ class HFImageEncoder(ImageEncoder):
         vision = getattr(vision, "vision_config", vision)
         cls = hub.model_class(vision)
         if cls is None or getattr(cls, "main_input_name", "") != "pixel_values":
-            raise ValueError(f"hf/{model_name} is a {vision.model_type!r} model, which takes no pictures.")
+            raise ValueError(f"hf/{model_name} is a {vision.model_type!r} model, which takes no images.")
         _check_dim(dim)
         self.model = hub.build(cls, vision, model_name, pretrained)
         self.interpolates = "interpolate_pos_encoding" in inspect.signature(self.model.forward).parameters
@@ -220,7 +220,7 @@ def _triple(given: Any, default: Any) -> tuple[float, float, float]:
 
 
 def _grid(size: tuple[int, int], patch: Any, count: int) -> tuple[tuple[int, int], int]:
-    """The grid of `count` tokens of a picture of `size` pixels, and how many tokens stand before it."""
+    """The grid of `count` tokens of an image of `size` pixels, and how many tokens stand before it."""
     if patch is not None:
         patch = _pair(patch)
         rows, columns = size[0] // patch[0], size[1] // patch[1]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 from pathlib import Path
 from typing import Any, Literal
@@ -10,11 +9,12 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from velm.encoders.base import ImageEncoder
-from velm.layers.freezing import eval_frozen, trace_shapes
+from velm.errors import MissingPackageError
 from velm.layers.pooling import Pooling
-from velm.layers.pretrained import load_matching, pretrained_allowed, read_state_dict
 from velm.outputs import EncoderOutput
-from velm.plugins import MissingPackageError
+from velm.pretrained.freezing import eval_frozen, trace_shapes
+from velm.pretrained.weights import load_matching, pretrained_allowed, read_state_dict
+from velm.util import did_you_mean
 
 __all__ = ["TimmEncoder"]
 
@@ -83,7 +83,7 @@ class TimmEncoder(ImageEncoder):
         return self
 
     def _grid(self, size: tuple[int, int], count: int) -> tuple[int, int]:
-        """The grid of `count` tokens of a picture of `size` (H, W) pixels."""
+        """The grid of `count` tokens of an image of `size` (H, W) pixels."""
         embed: Any = getattr(self.model, "patch_embed", None)
         if hasattr(embed, "dynamic_feat_size"):
             rows, columns = embed.dynamic_feat_size(size)
@@ -93,7 +93,7 @@ class TimmEncoder(ImageEncoder):
         if rows < 1 or count % rows != 0:
             raise ValueError(
                 f"{type(self.model).__name__} makes {count} tokens of {size[0]} x {size[1]} pixels, which lie on no "
-                f"grid of that shape; choose square pictures or another model."
+                f"grid of that shape; choose square images or another model."
             )
         return rows, count // rows
 
@@ -121,13 +121,12 @@ def _import_timm() -> Any:
 def _check_name(timm: Any, model_name: str) -> None:
     if timm.is_model(model_name.removeprefix("hf_hub:")) or model_name.startswith(("hf_hub:", "hf-hub:")):
         return
-    near = difflib.get_close_matches(model_name, timm.list_models(), n=3)
-    guess = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
+    guess = did_you_mean(model_name, timm.list_models(), count=3)
     raise ValueError(f"timm {timm.__version__} has no model {model_name!r}.{guess} All names: timm.list_models().")
 
 
 def _create(timm: Any, model_name: str, pretrained: bool) -> Any:
-    """The model without its classifier, taking pictures of any size where it can."""
+    """The model without its classifier, taking images of any size where it can."""
     for sizes in ({"dynamic_img_size": True}, {"strict_img_size": False}, {}):
         try:
             return timm.create_model(model_name, pretrained=pretrained, num_classes=0, **sizes)

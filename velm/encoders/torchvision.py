@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,11 +13,12 @@ from torch import Tensor, nn
 from torchvision import models
 
 from velm.encoders.base import ImageEncoder
-from velm.layers.folding import FoldedCopy, may_fold
-from velm.layers.freezing import trace_shapes
 from velm.layers.pooling import Pooling
-from velm.layers.pretrained import load_matching, pretrained_allowed, read_state_dict
 from velm.outputs import EncoderOutput
+from velm.pretrained.folding import FoldedCopy, may_fold
+from velm.pretrained.freezing import trace_shapes
+from velm.pretrained.weights import load_matching, pretrained_allowed, read_state_dict
+from velm.util import did_you_mean
 
 __all__ = ["TorchvisionEncoder"]
 
@@ -168,8 +168,7 @@ class Trunk(nn.Module):
 def _check_name(model_name: str) -> None:
     names = models.list_models(module=models)
     if model_name not in names:
-        near = difflib.get_close_matches(model_name, names, n=1)
-        guess = f" Did you mean {near[0]!r}?" if near else ""
+        guess = did_you_mean(model_name, names)
         raise ValueError(
             f"torchvision has no classification model {model_name!r}.{guess} Its models: {', '.join(names)}."
         )
@@ -217,8 +216,7 @@ def _cut(model: nn.Module, steps: list[str], features: str | None) -> list[str]:
         if features.startswith(f"{step}.") and type(module).forward is nn.Sequential.forward:
             inner = [f"{step}.{name}" for name, _ in module.named_children()]
             return _cut(model, steps[:index] + inner, features)
-    near = difflib.get_close_matches(features, steps, n=1)
-    guess = f" Did you mean {near[0]!r}?" if near else ""
+    guess = did_you_mean(features, steps)
     raise ValueError(
         f"{type(model).__name__} has no feature map {features!r} on its way to the classifier.{guess} "
         f"Feature maps: {', '.join(steps)} (and 'name.0', 'name.1', ... inside those that are sequences)."
@@ -245,7 +243,7 @@ def _resized_positions(positions: Tensor, grid: tuple[int, int]) -> Tensor:
 
 
 def _fit_positions(encoder: Any, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
-    """Resize positions from weights made for pictures of another size."""
+    """Resize positions from weights made for images of another size."""
     given = state.get(f"{prefix}pos_embedding")
     own = encoder.pos_embedding
     if given is not None and given.dim() == 3 and given.shape[2] == own.shape[2] and given.shape != own.shape:

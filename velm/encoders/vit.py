@@ -1,4 +1,4 @@
-"""A Vision Transformer: a picture cut into patches, read like a sentence (Dosovitskiy et al. 2021)."""
+"""A Vision Transformer: an image cut into patches, read like a sentence (Dosovitskiy et al. 2021)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from velm.outputs import EncoderOutput
 class ViTEncoder(ImageEncoder):
     """Patches, 2-D positions, pre-norm Transformer blocks, one vector for the whole.
 
-    Any picture whose sides are multiples of the patch will do. The class token, where there is one, is read for
+    Any image whose sides are multiples of the patch will do. The class token, where there is one, is read for
     `pooled` and left out of `features`, which hold the patches alone, row by row.
 
     Args:
@@ -91,12 +91,12 @@ class ViTEncoder(ImageEncoder):
         return F.linear(cut, self.patches.weight.flatten(1), self.patches.bias)
 
     def _grid(self, images: Tensor) -> tuple[int, int]:
-        """(H', W') of a picture, in patches."""
+        """(H', W') of an image, in patches."""
         height, width = images.shape[-2:]
         size = self.patch_size
         if min(height, width) < size or height % size or width % size:
             raise ValueError(
-                f"A picture of {height} x {width} pixels cannot be cut into patches of {size} x {size}: "
+                f"An image of {height} x {width} pixels cannot be cut into patches of {size} x {size}: "
                 f"choose an image_size that is a multiple of patch_size {size}, or another patch_size."
             )
         return height // size, width // size

@@ -1,7 +1,7 @@
-"""How sure the figures are: the bootstrap over pictures (Efron 1979; Koehn 2004 for captions and their differences).
+"""How sure the figures are: the bootstrap over images (Efron 1979; Koehn 2004 for captions and their differences).
 
-A split is a sample of the pictures there could have been. Draw as many of its pictures again, with replacement, a
-thousand times; the middle 95% of a figure over these draws is its interval. A picture brings its sentences and its
+A split is a sample of the images there could have been. Draw as many of its images again, with replacement, a
+thousand times; the middle 95% of a figure over these draws is its interval. An image brings its sentences and its
 captions with it. The gallery of retrieval and the document frequencies of CIDEr-D stay those of the whole split, so
 that ranks and scores need finding once only, and a draw is a product of counts and scores.
 """
@@ -32,7 +32,7 @@ def intervals(draws: Mapping[str, np.ndarray]) -> dict[str, Interval]:
 
 
 def differences(first: Mapping[str, np.ndarray], second: Mapping[str, np.ndarray]) -> dict[str, Interval]:
-    """Intervals of second - first for the figures of both, draw by draw: both saw the same pictures in each."""
+    """Intervals of second - first for the figures of both, draw by draw: both saw the same images in each."""
     return {
         name: _percentiles(second[name] - values)
         for name, values in first.items()
@@ -55,7 +55,7 @@ def resampled(
         ranks: what goes before the names of figures ('' or 'reranked/'), and the ranks they are made of.
         scores: of `predictions.written`; None where nothing was written.
         resamples: draws.
-        seed: the same seed draws the same pictures of splits of the same size.
+        seed: the same seed draws the same images of splits of the same size.
     """
     if resamples < 1:
         raise ValueError(f"resamples {resamples} is too small; it is at least 1.")
@@ -74,12 +74,12 @@ def _percentiles(values: np.ndarray) -> Interval:
     return float(low), float(high)
 
 
-def _draws(pictures: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
-    """How often each picture is drawn, float64 (<= BLOCK, pictures), block by block."""
+def _draws(images: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
+    """How often each image is drawn, float64 (<= BLOCK, images), block by block."""
     rng = np.random.default_rng(seed)
     for start in range(0, resamples, BLOCK):
         size = min(BLOCK, resamples - start)
-        yield rng.multinomial(pictures, np.full(pictures, 1 / pictures), size=size).astype(np.float64)
+        yield rng.multinomial(images, np.full(images, 1 / images), size=size).astype(np.float64)
 
 
 def _joined(blocks: Sequence[Draws]) -> Draws:
@@ -87,19 +87,19 @@ def _joined(blocks: Sequence[Draws]) -> Draws:
 
 
 def _retrieval(ranks: RetrievalRanks, owner: np.ndarray, resamples: int, seed: int) -> Draws:
-    pictures = len(ranks.image_to_text)
-    owners = {"image_to_text": np.arange(pictures), "text_to_image": owner}
+    images = len(ranks.image_to_text)
+    owners = {"image_to_text": np.arange(images), "text_to_image": owner}
     blocks = []
-    for counts in _draws(pictures, resamples, seed):
+    for counts in _draws(images, resamples, seed):
         block: Draws = {}
         for way, rank in ranks._asdict().items():
             of, places = owners[way], rank.numpy()
-            queries = counts @ np.bincount(of, minlength=pictures)
+            queries = counts @ np.bincount(of, minlength=images)
             for k in (1, 5, 10):
-                hits = np.bincount(of, weights=places <= k, minlength=pictures)
+                hits = np.bincount(of, weights=places <= k, minlength=images)
                 block[f"{way}/recall@{k}"] = counts @ hits / queries
             for name, each in {"mean_rank": places, "mrr": 1 / places}.items():
-                block[f"{way}/{name}"] = counts @ np.bincount(of, weights=each, minlength=pictures) / queries
+                block[f"{way}/{name}"] = counts @ np.bincount(of, weights=each, minlength=images) / queries
             block[f"{way}/median_rank"] = _median(places, counts[:, of], queries)
         blocks.append(block)
     return _joined(blocks)

@@ -1,4 +1,4 @@
-"""Captions without references, or beside them: how well they fit the pictures, and how new they are."""
+"""Captions without references, or beside them: how well they fit the images, and how new they are."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from velm.data.base import Record
+from velm.errors import PipelineError
 from velm.evaluation.predictions import Predictions
 from velm.evaluation.reading import encoded
 from velm.metrics.clipscore import clip_score, ref_clip_score
 from velm.metrics.diversity import novelty
-from velm.pipeline import Pipeline, PipelineError
+from velm.pipeline import Pipeline
 
 __all__ = ["check_clip_score", "check_judge", "clip_score_figures", "novelty_figures"]
 
@@ -24,11 +25,11 @@ def check_clip_score(pipeline: Pipeline) -> None:
 
 
 def check_judge(pipeline: Pipeline, judge: Pipeline) -> None:
-    """Raise PipelineError where a model has no captions of pictures, or another cannot judge them."""
+    """Raise PipelineError where a model has no captions of images, or another cannot judge them."""
     _check_writer(pipeline)
     if not judge.aligned:
         raise PipelineError(
-            "The model that is to give CLIPScores was not trained to align pictures with sentences, so it has no "
+            "The model that is to give CLIPScores was not trained to align images with sentences, so it has no "
             "embeddings to compare. Name a checkpoint trained with `losses: {contrastive: ...}` or its like."
         )
 
@@ -37,7 +38,7 @@ def _check_writer(pipeline: Pipeline) -> None:
     pipeline.require_decoder()
     if pipeline.model.memory_sources != ("image",):
         sources = ", ".join(pipeline.model.memory_sources)
-        raise PipelineError(f"CLIPScore asks how a picture's caption fits it; this decoder attends over [{sources}].")
+        raise PipelineError(f"CLIPScore asks how an image's caption fits it; this decoder attends over [{sources}].")
 
 
 def clip_score_figures(
@@ -54,11 +55,11 @@ def clip_score_figures(
     checkpoint, never two checkpoints. Those of a judge, as `judged/...`, compare whatever it has judged.
 
     Args:
-        pipeline: a model that captions from the picture alone; without a judge it aligns, too.
+        pipeline: a model that captions from the image alone; without a judge it aligns, too.
         found: its predictions.
         judge: a model that aligns.
-        records: those that were predicted, without any that were left out: the judge looks at their pictures.
-        batch_size: pictures at a time that the judge looks at.
+        records: those that were predicted, without any that were left out: the judge looks at their images.
+        batch_size: images at a time that the judge looks at.
 
     Raises:
         PipelineError: a model cannot do its part.

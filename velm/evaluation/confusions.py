@@ -1,4 +1,4 @@
-"""What is taken for what: the pictures nearest to a wrong sentence, and the words written for others."""
+"""What is taken for what: the images nearest to a wrong sentence, and the words written for others."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from difflib import SequenceMatcher
 
 import torch
 
-from velm.evaluation.lexicon import FUNCTION_WORDS
+from velm.evaluation.compositional.lexicon import FUNCTION_WORDS
 from velm.evaluation.predictions import Predictions, Written
 from velm.metrics.ptb import ptb_tokenize
 
@@ -18,10 +18,10 @@ __all__ = ["Confusion", "hardest", "swapped_words"]
 
 @dataclass(frozen=True)
 class Confusion:
-    """A picture and the wrong sentence nearest to it.
+    """An image and the wrong sentence nearest to it.
 
     Attributes:
-        image: row of the picture.
+        image: row of the image.
         wrong: row of the wrong text.
         right: row of the best of its own texts.
         margin: cosine of the wrong less that of the right one; above 0 it is mistaken.
@@ -34,12 +34,12 @@ class Confusion:
 
 
 def hardest(predictions: Predictions, count: int, *, block_size: int = 1024) -> list[Confusion]:
-    """The pictures with the largest margin of a wrong text over their own, largest first.
+    """The images with the largest margin of a wrong text over their own, largest first.
 
     Args:
         predictions: of a model that aligns.
         count: confusions wanted, at most.
-        block_size: pictures at a time; memory is this times the number of texts.
+        block_size: images at a time; memory is this times the number of texts.
     """
     image, text, ids = predictions.image_embeds, predictions.text_embeds, predictions.image_ids
     assert image is not None

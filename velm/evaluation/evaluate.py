@@ -27,7 +27,7 @@ class Measured:
     """A model on a split, with what its figures are made of.
 
     Attributes:
-        predictions: what it said of every picture.
+        predictions: what it said of every image.
         figures: by the names of metrics.json.
         ranks: what goes before the names of figures ('' for the embeddings, 'reranked/'), and the ranks themselves.
         records: those measured, which are all but `predictions.left_out`.
@@ -53,15 +53,15 @@ def evaluate(
 ) -> dict[str, float]:
     """Recall both ways and caption metrics of a split, whichever the model can do, and what is asked for beside them.
 
-    Retrieval is over all pictures and all their texts, any of which is right for its picture. Captions are held
-    against the record's targets where it has any, else against its texts. A picture that cannot be read is left out:
+    Retrieval is over all images and all their texts, any of which is right for its image. Captions are held
+    against the record's targets where it has any, else against its texts. An image that cannot be read is left out:
     a warning names it, and `left_out` counts them.
 
     Args:
         pipeline: what to measure.
-        records: one a picture.
-        batch_size: pictures at a time.
-        texts_per_image: sentences of a picture, the first ones, that enter the gallery; None takes all. References
+        records: one an image.
+        batch_size: images at a time.
+        texts_per_image: sentences of an image, the first ones, that enter the gallery; None takes all. References
             of captions are always all of them.
         rerank: candidates of a query that the captioner puts in order, see `velm.evaluation.reranking`; None for no
             figures of this.
@@ -90,7 +90,9 @@ def evaluate(
     )
     left_out = measured.predictions.left_out
     if left_out:
-        shown = ", ".join(fault.cause for fault in list(left_out.values())[:3]) + (", ..." if len(left_out) > 3 else "")
+        shown = ", ".join(bad_sample.cause for bad_sample in list(left_out.values())[:3]) + (
+            ", ..." if len(left_out) > 3 else ""
+        )
         warnings.warn(f"{len(left_out):,} of {len(records):,} records are left out: {shown}", stacklevel=2)
     return measured.figures
 

@@ -7,16 +7,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from velm import metrics
-from velm.data.base import DataError, Record
+from velm.data.base import Record
+from velm.errors import DataError, JavaMissingError, PipelineError
 from velm.evaluation.caption_fit import check_clip_score, check_judge, clip_score_figures, novelty_figures
-from velm.evaluation.compositional import compositional_figures
+from velm.evaluation.compositional.metrics import compositional_figures
 from velm.evaluation.predictions import Predictions
 from velm.evaluation.probing import probe_figures
 from velm.evaluation.reading import MAX_BAD
 from velm.evaluation.zero_shot import TEMPLATES, check_templates, classes_of, require_classes, zero_shot_figures
 from velm.metrics.folds import check_folds
-from velm.metrics.java import JavaMissingError, require_java
-from velm.pipeline import Pipeline, PipelineError
+from velm.metrics.java import require_java
+from velm.pipeline import Pipeline
 
 __all__ = ["Extras", "check_extras", "extra_figures"]
 
@@ -28,7 +29,7 @@ class Extras:
     """What is asked for beside recall and the metrics of captions.
 
     Attributes:
-        folds: `folds/...`: retrieval as the mean over so many folds of the pictures; None for none of it.
+        folds: `folds/...`: retrieval as the mean over so many folds of the images; None for none of it.
         clip_score: `caption/clip_score`, `caption/ref_clip_score`: by the model's own towers.
         judge: `judged/clip_score`, `judged/ref_clip_score`: by the towers of this model, whatever wrote the captions.
         novelty: `caption/novel`: share of the captions that `train` has not.
@@ -99,7 +100,7 @@ def extra_figures(
         pipeline: the model.
         records: those that were predicted, without any that were left out.
         found: their predictions.
-        batch_size: pictures at a time.
+        batch_size: images at a time.
         max_bad: share of `train` that may be unreadable.
     """
     figures: dict[str, float] = {}

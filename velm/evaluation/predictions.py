@@ -1,4 +1,4 @@
-"""What a model says about every picture of a split: each one is read and encoded once."""
+"""What a model says about every image of a split: each one is read and encoded once."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from velm.data.base import DataError, Record
-from velm.data.faults import Fault
+from velm.data.bad_samples import BadSample
+from velm.data.base import Record
+from velm.errors import DataError
 from velm.evaluation.reading import MAX_BAD, encoded
 from velm.explain.attention import WordMaps, word_maps
 from velm.generation import GenerationConfig
@@ -28,7 +29,7 @@ class Written:
 
     Attributes:
         image_id: of the record.
-        text: the sentence that was attended to; None where there was only the picture.
+        text: the sentence that was attended to; None where there was only the image.
         caption: what was written.
         references: what would have been right.
     """
@@ -59,7 +60,7 @@ class Predictions:
     texts: Sequence[str] = ()
     written: list[Written] | None = None
     looked: Sequence[WordMaps | None] = ()
-    left_out: Mapping[int, Fault] = field(default_factory=dict)
+    left_out: Mapping[int, BadSample] = field(default_factory=dict)
 
 
 def predict(
@@ -73,13 +74,13 @@ def predict(
     progress: Progress | None = None,
     **options: Any,
 ) -> Predictions:
-    """Embed and caption a split; a picture that cannot be read is left out.
+    """Embed and caption a split; an image that cannot be read is left out.
 
     Args:
         pipeline: what to measure.
-        records: one a picture.
-        batch_size: pictures at a time.
-        texts_per_image: how many sentences of a picture, the first ones, enter the gallery (and are attended to,
+        records: one an image.
+        batch_size: images at a time.
+        texts_per_image: how many sentences of an image, the first ones, enter the gallery (and are attended to,
             where the decoder reads the text); None takes all.
         attention: note where each word looked.
         max_bad: share of the records, in [0, 1], that may be left out.
@@ -87,7 +88,7 @@ def predict(
         **options: fields of `velm.generation.GenerationConfig`.
 
     Raises:
-        DataError: there are no records, or they lack the pictures, texts or targets that the model needs.
+        DataError: there are no records, or they lack the images, texts or targets that the model needs.
         BadDataError: more than `max_bad` of them cannot be read.
     """
     _check(records, batch_size, texts_per_image, max_bad)
@@ -96,7 +97,7 @@ def predict(
     gallery: list[tuple[int, str]] = []
     written: list[Written] = []
     looked: list[WordMaps | None] = []
-    left_out: dict[int, Fault] = {}
+    left_out: dict[int, BadSample] = {}
     count = 0
     for done, _, chunk, image in encoded(pipeline, records, batch_size, left_out, max_bad=max_bad):
         if pipeline.aligned and image is not None and chunk:

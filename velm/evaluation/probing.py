@@ -7,13 +7,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from velm.data.base import DataError, Record
-from velm.data.faults import Fault
+from velm.data.bad_samples import BadSample
+from velm.data.base import Record
+from velm.errors import DataError, PipelineError
 from velm.evaluation.reading import MAX_BAD, encoded
 from velm.evaluation.zero_shot import require_classes
 from velm.metrics.classification import top_k_accuracy
 from velm.metrics.probes import linear_probe, nearest_neighbours
-from velm.pipeline import Pipeline, PipelineError
+from velm.pipeline import Pipeline
 
 __all__ = ["DECAYS", "choose_decay", "image_features", "probe_figures"]
 
@@ -26,21 +27,21 @@ def image_features(
     records: Sequence[Record],
     *,
     batch_size: int = 64,
-    left_out: dict[int, Fault] | None = None,
+    left_out: dict[int, BadSample] | None = None,
     max_bad: float = MAX_BAD,
 ) -> Tensor:
-    """What the image encoder says of each whole picture before any projection, float (records, D), on the CPU.
+    """What the image encoder says of each whole image before any projection, float (records, D), on the CPU.
 
     Args:
         pipeline: whose image encoder it is.
-        records: with pictures.
-        batch_size: pictures at a time.
-        left_out: is filled with the faults, by place, of pictures that cannot be read and so have no row; None: such
-            a picture is an error.
+        records: with images.
+        batch_size: images at a time.
+        left_out: is filled with the bad_samples, by place, of images that cannot be read and so have no row; None: such
+            an image is an error.
         max_bad: share of the records that may be left out.
     """
     if pipeline.model.image_encoder is None:
-        raise PipelineError("The model has no image encoder, so there are no features of pictures to probe.")
+        raise PipelineError("The model has no image encoder, so there are no features of images to probe.")
     found = []
     for *_, image in encoded(pipeline, records, batch_size, left_out, max_bad=max_bad):
         assert image is not None
@@ -62,16 +63,16 @@ def probe_figures(
 
     Args:
         pipeline: whose image encoder is probed; nothing of it is trained.
-        train: records with classes, of the same dataset; pictures that cannot be read are left out.
+        train: records with classes, of the same dataset; images that cannot be read are left out.
         records: what is asked about, all of it readable.
-        batch_size: pictures at a time.
+        batch_size: images at a time.
         max_bad: share of `train` that may be left out.
 
     Raises:
         DataError: the records have no classes, or not the same.
     """
     (names, labels), (others, right) = require_classes(train), require_classes(records)
-    left_out: dict[int, Fault] = {}
+    left_out: dict[int, BadSample] = {}
     strange = [name for name in others if name not in names]
     if strange:
         raise DataError(f"The class {strange[0]!r} is not among the {len(names)} classes that are trained on.")
@@ -97,7 +98,7 @@ def choose_decay(features: Tensor, labels: Tensor, decays: Sequence[float] = DEC
         decays: to choose from; of equally good ones the first.
     """
     if len(features) < 5:
-        raise DataError(f"There are {len(features)} pictures to train on; it takes 5, to keep a fifth.")
+        raise DataError(f"There are {len(features)} images to train on; it takes 5, to keep a fifth.")
     order = torch.randperm(len(features), generator=torch.Generator().manual_seed(0))
     held, rest = order[: len(order) // 5], order[len(order) // 5 :]
     count = int(labels.max()) + 1

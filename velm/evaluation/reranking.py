@@ -2,8 +2,8 @@
 
 With c the cosine and s the inverse temperature that alignment has learnt, a candidate scores, in nats,
 
-    t -> i   s c + log P(t | i)               for one text a comparison of pictures as it stands
-    i -> t   s c + log P(t | i) - log P(t)    what the picture makes likelier than it is anyway; P(t) is the mean of
+    t -> i   s c + log P(t | i)               for one text a comparison of images as it stands
+    i -> t   s c + log P(t | i) - log P(t)    what the image makes likelier than it is anyway; P(t) is the mean of
                                               P(t | i') over the text's own candidates i'
 
 which adds up two opinions on the same log-odds: InfoNCE's optimum is s c = log P(t | i) / P(t) + a constant (van den
@@ -21,12 +21,13 @@ import torch
 from torch import Tensor
 
 from velm.data.base import Record
+from velm.errors import PipelineError
 from velm.evaluation.predictions import Predictions
 from velm.evaluation.reading import encoded
 from velm.generation import log_likelihood
 from velm.metrics.retrieval import RetrievalRanks, retrieval_ranks
 from velm.outputs import EncoderOutput
-from velm.pipeline import Pipeline, PipelineError
+from velm.pipeline import Pipeline
 
 __all__ = ["SCALE", "check_rerank", "likelihoods", "rerank"]
 
@@ -40,11 +41,11 @@ def rerank(
     """Ranks of the best right answers after the k best of every query were put in a new order.
 
     Args:
-        pipeline: a model that aligns, and captions from the picture alone.
+        pipeline: a model that aligns, and captions from the image alone.
         records: those that were predicted, without any that were left out.
         found: their predictions.
         k: candidates a query, at least 2; what lies behind them keeps its place.
-        batch_size: pictures at a time.
+        batch_size: images at a time.
 
     Raises:
         PipelineError: the model cannot do both, or k is too small.
@@ -79,21 +80,21 @@ def check_rerank(pipeline: Pipeline, k: int) -> None:
     pipeline.require_decoder()
     if pipeline.model.memory_sources != ("image",):
         sources = ", ".join(pipeline.model.memory_sources)
-        raise PipelineError(f"Reranking asks how likely a picture's text is; this decoder attends over [{sources}].")
+        raise PipelineError(f"Reranking asks how likely an image's text is; this decoder attends over [{sources}].")
 
 
 class _Pairs:
-    """The pairs of picture and text that either direction asks about, and how likely each text is."""
+    """The pairs of image and text that either direction asks about, and how likely each text is."""
 
     def __init__(self, near_texts: Tensor, near_images: Tensor, texts: int) -> None:
         self.texts = texts
         images_of = torch.arange(len(near_texts))[:, None] * texts + near_texts
         texts_of = near_images * texts + torch.arange(len(near_images))[:, None]
-        self.keys = torch.cat([images_of.flatten(), texts_of.flatten()]).unique()  # sorted: picture by picture
+        self.keys = torch.cat([images_of.flatten(), texts_of.flatten()]).unique()  # sorted: image by image
         self.values = torch.empty(len(self.keys))
 
     def score(self, pipeline: Pipeline, records: Sequence[Record], texts: Sequence[str], batch_size: int) -> None:
-        """Fill in the log-likelihoods; every picture is encoded once more and attended to by all its texts."""
+        """Fill in the log-likelihoods; every image is encoded once more and attended to by all its texts."""
         owner, column = self.keys // self.texts, self.keys % self.texts
         bounds = torch.searchsorted(owner, torch.arange(len(records) + 1)).tolist()
         for _, rows, _, image in encoded(pipeline, records, batch_size):
@@ -111,7 +112,7 @@ class _Pairs:
 
 @torch.inference_mode()
 def likelihoods(pipeline: Pipeline, image: EncoderOutput, texts: Sequence[str]) -> Tensor:
-    """log P(text | picture) of many texts of one picture, float (texts,), on the CPU."""
+    """log P(text | image) of many texts of one image, float (texts,), on the CPU."""
     assert pipeline.model.decoder is not None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that long sentences are cut was said when they were embedded

@@ -1,4 +1,4 @@
-"""Zero-shot classification: each class is a few sentences, a picture's class the one whose embedding is nearest.
+"""Zero-shot classification: each class is a few sentences, an image's class the one whose embedding is nearest.
 
 Radford et al. 2021 (arXiv 2103.00020, section 3.1). A class has one embedding, the mean of those of its prompts.
 """
@@ -11,7 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from velm.data.base import DataError, Record
+from velm.data.base import Record
+from velm.errors import DataError
 from velm.metrics.classification import ensemble_prompts, top_k_accuracy
 from velm.pipeline import Pipeline
 
@@ -26,7 +27,7 @@ def classes_of(records: Sequence[Record]) -> tuple[list[str], Tensor] | None:
 
     Args:
         records: whose metadata has 'class' and 'class_index', as those of `image_folder`; what is known of classes
-            without a picture is taken from the attribute `classes`.
+            without an image is taken from the attribute `classes`.
 
     Returns:
         C names, and int64 (records,), places in them.
@@ -84,12 +85,12 @@ def zero_shot_figures(
     templates: Sequence[str] = TEMPLATES,
     ks: Sequence[int] = (1, 5),
 ) -> dict[str, float]:
-    """Share of the pictures whose class is among the first k, under the names of metrics.json; ties count against.
+    """Share of the images whose class is among the first k, under the names of metrics.json; ties count against.
 
     Args:
         pipeline: a model that aligns.
         records: with classes.
-        image_embeds: float (records, E), of their pictures.
+        image_embeds: float (records, E), of their images.
         templates: as of `class_embeds`.
         ks: numbers of classes looked at; those, but for 1, that are as many as there are classes are left out.
 

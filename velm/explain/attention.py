@@ -1,4 +1,4 @@
-"""Where the decoder looked as it wrote each word, on the grid of the picture.
+"""Where the decoder looked as it wrote each word, on the grid of the image.
 
 The decoder's own attention, under teacher forcing: alpha of an RNN's additive attention (Xu et al. 2015, arXiv
 1502.03044, figure 3), the last block's cross-attention of a Transformer, averaged over heads. It is what was looked at,
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from velm.data.tokenizers import Tokenizer
+from velm.data.text.tokenizers import Tokenizer
 from velm.outputs import EncoderOutput
 from velm.pipeline import Pipeline
 
@@ -29,7 +29,7 @@ class WordMaps:
 
     Attributes:
         words: W words of a sentence, in their order.
-        maps: float (W, H', W'), the attention on each position of the picture, row by row from the top left corner;
+        maps: float (W, H', W'), the attention on each position of the image, row by row from the top left corner;
             a map sums to 1, or to less where the decoder attends over a text too.
     """
 
@@ -41,11 +41,11 @@ class WordMaps:
 def word_maps(
     pipeline: Pipeline, image: EncoderOutput | None, texts: Sequence[str], source: EncoderOutput | None = None
 ) -> list[WordMaps | None]:
-    """Where each word of some sentences looked, one sentence a picture.
+    """Where each word of some sentences looked, one sentence an image.
 
     Args:
         pipeline: a model that writes.
-        image: B pictures as encoded (`pipeline.encode_images`).
+        image: B images as encoded (`pipeline.encode_images`).
         texts: B sentences, the model's own or any other.
         source: B texts as encoded, where the decoder attends over these too.
 

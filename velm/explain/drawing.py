@@ -1,4 +1,4 @@
-"""Maps over their picture, as a sheet of tiles: what was not looked at lies under a veil."""
+"""Maps over their image, as a sheet of tiles: what was not looked at lies under a veil."""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ THICKNESS = 0.8
 PAPER, INK = (255, 255, 255), (23, 25, 31)
 
 
-def veiled(picture: np.ndarray, values: np.ndarray) -> Image.Image:
-    """A picture uint8 (H, W, 3) as a tile, dark where values (h, w) are lowest and clear where they are highest."""
+def veiled(image: np.ndarray, values: np.ndarray) -> Image.Image:
+    """An image uint8 (H, W, 3) as a tile, dark where values (h, w) are lowest and clear where they are highest."""
     spread = float(values.max() - values.min())
     levels = (values - values.min()) / spread if spread > 0 else np.zeros_like(values)
     size = (SIDE, SIDE)
     clear = Image.fromarray((255 * levels).astype(np.uint8)).resize(size, Image.Resampling.BILINEAR)
     dark = THICKNESS * (1 - np.asarray(clear, dtype=np.float32)[..., None] / 255)
-    pixels = np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BICUBIC), dtype=np.float32)
+    pixels = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC), dtype=np.float32)
     return Image.fromarray((pixels * (1 - dark) + VEIL * dark).round().astype(np.uint8))
 
 
 def sheet(explanation: Explanation) -> Image.Image:
-    """The picture, then its maps, each with its name below, and the sentence above all."""
-    tiles = [("picture", Image.fromarray(explanation.picture).resize((SIDE, SIDE), Image.Resampling.BICUBIC))]
+    """The image, then its maps, each with its name below, and the sentence above all."""
+    tiles = [("image", Image.fromarray(explanation.image).resize((SIDE, SIDE), Image.Resampling.BICUBIC))]
     if explanation.similarity is not None:
-        tiles.append(("similarity", veiled(explanation.picture, explanation.similarity)))
+        tiles.append(("similarity", veiled(explanation.image, explanation.similarity)))
     if explanation.saliency is not None:
-        tiles.append(("saliency", veiled(explanation.picture, _smooth(np.abs(explanation.saliency)))))
+        tiles.append(("saliency", veiled(explanation.image, _smooth(np.abs(explanation.saliency)))))
     if explanation.attention is not None:
         words = zip(explanation.words, explanation.attention, strict=True)
-        tiles += [(word, veiled(explanation.picture, values)) for word, values in words]
+        tiles += [(word, veiled(explanation.image, values)) for word, values in words]
     columns = min(COLUMNS, len(tiles))
     rows = -(-len(tiles) // columns)
     lines = textwrap.wrap(explanation.text, width=22 * columns) or [""]

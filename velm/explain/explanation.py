@@ -1,4 +1,4 @@
-"""Everything that can be said of one picture and a sentence, as arrays."""
+"""Everything that can be said of one image and a sentence, as arrays."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from velm.errors import PipelineError
 from velm.explain.attention import word_maps
 from velm.explain.saliency import saliency_map
 from velm.explain.similarity import similarity_maps
 from velm.outputs import EncoderOutput
-from velm.pipeline import Pipeline, PipelineError
+from velm.pipeline import Pipeline
 from velm.pipeline.inputs import sentences
 
 __all__ = ["Explanation", "explain"]
@@ -22,10 +23,10 @@ __all__ = ["Explanation", "explain"]
 
 @dataclass(frozen=True)
 class Explanation:
-    """Maps of one picture for one sentence; (H', W') is the encoder's grid, row by row from the top left corner.
+    """Maps of one image for one sentence; (H', W') is the encoder's grid, row by row from the top left corner.
 
     Attributes:
-        picture: uint8 (H, W, 3), what the model was shown.
+        image: uint8 (H, W, 3), what the model was shown.
         text: the sentence explained: the one given, or else the model's own.
         words: W words of `text`; () without attention.
         attention: float32 (W, H', W'), where the decoder looked to write each word; None where it does not say.
@@ -33,7 +34,7 @@ class Explanation:
         saliency: float32 (H, W), what each pixel adds to the fit; None unless asked for.
     """
 
-    picture: np.ndarray
+    image: np.ndarray
     text: str
     words: tuple[str, ...] = ()
     attention: np.ndarray | None = None
@@ -49,10 +50,10 @@ class Explanation:
 def explain(
     pipeline: Pipeline, image: Any, texts: Sequence[str] | None = None, *, saliency: bool = False, **options: Any
 ) -> list[Explanation]:
-    """What a model makes of a picture, for each of some sentences or for the one it writes itself.
+    """What a model makes of an image, for each of some sentences or for the one it writes itself.
 
     Args:
-        pipeline: a model that sees pictures.
+        pipeline: a model that sees images.
         image: a path, PIL image or uint8 array (H, W, 3).
         texts: sentences to be explained; None: the model's own caption. Where the decoder attends over a text as well,
             these are what it reads, and what it writes for them is explained.
@@ -60,10 +61,10 @@ def explain(
         **options: fields of `velm.generation.GenerationConfig`, of the caption.
 
     Raises:
-        PipelineError: the model sees no pictures, or cannot write and no text is given; the message says what to do.
+        PipelineError: the model sees no images, or cannot write and no text is given; the message says what to do.
     """
     if pipeline.model.image_encoder is None:
-        raise PipelineError("This model sees no pictures, so there is nothing to lay maps over.")
+        raise PipelineError("This model sees no images, so there is nothing to lay maps over.")
     given = [] if texts is None else sentences(texts)
     encoded = next(pipeline.encode_images([image], batch_size=1))
     reads = pipeline.writes and "text" in pipeline.model.memory_sources
@@ -71,16 +72,16 @@ def explain(
         raise PipelineError("The decoder attends over a text as well: give what it is to read, texts=[...].")
     written = given if given and not reads else _written(pipeline, encoded, given, options)
     sources: Sequence[str | None] = given if reads else [None] * len(written)
-    picture = pipeline.transform(image).permute(1, 2, 0).numpy()
+    shown = pipeline.transform(image).permute(1, 2, 0).numpy()
     found = []
     for text, source in zip(written, sources, strict=True):
         pixels = saliency_map(pipeline, image, text).numpy() if saliency else None
-        found.append(_explained(pipeline, encoded, picture, text, source, pixels))
+        found.append(_explained(pipeline, encoded, shown, text, source, pixels))
     return found
 
 
 def _written(pipeline: Pipeline, image: EncoderOutput, sources: Sequence[str], options: dict[str, Any]) -> list[str]:
-    """The caption of a picture, for each of the texts that the decoder reads beside it, if any."""
+    """The caption of an image, for each of the texts that the decoder reads beside it, if any."""
     pipeline.require_decoder()
     config = pipeline.generation_config(**options)
     if not sources:
@@ -92,7 +93,7 @@ def _written(pipeline: Pipeline, image: EncoderOutput, sources: Sequence[str], o
 def _explained(
     pipeline: Pipeline,
     image: EncoderOutput,
-    picture: np.ndarray,
+    shown: np.ndarray,
     text: str,
     source: str | None,
     saliency: np.ndarray | None,
@@ -105,7 +106,7 @@ def _explained(
     if pipeline.aligned and image.grid is not None and text:
         near = similarity_maps(pipeline, image, [text])[0]
     return Explanation(
-        picture=picture,
+        image=shown,
         text=text,
         words=() if looked is None else looked.words,
         attention=None if looked is None else looked.maps.numpy(),

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from velm.data.base import Record
-from velm.data.scenes import COLOURS, SHAPES, SIZES
+from velm.data.synthetic.scenes import COLOURS, SHAPES, SIZES
 from velm.explain.attention import word_maps
 from velm.explain.saliency import saliency_map
 from velm.explain.similarity import similarity_maps
@@ -40,7 +40,7 @@ def hits(maps: Tensor, boxes: Tensor) -> Tensor:
 
     Args:
         maps: float (K, H', W'); of equal peaks the first counts.
-        boxes: float (K, 4), left, top, right, bottom as shares of the picture's sides.
+        boxes: float (K, 4), left, top, right, bottom as shares of the image's sides.
     """
     peak = maps.flatten(1).argmax(dim=1)
     return _inside(boxes, maps.shape[1], maps.shape[2]).flatten(1).gather(1, peak[:, None])[:, 0]
@@ -57,7 +57,7 @@ def play_attention(pipeline: Pipeline, records: Sequence[Record], *, batch_size:
     Args:
         pipeline: a model that writes.
         records: of `shapes`; their first description names the objects in order.
-        batch_size: pictures at a time.
+        batch_size: images at a time.
 
     Returns:
         scores of 'size', 'colour' and 'shape'; {} where the decoder does not say where it looked.

@@ -1,7 +1,7 @@
 """Which pixels decide how well a sentence fits: integrated gradients (Sundararajan et al. 2017, arXiv 1703.01365).
 
-Gradients of the fit are added up on the way from a grey picture to this one. The attributions of all pixels sum to what
-the picture fits better than the grey one (completeness), for any encoder, be there a grid or not. captum does the sums:
+Gradients of the fit are added up on the way from a grey image to this one. The attributions of all pixels sum to what
+the image fits better than the grey one (completeness), for any encoder, be there a grid or not. captum does the sums:
 `pip install 'velm[explain]'`.
 """
 
@@ -13,26 +13,26 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from velm.pipeline import Pipeline, PipelineError
-from velm.plugins import MissingPackageError
+from velm.errors import MissingPackageError, PipelineError
+from velm.pipeline import Pipeline
 
 __all__ = ["saliency_map"]
 
 
 def saliency_map(pipeline: Pipeline, image: Any, text: str, *, steps: int = 32) -> Tensor:
-    """What each pixel adds to the fit of picture and sentence, signed, float (H, W), summed over colours.
+    """What each pixel adds to the fit of image and sentence, signed, float (H, W), summed over colours.
 
-    The fit is the cosine of the embeddings where the model aligns, else log P(text | picture) in nats.
+    The fit is the cosine of the embeddings where the model aligns, else log P(text | image) in nats.
 
     Args:
-        pipeline: a model that sees pictures.
+        pipeline: a model that sees images.
         image: as of `Pipeline.caption`; H and W are what its transform makes of it.
         text: the sentence.
         steps: on the way from grey; more make the sum come closer to the difference.
 
     Raises:
         MissingPackageError: captum is not installed.
-        PipelineError: the model neither aligns nor captions from the picture alone.
+        PipelineError: the model neither aligns nor captions from the image alone.
     """
     try:
         from captum.attr import IntegratedGradients
@@ -52,7 +52,7 @@ def saliency_map(pipeline: Pipeline, image: Any, text: str, *, steps: int = 32) 
 
 
 class _Cosine:
-    """float (B,) of pictures (B, 3, H, W) with a sentence."""
+    """float (B,) of images (B, 3, H, W) with a sentence."""
 
     def __init__(self, pipeline: Pipeline, text: str) -> None:
         self.model = pipeline.model
@@ -64,13 +64,13 @@ class _Cosine:
 
 
 class _Likelihood:
-    """log P(text | picture), float (B,), of pictures (B, 3, H, W)."""
+    """log P(text | image), float (B,), of images (B, 3, H, W)."""
 
     def __init__(self, pipeline: Pipeline, text: str) -> None:
         pipeline.require_decoder()
         if pipeline.model.memory_sources != ("image",):
             sources = ", ".join(pipeline.model.memory_sources)
-            raise PipelineError(f"Saliency asks how likely a picture's text is; this decoder attends over [{sources}].")
+            raise PipelineError(f"Saliency asks how likely an image's text is; this decoder attends over [{sources}].")
         self.model = pipeline.model
         self.tokens, self.mask = pipeline.tokenize([text])
 

@@ -41,7 +41,7 @@ class GenerationConfig:
         answers: the only sentences there are, without eos; None: whatever.
         num_return: sentences for each memory: the best beams, or independent samples.
         rerank_by_alignment: for a pipeline whose model aligns too: of all beams (or samples) those come first whose
-            score plus this times the cosine of sentence and picture is best; None: the score alone.
+            score plus this times the cosine of sentence and image is best; None: the score alone.
     """
 
     max_length: int = 32

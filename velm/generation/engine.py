@@ -133,7 +133,7 @@ def _whole(config: GenerationConfig | None) -> GenerationConfig:
     config = GenerationConfig() if config is None else config
     if config.rerank_by_alignment is not None:
         raise ValueError(
-            "rerank_by_alignment needs the embeddings of picture and sentence, which a decoder does not have; "
+            "rerank_by_alignment needs the embeddings of image and sentence, which a decoder does not have; "
             "pipeline.caption(...) does."
         )
     return config

@@ -1,6 +1,6 @@
-"""Where a vector sits: sine and learned positions, along a sentence and over the grid of a picture.
+"""Where a vector sits: sine and learned positions, along a sentence and over the grid of an image.
 
-A sentence numbers its tokens 0 ... T - 1, a picture its cells by row and column. Learned positions of a picture
+A sentence numbers its tokens 0 ... T - 1, an image its cells by row and column. Learned positions of an image
 live on a grid of their own, and are resized to the grid they meet.
 """
 

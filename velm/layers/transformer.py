@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from velm.layers.attention import Attention, KeysValues
-from velm.layers.growing import Growing
+from velm.layers.kv_cache import Growing
 
 
 class MLP(nn.Sequential):

@@ -1,12 +1,9 @@
-"""Losses. `velm.losses` is this package and the registry of that kind in one."""
+"""Losses. The package also answers as their registry: `velm.losses.register`, `.build`, `.names`."""
 
-from velm.registry import losses as _registry
+from typing import Any
 
-build, entries, find, get, names, register = (
-    _registry.build,
-    _registry.entries,
-    _registry.find,
-    _registry.get,
-    _registry.names,
-    _registry.register,
-)
+from velm import registry
+
+
+def __getattr__(name: str) -> Any:
+    return getattr(registry.losses, name)

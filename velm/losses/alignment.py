@@ -1,8 +1,8 @@
-"""Alignment: matching pictures and sentences together, the others apart.
+"""Alignment: matching images and sentences together, the others apart.
 
-Notation: u_i, v_j the L2-normalised embeddings of picture i and text j, s_ij = u_i . v_j, and
+Notation: u_i, v_j the L2-normalised embeddings of image i and text j, s_ij = u_i . v_j, and
 P(i) = {j: image_ids[j] == image_ids[i]}, which always holds i. Whatever is in P(i) is a match of i and never
-a negative, so that two captions of one picture are never pushed away from it.
+a negative, so that two captions of one image are never pushed away from it.
 
 The sums over all pairs are made in tiles, each with its gradient: memory grows with B times E and the number of
 matches, never with B x B. Where the batch names a `group`, its ranks hold a share each, and compute a share each.
@@ -60,19 +60,19 @@ def _log_scale(temperature: float, learnable: bool) -> nn.Parameter:
 
 
 class ContrastiveLoss(_AlignmentLoss):
-    """Symmetric InfoNCE (CLIP, arXiv 2103.00020), aware of several captions a picture.
+    """Symmetric InfoNCE (CLIP, arXiv 2103.00020), aware of several captions an image.
 
     For a row i, with scale t and negatives N(i) = everything outside P(i),
 
         L_i = mean over p in P(i) of  -log( exp(t s_ip) / (exp(t s_ip) + sum over n in N(i) of exp(t s_in)) )
 
-    and the loss is the mean of L_i over rows and columns. With distinct pictures this is CLIP's formula.
+    and the loss is the mean of L_i over rows and columns. With distinct images this is CLIP's formula.
     Each match competes with the negatives only. Leaving the other matches in the denominator (SupCon's
     L_out, arXiv 2004.11362) pushes the better of two right captions away and never reaches 0; a logarithm of
     the sum of matches (MIL-NCE, arXiv 1912.06430) is content with one caption of five. Here the gradient on a
     match is never repulsive, every match is pulled, and the floor is 0.
 
-    In nats: log(B) when the embeddings carry no information and the pictures are distinct; in general the
+    In nats: log(B) when the embeddings carry no information and the images are distinct; in general the
     mean of log(1 + |N(i)|).
 
     Args:
@@ -138,8 +138,8 @@ class SigmoidLoss(_AlignmentLoss):
 class TripletLoss(_AlignmentLoss):
     """VSE++ (arXiv 1707.05612): a match beats the hardest negative of its batch by a margin.
 
-    1/B times the sum over i of  [margin + s_in - s_ii]_+  for picture i against text n, plus the same for
-    text i against picture n; n outside P(i), the worst one or all of them. The paper sums over the batch; the
+    1/B times the sum over i of  [margin + s_in - s_ii]_+  for image i against text n, plus the same for
+    text i against image n; n outside P(i), the worst one or all of them. The paper sums over the batch; the
     mean makes one learning rate serve every batch size. Rows without negatives cost nothing. Of equally hard
     negatives the first is pushed away.
 

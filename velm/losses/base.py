@@ -7,15 +7,12 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
+from velm.errors import MissingOutputError
 from velm.outputs import Batch, VisionLanguageOutput
 
-__all__ = ["Loss", "MissingOutputError", "full_precision"]
+__all__ = ["Loss", "full_precision"]
 
 _ASK_FOR = {"image_embeds": "an image_encoder", "text_embeds": "a text_encoder", "decoder": "a decoder"}
-
-
-class MissingOutputError(ValueError):
-    """A loss was handed an output without something that it requires."""
 
 
 class Loss(nn.Module, ABC):

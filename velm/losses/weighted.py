@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from velm import registry
+from velm.errors import ConfigError
 from velm.losses.base import Loss
 from velm.outputs import EMBEDS, Batch, VisionLanguageOutput
 
@@ -57,17 +58,17 @@ def build_losses(losses: Mapping[str, Mapping[str, Any] | None]) -> WeightedLoss
     """Losses from `{name: {weight: 1.0, options}}`.
 
     Raises:
-        SpecError: an unknown loss or option, or a weight that is negative, infinite or no number.
+        ConfigError: an unknown loss or option, or a weight that is negative, infinite or no number.
     """
     modules, weights = {}, {}
     for name, options in losses.items():
         rest = dict(options or {})
         weight = rest.pop("weight", 1.0)
         if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight < math.inf:
-            raise registry.SpecError(f"The weight of the loss {name!r} is a number >= 0; got {weight!r}.")
+            raise ConfigError(f"The weight of the loss {name!r} is a number >= 0; got {weight!r}.")
         key = _key(name)
         if key in modules:
-            raise registry.SpecError(f"`losses:` lists two that would be logged as {key!r}: rename one of the classes.")
+            raise ConfigError(f"`losses:` lists two that would be logged as {key!r}: rename one of the classes.")
         modules[key] = registry.losses.build({"name": name, **rest})
         weights[key] = float(weight)
     return WeightedLosses(modules, weights)

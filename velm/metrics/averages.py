@@ -1,4 +1,4 @@
-"""Metrics that are means over pairs or pictures as torchmetrics' classes; devices add up their sums and counts."""
+"""Metrics that are means over pairs or images as torchmetrics' classes; devices add up their sums and counts."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class ClipScore(_Mean):
     """The mean CLIPScore of captions that come in batches, in [0, 2.5]; see `velm.metrics.clipscore`."""
 
     def update(self, image_embeds: Tensor, caption_embeds: Tensor) -> None:
-        """Embeddings float (B, E) of pictures and of their captions."""
+        """Embeddings float (B, E) of images and of their captions."""
         self.add(clip_score(image_embeds, caption_embeds))
 
 
@@ -61,7 +61,7 @@ class RefClipScore(_Mean):
 
 
 class TopKAccuracy(Metric):
-    """Share of the pictures whose class is among the k best, ties against them; of zero-shot or of any scores.
+    """Share of the images whose class is among the k best, ties against them; of zero-shot or of any scores.
 
     Args:
         ks: numbers of classes looked at.

@@ -1,6 +1,6 @@
 """Caption metrics: BLEU, ROUGE-L, CIDEr and CIDEr-D without Java, equal to pycocoevalcap's.
 
-hypotheses: list[str], one sentence a picture; references: list[list[str]], the right sentences of each.
+hypotheses: list[str], one sentence an image; references: list[list[str]], the right sentences of each.
 Sentences are cut into words by `tokenize`, which is `ptb_tokenize` as in the field; `str.split` takes them as
 they are. Figures of a corpus are in [0, 1], CIDEr and CIDEr-D in [0, 10]: the field's "CIDEr 57" is 0.57.
 """
@@ -118,7 +118,7 @@ def cider(
 ) -> float:
     """CIDEr (Vedantam et al., arXiv 1411.5726), times 10: mean cosine of tf-idf n-gram vectors, n = 1 ... 4.
 
-    The document frequencies are those of these references; one picture alone therefore scores 0. Words are
+    The document frequencies are those of these references; one image alone therefore scores 0. Words are
     not stemmed.
     """
     return _cider(*_words(hypotheses, references, tokenize), d=False)
@@ -134,11 +134,11 @@ def cider_d(
 class _Vectors:
     """The tf-idf vectors of one sentence, for n = 1 ... 4; document frequencies are of the references."""
 
-    def __init__(self, sentence: Words, frequency: Counts, log_pictures: float) -> None:
+    def __init__(self, sentence: Words, frequency: Counts, log_images: float) -> None:
         self.length = len(sentence)
         self.weights: list[dict[tuple[str, ...], float]] = [{}, {}, {}, {}]
         for ngram, count in _ngrams(sentence).items():
-            idf = log_pictures - math.log(max(1, frequency[ngram]))
+            idf = log_images - math.log(max(1, frequency[ngram]))
             self.weights[len(ngram) - 1][ngram] = count * idf
         self.norms = [math.sqrt(sum(w * w for w in weights.values())) for weights in self.weights]
 
@@ -161,11 +161,11 @@ def cider_scores(words: list[Words], references: list[list[Words]], *, d: bool) 
     frequency: Counts = Counter()
     for right in references:
         frequency.update({ngram for reference in right for ngram in _ngrams(reference)})
-    log_pictures = math.log(len(words))
+    log_images = math.log(len(words))
     scores = []
     for sentence, right in zip(words, references, strict=True):
-        ours = _Vectors(sentence, frequency, log_pictures)
-        theirs = (_Vectors(reference, frequency, log_pictures) for reference in right)
+        ours = _Vectors(sentence, frequency, log_images)
+        theirs = (_Vectors(reference, frequency, log_images) for reference in right)
         scores.append(10 * sum(ours.similarity(vectors, d) for vectors in theirs) / len(right))
     return scores
 

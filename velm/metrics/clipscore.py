@@ -1,4 +1,4 @@
-"""CLIPScore and RefCLIPScore: how well a caption fits its picture, by the model's own embeddings.
+"""CLIPScore and RefCLIPScore: how well a caption fits its image, by the model's own embeddings.
 
 Hessel et al. 2021 (arXiv 2104.08718). The figures are those of the towers that embed: they compare captions under one
 model, never one model with another; the paper's own are CLIP ViT-B/32's, with "A photo depicts" before each caption.
@@ -19,11 +19,11 @@ WEIGHT = 2.5
 
 
 def clip_score(image_embeds: Any, caption_embeds: Any) -> Tensor:
-    """w max(cos(picture, caption), 0), w = 2.5, of each pair.
+    """w max(cos(image, caption), 0), w = 2.5, of each pair.
 
     Args:
         image_embeds: float (n, E); need not be normalised.
-        caption_embeds: float (n, E), row i the caption of picture i.
+        caption_embeds: float (n, E), row i the caption of image i.
 
     Returns:
         float (n,), in [0, 2.5]; a row of zeros scores 0.

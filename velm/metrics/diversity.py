@@ -1,6 +1,6 @@
 """What captions are like among themselves: how different, how long, how new. No reference is looked at.
 
-A model that has collapsed to one sentence for every picture shows here at once, whatever BLEU says.
+A model that has collapsed to one sentence for every image shows here at once, whatever BLEU says.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def distinct_n(hypotheses: Sequence[str], n: int, *, tokenize: Tokenize = ptb_to
 
 
 def distinct_captions(hypotheses: Sequence[str], *, tokenize: Tokenize = ptb_tokenize) -> float:
-    """Different captions by captions: near 0 when a model writes the same for every picture."""
+    """Different captions by captions: near 0 when a model writes the same for every image."""
     return _distinct(tuple(tokenize(sentence)) for sentence in hypotheses)
 
 

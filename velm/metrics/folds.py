@@ -1,6 +1,6 @@
-"""Retrieval by the field's protocol for large test splits: the mean over folds of pictures, and all of them.
+"""Retrieval by the field's protocol for large test splits: the mean over folds of images, and all of them.
 
-Karpathy and Fei-Fei 2015 (arXiv 1412.2306) report MS-COCO on "1K" pictures, the mean over the five folds of the 5,000
+Karpathy and Fei-Fei 2015 (arXiv 1412.2306) report MS-COCO on "1K" images, the mean over the five folds of the 5,000
 of the test split, in their order, and on all "5K". A gallery five times as large is harder; the two do not compare.
 """
 
@@ -19,11 +19,11 @@ __all__ = ["check_folds", "fold_metrics"]
 def fold_metrics(
     image_embeds: Any, text_embeds: Any, image_ids: Any, *, folds: int = 5, ks: Sequence[int] = (1, 5, 10)
 ) -> dict[str, float]:
-    """The mean over folds of `retrieval_metrics`; a fold is a stretch of pictures with their own texts.
+    """The mean over folds of `retrieval_metrics`; a fold is a stretch of images with their own texts.
 
     Args:
-        image_embeds, text_embeds, image_ids: as at the head of `velm.metrics.retrieval`, pictures in order.
-        folds: how many, at least 1, all of one size; the last pictures, fewer than there are folds, may be in none.
+        image_embeds, text_embeds, image_ids: as at the head of `velm.metrics.retrieval`, images in order.
+        folds: how many, at least 1, all of one size; the last images, fewer than there are folds, may be in none.
         ks: numbers of answers looked at.
     """
     image, text, ids = (torch.as_tensor(each) for each in (image_embeds, text_embeds, image_ids))
@@ -36,7 +36,7 @@ def fold_metrics(
     return {name: sum(fold[name] for fold in figures) / folds for name in figures[0]}
 
 
-def check_folds(folds: int, pictures: int) -> None:
-    """Raise ValueError where so many pictures have not so many folds."""
-    if not 1 <= folds <= pictures:
-        raise ValueError(f"folds {folds} of {pictures} pictures: it takes 1 to as many as there are pictures.")
+def check_folds(folds: int, images: int) -> None:
+    """Raise ValueError where so many images have not so many folds."""
+    if not 1 <= folds <= images:
+        raise ValueError(f"folds {folds} of {images} images: it takes 1 to as many as there are images.")

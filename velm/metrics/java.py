@@ -8,16 +8,12 @@ import subprocess
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from velm.errors import JavaMissingError
 from velm.metrics.ptb import ptb_tokenize
-from velm.plugins import MissingPackageError
 
-__all__ = ["JavaMissingError", "meteor", "require_java", "spice"]
+__all__ = ["meteor", "require_java", "spice"]
 
 Tokenize = Callable[[str], list[str]]
-
-
-class JavaMissingError(MissingPackageError):
-    """pycocoevalcap or Java is not there; the message says how to get it."""
 
 
 def meteor(

@@ -22,7 +22,7 @@ from velm.metrics.diversity import novelty
 from velm.metrics.folds import fold_metrics
 from velm.metrics.java import meteor, require_java, spice
 from velm.metrics.probes import linear_probe, nearest_neighbours
-from velm.metrics.retrieval import retrieval_metrics, unique_pictures
+from velm.metrics.retrieval import retrieval_metrics, unique_images
 
 __all__ = ["CaptionMetrics", "ProbeAccuracy", "RetrievalMetrics"]
 
@@ -60,11 +60,11 @@ class _Rows(Metric):
 
 
 class RetrievalMetrics(_Rows):
-    """`velm.metrics.retrieval_metrics` of pairs that come in batches: any text of a picture is right for it.
+    """`velm.metrics.retrieval_metrics` of pairs that come in batches: any text of an image is right for it.
 
     Args:
         ks: numbers of answers looked at.
-        folds: also `folds/...`, see `velm.metrics.fold_metrics`; the pictures in the order of their ids.
+        folds: also `folds/...`, see `velm.metrics.fold_metrics`; the images in the order of their ids.
         **options: torchmetrics': `sync_on_compute`, `process_group`, ...
     """
 
@@ -86,7 +86,7 @@ class RetrievalMetrics(_Rows):
 
         Args:
             image_embeds, text_embeds: float (B, E), row i a pair.
-            image_ids: int (B,), equal where the picture is the same, on whatever device and in whatever batch.
+            image_ids: int (B,), equal where the image is the same, on whatever device and in whatever batch.
             text_ids: int (B,), >= 0, equal where the pair is the same, which then counts once: samplers that fill up
                 the last batch of a device repeat some. None: none comes twice.
         """
@@ -103,10 +103,10 @@ class RetrievalMetrics(_Rows):
         ids, texts = self.column("image_id"), self.column("text_id")
         image, text = (self.column(name).reshape(len(ids), -1) for name in ("image", "text"))
         rows = _first(texts)
-        pictures, owners = unique_pictures(image[rows], ids[rows])
-        found = retrieval_metrics(pictures, text[rows], owners, self.ks)
+        images, owners = unique_images(image[rows], ids[rows])
+        found = retrieval_metrics(images, text[rows], owners, self.ks)
         if self.folds is not None:
-            folded = fold_metrics(pictures, text[rows], owners, folds=self.folds, ks=self.ks)
+            folded = fold_metrics(images, text[rows], owners, folds=self.folds, ks=self.ks)
             found |= {f"folds/{name}": value for name, value in folded.items()}
         return found
 
@@ -139,15 +139,15 @@ class CaptionMetrics(_Rows):
         """A batch of captions.
 
         Args:
-            hypotheses: one sentence a picture.
+            hypotheses: one sentence an image.
             references: the right sentences of each.
-            image_ids: whatever tells pictures apart; one that comes again counts once. None: none comes twice.
+            image_ids: whatever tells images apart; one that comes again counts once. None: none comes twice.
         """
         names = [None] * len(hypotheses) if image_ids is None else [str(name) for name in image_ids]
         if not len(hypotheses) == len(references) == len(names):
             raise ValueError(
                 f"{len(hypotheses)} hypotheses, {len(references)} lists of references and {len(names)} image_ids: "
-                f"it takes one of each a picture."
+                f"it takes one of each an image."
             )
         rows = zip(names, hypotheses, map(list, references), strict=True)
         text = "".join(json.dumps(row) + "\n" for row in rows)  # ASCII, a line each

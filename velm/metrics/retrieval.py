@@ -1,13 +1,13 @@
-"""Retrieval: which sentence belongs to a picture, and which picture to a sentence.
+"""Retrieval: which sentence belongs to an image, and which image to a sentence.
 
-One convention for everything here, with n pictures and m texts:
+One convention for everything here, with n images and m texts:
 
-    image_embeds  float (n, E), one row a picture
+    image_embeds  float (n, E), one row an image
     text_embeds   float (m, E), one row a text
-    image_ids     int   (m,),   image_ids[j] is the row of the picture that text j describes
+    image_ids     int   (m,),   image_ids[j] is the row of the image that text j describes
 
-Scores are dot products (cosine similarity for L2-normalised rows). Any of its texts is right for a picture.
-Embeddings that come in pairs, a picture repeated for each of its texts, go through `unique_pictures` first.
+Scores are dot products (cosine similarity for L2-normalised rows). Any of its texts is right for an image.
+Embeddings that come in pairs, an image repeated for each of its texts, go through `unique_images` first.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ __all__ = [
     "recall_at_k",
     "retrieval_metrics",
     "retrieval_ranks",
+    "unique_images",
     "unique_pictures",
 ]
 
@@ -37,21 +38,21 @@ class Recall(NamedTuple):
 
 
 class RetrievalRanks(NamedTuple):
-    """Rank of the best right answer to each query, from 1: int64 (n,) for pictures, (m,) for texts."""
+    """Rank of the best right answer to each query, from 1: int64 (n,) for images, (m,) for texts."""
 
     image_to_text: Tensor
     text_to_image: Tensor
 
 
-def unique_pictures(image_embeds: Any, image_ids: Any) -> tuple[Tensor, Tensor]:
-    """From a row a pair to a row a picture.
+def unique_images(image_embeds: Any, image_ids: Any) -> tuple[Tensor, Tensor]:
+    """From a row a pair to a row an image.
 
     Args:
-        image_embeds: float (m, E), row j the picture of text j.
-        image_ids: int (m,), equal where the picture is the same; any numbers.
+        image_embeds: float (m, E), row j the image of text j.
+        image_ids: int (m,), equal where the image is the same; any numbers.
 
     Returns:
-        the first row of each picture, float (n, E), and int64 (m,), its row for each text.
+        the first row of each image, float (n, E), and int64 (m,), its row for each text.
     """
     embeds, ids = torch.as_tensor(image_embeds), torch.as_tensor(image_ids)
     if len(embeds) != len(ids):
@@ -75,7 +76,7 @@ def retrieval_ranks(image_embeds: Any, text_embeds: Any, image_ids: Any, *, bloc
     order = ids.argsort(stable=True)
     to_text = _image_ranks(image, text[order], ids[order], block_size)
     to_image = [
-        # its own picture is among what is not below it: the count starts at 1
+        # its own image is among what is not below it: the count starts at 1
         _not_below(scores, scores.gather(1, own[:, None]))
         for own, scores in (
             (ids[start : start + block_size], text[start : start + block_size] @ image.T)
@@ -92,7 +93,7 @@ def _not_below(scores: Tensor, best: Tensor) -> Tensor:
 
 
 def _image_ranks(image: Tensor, text: Tensor, ids: Tensor, block_size: int) -> Tensor:
-    """The ranks of pictures; texts are in the order of their pictures, so that a block's are neighbours."""
+    """The ranks of images; texts are in the order of their images, so that a block's are neighbours."""
     bounds = torch.searchsorted(ids, torch.arange(0, len(image) + block_size, block_size).to(ids)).tolist()
     ranks = []
     for start, low, high in zip(range(0, len(image), block_size), bounds, bounds[1:], strict=False):
@@ -158,8 +159,8 @@ def _check(image_embeds: Any, text_embeds: Any, image_ids: Any) -> tuple[Tensor,
             f"image_ids is {ids.dtype} {tuple(ids.shape)}; it takes an integer for each of the {len(text)} texts."
         )
     if not len(text) or not len(image):
-        raise ValueError(f"Nothing to retrieve: {len(image)} pictures, {len(text)} texts.")
-    pairs = "If image_embeds has a row a pair, hand it through velm.metrics.unique_pictures first."
+        raise ValueError(f"Nothing to retrieve: {len(image)} images, {len(text)} texts.")
+    pairs = "If image_embeds has a row a pair, hand it through velm.metrics.unique_images first."
     if ids.min() < 0 or ids.max() >= len(image):
         raise ValueError(
             f"image_ids runs from {int(ids.min())} to {int(ids.max())}, but image_embeds has rows 0 to "
@@ -167,5 +168,8 @@ def _check(image_embeds: Any, text_embeds: Any, image_ids: Any) -> tuple[Tensor,
         )
     without = len(image) - len(ids.unique())
     if without:
-        raise ValueError(f"{without} of {len(image)} pictures have no text, so nothing could be found. {pairs}")
+        raise ValueError(f"{without} of {len(image)} images have no text, so nothing could be found. {pairs}")
     return image, text.to(image), ids.long()
+
+
+unique_pictures = unique_images  # the public name in `velm.metrics`

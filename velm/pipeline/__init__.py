@@ -1,6 +1,6 @@
-"""A trained model at work: pictures and sentences in, captions, embeddings and similarities out. No Lightning."""
+"""A trained model at work: images and sentences in, captions, embeddings and similarities out. No Lightning."""
 
-from velm.pipeline.inputs import PipelineError
+from velm.errors import PipelineError
 from velm.pipeline.loading import load
 from velm.pipeline.pipeline import Pipeline
 from velm.pipeline.writer import Caption

@@ -1,4 +1,4 @@
-"""What a pipeline takes: lists of pictures and sentences; and how it says that something else came."""
+"""What a pipeline takes: lists of images and sentences; and how it says that something else came."""
 
 from __future__ import annotations
 
@@ -9,19 +9,15 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from velm.registry import SpecError
+from velm.errors import PipelineError
 
-__all__ = ["Picture", "PipelineError", "listed", "positive", "sentences", "sources"]
+__all__ = ["ImageInput", "listed", "positive", "sentences", "sources"]
 
-Picture = str | os.PathLike[str] | Image.Image | np.ndarray
-
-
-class PipelineError(SpecError):
-    """The model cannot do what was asked, or was asked in the wrong form; the message says what to do."""
+ImageInput = str | os.PathLike[str] | Image.Image | np.ndarray
 
 
 def listed(items: Any, name: str) -> list[Any]:
-    """A list of the items; a single picture or sentence is none."""
+    """A list of the items; a single image or sentence is none."""
     if isinstance(items, str | bytes | os.PathLike | Image.Image) or (isinstance(items, np.ndarray) and items.ndim < 4):
         raise PipelineError(f"{name} is a list, also of one; got a single {type(items).__name__}. Write [{name[:-1]}].")
     return list(items)
@@ -37,9 +33,9 @@ def sentences(texts: Any) -> list[str]:
 
 
 def sources(
-    wanted: Sequence[str], images: Sequence[Picture] | None, texts: Sequence[str] | None
-) -> tuple[list[Picture] | None, list[str] | None]:
-    """Pictures and sentences as lists, those that the decoder attends over: `wanted` names 'image', 'text' or both."""
+    wanted: Sequence[str], images: Sequence[ImageInput] | None, texts: Sequence[str] | None
+) -> tuple[list[ImageInput] | None, list[str] | None]:
+    """Images and sentences as lists, those that the decoder attends over: `wanted` names 'image', 'text' or both."""
     given = tuple(name for name, value in (("image", images), ("text", texts)) if value is not None)
     if set(given) != set(wanted):
         named = {"image": "images=[...]", "text": "texts=[...]"}
@@ -47,11 +43,11 @@ def sources(
             f"The decoder attends over {' and '.join(wanted)}: give {' and '.join(named[w] for w in wanted)}; "
             f"got {' and '.join(named[g] for g in given) or 'nothing'}."
         )
-    pictures = None if images is None else listed(images, "images")
+    image_list = None if images is None else listed(images, "images")
     read = None if texts is None else sentences(texts)
-    if pictures is not None and read is not None and len(pictures) != len(read):
-        raise PipelineError(f"One text a picture: got {len(pictures)} images and {len(read)} texts.")
-    return pictures, read
+    if image_list is not None and read is not None and len(image_list) != len(read):
+        raise PipelineError(f"One text per image: got {len(image_list)} images and {len(read)} texts.")
+    return image_list, read
 
 
 def positive(batch_size: int) -> int:

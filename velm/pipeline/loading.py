@@ -9,11 +9,12 @@ from typing import Any, Literal
 import torch
 
 from velm.checkpoint import build_from_checkpoint, build_tokenizer, read_checkpoint
-from velm.data.transforms import transform_from_config
+from velm.data.images.transforms import transform_from_config
+from velm.errors import ConfigError, PluginError
+from velm.model.build import needs_of
 from velm.outputs import EMBEDS
-from velm.parts import needs_of
 from velm.pipeline.pipeline import Pipeline
-from velm.registry import PluginError, SpecError, load_plugins
+from velm.registry import load_plugins
 
 __all__ = ["load"]
 
@@ -34,8 +35,8 @@ def load(
         device: where to compute, e.g. 'cpu' or 'cuda'.
         ema: the average of the weights, where training kept one; False: the weights as trained.
         plugins: modules or .py files whose decorators register parts, where the stored ones have moved.
-        image_size: side of the square that pictures become, in pixels; None: as in validation. Random crops make
-            things larger in training than they are, which somewhat larger pictures make up for afterwards
+        image_size: side of the square that images become, in pixels; None: as in validation. Random crops make
+            things larger in training than they are, which somewhat larger images make up for afterwards
             (Touvron et al. 2019, arXiv 1906.06423).
         precision: '32', or 'bf16': half the memory, and about half the time on hardware that multiplies it (AMX, tensor
             cores), for results that differ in the third digit.
@@ -64,5 +65,5 @@ def _trained_to_align(config: dict[str, Any]) -> bool:
     """A translator with memory [image, text] has both encoders, but no loss that made their embeddings meet."""
     try:
         return not config.get("losses") or bool(EMBEDS & needs_of(config["losses"]))
-    except (SpecError, PluginError):  # somebody else's loss that is not here: its word cannot be had
+    except (ConfigError, PluginError):  # somebody else's loss that is not here: its word cannot be had
         return True

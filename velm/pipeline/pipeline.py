@@ -1,4 +1,4 @@
-"""A model with its tokenizer and transform: captions, embeddings and similarities of pictures and sentences."""
+"""A model with its tokenizer and transform: captions, embeddings and similarities of images and sentences."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from velm.data.collate import pad_tokens
-from velm.data.items import cut
-from velm.data.reading import read_batches
-from velm.data.tokenizers import Tokenizer
-from velm.data.transforms import EvalTransform
+from velm.data.batches.collate import pad_tokens
+from velm.data.batches.samples import cut
+from velm.data.images.prefetch import read_batches
+from velm.data.images.transforms import EvalTransform
+from velm.data.text.tokenizers import Tokenizer
+from velm.errors import PipelineError
 from velm.generation import GenerationConfig
 from velm.model import VisionLanguageModel
 from velm.outputs import EncoderOutput
-from velm.pipeline.inputs import Picture, PipelineError, listed, positive, sentences, sources
+from velm.pipeline.inputs import ImageInput, listed, positive, sentences, sources
 from velm.pipeline.writer import Caption, Writer, reranked
 
 __all__ = ["Pipeline"]
@@ -27,13 +28,13 @@ __all__ = ["Pipeline"]
 class Pipeline:
     """A model with its tokenizer and transform; `velm.load` makes one from a checkpoint.
 
-    Pictures are paths, PIL images or uint8 arrays (H, W, 3), in lists; results come in the order of the list.
+    Images are paths, PIL images or uint8 arrays (H, W, 3), in lists; results come in the order of the list.
     Work goes in batches, so that memory is bounded whatever the length of the list.
 
     Args:
         model: put on the device and into eval mode.
         tokenizer: the one it was trained with.
-        transform: picture to uint8 (3, H, W), as in validation.
+        transform: image to uint8 (3, H, W), as in validation.
         max_length: longest sentence in tokens, bos and eos included; longer ones are cut, with a warning.
         aligned: whether its embeddings were trained to match; None: whether it has any.
         data: the data config it was trained with.
@@ -76,18 +77,18 @@ class Pipeline:
 
     def caption(
         self,
-        images: Sequence[Picture] | None = None,
+        images: Sequence[ImageInput] | None = None,
         texts: Sequence[str] | None = None,
         *,
         batch_size: int = 32,
         **options: Any,
     ) -> list[str]:
-        """Write a sentence for each picture, for each text, or for each pair of them.
+        """Write a sentence for each image, for each text, or for each pair of them.
 
         Args:
-            images: pictures, where the decoder attends over the image.
+            images: images, where the decoder attends over the image.
             texts: sentences, where the decoder attends over the text: to be translated, answered, summed up.
-            batch_size: pictures at a time.
+            batch_size: images at a time.
             **options: fields of `velm.generation.GenerationConfig`: num_beams, max_length, temperature, ...; with
                 words as text: `prefix`, and the lists `forbidden`, `must_include`, `answers`.
         """
@@ -96,7 +97,7 @@ class Pipeline:
 
     def caption_candidates(
         self,
-        images: Sequence[Picture] | None = None,
+        images: Sequence[ImageInput] | None = None,
         texts: Sequence[str] | None = None,
         *,
         batch_size: int = 32,
@@ -105,16 +106,16 @@ class Pipeline:
         """As `caption`, but `num_return` sentences each, best first, with their scores."""
         self.require_decoder()
         config = self.generation_config(**options)
-        pictures, read = sources(self.model.memory_sources, images, texts)
-        seen = None if pictures is None else self.encode_images(pictures, batch_size=batch_size)
+        image_list, read = sources(self.model.memory_sources, images, texts)
+        seen = None if image_list is None else self.encode_images(image_list, batch_size=batch_size)
         found: list[list[Caption]] = []
-        for start in range(0, len(pictures or read or ()), positive(batch_size)):
+        for start in range(0, len(image_list or read or ()), positive(batch_size)):
             text = None if read is None else self.encode_texts(read[start : start + batch_size])
             found += self.write(None if seen is None else next(seen), text, config)
         return found
 
-    def stream_caption(self, image: Picture | None = None, text: str | None = None, **options: Any) -> Iterator[str]:
-        """The sentence of one picture (or text, or both) in pieces, each as soon as it is decided.
+    def stream_caption(self, image: ImageInput | None = None, text: str | None = None, **options: Any) -> Iterator[str]:
+        """The sentence of one image (or text, or both) in pieces, each as soon as it is decided.
 
         Args:
             image: where the decoder attends over the image.
@@ -126,15 +127,17 @@ class Pipeline:
         if config.num_beams > 1 or config.num_return > 1:
             raise PipelineError("Beams and several samples are decided at the end only; stream greedily or one sample.")
         images, texts = None if image is None else [image], None if text is None else [text]
-        pictures, read = sources(self.model.memory_sources, images, texts)
-        seen = None if pictures is None else next(self.encode_images(pictures, batch_size=1))
+        image_list, read = sources(self.model.memory_sources, images, texts)
+        seen = None if image_list is None else next(self.encode_images(image_list, batch_size=1))
         return self.writer.stream(seen, None if read is None else self.encode_texts(read), config)
 
-    def embed_images(self, images: Sequence[Picture], *, batch_size: int = 64) -> Tensor:
+    def embed_images(self, images: Sequence[ImageInput], *, batch_size: int = 64) -> Tensor:
         """Joint embeddings float (n, E) on the CPU, L2-normalised."""
         self.require_alignment()
-        pictures = listed(images, "images")
-        return self._joined([self.embed_image(image) for image in self.encode_images(pictures, batch_size=batch_size)])
+        image_list = listed(images, "images")
+        return self._joined(
+            [self.embed_image(image) for image in self.encode_images(image_list, batch_size=batch_size)]
+        )
 
     def embed_texts(self, texts: Sequence[str], *, batch_size: int = 256) -> Tensor:
         """Joint embeddings float (n, E) on the CPU, L2-normalised."""
@@ -149,8 +152,8 @@ class Pipeline:
         joined = self._joined(embeds)
         return torch.empty_like(joined).index_copy_(0, torch.tensor(order, dtype=torch.long), joined)
 
-    def score(self, images: Sequence[Picture], texts: Sequence[str], *, batch_size: int = 64) -> Tensor:
-        """Cosine similarity float (n, m) of each of n pictures with each of m texts."""
+    def score(self, images: Sequence[ImageInput], texts: Sequence[str], *, batch_size: int = 64) -> Tensor:
+        """Cosine similarity float (n, m) of each of n images with each of m texts."""
         return self.embed_images(images, batch_size=batch_size) @ self.embed_texts(texts).T
 
     def encode_images(
@@ -160,7 +163,7 @@ class Pipeline:
 
         Args:
             images: whatever the transform takes.
-            batch_size: pictures at a time.
+            batch_size: images at a time.
             transform: to uint8 (3, H, W), in place of the pipeline's own.
         """
         for pixels in read_batches(images, transform or self.transform, positive(batch_size)):
@@ -187,7 +190,7 @@ class Pipeline:
         return self.model.encode_text(*self.tokenize(texts))
 
     def embed_image(self, image: EncoderOutput) -> Tensor:
-        """Joint embedding of pictures already encoded, float (B, E), on the CPU."""
+        """Joint embedding of images already encoded, float (B, E), on the CPU."""
         with torch.inference_mode():
             return self.model.embed_image(image).cpu()
 
@@ -218,7 +221,7 @@ class Pipeline:
         if config.rerank_by_alignment is not None:
             self.require_alignment()
             if "image" not in self.model.memory_sources:
-                raise PipelineError("rerank_by_alignment compares with the picture, which this decoder does not see.")
+                raise PipelineError("rerank_by_alignment compares with the image, which this decoder does not see.")
         return config
 
     def require_decoder(self) -> None:
@@ -233,12 +236,12 @@ class Pipeline:
         """Raise PipelineError where the model has no embeddings to compare."""
         if not self.aligned:
             raise PipelineError(
-                "This model was not trained to align pictures with sentences, so it has no embeddings to compare. "
+                "This model was not trained to align images with sentences, so it has no embeddings to compare. "
                 "Train one with image_encoder, text_encoder and `losses: {contrastive: ...}`; caption works with this."
             )
 
     def _repeated(self, image: EncoderOutput, found: list[list[Caption]]) -> Tensor:
-        """Embeddings float (captions, E, 1), the picture's for each of its candidates that says something."""
+        """Embeddings float (captions, E, 1), the image's for each of its candidates that says something."""
         counts = torch.tensor([sum(bool(caption.text) for caption in candidates) for candidates in found])
         return self.embed_image(image).repeat_interleave(counts, dim=0)[:, :, None]
 

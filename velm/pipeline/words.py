@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from velm.data.tokenizers import Tokenizer
-from velm.pipeline.inputs import PipelineError
+from velm.data.text.tokenizers import Tokenizer
+from velm.errors import PipelineError
 
 __all__ = ["with_ids"]
 

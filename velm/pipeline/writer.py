@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
-from velm.data.tokenizers import Tokenizer
+from velm.data.text.tokenizers import Tokenizer
+from velm.errors import PipelineError
 from velm.generation import Generated, GenerationConfig, compile_rules, generate, stream
 from velm.model import VisionLanguageModel
 from velm.outputs import EncoderOutput
-from velm.pipeline.inputs import PipelineError
 from velm.pipeline.words import with_ids
 
 __all__ = ["Caption", "Writer"]
@@ -27,7 +27,7 @@ class Caption:
         score: what candidates are ordered by, higher is better: the sum of log p over length ** length_penalty; with
             `rerank_by_alignment` = w, plus w * cosine.
         log_prob: the sum of the decoder's own log p of the tokens, eos included.
-        cosine: of the embeddings of sentence and picture; None where they were not compared.
+        cosine: of the embeddings of sentence and image; None where they were not compared.
     """
 
     text: str
@@ -99,7 +99,7 @@ class Writer:
         return {**ids, "suppress": (own.pad_id, own.bos_id, own.unk_id)}
 
     def _check(self, config: GenerationConfig) -> None:
-        """Refuse what no sentence could satisfy before any picture is read, and name words, not ids."""
+        """Refuse what no sentence could satisfy before any image is read, and name words, not ids."""
         size, decoder = self.tokenizer.vocab_size, self.model.decoder
         if config.num_beams > size:
             raise ValueError(f"num_beams {config.num_beams} is more than the vocabulary has tokens, {size}.")
@@ -124,7 +124,7 @@ class Writer:
 
 
 def reranked(found: list[Caption], cosines: list[float], weight: float, count: int) -> list[Caption]:
-    """The `count` best of one picture's candidates by score + weight * cosine."""
+    """The `count` best of one image's candidates by score + weight * cosine."""
     both = [
         replace(c, score=c.score + weight * cosine, cosine=cosine) for c, cosine in zip(found, cosines, strict=True)
     ]

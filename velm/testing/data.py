@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from velm.data.base import Dataset, MissingSplitError, Record
-from velm.data.tokenizers import Tokenizer
+from velm.data.base import Dataset, Record
+from velm.data.text.tokenizers import Tokenizer
+from velm.errors import MissingSplitError
 from velm.testing.laws import Subject
 from velm.testing.report import Report
 
@@ -145,7 +146,7 @@ def _overlap(read: dict[str, Sequence[Record]]) -> str | None:
         for i in range(min(len(records), 1000)):
             owner = seen.setdefault(records[i].image_id, name)
             if owner != name:
-                return f"picture {records[i].image_id!r} is in the splits {owner!r} and {name!r}; expected one of them."
+                return f"image {records[i].image_id!r} is in the splits {owner!r} and {name!r}; expected one of them."
     return None
 
 
@@ -165,5 +166,5 @@ def _same(first: Record, second: Record) -> bool:
 
 def _pixels(image: Any) -> np.ndarray[Any, Any]:
     """An array to compare: of pixels, or of the path or None as text."""
-    is_picture = image is not None and not isinstance(image, str) and not hasattr(image, "__fspath__")
-    return np.asarray(image) if is_picture else np.asarray(str(image))
+    is_image = image is not None and not isinstance(image, str) and not hasattr(image, "__fspath__")
+    return np.asarray(image) if is_image else np.asarray(str(image))

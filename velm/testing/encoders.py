@@ -23,13 +23,13 @@ def check_image_encoder(encoder: Any, *, image_size: int = 64) -> Report:
 
     Args:
         encoder: a callable without arguments that builds a fresh instance, or an instance.
-        image_size: side of the pictures to try, in pixels.
+        image_size: side of the images to try, in pixels.
     """
     subject = Subject.of(encoder, "image encoder")
     report, module = subject.report, subject.instance
     if not subject.judge_type(ImageEncoder):
         return report
-    images = _pictures(3, image_size, image_size)
+    images = _images(3, image_size, image_size)
 
     def probe(module: nn.Module, rows: slice = ALL, dtype: torch.dtype = torch.float32) -> Outputs:
         return _tensors(module(images[rows].to(dtype, copy=True)))
@@ -79,7 +79,7 @@ def _first_output(report: Report, module: nn.Module, *inputs: Tensor) -> list[An
     return output
 
 
-def _pictures(count: int, height: int, width: int) -> Tensor:
+def _images(count: int, height: int, width: int) -> Tensor:
     return torch.randn(count, 3, height, width, generator=torch.Generator().manual_seed(0))
 
 
@@ -168,12 +168,12 @@ def _untouched(module: nn.Module, *inputs: Tensor) -> str | None:
 @torch.no_grad()
 def _other_size(module: nn.Module, images: Tensor, square: EncoderOutput) -> str | None:
     height = images.shape[2]
-    wide = module.eval()(_pictures(2, height, 2 * height))
+    wide = module.eval()(_images(2, height, 2 * height))
     if message := _image_shape(wide, 2):
-        return f"on pictures of {height} x {2 * height} pixels {message}"
+        return f"on images of {height} x {2 * height} pixels {message}"
     if wide.grid[0] > wide.grid[1] or wide.features.shape[1] <= square.features.shape[1]:
         return (
-            f"pictures of {height} x {2 * height} pixels (height x width) have the grid {wide.grid}, those of "
+            f"images of {height} x {2 * height} pixels (height x width) have the grid {wide.grid}, those of "
             f"{height} x {height} the grid {square.grid}; expected more columns and no more rows. "
             "Take the grid from the input as (H', W'), and interpolate learned positions to it."
         )

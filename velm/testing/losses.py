@@ -19,7 +19,7 @@ from velm.testing.report import Report
 __all__ = ["check_loss"]
 
 BATCH, LENGTH, WIDTH, WORDS = 4, 5, 8, 16
-IMAGE_IDS = (0, 1, 1, 2)  # two captions of one picture
+IMAGE_IDS = (0, 1, 1, 2)  # two captions of one image
 
 
 def check_loss(loss: Any) -> Report:

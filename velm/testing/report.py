@@ -37,9 +37,9 @@ LAWS = {
     "special ids": "pad, bos, eos and unk are distinct ids below vocab_size",
     "not bos ... eos": "encode gives plain ints from bos to eos, without padding",
     "decode": "decoding drops the special tokens, and encoding the result again gives the same ids",
-    "records": "a split is a non-empty sequence of records, each with a picture's id and its texts",
+    "records": "a split is a non-empty sequence of records, each with an image's id and its texts",
     "unknown split": "a split that does not exist is a MissingSplitError listing those there are",
-    "splits overlap": "no picture is in two splits",
+    "splits overlap": "no image is in two splits",
     "not repeatable": "reading the same record twice, or from a pickled copy, gives the same record",
 }
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from velm.registry import SpecError
+from velm.errors import ConfigError
 
 
 @dataclass
@@ -48,11 +48,11 @@ def parameter_groups(modules: dict[str, nn.Module], config: OptimizerConfig) -> 
         modules: the parts by name (image_encoder, text_encoder, decoder, losses, ...).
 
     Raises:
-        SpecError: `lr_scale` names a part that is not there.
+        ConfigError: `lr_scale` names a part that is not there.
     """
     unknown = sorted(set(config.lr_scale) - set(modules))
     if unknown:
-        raise SpecError(f"optimizer.lr_scale names {unknown[0]!r}; the parts are {', '.join(modules)}.")
+        raise ConfigError(f"optimizer.lr_scale names {unknown[0]!r}; the parts are {', '.join(modules)}.")
     groups: list[dict[str, object]] = []
     for name, module in modules.items():
         trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]

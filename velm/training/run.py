@@ -18,26 +18,23 @@ from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelChec
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from velm.data.faults import BadDataError
-from velm.data.loader import WorkerDiedError
-from velm.registry import SpecError
-from velm.training.alarms import Alarms
-from velm.training.allocation import keep_freed_memory
-from velm.training.callbacks import CaptionPanel, EventLogger, LastWords, ResumableCSVLogger
-from velm.training.checkpoints import Checkpoints, exists, join
-from velm.training.datamodule import Augmentation, VisionLanguageData
-from velm.training.failures import RunFailedError
-from velm.training.folder import begin, refuse_url, restarted, to_go_on_from
-from velm.training.nonfinite import NonFiniteGuard
+from velm.errors import BadDataError, ConfigError, RunFailedError, WorkerDiedError
+from velm.training.balancing.watch import GradientWatch, WatchConfig
+from velm.training.data import Augmentation, VisionLanguageData
+from velm.training.distributed.fsdp import register_strategy
+from velm.training.memory.allocation import keep_freed_memory
+from velm.training.monitor.alarms import Alarms
+from velm.training.monitor.callbacks import CaptionPanel, EventLogger, LastWords, ResumableCSVLogger
+from velm.training.monitor.throughput import Speed
 from velm.training.optim import OptimizerConfig
-from velm.training.quarantine import FILE, Quarantine, write_down
-from velm.training.ranks import Ranks, meet_anew, set_timeout
-from velm.training.resume import TERMINATED, Resume, Terminate, slurm
-from velm.training.sharding import register_strategy
-from velm.training.speed import Speed
+from velm.training.recovery.checkpoint_io import Checkpoints, exists, join
+from velm.training.recovery.nonfinite import NonFiniteGuard
+from velm.training.recovery.quarantine import FILE, Quarantine, write_down
+from velm.training.recovery.ranks import Ranks, meet_anew, set_timeout
+from velm.training.recovery.resume import TERMINATED, Resume, Terminate, slurm
+from velm.training.recovery.run_folder import begin, refuse_url, restarted, to_go_on_from
 from velm.training.task import VisionLanguageTask
 from velm.training.validation import ValidationConfig
-from velm.training.watch import GradientWatch, WatchConfig
 
 CLI = TypeVar("CLI", bound="VelmCLI")
 
@@ -95,7 +92,7 @@ class VelmCLI(LightningCLI):
         elif config.ckpt_path is None:
             best = join(checkpoints, "best.ckpt")
             if not exists(best):
-                raise SpecError(f"`velm {self.subcommand}` found no {best}: train first, or give --ckpt_path.")
+                raise ConfigError(f"`velm {self.subcommand}` found no {best}: train first, or give --ckpt_path.")
             config.ckpt_path = best
 
     def instantiate_classes(self) -> None:
@@ -104,8 +101,8 @@ class VelmCLI(LightningCLI):
         except BadDataError as error:  # the vocabulary is made of the data, so it is opened before there is a Trainer
             if self.subcommand == "fit":
                 file = Path(self.config[self.subcommand].trainer.default_root_dir) / FILE
-                write_down(file, error.faults)
-                raise BadDataError(f"{error} All of them: {file}", error.faults) from None
+                write_down(file, error.bad_samples)
+                raise BadDataError(f"{error} All of them: {file}", error.bad_samples) from None
             raise
 
     def instantiate_trainer(self, **kwargs: Any) -> lightning.Trainer:
@@ -148,7 +145,7 @@ class VelmCLI(LightningCLI):
         self.checkpoints.refuse_unsaved()
 
     def after_predict(self) -> None:
-        """`velm predict` writes one caption a picture to predictions.jsonl in the run's folder."""
+        """`velm predict` writes one caption an image to predictions.jsonl in the run's folder."""
         path = Path(self.trainer.default_root_dir) / "predictions.jsonl"
         batches: Any = self.trainer.predict_loop.predictions
         rows = [row for batch in batches for row in batch]

@@ -9,24 +9,25 @@ import torch
 from jsonargparse.typing import PositiveInt
 from torch import Tensor
 
-from velm import registry
 from velm.checkpoint import pack
+from velm.errors import ConfigError
 from velm.losses.weighted import build_losses
 from velm.model import build_model
 from velm.outputs import Batch
 from velm.pipeline import Pipeline
-from velm.training import blocks, sharding
-from velm.training.balancing import build_policy
-from velm.training.cache import prepare_features, require_frozen
-from velm.training.compiling import compile_tower
-from velm.training.distributed import gather_global
-from velm.training.micro import losses_in_pieces, warn_of_pieces
-from velm.training.nonfinite import Averaging
+from velm.training.balancing.policies import build_policy
+from velm.training.balancing.projection import GradientProjection
+from velm.training.balancing.watch import WatchConfig
+from velm.training.distributed import fsdp as sharding
+from velm.training.distributed.gather import gather_global
+from velm.training.memory import blocks
+from velm.training.memory.compile import compile_tower
+from velm.training.memory.feature_cache import prepare_features, require_frozen
+from velm.training.memory.micro_batch import losses_in_pieces, warn_of_pieces
 from velm.training.optim import OptimizerConfig, build_optimizer, build_schedule, warm_ema
-from velm.training.projection import GradientProjection
-from velm.training.resume import seed_step
+from velm.training.recovery.nonfinite import Averaging
+from velm.training.recovery.resume import seed_step
 from velm.training.validation import SplitScores, ValidationConfig
-from velm.training.watch import WatchConfig
 
 PARTS = ("image_encoder", "text_encoder", "decoder")
 
@@ -45,7 +46,7 @@ class VisionLanguageTask(lightning.LightningModule):
         memory: what the decoder attends over: [image], [text] or [image, text].
         optimizer: learning rate, decay, warm-up.
         micro_batch_size: samples of a device's batch whose activations exist at the same time; the gradient is that of
-            the whole batch (see `velm.training.micro`). None: all of them, which is faster where they fit.
+            the whole batch (see `velm.training.memory.micro_batch`). None: all of them, which is faster where they fit.
         checkpoint_blocks: keep only what goes into the towers' repeated blocks, and compute them again on the way back.
         compile: hand the towers to torch.compile; sentences of any length are one graph.
         freeze: parts that are not trained: image_encoder, text_encoder, decoder.
@@ -84,7 +85,7 @@ class VisionLanguageTask(lightning.LightningModule):
         super().__init__()
         weighted = {name: dict(options or {}) for name, options in (losses or {}).items()}
         if not weighted:
-            raise registry.SpecError("`losses:` lists none; e.g. {contrastive: {}, captioning: {weight: 2.0}}.")
+            raise ConfigError("`losses:` lists none; e.g. {contrastive: {}, captioning: {weight: 2.0}}.")
         self.spec: dict[str, Any] = {
             "image_encoder": image_encoder,
             "text_encoder": text_encoder,
@@ -123,7 +124,7 @@ class VisionLanguageTask(lightning.LightningModule):
             module = getattr(self.model, part, None) if part in PARTS else None
             if module is None:
                 there = [name for name in PARTS if getattr(self.model, name) is not None]
-                raise registry.SpecError(f"freeze names {part!r}; the model's parts are {', '.join(there)}.")
+                raise ConfigError(f"freeze names {part!r}; the model's parts are {', '.join(there)}.")
             module.requires_grad_(False).eval()  # Lightning trains modules in the mode it finds them in
 
     def train(self, mode: bool = True) -> VisionLanguageTask:
@@ -138,16 +139,14 @@ class VisionLanguageTask(lightning.LightningModule):
         if self.device_mesh is None or self.sharded:
             return
         if self.ema is not None:
-            raise registry.SpecError(
-                "model.ema averages whole weights, and fsdp2 shards them: set it to null, or use ddp."
-            )
+            raise ConfigError("model.ema averages whole weights, and fsdp2 shards them: set it to null, or use ddp.")
         sharding.shard(self.model, self.device_mesh["data_parallel"])
         self.sharded = True
 
     def setup(self, stage: str) -> None:
         """Hold data and model against each other before anything is trained."""
         if stage == "predict" and self.model.decoder is None:
-            raise registry.SpecError(
+            raise ConfigError(
                 "`velm predict` captions the test split, and this model has no decoder. For recall: velm evaluate."
             )
         data = getattr(self.trainer, "datamodule", None)
@@ -158,20 +157,20 @@ class VisionLanguageTask(lightning.LightningModule):
         """See that the data module's sentences are what the model reads and writes.
 
         Raises:
-            SpecError: the text is in the memory and there is nothing else to write, the decoder is too short, or
+            ConfigError: the text is in the memory and there is nothing else to write, the decoder is too short, or
                 `cache_features` is set and the image encoder is not frozen.
         """
         if getattr(data, "cache_features", False):
             require_frozen(self.model.image_encoder)
         if "decoder" in self.needs and "text" in self.model.memory_sources and not data.has_target:
-            raise registry.SpecError(
+            raise ConfigError(
                 "The decoder attends over the text (memory: [..., text]), so it cannot be asked to write that same "
                 "text: name the column of the sentence to write, e.g. `data.dataset.target_column: de`, "
                 "or leave text out of `memory:`."
             )
         limit = getattr(self.model.decoder, "max_length", None)
         if limit is not None and data.max_length > limit:
-            raise registry.SpecError(
+            raise ConfigError(
                 f"data.max_length is {data.max_length} tokens, but the decoder holds {limit}: "
                 f"lower data.max_length or raise model.decoder.max_length."
             )
@@ -210,7 +209,7 @@ class VisionLanguageTask(lightning.LightningModule):
         self._begin("val")
 
     def validation_step(self, batch: Batch, batch_index: int) -> None:
-        if len(batch):  # else none of its pictures could be read
+        if len(batch):  # else none of its images could be read
             self.scores["val"].update(batch)
 
     def on_validation_epoch_end(self) -> None:
@@ -227,7 +226,7 @@ class VisionLanguageTask(lightning.LightningModule):
         self._end("test")
 
     def predict_step(self, batch: Batch, batch_index: int) -> list[dict[str, str]]:
-        """Captions of the batch's pictures: {'image_id': ..., 'caption': ...}."""
+        """Captions of the batch's images: {'image_id': ..., 'caption': ...}."""
         return self._begin("test").captions_of(batch) if len(batch) else []
 
     def _begin(self, split: str) -> SplitScores:

@@ -1,4 +1,4 @@
-"""What is measured at every validation: recall over the whole split, captions of its first pictures."""
+"""What is measured at every validation: recall over the whole split, captions of its first images."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from velm.generation import GenerationConfig
 from velm.losses.weighted import WeightedLosses
 from velm.outputs import Batch, EncoderOutput
 from velm.pipeline import Pipeline
-from velm.training.distributed import gather_list, gather_rows
+from velm.training.distributed.gather import gather_list, gather_rows
 
 
 @dataclass
@@ -22,9 +22,9 @@ class ValidationConfig:
     """What a validation costs.
 
     Args:
-        captions: number of pictures that are captioned, greedily, for BLEU, ROUGE-L, CIDEr-D.
-        texts_per_image: sentences of a picture that enter the retrieval gallery; 0 for all of them.
-        panel: number of pictures whose captions are logged as text and pictures.
+        captions: number of images that are captioned, greedily, for BLEU, ROUGE-L, CIDEr-D.
+        texts_per_image: sentences of an image that enter the retrieval gallery; 0 for all of them.
+        panel: number of images whose captions are logged as text and images.
         max_length: longest caption in tokens, its eos included.
     """
 
@@ -37,7 +37,7 @@ class ValidationConfig:
 class SplitScores:
     """Collects a split's embeddings and captions batch by batch, then turns them into figures.
 
-    Pictures come once each, sharded over the ranks; their sentences are encoded at the end, sharded alike.
+    Images come once each, sharded over the ranks; their sentences are encoded at the end, sharded alike.
 
     Args:
         pipeline: the model as it stands, with the data's tokenizer.
@@ -68,7 +68,7 @@ class SplitScores:
 
     @torch.no_grad()
     def update(self, batch: Batch) -> None:
-        """Take in a batch that holds each picture once, with its first sentence."""
+        """Take in a batch that holds each image once, with its first sentence."""
         output = self.pipeline.model(batch, self.losses.requires)
         total, parts = self.losses(output, batch)
         self.values.append(torch.stack([total, *parts.values(), total.new_tensor(len(batch))]))
@@ -81,7 +81,7 @@ class SplitScores:
 
     @torch.no_grad()
     def captions_of(self, batch: Batch) -> list[dict[str, str]]:
-        """Greedy captions of every picture of a batch: {'image_id': ..., 'caption': ...}."""
+        """Greedy captions of every image of a batch: {'image_id': ..., 'caption': ...}."""
         output = self.pipeline.model(batch, {"decoder"})
         ids = batch.image_ids
         self._caption(ids, output.image, output.text, torch.arange(len(ids), device=ids.device))
@@ -118,7 +118,7 @@ class SplitScores:
         return dict(zip(["loss", *self.losses], means.tolist(), strict=True))
 
     def _retrieval(self) -> dict[str, float]:
-        """Every picture seen against every sentence of theirs; a rank embeds its share of the sentences."""
+        """Every image seen against every sentence of theirs; a rank embeds its share of the sentences."""
         image_embeds = gather_rows(torch.cat(self.image_embeds)).cpu()
         seen = gather_rows(torch.cat(self.image_ids)).tolist()
         limit = self.config.texts_per_image or None

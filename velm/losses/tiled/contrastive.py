@@ -27,7 +27,7 @@ __all__ = ["contrastive"]
 def contrastive(
     image: Tensor, text: Tensor, scale: Tensor, *, ids: Tensor, group: object = None, wanted: tuple[bool, ...]
 ) -> tuple[Tensor, tuple[Tensor | None, ...]]:
-    """`velm.losses.ContrastiveLoss` and its gradients; texts meet all pictures, which stay where they are.
+    """`velm.losses.ContrastiveLoss` and its gradients; texts meet all images, which stay where they are.
 
     Args:
         image: float (b, E), this rank's.

@@ -48,9 +48,9 @@ def triplet_hardest(
     d_image, d_texts = torch.zeros_like(image), torch.zeros_like(texts)
     i = (row_cost > 0).nonzero().flatten()
     j = ((column_cost > 0) & (owner >= 0) & (owner < b)).nonzero().flatten()
-    for pictures, sentences in ((i, row_at[i]), (owner[j], j)):
-        d_image.index_add_(0, pictures, texts[sentences])
-        d_texts.index_add_(0, sentences, image[pictures])
+    for images, sentences in ((i, row_at[i]), (owner[j], j)):
+        d_image.index_add_(0, images, texts[sentences])
+        d_texts.index_add_(0, sentences, image[images])
     d_text = peers.own_sum(d_texts)
     active = (row_cost > 0).to(image.dtype) + (peers.own(column_cost) > 0)
     return value, _finish(d_image, d_text, image, text, active, peers.size / total, wanted)

@@ -1,1 +1,1 @@
-"""Two encoders for VELM that live outside of it: `convmixer` for pictures, `textcnn` for sentences."""
+"""Two encoders for VELM that live outside of it: `convmixer` for images, `textcnn` for sentences."""

@@ -21,7 +21,7 @@ class Residual(nn.Module):
 class ConvMixer(ImageEncoder):
     """ConvMixer (Trockman & Kolter, arXiv 2201.09792): a patch embedding, then isotropic convolutions.
 
-    Without learned positions, it takes pictures of any size: the grid is (H / patch_size, W / patch_size).
+    Without learned positions, it takes images of any size: the grid is (H / patch_size, W / patch_size).
 
     Args:
         dim: width D of a position.

@@ -1,0 +1,149 @@
+"""An epoch that was left goes on with the very next batch, whoever reads it."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import pytest
+import torch
+from torch.utils.data import Dataset
+
+from velm.data.batches.loader import RESTARTS, ResumableLoader
+from velm.data.batches.samplers import ImageBatchSampler
+from velm.errors import DataError, WorkerDiedError
+
+
+class Keys(Dataset):
+    """A sample is its own (epoch, number)."""
+
+    def __getitem__(self, key):
+        return torch.tensor(key)
+
+
+def loader(workers=0, samples=23, batch_size=4, seed=5):
+    sampler = ImageBatchSampler(image_of=range(samples), batch_size=batch_size, seed=seed)
+    return ResumableLoader(Keys(), batch_sampler=sampler, num_workers=workers, persistent_workers=workers > 0)
+
+
+def epoch(source, number):
+    source.batch_sampler.set_epoch(number)
+    return [batch.tolist() for batch in source]
+
+
+@pytest.mark.parametrize(("before", "after"), [(0, 0), (0, 2), (2, 0), (2, 1)])
+@pytest.mark.parametrize("taken", [1, 3, 5])
+def test_it_goes_on_with_the_next_batch(before, after, taken):
+    whole = [epoch(loader(), number) for number in range(3)]
+    first = loader(before)
+    assert epoch(first, 0) == whole[0]
+    first.batch_sampler.set_epoch(1)
+    batches = iter(first)
+    assert [next(batches).tolist() for _ in range(taken)] == whole[1][:taken]
+    state = first.state_dict()
+    assert state == {"taken": taken, "of": 6, "plan": first.batch_sampler.plan}
+
+    second = loader(after)
+    second.load_state_dict(state)
+    assert epoch(second, 1) == whole[1][taken:]
+    assert second.state_dict() == {"taken": 6, "of": 6, "plan": second.batch_sampler.plan}
+    assert epoch(second, 2) == whole[2]
+
+
+def test_a_whole_epoch_is_followed_by_the_next():
+    source = loader()
+    epoch(source, 0)
+    again = loader()
+    again.load_state_dict(source.state_dict())
+    assert epoch(again, 1) == epoch(loader(), 1)
+    fresh = loader()
+    fresh.load_state_dict({"taken": 0, "of": 6})
+    assert len(epoch(fresh, 0)) == len(fresh) == 6
+
+
+def test_nothing_is_fetched_before_the_epoch_is_known():
+    """Lightning asks for an iterator first and sets the epoch afterwards; workers would have fetched epoch 0."""
+    source = loader(workers=2)
+    batches = iter(source)
+    source.batch_sampler.set_epoch(4)
+    assert [batch.tolist() for batch in batches] == epoch(loader(), 4)
+
+
+def test_a_place_in_another_epoch_is_refused():
+    other = loader(batch_size=8)
+    with pytest.raises(DataError, match="stopped after 2 of the 6 batches of an epoch, and an epoch has 3 now"):
+        other.load_state_dict({"taken": 2, "of": 6})
+    other.load_state_dict({"taken": 6, "of": 6})  # a whole epoch has no place in it
+    assert len(epoch(other, 1)) == 3
+
+
+class Mortal(Keys):
+    """Its worker is killed by the system where it reads one of some samples, for the first `deaths` times."""
+
+    def __init__(self, folder, samples, deaths):
+        self.folder, self.samples, self.deaths = folder, samples, deaths
+
+    def __getitem__(self, key):
+        died = len(list(self.folder.iterdir()))
+        if key[1] in self.samples and died < self.deaths:
+            (self.folder / str(died)).touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().__getitem__(key)
+
+
+def mortal(folder, deaths):
+    sampler = ImageBatchSampler(image_of=range(23), batch_size=4, seed=5)
+    return ResumableLoader(Mortal(folder, {11}, deaths), batch_sampler=sampler, num_workers=1, persistent_workers=True)
+
+
+@pytest.mark.slow  # torch looks after its workers every 5 seconds
+def test_a_killed_worker_is_replaced_and_the_batches_are_the_same(tmp_path):
+    source = mortal(tmp_path, deaths=2)
+    with pytest.warns(
+        UserWarning, match=r"for want of memory. The workers are started anew .*data.num_workers below 1"
+    ):
+        assert [epoch(source, number) for number in range(2)] == [epoch(loader(), number) for number in range(2)]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*started anew")
+def test_workers_that_die_again_and_again_end_it(tmp_path):
+    source = mortal(tmp_path, deaths=RESTARTS + 1)
+    with pytest.raises(WorkerDiedError, match=r"DataLoader worker .*killed it.* or give the job more memory"):
+        epoch(source, 0)
+    assert epoch(source, 1) == epoch(loader(), 1)
+
+
+def test_the_handler_of_child_processes_is_left_alone():
+    before = signal.getsignal(signal.SIGCHLD)
+    epoch(loader(workers=1), 0)
+    assert signal.getsignal(signal.SIGCHLD) == before
+
+
+@pytest.mark.parametrize(("batch_size", "world_size"), [(4, 2), (8, 1), (2, 4)])
+def test_the_same_global_batch_on_other_devices_goes_on(batch_size, world_size):
+    def of_ranks(size, world, state=None):
+        batches = []
+        for rank in range(world):
+            sampler = ImageBatchSampler(
+                image_of=range(50), batch_size=size, drop_last=True, seed=5, rank=rank, world_size=world
+            )
+            source = ResumableLoader(Keys(), batch_sampler=sampler)
+            if state is not None:
+                source.load_state_dict(state)
+            batches.append(epoch(source, 1))
+        return [[key for part in parts for key in part] for parts in zip(*batches, strict=True)]
+
+    sampler = ImageBatchSampler(image_of=range(50), batch_size=8, drop_last=True, seed=5)
+    state = {**ResumableLoader(Keys(), batch_sampler=sampler).state_dict(), "taken": 2}
+    assert of_ranks(batch_size, world_size, state) == of_ranks(8, 1)[2:]
+
+
+def test_as_many_batches_of_another_size_are_no_such_place():
+    def of(size):
+        sampler = ImageBatchSampler(image_of=range(50), batch_size=size, drop_last=True, seed=5)
+        return ResumableLoader(Keys(), batch_sampler=sampler)
+
+    assert len(of(13)) == len(of(14)) == 3
+    with pytest.raises(DataError, match=r"after 2 of the 3 batches of an epoch, and an epoch has 3 others now"):
+        of(13).load_state_dict({**of(14).state_dict(), "taken": 2})

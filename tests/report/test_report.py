@@ -1,0 +1,265 @@
+"""The report without a browser: one file, nothing from elsewhere, everything escaped, small, and all of it there."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import io
+import json
+import re
+import subprocess
+import sys
+import zipfile
+from html.parser import HTMLParser
+from pathlib import Path
+from shutil import copytree, ignore_patterns
+
+import numpy as np
+import pytest
+import torch
+from made import measured, noise_records
+from PIL import Image
+
+from velm.data.base import Record
+from velm.report.report import render, side, write_report
+from velm.report.thumbnails import SIDE, Album
+
+UNSURE = {"caption/distinct", "caption/distinct1", "caption/distinct2"}  # of repeats they would be another figure
+
+ROOT = Path(__file__).parents[2]
+EVIL = "<script>alert(1)</script> & \"quotes\" 'n' {{ data }} </script><!-- ü \u2028 \ud800"
+
+
+class Page(HTMLParser):
+    """Tags with their attributes, and the text inside each kind of element."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: dict[str, list[str]] = {}
+        self.open: list[str] = []
+        self.feed(page)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+        if tag not in ("meta", "input", "img", "br"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, text):
+        self.texts.setdefault(self.open[-1] if self.open else "", []).append(text)
+
+    @property
+    def data(self):
+        return json.loads(self.texts["script"][0])
+
+    @property
+    def ids(self):
+        return {attributes["id"] for tag, attributes in self.tags if tag == "section"}
+
+
+def page_of(records, *found, curves=()):
+    sides = [side(f"runs/{name}/best.ckpt", each) for name, each in zip("ab", found, strict=False)]
+    return Page(render(sides, Album(records), split="test", curves=curves))
+
+
+def decoded(uri):
+    head, content = uri.split(",")
+    assert head == "data:image/jpeg;base64"
+    return Image.open(io.BytesIO(base64.b64decode(content)))
+
+
+def test_everything_there_is_is_shown():
+    records = noise_records(6)
+    page = page_of(records, measured(records), curves=["<figure></figure>"])
+    assert page.ids == {"figures", "retrieval", "captions", "confusions", "words", "training"}
+    links = {attributes["href"] for tag, attributes in page.tags if tag == "a"}
+    assert links == {f"#{name}" for name in page.ids}
+    assert len(page.data["captions"]) == 6
+    assert [image["name"] for image in page.data["images"]] == [f"id{i}" for i in range(6)]  # each once
+    assert {decoded(image["uri"]).size for image in page.data["images"]} == {(SIDE, SIDE)}
+    maps = page.data["captions"][0]["captions"][0]["maps"]
+    assert maps["words"] == ["a", "red", "circle"]
+    levels = np.frombuffer(base64.b64decode(maps["bytes"]), np.uint8).reshape(3, maps["height"], maps["width"])
+    assert levels.max((1, 2)).tolist() == [255] * 3
+    retrieval = page.data["retrieval"]
+    assert len(retrieval["image_to_text"]) == 6
+    assert len(retrieval["text_to_image"]) == 12
+    for query in retrieval["text_to_image"]:
+        assert (query["ranks"][0] == 1) <= query["found"][0][1]
+
+
+def test_nothing_comes_from_elsewhere():
+    records = noise_records(3)
+    text = render([side("a.ckpt", measured(records))], Album(records), split="test")
+    assert not re.findall(r"(?:https?:)?//[a-z]", re.sub(r'(base64,|"bytes":")[^"]*', "", text))
+    for tag, attributes in Page(text).tags:
+        assert tag not in ("link", "iframe", "object", "embed", "base", "form", "img")
+        assert not {"src", "srcset", "onclick"} & set(attributes)
+    policy = next(a["content"] for t, a in Page(text).tags if a.get("http-equiv") == "Content-Security-Policy")
+    assert "default-src 'none'" in policy
+    assert "http" not in policy
+
+
+def test_what_somebody_wrote_is_text_and_nothing_else():
+    records = [dataclasses.replace(record, image_id=EVIL) for record in noise_records(3, texts=[EVIL, "a dog"])]
+    found = measured(records, caption=EVIL)
+    figures = {**found.figures, f"compositional/{EVIL}": 0.5, "caption/<i>new</i>": 0.25}
+    plain = Page(render([side("a.ckpt", found)], Album(records), split="test"))
+    evil = Page(render([side(EVIL, dataclasses.replace(found, figures=figures))], Album(records), split=EVIL))
+    assert [tag for tag, _ in plain.tags].count("script") == [tag for tag, _ in evil.tags].count("script") == 2
+    assert {tag for tag, _ in evil.tags} - {tag for tag, _ in plain.tags} <= {"b"}
+    assert evil.data["captions"][0]["references"] == [EVIL, "a dog"]
+    assert evil.data["images"][0]["name"] == EVIL
+    assert f"compositional/{EVIL}" in "".join(evil.texts["code"])
+    assert "alert(1)" in "".join(evil.texts["title"])
+
+
+def test_the_file_can_be_written_whatever_the_names(tmp_path):
+    records = [dataclasses.replace(record, image_id=EVIL) for record in noise_records(3, texts=[EVIL])]
+    write_report(tmp_path, [side(f"{EVIL}/a.ckpt", measured(records, caption=EVIL))], records, split="test")
+    assert Page((tmp_path / "report.html").read_text(encoding="utf-8")).ids
+
+
+def test_a_thousand_images_stay_small(tmp_path):
+    """Noise, which JPEG is worst at, with long captions and fine maps."""
+    records = noise_records(1000, side=SIDE)
+    found = measured(records, caption=" ".join(["word"] * 15), side=24)
+    write_report(tmp_path, [side("a.ckpt", found)], records, split="test")
+    assert (tmp_path / "report.html").stat().st_size < 20e6
+    page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
+    assert len(page.data["images"]) == len(page.data["captions"]) == 1000
+
+
+def test_of_more_images_a_part_is_shown(monkeypatch):
+    monkeypatch.setattr("velm.report.panels.CAPTIONS", 4)
+    monkeypatch.setattr("velm.report.panels.QUERIES", 2)
+    records = noise_records(9)
+    page = page_of(records, measured(records))
+    names = [page.data["images"][item["image"]]["name"] for item in page.data["captions"]]
+    assert names == ["id0", "id2", "id4", "id6"]
+    ranks = [query["ranks"][0] for query in page.data["retrieval"]["text_to_image"]]
+    assert sum(rank == 1 for rank in ranks) <= 2
+    assert sum(rank > 1 for rank in ranks) <= 2
+
+
+def test_a_image_that_cannot_be_read_has_a_place(tmp_path):
+    (tmp_path / "broken.jpg").write_bytes(b"no image")
+    records = noise_records(4)
+    for i, image in enumerate([str(tmp_path / "broken.jpg"), str(tmp_path / "gone.jpg"), None]):
+        records[i] = Record(f"id{i}", image, ("a dog",))
+    thumbnails = page_of(records, measured(records)).data["images"]
+    assert [image["uri"] is None for image in thumbnails] == [True, True, True, False]
+    assert [image["name"] for image in thumbnails] == ["id0", "id1", "id2", "id3"]
+
+
+def test_what_a_model_squashes_is_shown_in_its_own_proportions():
+    images = [np.full((h, w, 3), 99, np.uint8) for h, w in ((30, 40), (90, 60), (50, 50), (10, 900))]
+    records = [Record(str(i), image, ("a dog",)) for i, image in enumerate(images)]
+    album = Album(records, "squash")
+    numbers = [album.number(row) for row in (2, 0, 1, 3)]
+    thumbnails = [album.images()[number] for number in numbers]
+    for image, ratio in zip(thumbnails, (1, 4 / 3, 2 / 3, 3), strict=True):  # no longer than a page is wide
+        width, height = decoded(image["uri"]).size
+        assert width / height == pytest.approx(ratio, abs=0.02)
+        assert image["ratio"] == round(width / height, 3)
+        assert width * height == pytest.approx(SIDE**2, rel=0.02)
+    assert {image["ratio"] for image in page_of(records, measured(records)).data["images"]} == {1}
+
+
+def test_what_is_left_out_is_noted_and_escaped():
+    records = noise_records(3)
+    sides = [side("a.ckpt", measured(records))]
+    page = Page(render(sides, Album(records), split="test", left_out=[f"Cannot read {EVIL}"] * 60))
+    assert "60 images could not be read and count nowhere" in page.texts["summary"]
+    assert page.texts["li"].count("and 10 more") == 1
+    assert "<script>alert(1)</script>" in "".join(page.texts["li"])
+    assert [tag for tag, _ in page.tags].count("script") == 2
+    assert "summary" not in Page(render(sides, Album(records), split="test")).texts
+
+
+def test_what_a_model_does_not_do_is_left_out():
+    records = noise_records(4)
+    assert page_of(records, measured(records, writes=False)).ids == {"figures", "retrieval", "confusions"}
+    assert page_of(records, measured(records, aligned=False)).ids == {"figures", "captions", "words"}
+    silent = measured(records)
+    silent = dataclasses.replace(silent, predictions=dataclasses.replace(silent.predictions, looked=()))
+    assert page_of(records, silent).data["captions"][0]["captions"][0]["maps"] is None
+    empty = measured(records, caption="")
+    assert page_of(records, empty).data["captions"][0]["captions"][0]["maps"] is None
+
+
+def test_nan_is_no_obstacle():
+    records = noise_records(4)
+    found = measured(records)
+    ruined = dataclasses.replace(found.predictions, image_embeds=torch.full((4, 8), torch.nan))
+    figures = {**found.figures, "caption/cider": float("nan")}
+    assert page_of(records, dataclasses.replace(found, predictions=ruined, figures=figures)).data
+
+
+def test_compositional_figures_have_a_table_of_their_own():
+    records = noise_records(4)
+    found = measured(records)
+    page = page_of(records, dataclasses.replace(found, figures=found.figures | {"compositional/swapped_colours": 0.75}))
+    assert "compositional" in page.ids
+    assert page.texts["code"].count("compositional/swapped_colours") == 1
+
+
+def test_two_checkpoints_side_by_side(tmp_path):
+    records = noise_records(40)
+    sides = [
+        side("runs/a/best.ckpt", measured(records)),
+        side("runs/b/best.ckpt", measured(records, caption="a blue circle")),
+    ]
+    write_report(tmp_path, sides, records, split="val")
+    page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
+    assert page.data["sides"] == ["runs/a/best.ckpt", "runs/b/best.ckpt"]
+    assert [caption["text"] for caption in page.data["captions"][0]["captions"]] == ["a red circle", "a blue circle"]
+    assert len(page.data["retrieval"]["image_to_text"][0]["ranks"]) == 2
+    assert "a/best against b/best on val" in page.texts["h1"]
+    assert "+1.000" in page.texts["span"]  # exact match: none, then all
+    comparison = json.loads((tmp_path / "comparison.json").read_text())
+    assert comparison["checkpoint"] == "runs/b/best.ckpt"
+    assert comparison["differences"]["caption/exact_match"] == [1.0, 1.0]
+    assert comparison["differences"]["image_to_text/recall@1"] == [0.0, 0.0]
+
+
+def test_two_that_do_different_things_share_what_both_have():
+    records = noise_records(4)
+    page = page_of(records, measured(records), measured(records, writes=False))
+    assert page.ids == {"figures", "retrieval", "confusions", "words"}
+    assert "–" in page.texts["td"]
+
+
+def test_intervals_lie_around_the_figures(tmp_path):
+    records = noise_records(60)
+    found = measured(records)
+    write_report(tmp_path, [side("a.ckpt", found)], records, split="test")
+    intervals = json.loads((tmp_path / "intervals.json").read_text())
+    assert intervals.keys() == found.figures.keys() - UNSURE
+    for name, (low, high) in intervals.items():
+        assert low - 1e-9 <= found.figures[name] <= high + 1e-9, name
+    assert not (tmp_path / "comparison.json").exists()
+
+
+def test_the_same_results_make_the_same_file(tmp_path):
+    records = noise_records(5)
+    pages = [render([side("a.ckpt", measured(records))], Album(records), split="test") for _ in range(2)]
+    assert pages[0] == pages[1]
+
+
+@pytest.mark.slow
+def test_an_installed_wheel_has_the_page(tmp_path):
+    source = tmp_path / "source"
+    copytree(ROOT / "velm", source / "velm", ignore=ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        (source / name).write_bytes((ROOT / name).read_bytes())
+    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--quiet", "--wheel-dir", str(tmp_path), str(source)]
+    subprocess.run(command, check=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    inside = set(zipfile.ZipFile(wheel).namelist())
+    assert {f"velm/report/page/{path.name}" for path in (ROOT / "velm/report/page").iterdir()} <= inside

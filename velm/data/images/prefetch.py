@@ -1,0 +1,42 @@
+"""Images read by threads, batch by batch, one batch ahead of what is used."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["read_batches"]
+
+
+def read_batches(images: Sequence[Any], transform: Callable[[Any], Tensor], batch_size: int) -> Iterator[Tensor]:
+    """Stacked images uint8 (b, 3, H, W) in the order given; at most two batches are in memory.
+
+    Codecs let go of Python's lock, so threads serve as well as processes do, and start at once.
+
+    Args:
+        images: whatever the transform takes; an item is asked for when its batch is read.
+        transform: image to uint8 (3, H, W).
+        batch_size: images in a batch, at least 1; the last one may be smaller.
+
+    Raises:
+        DataError: an image cannot be read, when its batch is asked for.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size {batch_size} is too small; it is at least 1.")
+    pool = ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1))
+    pending: list[list[Future[Tensor]]] = []
+    try:
+        for start in range(0, len(images), batch_size):
+            chunk = [images[i] for i in range(start, min(start + batch_size, len(images)))]
+            pending.append([pool.submit(transform, image) for image in chunk])
+            if len(pending) > 1:
+                yield torch.stack([future.result() for future in pending.pop(0)])
+        for futures in pending:
+            yield torch.stack([future.result() for future in futures])
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)

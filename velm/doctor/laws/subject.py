@@ -1,0 +1,201 @@
+"""What is checked: the config's own model and a few samples of its own data, on the CPU."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from lightning.pytorch.plugins.environments import LightningEnvironment
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
+
+from velm.data.batches.collate import Collate
+from velm.data.batches.samples import CaptionItems, Item
+from velm.outputs import Batch
+from velm.training.data import VisionLanguageData
+from velm.training.recovery.resume import run_seed
+from velm.training.run import build_data, build_task
+from velm.training.task import VisionLanguageTask
+
+__all__ = ["SAMPLES", "Subject", "fix_norms", "quiet", "settle", "shake", "subject_of", "trainer_of"]
+
+SAMPLES = 8
+LOOKED_AT = 64  # samples among which images with several sentences are looked for
+DROPOUT = 0.1
+
+
+@dataclass
+class Subject:
+    """A config in the shape in which it is checked.
+
+    Attributes:
+        config: of `velm.training.run.parse_fit`.
+        data: two images a batch, read in this process.
+    """
+
+    config: Mapping[str, Any]
+    data: VisionLanguageData
+
+    @property
+    def model(self) -> dict[str, Any]:
+        """The options of the model; nothing is compiled."""
+        return {**self.config["model"], "compile": False}
+
+    @cached_property
+    def vocabulary(self) -> dict[str, int]:
+        return {"vocab_size": self.data.vocab_size, "pad_id": self.data.pad_id}
+
+    @cached_property
+    def _task(self) -> VisionLanguageTask:
+        torch.manual_seed(run_seed())
+        task = build_task(self.model, **self.vocabulary)
+        task.check_data(self.data)
+        return task
+
+    def task(self) -> VisionLanguageTask:
+        """The task as a run begins with it; the same weights every time."""
+        return copy.deepcopy(self._task)
+
+    def run_data(self) -> VisionLanguageData:
+        """The data as a run begins with it; what was read stays read."""
+        data = copy.copy(self.data)
+        data.trainer, data._train_loader, data._place = None, None, None
+        return data
+
+    @cached_property
+    def batch(self) -> Batch:
+        """Eight samples of the training split; see `_chosen`."""
+        data = self.run_data()
+        data.captions, data.captions_per_image = "all", 1
+        items = data.train_items()
+        samples = [_read(items, number) for number in _chosen(items)]
+        half = SAMPLES // 2
+        if samples[-1].image_id == samples[-2].image_id and self.data.captions_per_image > 1:
+            samples[-1].image = samples[-2].image
+        for row in range(half):  # the longer sentences to the first half: the halves predict unlike numbers of tokens
+            if _length(samples[row]) < _length(samples[row + half]):
+                samples[row], samples[row + half] = samples[row + half], samples[row]
+        return Collate(self.data.pad_id)(samples)
+
+
+def subject_of(config: Mapping[str, Any]) -> Subject:
+    """Open a config's data.
+
+    Args:
+        config: of `velm.training.run.parse_fit`.
+
+    Raises:
+        ConfigError, DataError: as `velm fit` would.
+    """
+    options = dict(config["data"])
+    small: dict[str, Any] = {"batch_size": 2, "eval_batch_size": 2, "num_workers": 0, "cache_features": False}
+    if options["max_tokens"] is not None:
+        small["max_tokens"] = min(options["max_tokens"], 2 * options["max_length"])
+    return Subject(config, build_data({**options, **small}))
+
+
+def _chosen(items: CaptionItems) -> list[int]:
+    """Sample numbers of a b c d | a b e e, letters being images; of eight images where sentences are single.
+
+    Halves share images, and a half has one twice.
+    """
+    by_image: dict[int, list[int]] = {}
+    for number in range(min(len(items), LOOKED_AT)):
+        by_image.setdefault(int(items.image_of[number]), []).append(number)
+    several = [numbers for numbers in by_image.values() if len(numbers) > 1]
+    if len(several) < 3:
+        firsts = [numbers[0] for numbers in by_image.values()]
+        return [firsts[number % len(firsts)] for number in range(SAMPLES)]
+    a, b, e = several[:3]
+    others = [numbers for numbers in by_image.values() if numbers not in (a, b, e)] or [e]
+    c, d = others[0], others[-1]
+    return [a[0], b[0], c[0], d[-1], a[1], b[1], e[0], e[1]]
+
+
+def _read(items: CaptionItems, number: int) -> Item:
+    """A sample, or the one that stands in for it."""
+    return next(each for each in items.__getitems__([number]) if isinstance(each, Item))
+
+
+def _length(sample: Item) -> int:
+    return len(sample.tokens if sample.target is None else sample.target)
+
+
+def settle(task: VisionLanguageTask, batch: Batch) -> str:
+    """Take what is random or depends on the other samples out of training mode: dropout and batch statistics.
+
+    Returns:
+        a note of what was taken out besides dropout; empty where nothing was.
+    """
+    norms = fix_norms(task)
+    for module in task.modules():
+        if type(module).__name__ == "StochasticDepth" or isinstance(module, _DropoutNd):
+            module.p = 0.0  # type: ignore[assignment]
+        for name, value in list(vars(module).items()):
+            if "drop" in name and isinstance(value, float):
+                setattr(module, name, 0.0)
+    if _random(task, batch):
+        task.eval()
+        return "Something but dropout is random in training mode, so all parts are in evaluation mode."
+    return "Batch norm uses its running statistics here, as it does when frozen." if norms else ""
+
+
+def shake(task: VisionLanguageTask) -> None:
+    """Drop at least a tenth wherever there is a dropout layer, so that what is random matters."""
+    for module in task.train().modules():
+        if isinstance(module, _DropoutNd):
+            module.p = max(module.p, DROPOUT)
+
+
+def fix_norms(task: VisionLanguageTask) -> bool:
+    """Batch norm by its running statistics; whether there is any that was not so already."""
+    norms: list[nn.Module] = [part for part in task.train().modules() if isinstance(part, _BatchNorm) and part.training]
+    for norm in norms:
+        norm.eval()
+    return bool(norms)
+
+
+@torch.no_grad()
+def _random(task: VisionLanguageTask, batch: Batch) -> bool:
+    totals = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        totals.append(task.losses(task.model(batch, task.needs), batch)[0])
+    return not torch.equal(totals[0], totals[1])
+
+
+def trainer_of(folder: Path, **options: Any) -> lightning.Trainer:
+    """A Trainer on the CPU that says and writes nothing of its own accord."""
+    still: dict[str, Any] = {
+        "accelerator": "cpu", "devices": 1, "logger": False, "enable_checkpointing": False,
+        "enable_progress_bar": False, "enable_model_summary": False, "use_distributed_sampler": False,
+        "limit_val_batches": 0, "num_sanity_val_steps": 0, "plugins": [LightningEnvironment()],
+        "default_root_dir": folder,
+    }  # fmt: skip
+    return lightning.Trainer(**{**still, **options})
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Lightning's remarks about runs of a few steps are left out."""
+    logs = [logging.getLogger(f"lightning.{room}") for room in ("pytorch", "fabric")]
+    levels = [log.level for log in logs]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            for log in logs:
+                log.setLevel(logging.ERROR)
+            yield
+        finally:
+            for log, level in zip(logs, levels, strict=True):
+                log.setLevel(level)

@@ -1,0 +1,66 @@
+"""What GPUs can do by their makers' data sheets: arithmetic from Lightning's table, memory and links from here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from lightning.fabric.utilities.throughput import _CUDA_FLOPS
+
+from velm.errors import ConfigError
+
+__all__ = ["DEVICES", "Device", "device"]
+
+
+@dataclass(frozen=True)
+class Device:
+    """One GPU.
+
+    Attributes:
+        memory: GiB.
+        half: FLOP/s of dense products in bfloat16, or float16 where there is none.
+        single: FLOP/s in float32.
+        link: GB/s (1e9 bytes) each way to the others of its machine.
+    """
+
+    memory: float
+    half: float
+    single: float
+    link: float
+
+
+# memory in GiB, link in GB/s each way: NVLink where the board has it, else PCIe
+_BOARDS: dict[str, tuple[str, float, float]] = {
+    "v100": ("v100 sxm", 32, 150),
+    "t4": ("t4", 15, 16),
+    "a10g": ("a10g", 22, 32),
+    "l4": ("l4", 22, 32),
+    "l40": ("l40", 45, 32),
+    "a40": ("a40", 45, 32),
+    "rtx3090": ("rtx 3090", 24, 32),
+    "rtx4090": ("rtx 4090", 24, 32),
+    "a100-40": ("a100", 40, 300),
+    "a100": ("a100", 80, 300),
+    "h100-pcie": ("h100 pcie", 80, 64),
+    "h100": ("h100 sxm", 80, 450),
+    "h200": ("h200 sxm1", 141, 450),
+}
+
+
+def _device(chip: str, memory: float, link: float) -> Device:
+    speeds = _CUDA_FLOPS[chip]
+    return Device(memory, speeds.get(torch.bfloat16, speeds[torch.float16]), speeds[torch.float32], link)
+
+
+DEVICES: dict[str, Device] = {name: _device(*board) for name, board in _BOARDS.items()}
+
+
+def device(name: str) -> Device:
+    """The GPU of a name.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if name.lower() not in DEVICES:
+        raise ConfigError(f"Unknown device {name!r}. Known: {', '.join(DEVICES)}.")
+    return DEVICES[name.lower()]

@@ -1,0 +1,147 @@
+"""A config and a cluster: what of it fits, how long a step takes, and what to set where it does not fit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from velm import registry
+from velm.data.text.tokenizers import ByteTokenizer, Tokenizer
+from velm.doctor.memory import probe
+from velm.errors import ConfigError, DataError
+from velm.planning.advice import Advice, advise
+from velm.planning.measure import measure
+from velm.planning.step import Costs, Machine, Setup, collectives, flops, memory, seconds
+from velm.training.run import build_data, build_task
+
+__all__ = ["RESERVE", "Plan", "costs_of", "make_plan", "setup_of", "vocabulary_of"]
+
+RESERVE = 0.1
+"""Share of a device's memory left to its context, libraries' scratch room and fragments."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a layout takes, and what to do.
+
+    Attributes:
+        setup: as the config and the options have it.
+        costs: of the model.
+        machine: what is assumed of devices and links.
+        gpu_memory: bytes of a device.
+        advice: a layout that fits, the config's own where its flags are empty; None where nothing does.
+    """
+
+    setup: Setup
+    costs: Costs
+    machine: Machine
+    gpu_memory: float
+    advice: Advice | None
+
+    @property
+    def fits(self) -> bool:
+        return memory(self.costs, self.setup)["total"] <= (1 - RESERVE) * self.gpu_memory
+
+    def as_dict(self) -> dict[str, Any]:
+        """All of it as JSON can hold it; bytes, seconds, FLOPs."""
+        advice = None
+        if self.advice is not None and not self.fits:
+            advice = {"flags": list(self.advice.flags), **self._of(self.advice.costs, self.advice.setup)}
+        return {
+            "setup": asdict(self.setup),
+            **self._of(self.costs, self.setup),
+            "fits": self.fits,
+            "gpu_memory": self.gpu_memory,
+            "reserve": RESERVE,
+            "advice": advice,
+            "assumed": asdict(self.machine),
+        }
+
+    def _of(self, costs: Costs, setup: Setup) -> dict[str, Any]:
+        time = seconds(costs, setup, self.machine)
+        return {
+            "memory": memory(costs, setup),
+            "flops": flops(costs, setup),
+            "traffic": {f"{c.what}, {c.kind}": round(c.wire(setup.gpus)) for c in collectives(costs, setup)},
+            "seconds": time,
+            "samples_a_second": setup.batch * setup.gpus / time["total"],
+        }
+
+
+def make_plan(
+    config: Mapping[str, Any], *, gpus: int, gpu_memory: float, machine: Machine, vocab_size: int | None = None
+) -> Plan:
+    """Work it out.
+
+    Args:
+        config: of `velm.training.run.parse_fit`.
+        gpus: devices that share a step, >= 1.
+        gpu_memory: bytes of one.
+        machine: what is assumed.
+        vocab_size: V; None: the tokenizer's, see `vocabulary_of`.
+
+    Raises:
+        ConfigError: a part cannot be built.
+        DataError: the vocabulary is to be learnt of data that cannot be read.
+    """
+    vocabulary = vocabulary_of(config["data"]) if vocab_size is None else vocab_size
+    costs, setup = costs_of(config, vocabulary), setup_of(config, gpus)
+
+    def checkpointed() -> Costs | None:
+        if config["model"]["checkpoint_blocks"]:
+            return None
+        try:
+            return costs_of({**config, "model": {**config["model"], "checkpoint_blocks": True}}, vocabulary)
+        except ConfigError:  # there are no blocks
+            return None
+
+    advice = advise(costs, setup, (1 - RESERVE) * gpu_memory, checkpointed)
+    return Plan(setup, costs, machine, gpu_memory, advice)
+
+
+def setup_of(config: Mapping[str, Any], gpus: int) -> Setup:
+    """The layout of a config on so many devices."""
+    data, trainer = config["data"], config["trainer"]
+    batch = data["batch_size"] if data["max_tokens"] is None else max(1, data["max_tokens"] // data["max_length"])
+    return Setup(
+        gpus=gpus,
+        batch=batch,
+        piece=config["model"]["micro_batch_size"],
+        sharded=trainer["strategy"] == "fsdp2",
+        workers=data["num_workers"],
+        precision=str(trainer["precision"] or "32-true"),
+    )
+
+
+def costs_of(config: Mapping[str, Any], vocab_size: int) -> Costs:
+    """What the model of a config takes, sentences being as long as `data.max_length` lets them be."""
+    model, data = config["model"], config["data"]
+    tokenizer: Tokenizer = ByteTokenizer()
+    has_target = model["decoder"] is not None and "text" in (model["memory"] or ())
+    return measure(
+        lambda: build_task({**model, "compile": False}, vocab_size=vocab_size, pad_id=tokenizer.pad_id),
+        lambda samples: probe(
+            samples, tokenizer=tokenizer, length=data["max_length"], image_size=data["image_size"],
+            per_image=data["captions_per_image"], has_target=has_target,
+        ),
+        str(config["trainer"]["precision"] or "32-true"),
+    )  # fmt: skip
+
+
+def vocabulary_of(data: Mapping[str, Any]) -> int:
+    """V: the tokenizer's `vocab_size` or `max_size` where its spec has one, else as learnt of the training split.
+
+    Raises:
+        DataError: the split cannot be read.
+    """
+    _, options = registry.split_config(data["tokenizer"], "tokenizer")
+    for key in ("vocab_size", "max_size"):
+        if isinstance(options.get(key), int):
+            return int(options[key])
+    try:
+        return int(build_data(data).vocab_size)
+    except DataError as error:
+        raise DataError(
+            f"{error} To plan without the data, give the size of the vocabulary: --vocab_size 10000."
+        ) from None

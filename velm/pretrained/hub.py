@@ -1,0 +1,204 @@
+"""Models of transformers, built from a config, a local folder or the Hugging Face hub.
+
+Where the config comes from and whether weights are read:
+
+    config given        a model of that config, random weights     nothing is read
+    a folder            its config.json and its weights            no network
+    anything else       a hub id: from the cache, else downloaded  HF_HUB_OFFLINE=1 forbids the download
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+import socket
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
+
+import torch
+from torch import nn
+
+from velm.pretrained.weights import pretrained_allowed
+from velm.util import did_you_mean
+
+_PERSONAL = ("_name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype", "id2label", "label2id")
+
+
+def read_config(model_name: str, config: dict[str, Any] | None, overrides: dict[str, Any] | None = None) -> Any:
+    """The transformers config behind the options `model_name` and `config`.
+
+    Args:
+        model_name: a hub id, a folder, or with `config` a model type such as 'bert'.
+        config: the model's hyper-parameters, named as in its config.json; 'model_type' goes before `model_name`.
+        overrides: put over it, whatever it comes from.
+
+    Raises:
+        ValueError: no such model type, or a hyper-parameter that its config refuses.
+        OSError: no such folder, or a hub id that cannot be reached.
+    """
+    import transformers
+
+    if config is None:
+        found = _from_hub(transformers.AutoConfig, model_name)
+        for key, value in (overrides or {}).items():
+            setattr(found, key, value)
+        return found
+    options = {**config, **(overrides or {})}
+    model_type = str(options.pop("model_type", model_name))
+    if model_type not in transformers.CONFIG_MAPPING:
+        guess = did_you_mean(model_type, list(transformers.CONFIG_MAPPING.keys()))
+        raise ValueError(
+            f"With a config, hf/{model_name} must name a model type of transformers {transformers.__version__}, "
+            f"or the config its model_type; {model_type!r} is none.{guess}"
+        )
+    try:
+        return transformers.AutoConfig.for_model(model_type, **options)
+    except Exception as cause:
+        raise ValueError(f"The config of hf/{model_name} is refused: {type(cause).__name__}: {cause}") from cause
+
+
+def build(cls: Any, config: Any, model_name: str, pretrained: bool, new_parts: tuple[str, ...] = ()) -> Any:
+    """An instance of the transformers class `cls`, in float32, with the weights of `model_name` or random ones.
+
+    Args:
+        new_parts: a weight whose name holds one of these may be missing, and is random then.
+
+    Raises:
+        ValueError: the weights are those of another architecture.
+        OSError: they cannot be read.
+    """
+    options: dict[str, Any] = (
+        {"add_pooling_layer": False} if "add_pooling_layer" in inspect.signature(cls).parameters else {}
+    )
+    if not (pretrained and pretrained_allowed()):
+        return cls._from_config(config, dtype=torch.float32, **options)
+    options |= {"config": config, "dtype": torch.float32, "output_loading_info": True}
+    model, info = _from_hub(cls, model_name, **options)
+    missing = sorted(name for name in info["missing_keys"] if not any(part in name for part in new_parts))
+    if missing or info["mismatched_keys"]:
+        shown = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
+        raise ValueError(
+            f"The weights of {model_name!r} do not fit {cls.__name__}: {len(missing)} missing ({shown}), "
+            f"{len(info['mismatched_keys'])} of another shape. Name a model of this architecture, or set pretrained: "
+            f"false."
+        )
+    return model
+
+
+def model_class(config: Any, mapping: Any = None) -> Any:
+    """The transformers class for a config: its bare model, or what `mapping` says; None where there is none."""
+    import transformers
+
+    mapping = transformers.MODEL_MAPPING if mapping is None else mapping
+    if type(config) in mapping:
+        found = mapping[type(config)]
+        return found[0] if isinstance(found, (tuple, list)) else found
+    if mapping is transformers.MODEL_MAPPING:
+        return getattr(transformers, type(config).__name__.replace("Config", "Model"), None)
+    return None
+
+
+def portable_config(config: Any) -> dict[str, Any]:
+    """A config as plain Python from which `read_config` makes it again, without names of places."""
+    values = json.loads(config.to_json_string(use_diff=False))
+    return {key: value for key, value in values.items() if key not in _PERSONAL}
+
+
+def token_ids(vocab_size: int, pad_id: int) -> dict[str, int]:
+    """What a config of random weights takes over from the tokenizer; bos and eos only so that they lie within it."""
+    return {"vocab_size": vocab_size, "pad_token_id": pad_id, "bos_token_id": pad_id, "eos_token_id": pad_id}
+
+
+def fit_vocabulary(model: Any, config: Any, vocab_size: int, model_name: str, *, exact: bool = False) -> None:
+    """Give a pretrained `model` the tokenizer's vocabulary, where the two belong together.
+
+    A tokenizer may have a few special tokens more (new rows are random), a model a few rows more that no token uses.
+
+    Args:
+        exact: cut unused rows away.
+
+    Raises:
+        ValueError: the sizes are too far apart to be the same vocabulary.
+    """
+    surplus = config.vocab_size - vocab_size
+    if not -64 <= surplus <= 1024:
+        raise ValueError(
+            f"The tokenizer has {vocab_size} tokens, the pretrained model {model_name!r} knows {config.vocab_size}: "
+            f"they do not belong together. Use its own tokenizer, {{name: hf/{model_name}}}, or a config in place of "
+            f"pretrained weights."
+        )
+    if surplus < 0 or (exact and surplus > 0):
+        model.resize_token_embeddings(vocab_size, mean_resizing=False)
+        config.vocab_size = vocab_size
+
+
+def image_normalisation(model_name: str) -> tuple[list[float], list[float]] | None:
+    """`image_mean` and `image_std` of a folder's or a cached model's preprocessor_config.json, if there is one."""
+    from transformers.utils import cached_file
+
+    if not pretrained_allowed():
+        return None
+    try:
+        path = cached_file(model_name, "preprocessor_config.json", _raise_exceptions_for_missing_entries=False)
+        values = {} if path is None else json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError:
+        return None
+    mean, std = values.get("image_mean"), values.get("image_std")
+    return (list(mean), list(std)) if isinstance(mean, list) and isinstance(std, list) else None
+
+
+def _from_hub(cls: Any, model_name: str, **options: Any) -> Any:
+    folder = Path(model_name).expanduser()
+    if not folder.is_dir() and (folder.is_absolute() or model_name.startswith((".", "~")) or model_name.count("/") > 1):
+        raise FileNotFoundError(
+            f"There is no folder {model_name!r} (seen from {Path.cwd()}). Give a folder written by save_pretrained, a "
+            f"hub id such as 'google/vit-base-patch16-224', or a model type with a config."
+        )
+    place = str(folder) if folder.is_dir() else model_name
+    options = {**options, "trust_remote_code": False}
+    try:
+        return cls.from_pretrained(place, local_files_only=True, **options)
+    except (OSError, ValueError) as cause:
+        if folder.is_dir():
+            raise OSError(f"The folder {model_name!r} cannot be read as a transformers model: {cause}") from cause
+    try:
+        _reach_hub()
+        return cls.from_pretrained(place, **options)
+    except (OSError, ValueError) as cause:
+        offline = " Downloads are forbidden by HF_HUB_OFFLINE." if os.environ.get("HF_HUB_OFFLINE") else ""
+        raise OSError(
+            f"{model_name!r} is no folder here (seen from {Path.cwd()}), not in the Hugging Face cache, and cannot be "
+            f"fetched from the hub: offline, or no such model.{offline} Give a folder written by save_pretrained, or a "
+            f"model type with a config. Cause: {str(cause).splitlines()[0]}"
+        ) from cause
+
+
+def _reach_hub() -> None:
+    """Fail at once where there is no network: the hub's own client tries again for half a minute a file."""
+    if os.environ.get("HF_HUB_OFFLINE") or any(getproxies().get(kind) for kind in ("http", "https", "all")):
+        return  # its client knows what to do
+    address = urlsplit(os.environ.get("HF_ENDPOINT") or "https://huggingface.co")
+    port = address.port or (80 if address.scheme == "http" else 443)
+    socket.create_connection((address.hostname or "", port), timeout=5).close()
+
+
+def resolve_pretrained(model_name: str, config: dict[str, Any] | None, pretrained: bool | None) -> bool:
+    """Whether weights are wanted: by default, where no config is given.
+
+    Raises:
+        ValueError: both a config and pretrained weights are asked for.
+    """
+    if config is not None and pretrained:
+        raise ValueError(
+            f"hf/{model_name} has a config, which builds random weights, and pretrained: true. Leave one of them out."
+        )
+    return config is None if pretrained is None else pretrained
+
+
+def freeze(model: nn.Module, trainable: bool, used: set[str] | None = None) -> None:
+    """Leave what `used` names (None: everything) to be learnt, or nothing at all."""
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(trainable and (used is None or name in used))

@@ -1,0 +1,77 @@
+"""Plugins: what installed distributions bring, and the modules and .py files that `plugins:` lists."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import importlib.util
+import os
+import sys
+from collections.abc import Callable, Iterable
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from velm.errors import PluginError
+
+__all__ = ["installed", "load_plugins"]
+
+
+def load_plugins(plugins: Iterable[str]) -> None:
+    """Import modules or .py files whose decorators register parts. Importing one twice does nothing.
+
+    Raises:
+        PluginError: one cannot be found or fails; the message names it and the cause.
+    """
+    for plugin in plugins:
+        try:
+            if plugin.endswith(".py"):
+                _import_file(Path(plugin))
+            else:
+                importlib.import_module(plugin)
+        except Exception as cause:
+            raise PluginError(
+                f"The plugin {plugin!r} cannot be imported: {type(cause).__name__}: {cause}. `plugins:` takes names of "
+                f"modules that Python can import from {Path.cwd()} or its search path, and paths of .py files."
+            ) from cause
+
+
+def _import_file(path: Path) -> None:
+    resolved, name = path.resolve(), f"velm_plugin_{path.stem}"
+    known = sys.modules.get(name)
+    if known is not None and getattr(known, "__file__", None) == str(resolved):
+        return
+    if not resolved.is_file():
+        raise FileNotFoundError(f"no such file: {path}")
+    module_spec = importlib.util.spec_from_file_location(name, resolved)
+    assert module_spec is not None  # a .py file always has both
+    assert module_spec.loader is not None
+    module = importlib.util.module_from_spec(module_spec)
+    sys.modules[name] = module
+    try:
+        module_spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+
+
+def installed(group: str) -> tuple[tuple[str, str, str, str], ...]:
+    """Name, target, distribution and its version of each entry point of a group; folders that stay are read once."""
+    return _scanned(importlib.metadata.entry_points, group, tuple((path, _changed(path)) for path in sys.path))
+
+
+@lru_cache(maxsize=32)
+def _scanned(entry_points: Callable[..., Any], group: str, places: tuple[Any, ...]) -> tuple[Any, ...]:
+    found = []
+    for point in entry_points(group=group):
+        owner = point.dist
+        found.append((point.name, point.value, owner.name if owner else "?", owner.version if owner else "?"))
+    return tuple(found)
+
+
+def _changed(path: str) -> int:
+    """When something last came to a folder or went, ns."""
+    try:
+        return os.stat(path or ".").st_mtime_ns
+    except OSError:
+        return 0

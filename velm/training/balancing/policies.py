@@ -1,0 +1,131 @@
+"""`balance`: how the losses of a step become one number, and one gradient.
+
+    losses L_i ── times weight w_i ──> w_i L_i ── policy ──> what is minimised
+
+`fixed` adds them up, `uncertainty` learns a factor for each, `projection` leaves the sum alone and takes conflicts out
+of the gradient (see `velm.training.balancing.projection`). An own policy is a class behind a dotted path.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from random import Random
+
+import torch
+from torch import Tensor, nn
+
+from velm import registry
+from velm.errors import ConfigError
+
+__all__ = ["Fixed", "Policy", "Projection", "Uncertainty", "build_policy"]
+
+
+class Policy(nn.Module, ABC):
+    """The contract: a plain function of the weighted losses, the same on every device.
+
+    Learnable scalars of a policy are trained without decay, at `optimizer.lr_scale: {balance: ...}`, and saved.
+    """
+
+    projects: bool = False
+    """Whether `coefficients` are to be asked for; the losses are then added up as they come."""
+
+    @abstractmethod
+    def forward(self, weighted: Mapping[str, Tensor]) -> Tensor:
+        """What is minimised, float (), of {name: w_i L_i, float ()}."""
+
+    def factors(self) -> dict[str, Tensor]:
+        """By what a weighted loss enters, besides its weight, {name: float ()}; 1 for those that are left out."""
+        return {}
+
+    def coefficients(self, products: Tensor, step: int) -> Tensor:
+        """c of the gradient on the shared parameters, sum of c_i g_i; float (k,).
+
+        Args:
+            products: float (k, k), g_i . g_j of the losses' gradients on the parameters they share.
+            step: optimizer steps taken; for whatever is drawn, so that every device draws the same.
+        """
+        return products.new_ones(len(products))
+
+
+class Fixed(Policy):
+    """The sum of w_i L_i."""
+
+    def forward(self, weighted: Mapping[str, Tensor]) -> Tensor:
+        return torch.stack(list(weighted.values())).sum()
+
+
+class Uncertainty(Policy):
+    """Weights that are learned (Kendall et al. 2018, arXiv 1705.07115, equation 10).
+
+    With s_i = log(sigma_i ** 2), which starts at 0 and is numerically safer to learn (their section 3.2), a
+    cross-entropy enters as L / sigma ** 2 + log sigma:
+
+        sum over i of  exp(-s_i) w_i L_i + s_i / 2
+
+    At rest exp(-s_i) w_i L_i is 1/2: every loss counts the same, however small it is. So a loss that goes to 0 gets a
+    weight without bound. The sum may be negative.
+
+    Args:
+        losses: their names; the task hands them over.
+    """
+
+    def __init__(self, *, losses: list[str]) -> None:
+        super().__init__()
+        self.log_variance = nn.ParameterDict({name: nn.Parameter(torch.zeros(())) for name in losses})
+
+    def forward(self, weighted: Mapping[str, Tensor]) -> Tensor:
+        terms = [torch.exp(-s) * weighted[name] + s / 2 for name, s in self.log_variance.items()]
+        return torch.stack(terms).sum()
+
+    def factors(self) -> dict[str, Tensor]:
+        return {name: torch.exp(-s.detach()) for name, s in self.log_variance.items()}
+
+
+class Projection(Fixed):
+    """Conflicting gradients projected (PCGrad, Yu et al. 2020, arXiv 2001.06782, algorithm 1).
+
+    On the parameters that losses share, each g_i loses its component along every g_j that it points against,
+    g_i -= min(0, g_i . g_j) / |g_j|^2 g_j, the others in random order; then they are added up. Where no two losses
+    disagree, that is the plain sum.
+    """
+
+    projects = True
+
+    def coefficients(self, products: Tensor, step: int) -> Tensor:
+        """Every projected gradient is a combination of the g_j: its coefficients are what is projected here."""
+        count = len(products)
+        own = torch.eye(count, dtype=products.dtype, device=products.device)
+        tiny = torch.finfo(products.dtype).tiny
+        draw = Random(step)
+        for i in range(count):
+            others = [j for j in range(count) if j != i]
+            draw.shuffle(others)
+            for j in others:
+                along = (own[i] @ products[:, j]).clamp(max=0)
+                own[i, j] -= along / products[j, j].clamp(min=tiny)
+        return own.sum(0)
+
+
+def build_policy(spec: registry.PartConfig, weights: Mapping[str, float]) -> Policy:
+    """The policy of `balance: {name: ..., options}` for losses of these weights.
+
+    Raises:
+        ConfigError: an unknown policy or option; or anything but `fixed` for a single loss or with a weight of 0.
+    """
+    policy: Policy = registry.balancing_policies.build(spec, losses=list(weights))
+    if isinstance(policy, Fixed) and not policy.projects:
+        return policy
+    name = registry.split_config(spec, "balancing policy")[0]
+    if len(weights) < 2:
+        raise ConfigError(
+            f"balance: {name} holds losses against each other, and `losses:` lists {next(iter(weights))} alone: "
+            f"leave balance out, or add a loss."
+        )
+    nothing = [loss for loss, weight in weights.items() if weight == 0]
+    if nothing:
+        raise ConfigError(
+            f"balance: {name} cannot balance {nothing[0]}, whose weight is 0: give it a weight above 0, take it out of "
+            f"`losses:`, or set balance: fixed."
+        )
+    return policy

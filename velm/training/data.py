@@ -1,0 +1,303 @@
+"""The data of a run: a dataset, a tokenizer trained on its training split, transforms, loaders."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import lightning
+import torch
+from torch.utils.data import DataLoader
+
+from velm import registry
+from velm.data.base import Dataset, Record, worded
+from velm.data.batches.buckets import LengthBatchSampler, sentence_lengths
+from velm.data.batches.collate import Collate, check_lengths
+from velm.data.batches.loader import Loader, ResumableLoader
+from velm.data.batches.samplers import ImageBatchSampler
+from velm.data.batches.samples import DRAWN, CaptionItems, Captions
+from velm.data.feature_cache.store import FeatureReader
+from velm.data.images.transforms import EvalTransform, TrainTransform
+from velm.data.text.tokenizers import Tokenizer
+from velm.errors import ConfigError, DataError, MissingSplitError
+from velm.training.recovery.resume import run_seed
+
+
+@dataclass
+class Augmentation:
+    """What happens to a training image.
+
+    Args:
+        crop_scale: smallest and largest share of the image's area that a random crop keeps; None for no crop.
+        flip: mirror half the images. Leave it off where sentences say left and right.
+        color_jitter: strength of random brightness, contrast and saturation, as a fraction; 0 for none.
+    """
+
+    crop_scale: tuple[float, float] | None = None
+    flip: bool = False
+    color_jitter: float = 0.0
+
+
+class VisionLanguageData(lightning.LightningDataModule):
+    """Images and sentences by name, as batches.
+
+    Args:
+        dataset: spec of a dataset, e.g. {name: csv, path: captions.csv}.
+        tokenizer: spec of a tokenizer; one that learns is trained on the training split's sentences.
+        image_size: side of the square images that the encoder gets, in pixels.
+        resize: 'crop' scales the shorter side and cuts the middle out; 'squash' ignores the aspect ratio.
+        augment: what happens to training images.
+        batch_size: samples a step and device.
+        eval_batch_size: images a step in validation; None: `batch_size`.
+        captions: of an image's sentences, a 'random' one each epoch, one drawn by its weight ('weighted', see
+            `weight_column`), 'all' of them, or the 'first'.
+        captions_per_image: captions of an image that come with it in a step, which then encodes the image once
+            for all of them; with 'random' and 'weighted'. A batch has `batch_size` images and so many times as many
+            sentences.
+        bucket_by_length: make batches of sentences of like length, which need little padding; needs each image once
+            an epoch (not captions: all).
+        max_tokens: in place of `batch_size`: so many samples of like length that they have at most so many tokens on
+            a device, padding included.
+        max_length: longest sentence in tokens, bos and eos included; longer ones are cut, with a warning.
+        num_workers: processes that read images; 0 reads them in the main process.
+        max_bad: share of a split's images, in [0, 1], that may be unusable: they are left out and named in
+            quarantine.jsonl; above it the run ends.
+        seed: of order, choice of sentence and augmentation; None: the run's `seed_everything`, or 0.
+        plugins: modules or .py files whose decorators register parts.
+        cache_features: before a fit, encode each image once by the frozen image encoder and read its features from
+            then on, in place of the image; a folder to keep them in, or True for ~/.cache/velm/features.
+    """
+
+    def __init__(
+        self,
+        *,
+        dataset: dict[str, Any] | str,
+        tokenizer: dict[str, Any] | str = "word",
+        image_size: int = 224,
+        resize: Literal["crop", "squash"] = "crop",
+        augment: Augmentation = Augmentation(),  # noqa: B008 - never mutated
+        batch_size: int = 64,
+        eval_batch_size: int | None = None,
+        captions: Captions = "random",
+        captions_per_image: int = 1,
+        bucket_by_length: bool = False,
+        max_tokens: int | None = None,
+        max_length: int = 64,
+        num_workers: int = 0,
+        max_bad: float = 0.01,
+        seed: int | None = None,
+        plugins: list[str] | None = None,
+        cache_features: bool | str = False,
+    ) -> None:
+        super().__init__()
+        least = {"image_size": (image_size, 1), "batch_size": (batch_size, 1), "max_length": (max_length, 3)}
+        for what, (number, minimum) in least.items():  # three tokens: bos, a word, eos
+            if number < minimum:
+                raise ConfigError(f"data.{what} must be at least {minimum}; got {number}.")
+        self.plugins = list(plugins or [])
+        registry.load_plugins(self.plugins)
+        self.dataset_spec, self.tokenizer_spec = dataset, tokenizer
+        self.image_size, self.resize, self.augment = image_size, resize, augment
+        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size or batch_size
+        self.captions, self.max_length, self.num_workers = captions, max_length, num_workers
+        if captions_per_image < 1 or (captions_per_image > 1 and captions not in DRAWN):
+            raise ConfigError(
+                f"data.captions_per_image is {captions_per_image} with captions: {captions}; it is at least 1, and "
+                f"above 1 only with captions: random or weighted (all: every caption is a sample of its own)."
+            )
+        if cache_features:
+            _require_still(augment)
+        self.captions_per_image = captions_per_image
+        if not 0 <= max_bad <= 1:
+            raise ConfigError(f"data.max_bad is a share of the data, between 0 and 1; got {max_bad}.")
+        self.max_bad = max_bad
+        self.bucket_by_length, self.max_tokens = bucket_by_length, max_tokens
+        self.seed, self.cache_features = seed, cache_features
+        self.dataset: Dataset = registry.datasets.build(dataset)
+        self.dataset.max_bad = max_bad
+        self._records: dict[str, Sequence[Record]] = {}
+        self._features: dict[str, FeatureReader] = {}
+        self._train_loader: ResumableLoader | None = None
+        self._place: dict[str, int] | None = None
+
+    @property
+    def tokenizer_name(self) -> str:
+        return registry.split_config(self.tokenizer_spec, "tokenizer")[0]
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """Trained on the sentences (and targets) of the training split."""
+        tokenizer: Tokenizer = registry.tokenizers.build(self.tokenizer_spec)
+        if not tokenizer.trained:
+            records = self.records("train")
+            tokenizer.train(text for place in range(len(records)) for text in _sentences(worded(records, place)))
+        return tokenizer
+
+    @property
+    def vocab_size(self) -> int:
+        return self.tokenizer.vocab_size
+
+    @property
+    def pad_id(self) -> int:
+        return self.tokenizer.pad_id
+
+    @cached_property
+    def has_target(self) -> bool:
+        """Whether the data names a sentence to write apart from the text."""
+        return self.records("train")[0].targets is not None
+
+    def records(self, split: str) -> Sequence[Record]:
+        """The records of a split, read once.
+
+        Raises:
+            DataError: something in it is wrong; MissingSplitError: it is not there or empty.
+        """
+        if split not in self._records:
+            self._records[split] = self.dataset.split(split)
+        return self._records[split]
+
+    def features(self, split: str) -> FeatureReader:
+        """The features of a split's images under `cache_features`; a fit opens it when they are there."""
+        if split not in self._features:
+            self._features[split] = FeatureReader(self.records(split))
+        return self._features[split]
+
+    def config(self) -> dict[str, Any]:
+        """The plain config of the data, as a checkpoint stores it."""
+        names = (
+            "image_size", "resize", "batch_size", "captions", "captions_per_image", "bucket_by_length", "max_tokens",
+            "max_length", "num_workers", "max_bad",
+        )  # fmt: skip
+        stored = {name: getattr(self, name) for name in names}
+        specs = {"dataset": self.dataset_spec, "tokenizer": self.tokenizer_spec}
+        return {**specs, "augment": asdict(self.augment), **stored}
+
+    @property
+    def eval_transform(self) -> EvalTransform:
+        """What happens to an image outside training."""
+        return EvalTransform(image_size=self.image_size, resize=self.resize)
+
+    def setup(self, stage: str) -> None:
+        if stage == "fit":
+            check_lengths(self.records("train"), self.tokenizer, self.max_length)
+
+    def train_dataloader(self) -> ResumableLoader:
+        items = self.train_items()
+        sampler = self.batch_sampler(items, rank=self._rank(), world_size=self._world_size())
+        self._train_loader = ResumableLoader(items, batch_sampler=sampler, **self._options(items))
+        if self._place is not None:
+            self._train_loader.load_state_dict(self._place)
+            self._place = None
+        return self._train_loader
+
+    @property
+    def by_length(self) -> bool:
+        """Whether batches are made of sentences of like length."""
+        return self.bucket_by_length or self.max_tokens is not None
+
+    def train_items(self) -> CaptionItems:
+        """The samples of training."""
+        return self._items("train", train=True)
+
+    def batch_sampler(self, items: CaptionItems, *, rank: int = 0, world_size: int = 1) -> ImageBatchSampler:
+        """The order and the batches of training samples.
+
+        Raises:
+            DataError: the samples cannot be batched as asked.
+        """
+        shared: dict[str, Any] = {
+            "image_of": items.image_of, "batch_size": self.batch_size, "seed": self._seed(), "rank": rank,
+            "world_size": world_size,
+        }  # fmt: skip
+        try:
+            if not self.by_length:
+                return ImageBatchSampler(**shared, shuffle=True, drop_last=True)
+            return LengthBatchSampler(**shared, lengths=sentence_lengths(items), max_tokens=self.max_tokens)
+        except ValueError as error:
+            raise DataError(str(error)) from error
+
+    def state_dict(self) -> dict[str, Any]:
+        """The place in the epoch, for the checkpoint.
+
+        Lightning keeps it for loaders with a state too, but brings it back too late where an optimizer's schedule asks
+        for the number of steps: the loader is made then, before the state is there.
+        """
+        return {} if self._train_loader is None else {"train": self._train_loader.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """The training loader begins there: the one made next or, since FSDP2 restores late, the one that is there."""
+        self._place = state_dict.get("train")
+        if self._train_loader is not None and self._place is not None:
+            self._train_loader.load_state_dict(self._place)
+            self._place = None
+
+    def val_dataloader(self) -> DataLoader | list:
+        try:
+            return self._each_image_once("val")
+        except MissingSplitError:
+            if self.trainer is not None and self.trainer.state.fn == "fit":
+                return []  # data without a validation split can be trained on
+            raise
+
+    def test_dataloader(self) -> DataLoader:
+        return self._each_image_once("test")
+
+    def predict_dataloader(self) -> DataLoader:
+        return self._each_image_once("test")
+
+    def _each_image_once(self, split: str) -> DataLoader:
+        items = self._items(split, train=False)
+        mine = range(self._rank(), len(items), self._world_size())
+        return Loader(items, sampler=mine, batch_size=self.eval_batch_size, **self._options(items))
+
+    def _items(self, split: str, train: bool) -> CaptionItems:
+        if train:
+            transform: EvalTransform | TrainTransform = TrainTransform(
+                image_size=self.image_size, resize=self.resize, **asdict(self.augment)
+            )
+        else:
+            transform = self.eval_transform
+        return CaptionItems(
+            self.records(split), tokenizer=self.tokenizer, transform=transform, seed=self._seed(),
+            captions=self.captions if train else "first", max_length=self.max_length,
+            per_image=self.captions_per_image if train else 1, replace=train,
+            features=self.features(split) if self._encoded() else None,
+        )  # fmt: skip
+
+    def _encoded(self) -> bool:
+        """Whether images come encoded: in a fit with `cache_features`, and nowhere else."""
+        return bool(self.cache_features) and self.trainer is not None and self.trainer.state.fn == "fit"
+
+    def _options(self, items: CaptionItems) -> dict[str, Any]:
+        return {
+            "collate_fn": Collate(self.pad_id, items.features),
+            "num_workers": self.num_workers,
+            "persistent_workers": self.num_workers > 0,
+            "pin_memory": torch.cuda.is_available(),
+        }
+
+    def _seed(self) -> int:
+        return run_seed() if self.seed is None else self.seed
+
+    def _rank(self) -> int:
+        return 0 if self.trainer is None else self.trainer.global_rank
+
+    def _world_size(self) -> int:
+        return 1 if self.trainer is None else self.trainer.world_size
+
+
+def _require_still(augment: Augmentation) -> None:
+    """Images that are encoded once may not look different every time."""
+    on = {name: value for name, value in asdict(augment).items() if value not in (None, False, 0.0)}
+    if on:
+        listed = ", ".join(f"{name} {value}" for name, value in on.items())
+        raise ConfigError(
+            f"data.cache_features encodes an image once, so nothing random may be done to it, and data.augment has "
+            f"{listed}. Set crop_scale: null, flip: false and color_jitter: 0 there, or cache_features: false."
+        )
+
+
+def _sentences(record: Record) -> tuple[str, ...]:
+    return record.texts if record.targets is None else record.texts + record.targets

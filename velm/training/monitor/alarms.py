@@ -1,0 +1,153 @@
+"""What goes wrong silently in a joint run, said aloud: a loss that learns nothing, embeddings or captions all alike."""
+
+from __future__ import annotations
+
+import warnings
+from collections import deque
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import lightning
+import torch
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor
+
+from velm.losses.alignment import ContrastiveLoss
+from velm.metrics.diversity import distinct_captions
+from velm.metrics.spectrum import effective_rank
+from velm.outputs import Batch
+from velm.training.balancing.watch import is_logged, write_figures
+
+if TYPE_CHECKING:
+    from velm.training.task import VisionLanguageTask
+    from velm.training.validation import SplitScores
+
+__all__ = ["Alarms", "uninformed"]
+
+READINGS = 10
+"""Logged steps over which a contrastive loss is averaged before it is called stuck."""
+
+
+class Alarms(Callback):
+    """A warning, and a line of `alarms.txt` in the run's folder, when something breaks; another when it is well again.
+
+    All of them wait for the end of the learning rate's warm-up: before it, every model knows nothing. Thresholds are
+    `WatchConfig`'s.
+
+    Args:
+        folder: the run's.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.file = Path(folder) / "alarms.txt"
+        self.ringing: set[str] = set()
+        self.readings: dict[str, deque[tuple[float, float]]] = {}
+        self.step = -1
+
+    def on_train_batch_end(  # type: ignore[override]
+        self, trainer: lightning.Trainer, pl_module: VisionLanguageTask, outputs: Any, batch: Batch, *_: Any
+    ) -> None:
+        """At logged steps, read the contrastive losses: those are read for the log anyway."""
+        step, limit = trainer.global_step, pl_module.watch_config.chance
+        due, self.step = step != self.step and is_logged(trainer, step), step
+        if not (due and limit and trainer.is_global_zero and _warm(trainer, pl_module)):
+            return
+        for name, loss in pl_module.losses.items():
+            if isinstance(loss, ContrastiveLoss):
+                known = self.readings.setdefault(name, deque(maxlen=READINGS))
+                value = float(trainer.callback_metrics[f"train/{name}"])
+                known.append((value, uninformed(batch.image_ids, trainer.world_size)))
+                if len(known) == READINGS:
+                    self._judge_loss(trainer, name, known, limit)
+
+    def _judge_loss(
+        self, trainer: lightning.Trainer, name: str, known: deque[tuple[float, float]], limit: float
+    ) -> None:
+        value, chance = (sum(column) / len(known) for column in zip(*known, strict=True))
+        self.judge(
+            trainer,
+            name,
+            value > (1 - limit) * chance,
+            f"the {name} loss is {value:.3f} over the last {len(known)} logged steps, and a model that knows nothing "
+            f"has {chance:.3f} (about ln B). Look at watch/{name}/grad_norm, val/effective_rank and whether images "
+            f"and sentences belong together (velm doctor). Try a lower model.optimizer.lr or a longer warmup, a larger "
+            f"weight of {name}, or a trained encoder.",
+        )
+
+    def on_validation_end(self, trainer: lightning.Trainer, pl_module: VisionLanguageTask) -> None:  # type: ignore[override]
+        scores = getattr(pl_module, "scores", {}).get("val")
+        if scores is None or trainer.sanity_checking or not trainer.is_global_zero:
+            return
+        figures = collapse_figures(scores)
+        write_figures(trainer, figures, max(trainer.global_step - 1, 0))
+        if _warm(trainer, pl_module):
+            self._judge_embeddings(trainer, pl_module, scores, figures)
+            self._judge_captions(trainer, pl_module, scores, figures)
+
+    def _judge_embeddings(
+        self, trainer: lightning.Trainer, task: VisionLanguageTask, scores: SplitScores, figures: dict[str, float]
+    ) -> None:
+        for name, embeds in scores.embeds.items():
+            rank, possible = figures[f"val/effective_rank/{name}"], min(embeds.shape)
+            self.judge(
+                trainer,
+                f"{name} embeddings",
+                rank < 1 + task.watch_config.effective_rank * (possible - 1),
+                f"the {len(embeds)} {name} embeddings of the validation use {rank:.1f} of {possible} directions "
+                f"(val/effective_rank/{name}): they have collapsed. Look at val/*/recall@1 and train/logit_scale. Try "
+                f"a lower model.optimizer.lr, a larger data.batch_size (more negatives), or a smaller weight of the "
+                f"other losses.",
+            )
+
+    def _judge_captions(
+        self, trainer: lightning.Trainer, task: VisionLanguageTask, scores: SplitScores, figures: dict[str, float]
+    ) -> None:
+        if "val/distinct_captions" not in figures:
+            return
+        share = figures["val/distinct_captions"]
+        right = distinct_captions([references[0] for references in scores.references()])
+        self.judge(
+            trainer,
+            "captions",
+            share < task.watch_config.distinct * right,
+            f"of {len(scores.captions)} captions of the validation {share:.1%} are different (val/distinct_captions), "
+            f"and {right:.1%} of the references are: the decoder does not look at the image. Look at panel.txt. Try "
+            f"a lower learning rate or more epochs, more decoder (depth, dim), or a larger weight of captioning.",
+        )
+
+    def judge(self, trainer: lightning.Trainer, name: str, bad: bool, message: str) -> None:
+        """Say it once; say when it is over."""
+        if bad == (name in self.ringing):
+            return
+        if bad:
+            self.ringing.add(name)
+            warnings.warn(f"Alarm: {message}", stacklevel=2)
+        else:
+            self.ringing.discard(name)
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        said = message if bad else f"{name}: well again."
+        with self.file.open("a", encoding="utf-8") as file:
+            file.write(f"epoch {trainer.current_epoch} step {trainer.global_step}: {said}\n")
+
+
+def uninformed(image_ids: Tensor, devices: int = 1) -> float:
+    """The contrastive loss of equal similarities: the mean of ln(1 + negatives), ln B where images are distinct.
+
+    Args:
+        image_ids: int64 (B,) of one device's batch; other devices are taken to hold as many samples, other images.
+        devices: how many there are.
+    """
+    matches = (image_ids[:, None] == image_ids).sum(1)
+    return float(torch.log1p((devices * len(image_ids) - matches).double()).mean())
+
+
+def collapse_figures(scores: SplitScores) -> dict[str, float]:
+    """Effective ranks of the embeddings and the share of different captions, whichever there are."""
+    figures = {f"val/effective_rank/{name}": effective_rank(embeds) for name, embeds in scores.embeds.items()}
+    if scores.captions:
+        figures["val/distinct_captions"] = distinct_captions(list(scores.captions.values()))
+    return figures
+
+
+def _warm(trainer: lightning.Trainer, task: VisionLanguageTask) -> bool:
+    return trainer.global_step >= task.optimizer_config.warmup * trainer.estimated_stepping_batches

@@ -1,0 +1,135 @@
+"""What a run writes down besides its weights: the panel of captions, the csv of figures, its last words."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import os
+import warnings
+from pathlib import Path
+from typing import Any
+
+import lightning
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
+
+from velm.data.base import Record
+from velm.data.images.transforms import EvalTransform
+from velm.training.recovery.writing import forgiving
+
+HEADLINE = ("image_to_text/recall@1", "text_to_image/recall@1", "caption/bleu4", "caption/cider")
+
+
+class CaptionPanel(Callback):
+    """Captions of the same few validation images after every validation: a collapse shows at once.
+
+    They go to `panel.txt` in the run's folder and, with the images, to TensorBoard.
+    """
+
+    def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        folder = trainer.log_dir  # asks the other ranks: all of them have to be here
+        scores = getattr(pl_module, "scores", {}).get("val")
+        if scores is None or trainer.sanity_checking or not scores.captions or not trainer.is_global_zero:
+            return
+        rows = sorted(scores.captions)[: scores.config.panel]
+        lines = [f"{scores.records[row].image_id}\t{scores.captions[row]}" for row in rows]
+        distinct = len(set(scores.captions.values()))
+        where = f"epoch {trainer.current_epoch} step {trainer.global_step}"
+        head = f"{where}: {distinct} distinct captions of {len(scores.captions)}"
+        if folder is not None:
+            panel = Path(folder) / "panel.txt"
+            with forgiving(panel):
+                panel.parent.mkdir(parents=True, exist_ok=True)
+                with panel.open("a", encoding="utf-8") as file:
+                    file.write("\n".join([head, *lines, "", ""]))
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                with forgiving(str(logger.log_dir)):
+                    self._to_tensorboard(logger, scores.records, rows, scores.captions, trainer.global_step)
+
+    @staticmethod
+    def _to_tensorboard(
+        logger: TensorBoardLogger, records: Any, rows: list[int], captions: dict[int, str], step: int
+    ) -> None:
+        shown = EvalTransform(image_size=128, resize="crop")
+        text = []
+        for row in rows:
+            record: Record = records[row]
+            text.append(f"**{record.image_id}** {captions[row]}")
+            if record.image is not None:
+                logger.experiment.add_image(f"panel/{record.image_id}", shown(record.image), step)
+        logger.experiment.add_text("panel", "  \n".join(text), step)
+
+
+class ResumableCSVLogger(CSVLogger):
+    """`metrics.csv` in the run's folder; a resumed run goes on below the rows that are there."""
+
+    def __init__(self, folder: str | Path) -> None:
+        path = Path(folder)
+        super().__init__(save_dir=path.parent, name=path.name, version="", flush_logs_every_n_steps=50)
+
+    @property
+    @rank_zero_only
+    def experiment(self) -> Any:
+        if self._experiment is not None:
+            return self._experiment
+        file = Path(self.log_dir) / "metrics.csv"
+        kept = list(csv.DictReader(file.read_text(encoding="utf-8").splitlines())) if file.is_file() else []
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # "previous log files will be deleted": they are kept
+            experiment = super().experiment
+        experiment.metrics = [{key: value for key, value in row.items() if value} for row in kept]
+        experiment.save()
+        return experiment
+
+    def save(self) -> None:
+        """Rows that cannot be written stay in memory, and the next save tries again."""
+        file = Path(self.log_dir) / "metrics.csv"
+        size = file.stat().st_size if file.is_file() else None
+        with forgiving(file):
+            try:
+                super().save()
+            except OSError:
+                if size is not None:
+                    os.truncate(file, size)  # half a row
+                raise
+
+
+class EventLogger(TensorBoardLogger):
+    """TensorBoard's events; a full disk loses them and ends nothing."""
+
+    def log_metrics(self, metrics: Any, step: int | None = None) -> None:
+        with forgiving(f"{self.log_dir}/events"):
+            super().log_metrics(metrics, step)
+
+    def save(self) -> None:
+        with forgiving(f"{self.log_dir}/events"):
+            super().save()
+
+    def finalize(self, status: str) -> None:
+        with forgiving(f"{self.log_dir}/events"):
+            super().finalize(status)
+
+
+class LastWords(Callback):
+    """When training ends, say where everything is and what to type next."""
+
+    def on_fit_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        log_dir = trainer.log_dir  # asks the other ranks: all of them have to be here
+        if log_dir is None or getattr(trainer, "fast_dev_run", False) or not trainer.is_global_zero:
+            return
+        folder = Path(log_dir)
+        with contextlib.suppress(ValueError):  # a folder elsewhere is named in full
+            folder = folder.resolve().relative_to(Path.cwd())
+        best = folder / ("best.ckpt" if (folder / "best.ckpt").exists() else "last.ckpt")
+        figures = ", ".join(
+            f"{name.removeprefix('val/')} {float(value):.3f}"
+            for name, value in sorted(trainer.callback_metrics.items())
+            if name.removeprefix("val/") in HEADLINE
+        )
+        print(f"\nLast validation: {figures or 'none'}")
+        print(f"The run is in {folder}/: config.yaml, metrics.csv, {best.name}, ...")
+        print(f"Next:  velm evaluate {best} --output {folder / 'evaluation'}")
+        if getattr(pl_module.model, "decoder", None) is not None:
+            print(f"       velm caption {best} IMAGE...")

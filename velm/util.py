@@ -1,0 +1,62 @@
+"""Small helpers that every room uses: suggestions, atomic writes, error summaries, a progress bar."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+__all__ = ["Progress", "describe_error", "did_you_mean", "progress_bar", "write_atomically"]
+
+Progress = Callable[[int, int], None]
+"""Called with (done, total) as work proceeds."""
+
+
+def did_you_mean(name: str, candidates: Iterable[str], count: int = 1) -> str:
+    """' Did you mean 'vit'?', or '' where no candidate is close to `name`."""
+    close = difflib.get_close_matches(name, list(candidates), n=count)
+    return f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
+
+
+def describe_error(error: BaseException) -> str:
+    """The type and the first line of the message of an exception: 'OSError: disk full'."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+@contextmanager
+def write_atomically(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; rename it to `path` when the block ends, delete it when the block raises.
+
+    Readers see the old file or the whole new one. The temporary name holds the process id, so that several processes
+    may write the same path.
+    """
+    path = Path(path)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        yield partial
+        os.replace(partial, path)
+    except BaseException:
+        with suppress(OSError):
+            partial.unlink()
+        raise
+
+
+def progress_bar(unit: str) -> Progress | None:
+    """A tqdm bar on stderr that counts `unit`s; None where stderr is no terminal."""
+    if not sys.stderr.isatty():
+        return None
+    from tqdm import tqdm
+
+    bar = tqdm(unit=f" {unit}", dynamic_ncols=True, leave=False)
+
+    def show(done: int, total: int) -> None:
+        bar.total = total
+        bar.update(done - bar.n)
+        if done >= total:
+            bar.close()
+
+    return show
