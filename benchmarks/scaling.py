@@ -125,7 +125,7 @@ def _process(rank: int, world: int, layout: str, steps: int, port: int, queue: A
 
 def _steps(layout: str, world: int, steps: int) -> dict[str, Any]:
     """A few steps of this process; the last one is counted, the median of the others is timed."""
-    from velm.data.text.tokenizers import ByteTokenizer
+    from velm.data.text.bpe import ByteTokenizer
     from velm.doctor.memory import probe
     from velm.planning.step import Setup, collectives
 
@@ -213,7 +213,7 @@ def make_task(sharded: bool, piece: int | None, world: int) -> tuple[Any, Any]:
 
 def costs() -> Any:
     """What `velm.planning` measures of the model."""
-    from velm.data.text.tokenizers import ByteTokenizer
+    from velm.data.text.bpe import ByteTokenizer
     from velm.doctor.memory import probe
     from velm.planning.measure import measure
     from velm.training.task import VisionLanguageTask

@@ -37,7 +37,7 @@ def write_checkpoint(tmp_path: Path, tiny_config: dict[str, Any]) -> Callable[..
         **changes: Any,
     ) -> Path:
         from velm.checkpoint import pack
-        from velm.data.text.tokenizers import WordTokenizer
+        from velm.data.text.word import WordTokenizer
         from velm.model import build_model
 
         tokenizer = WordTokenizer()

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from velm import metrics as metrics
     from velm.data.base import Dataset as Dataset
     from velm.data.base import Record as Record
-    from velm.data.text.tokenizers import Tokenizer as Tokenizer
+    from velm.data.text.base import Tokenizer as Tokenizer
     from velm.decoders.base import Decoder as Decoder
     from velm.encoders.base import EncoderOutput as EncoderOutput
     from velm.encoders.base import ImageEncoder as ImageEncoder
@@ -40,7 +40,7 @@ _HOME = {
     "Loss": "velm.losses.base",
     "Dataset": "velm.data.base",
     "Record": "velm.data.base",
-    "Tokenizer": "velm.data.text.tokenizers",
+    "Tokenizer": "velm.data.text.base",
     "VisionLanguageModel": "velm.model",
     "build_model": "velm.model",
     "Pipeline": "velm.pipeline",

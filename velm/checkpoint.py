@@ -28,7 +28,7 @@ from velm.registry.manifest import make_manifest, require_parts
 from velm.version import __version__
 
 if TYPE_CHECKING:
-    from velm.data.text.tokenizers import Tokenizer
+    from velm.data.text.base import Tokenizer
 
 __all__ = [
     "FORMAT",

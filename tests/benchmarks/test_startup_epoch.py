@@ -80,7 +80,7 @@ def test_the_tokenizer_has_the_ids_of_clip(tmp_path: Path) -> None:
     pytest.importorskip("open_clip")
     from open_clip.tokenizer import SimpleTokenizer
 
-    from velm.data.text.tokenizers import HFTokenizer
+    from velm.data.text.hf import HFTokenizer
 
     photographs.write_tokenizer(tmp_path)
     ours, theirs = HFTokenizer(model_name=str(tmp_path)), SimpleTokenizer()

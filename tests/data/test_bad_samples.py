@@ -18,7 +18,7 @@ from velm.data.batches.samplers import ImageBatchSampler
 from velm.data.batches.samples import CaptionItems
 from velm.data.formats.delimited import CSV
 from velm.data.images.transforms import EvalTransform, TrainTransform, read_image
-from velm.data.text.tokenizers import WordTokenizer
+from velm.data.text.word import WordTokenizer
 from velm.errors import BadDataError, DataError
 
 TEXTS = ["fine", "", " \u3000", None, "a\0b", "x" * 10_001, "x" * 10_000, "Ωμέγα"]

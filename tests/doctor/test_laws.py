@@ -228,7 +228,7 @@ def test_a_place_that_is_not_restored_is_named(config: Path, monkeypatch: pytest
 
 
 def test_a_tokenizer_that_is_saved_wrongly_is_named(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from velm.data.text.tokenizers import WordTokenizer
+    from velm.data.text.word import WordTokenizer
 
     before = WordTokenizer.from_state.__func__  # type: ignore[attr-defined]
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from velm.data.text.tokenizers import ByteTokenizer
+from velm.data.text.bpe import ByteTokenizer
 from velm.doctor.memory import kept_bytes, memory, probe
 from velm.losses.weighted import build_losses
 from velm.model import build_model

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from velm.data.base import Record
-from velm.data.text.tokenizers import ByteTokenizer, WordTokenizer
+from velm.data.text.bpe import ByteTokenizer
+from velm.data.text.word import WordTokenizer
 from velm.doctor.texts import (
     long_captions,
     odd_captions,

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from velm.data.synthetic.shapes import Shapes
-from velm.data.text.tokenizers import BPETokenizer, ByteTokenizer, WordTokenizer
+from velm.data.text.bpe import BPETokenizer, ByteTokenizer
+from velm.data.text.word import WordTokenizer
 from velm.errors import PipelineError
 from velm.explain.attention import UNKNOWN, _by_word, word_maps
 from velm.pipeline import load

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from velm.data.text.tokenizers import BPETokenizer, ByteTokenizer, WordTokenizer
+from velm.data.text.bpe import BPETokenizer, ByteTokenizer
+from velm.data.text.word import WordTokenizer
 from velm.errors import PipelineError
 from velm.pipeline.words import with_ids
 

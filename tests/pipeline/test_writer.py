@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from velm.data.text.tokenizers import ByteTokenizer
+from velm.data.text.bpe import ByteTokenizer
 from velm.errors import PipelineError
 from velm.outputs import EncoderOutput
 from velm.pipeline import load

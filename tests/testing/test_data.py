@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from velm.data.base import Dataset, Record
-from velm.data.text.tokenizers import Tokenizer
+from velm.data.text.base import Tokenizer
 from velm.errors import DataError, MissingSplitError
 from velm.testing import check, check_dataset, check_tokenizer
 

@@ -13,7 +13,7 @@ from velm.data.batches.collate import Collate
 from velm.data.batches.samples import CaptionItems
 from velm.data.images.transforms import EvalTransform
 from velm.data.synthetic.shapes import Shapes
-from velm.data.text.tokenizers import WordTokenizer
+from velm.data.text.word import WordTokenizer
 from velm.generation import GenerationConfig, generate
 from velm.losses.weighted import build_losses
 from velm.metrics import recall_at_k

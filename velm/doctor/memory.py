@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from velm.data.text.tokenizers import Tokenizer
+from velm.data.text.base import Tokenizer
 from velm.findings import Finding
 from velm.losses.weighted import WeightedLosses
 from velm.model import VisionLanguageModel

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from velm.data.base import Record
-from velm.data.text.tokenizers import Tokenizer
+from velm.data.text.base import Tokenizer
 from velm.findings import Finding, Severity, examples, share
 
 __all__ = [

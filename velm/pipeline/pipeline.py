@@ -14,7 +14,7 @@ from velm.data.batches.collate import pad_tokens
 from velm.data.batches.samples import cut
 from velm.data.images.prefetch import read_batches
 from velm.data.images.transforms import EvalTransform
-from velm.data.text.tokenizers import Tokenizer
+from velm.data.text.base import Tokenizer
 from velm.errors import PipelineError
 from velm.generation import GenerationConfig
 from velm.model import VisionLanguageModel

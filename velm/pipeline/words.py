@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from velm.data.text.tokenizers import Tokenizer
+from velm.data.text.base import Tokenizer
 from velm.errors import PipelineError
 
 __all__ = ["with_ids"]

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from velm.data.text.tokenizers import Tokenizer
+from velm.data.text.base import Tokenizer
 from velm.errors import PipelineError
 from velm.generation import Generated, GenerationConfig, compile_rules, generate, stream
 from velm.model import VisionLanguageModel

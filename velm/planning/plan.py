@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from velm import registry
-from velm.data.text.tokenizers import ByteTokenizer, Tokenizer
+from velm.data.text.base import Tokenizer
+from velm.data.text.bpe import ByteTokenizer
 from velm.doctor.memory import probe
 from velm.errors import ConfigError, DataError
 from velm.planning.advice import Advice, advise

@@ -73,12 +73,12 @@ tokenizers = Registry(
     "tokenizer",
     "velm.tokenizers",
     {
-        "word": "velm.data.text.tokenizers:WordTokenizer",
-        "bpe": "velm.data.text.tokenizers:BPETokenizer",
-        "byte": "velm.data.text.tokenizers:ByteTokenizer",
-        "hf/*": "velm.data.text.tokenizers:HFTokenizer",
+        "word": "velm.data.text.word:WordTokenizer",
+        "bpe": "velm.data.text.bpe:BPETokenizer",
+        "byte": "velm.data.text.bpe:ByteTokenizer",
+        "hf/*": "velm.data.text.hf:HFTokenizer",
     },
-    contract="velm.data.text.tokenizers:Tokenizer",
+    contract="velm.data.text.base:Tokenizer",
     example="my_pkg.my_module:MyTokenizer",
 )
 balancing_policies = Registry(

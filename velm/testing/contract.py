@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from velm.data.base import Dataset
-from velm.data.text.tokenizers import Tokenizer
+from velm.data.text.base import Tokenizer
 from velm.decoders.base import Decoder
 from velm.encoders.base import ImageEncoder, TextEncoder
 from velm.losses.base import Loss

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from velm.data.base import Dataset, Record
-from velm.data.text.tokenizers import Tokenizer
+from velm.data.text.base import Tokenizer
 from velm.errors import MissingSplitError
 from velm.testing.laws import Subject
 from velm.testing.report import Report

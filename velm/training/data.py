@@ -20,7 +20,7 @@ from velm.data.batches.samplers import ImageBatchSampler
 from velm.data.batches.samples import DRAWN, CaptionItems, Captions
 from velm.data.feature_cache.store import FeatureReader
 from velm.data.images.transforms import EvalTransform, TrainTransform
-from velm.data.text.tokenizers import Tokenizer
+from velm.data.text.base import Tokenizer
 from velm.errors import ConfigError, DataError, MissingSplitError
 from velm.training.recovery.resume import run_seed
 

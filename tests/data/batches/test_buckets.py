@@ -11,7 +11,7 @@ from velm.data.base import Record
 from velm.data.batches.buckets import LengthBatchSampler, sentence_lengths
 from velm.data.batches.samplers import ImageBatchSampler
 from velm.data.batches.samples import CaptionItems
-from velm.data.text.tokenizers import WordTokenizer
+from velm.data.text.word import WordTokenizer
 
 
 def batches(lengths: np.ndarray, epoch: int = 0, **options) -> list[list[int]]:

@@ -13,7 +13,8 @@ from velm.data.batches.collate import Collate, check_lengths
 from velm.data.batches.samplers import ImageBatchSampler
 from velm.data.batches.samples import CaptionItems, Item, text_counts
 from velm.data.images.transforms import EvalTransform, TrainTransform
-from velm.data.text.tokenizers import ByteTokenizer, WordTokenizer
+from velm.data.text.bpe import ByteTokenizer
+from velm.data.text.word import WordTokenizer
 from velm.errors import DataError
 
 TOKENIZER = ByteTokenizer()

@@ -20,7 +20,7 @@ from velm.data.batches.collate import Collate
 from velm.data.batches.samples import CaptionItems
 from velm.data.feature_cache.store import FeatureReader, Images, remove_left_behind, write_features
 from velm.data.images.transforms import EvalTransform
-from velm.data.text.tokenizers import WordTokenizer
+from velm.data.text.word import WordTokenizer
 from velm.errors import DataError
 from velm.outputs import Batch, EncodedImages, EncoderOutput
 

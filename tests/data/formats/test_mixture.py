@@ -11,7 +11,7 @@ from tiny import csv_table
 
 from velm.data.batches.samples import CaptionItems
 from velm.data.formats.mixture import Mixture, shares
-from velm.data.text.tokenizers import ByteTokenizer
+from velm.data.text.bpe import ByteTokenizer
 from velm.errors import ConfigError, DataError
 from velm.registry import datasets
 from velm.testing import assert_contract

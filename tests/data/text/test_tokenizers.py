@@ -7,7 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from velm.data.text.tokenizers import BPETokenizer, ByteTokenizer, HFTokenizer, Tokenizer, WordTokenizer, _split
+from velm.data.text.base import Tokenizer
+from velm.data.text.bpe import BPETokenizer, ByteTokenizer
+from velm.data.text.hf import HFTokenizer
+from velm.data.text.word import WordTokenizer, _split
 
 TEXTS = [
     "A dog runs on the grass .",
@@ -157,7 +160,7 @@ def test_encoding_before_training_says_what_to_do(make) -> None:
 
 
 def test_training_on_too_little_says_so() -> None:
-    with pytest.raises(ValueError, match="No word of the 2 in the training sentences occurs min_frequency = 5 times"):
+    with pytest.raises(ValueError, match="None of the 2 words in the training captions occurs min_frequency = 5 times"):
         WordTokenizer(min_frequency=5).train(["a b"])
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from velm.data.bad_samples import BadSample
 from velm.data.base import Record, worded
 from velm.data.batches.samples import Item
-from velm.data.text.tokenizers import Tokenizer
+from velm.data.text.base import Tokenizer
 from velm.outputs import Batch
 
 if TYPE_CHECKING:

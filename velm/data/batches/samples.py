@@ -14,7 +14,7 @@ from torch.utils.data import Dataset as TorchDataset
 from velm.data.bad_samples import BadSample, text_fault
 from velm.data.base import Record, image_name, worded
 from velm.data.tables.indices import Repeats, as_array, first_shown
-from velm.data.text.tokenizers import Tokenizer
+from velm.data.text.base import Tokenizer
 from velm.errors import DataError
 
 if TYPE_CHECKING:

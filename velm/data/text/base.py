@@ -1,0 +1,92 @@
+"""The tokenizer contract: text to token ids and back.
+
+Special ids are kept outside the wrapped model, or its matching of special tokens is switched off: a caption that
+contains '<eos>' is ordinary text.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+__all__ = ["SPECIALS", "Tokenizer"]
+
+SPECIALS = ("<pad>", "<bos>", "<eos>", "<unk>")
+
+
+class Tokenizer(ABC):
+    """Text to ids, bos ... eos, and back.
+
+    Subclasses implement `to_ids`, `to_text`, `vocab_size`, `state` and `from_state`; one that learns its vocabulary
+    also implements `train` and `trained`. The four special ids must be distinct; override them for a pretrained
+    vocabulary.
+    """
+
+    pad_id: int = 0
+    bos_id: int = 1
+    eos_id: int = 2
+    unk_id: int = 3
+
+    @property
+    @abstractmethod
+    def vocab_size(self) -> int:
+        """Number of ids, special ids included."""
+
+    @property
+    def trained(self) -> bool:
+        """Whether `encode` can be called; always True for a tokenizer that learns nothing."""
+        return True
+
+    def train(self, texts: Iterable[str]) -> None:  # noqa: B027 - optional to override
+        """Learn the vocabulary from `texts`. The default does nothing."""
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text, bos and eos included, never truncated.
+
+        Raises:
+            RuntimeError: the vocabulary is not trained.
+        """
+        self._require_trained()
+        return [self.bos_id, *self.to_ids(text), self.eos_id]
+
+    def length(self, text: str) -> int:
+        """`len(encode(text))`."""
+        return len(self.encode(text))
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of the ids before the first eos; special ids are skipped."""
+        self._require_trained()
+        special = {self.pad_id, self.bos_id, self.unk_id}
+        content = []
+        for token in map(int, ids):
+            if token == self.eos_id:
+                break
+            if token not in special:
+                content.append(token)
+        return self.to_text(content)
+
+    @abstractmethod
+    def to_ids(self, text: str) -> list[int]:
+        """Ids of a text without bos and eos."""
+
+    @abstractmethod
+    def to_text(self, ids: list[int]) -> str:
+        """Text of `ids`, which hold no special ids."""
+
+    @abstractmethod
+    def state(self) -> dict[str, Any]:
+        """JSON-serialisable state for `from_state`; stored in the checkpoint."""
+
+    @classmethod
+    @abstractmethod
+    def from_state(cls, state: dict[str, Any]) -> Tokenizer:
+        """Restore a tokenizer from its `state()`."""
+
+    def _require_trained(self) -> None:
+        if not self.trained:
+            name = type(self).__name__
+            raise RuntimeError(
+                f"{name} has no vocabulary yet. Call train(texts) with the training split's sentences, "
+                f"or {name}.from_state(...) with the state from a checkpoint."
+            )
