@@ -152,7 +152,7 @@ def _note(left_out: Sequence[str]) -> str:
 
 
 def _asset(name: str) -> str:
-    return (files("velm.evaluation") / "page" / name).read_text(encoding="utf-8")
+    return (files("velm.report") / "page" / name).read_text(encoding="utf-8")
 
 
 def _json(data: Any) -> str:
