@@ -1,6 +1,6 @@
 """How the cost of a CoCa step grows with batch, image, caption, vocabulary and processes, VELM's and open_clip's.
 
-    python -m benchmarks.growth --output docs/growth.svg
+    python -m benchmarks.growth --output docs/growth.png
 
 The model is that of `coca_step`; one thing is changed at a time. Each point is a process of its own, the median of its
 steps; captions have one length for all there, which open_clip pads to 77 tokens. Processes are gloo's, DDP, on the

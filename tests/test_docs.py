@@ -170,8 +170,8 @@ def _typed(words: list[str]) -> dict[str, str]:
     return options
 
 
-def fault_options() -> set[str]:
-    """What `velm fit` has beside Lightning's options to say about faults."""
+def failure_options() -> set[str]:
+    """The options of `velm fit` for failures, beside Lightning's."""
     from velm.training.run import _add_fault_options
 
     names: set[str] = set()
@@ -184,9 +184,8 @@ def fault_options() -> set[str]:
     return names
 
 
-def test_every_option_about_faults_is_in_the_table() -> None:
-    table = section("training.md", "Faults").partition("**Checkpoints.**")[0]
-    assert first_column(table) == {f"--{name}" for name in fault_options()}
+def test_every_option_for_failures_is_in_the_table() -> None:
+    assert first_column(section("failures.md", "Options")) == {f"--{name}" for name in failure_options()}
 
 
 def _check_key(key: str) -> None:
@@ -203,11 +202,11 @@ def _check_key(key: str) -> None:
             "seed_everything",
             "checkpoint_every_n_steps",
             "ckpt_path",
-            *fault_options(),
+            *failure_options(),
             "plugins",
             "print_config",
             "json",
-            "images",
+            "pictures",
             "only",
         )
         return
