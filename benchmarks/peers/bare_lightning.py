@@ -35,7 +35,7 @@ class Scenes(Dataset):
         self.records = Shapes().drawings("train")
         counts: Counter[str] = Counter()
         for place in range(len(self.records)):
-            for text in self.records.worded(place).texts:
+            for text in self.records.text_only(place).texts:
                 counts.update(re.findall(r"\w+", text.lower()))
         self.ids = {word: number + 4 for number, (word, _) in enumerate(counts.most_common())}
 

@@ -11,7 +11,7 @@ import torch
 from corpus import Corpus, build, odd, unreadable
 from PIL import Image
 
-from velm.data.bad_samples import BadSample, check_share, count_bad, odd_texts, text_fault, undecodable
+from velm.data.bad_samples import BadSample, check_bad_share, count_bad_records, odd_texts, text_problem, undecodable
 from velm.data.base import EncodedImage, Record
 from velm.data.batches.collate import Collate
 from velm.data.batches.samplers import ImageBatchSampler
@@ -151,7 +151,7 @@ def test_sentences_of_data_that_nobody_checked() -> None:
 
 def test_texts_one_by_one_and_as_a_column() -> None:
     for column in (pa.array(TEXTS, pa.large_string()), pa.chunked_array([TEXTS[:3], TEXTS[3:]], pa.large_string())):
-        expected = {place: text_fault(text or "") for place, text in enumerate(TEXTS) if text_fault(text or "")}
+        expected = {place: text_problem(text or "") for place, text in enumerate(TEXTS) if text_problem(text or "")}
         assert odd_texts(column) == expected
     assert expected[5] == "has 10,001 characters, more than 10,000"
 
@@ -169,14 +169,14 @@ def test_the_share_counts_images(recwarn: pytest.WarningsRecorder) -> None:
         BadSample("b", "z", lost=0, advice="Do."),
         BadSample("s", "w", lost=5),
     ]
-    assert count_bad(bad_samples) == 7
-    check_share(bad_samples, 64, 0.1, "it")  # 7 of 70
+    assert count_bad_records(bad_samples) == 7
+    check_bad_share(bad_samples, 64, 0.1, "it")  # 7 of 70
     assert "7 of 70 records of it cannot be used: a (x), a (y), b (z), ..." in str(recwarn.pop().message)
     with pytest.raises(BadDataError, match=r"7 of 69 records of it \(10\.1%\) .* max_bad is 10\.0%") as raised:
-        check_share(bad_samples, 63, 0.1, "it")
+        check_bad_share(bad_samples, 63, 0.1, "it")
     assert raised.value.bad_samples == tuple(bad_samples)
     assert str(raised.value).endswith("raise data.max_bad to leave them out. Do.")
     with pytest.raises(BadDataError, match="There are no records in it"):
-        check_share([], 0, 1.0, "it")
+        check_bad_share([], 0, 1.0, "it")
     with pytest.raises(BadDataError, match="1 of 1 records"):
-        check_share(bad_samples[:1], 0, 1.0, "it")
+        check_bad_share(bad_samples[:1], 0, 1.0, "it")

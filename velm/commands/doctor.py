@@ -182,7 +182,7 @@ def _look_at_batches(
     task: VisionLanguageTask | None,
     vocab_size: int,
 ) -> None:
-    from velm.data.batches.samples import text_counts
+    from velm.data.base import text_counts
     from velm.doctor import batches as look
     from velm.model.build import needs_of
     from velm.outputs import EMBEDS

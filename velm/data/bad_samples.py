@@ -15,8 +15,8 @@ from velm.data.tables.columns import has_text, slices
 from velm.errors import BadDataError
 
 __all__ = [
-    "BadSample", "LONGEST", "as_weights", "check_share", "count_bad", "counted", "odd_texts",
-    "places", "refuse_too_many", "sound_texts", "text_fault", "undecodable",
+    "BadSample", "LONGEST", "as_weights", "check_bad_share", "count_bad_records", "counted", "odd_texts",
+    "places", "raise_if_too_many", "sound_texts", "text_problem", "undecodable",
 ]  # fmt: skip
 
 LONGEST = 10_000  # characters; a longer text is no sentence but a file that ran together
@@ -40,7 +40,7 @@ class BadSample:
     advice: str = ""
 
 
-def count_bad(bad_samples: Iterable[BadSample]) -> int:
+def count_bad_records(bad_samples: Iterable[BadSample]) -> int:
     """Records that are lost or faulty; an image counts once, however much is wrong with it and its sentences."""
     lost: dict[str, int] = {}
     for bad_sample in bad_samples:
@@ -48,7 +48,7 @@ def count_bad(bad_samples: Iterable[BadSample]) -> int:
     return sum(max(1, count) for count in lost.values())
 
 
-def check_share(bad_samples: Sequence[BadSample], records: int, max_bad: float, where: str) -> None:
+def check_bad_share(bad_samples: Sequence[BadSample], records: int, max_bad: float, where: str) -> None:
     """Warn of what is bad, or refuse to go on where it is too much.
 
     Args:
@@ -60,7 +60,7 @@ def check_share(bad_samples: Sequence[BadSample], records: int, max_bad: float, 
     Raises:
         BadDataError: it is more, or nothing is left; the message has the numbers, the first few and what to do.
     """
-    refuse_too_many(bad_samples, records, max_bad, where)
+    raise_if_too_many(bad_samples, records, max_bad, where)
     if bad_samples:
         bad, total = counted(bad_samples, records)
         shown = ", ".join(f"{bad_sample.path} ({bad_sample.cause})" for bad_sample in bad_samples[:3]) + (
@@ -69,7 +69,7 @@ def check_share(bad_samples: Sequence[BadSample], records: int, max_bad: float, 
         warnings.warn(f"{bad:,} of {total:,} records of {where} cannot be used: {shown}", stacklevel=3)
 
 
-def refuse_too_many(bad_samples: Sequence[BadSample], records: int, max_bad: float, where: str) -> None:
+def raise_if_too_many(bad_samples: Sequence[BadSample], records: int, max_bad: float, where: str) -> None:
     """Raise the BadDataError of `check_share`, or do nothing."""
     if not bad_samples and not records:
         raise BadDataError(f"There are no records in {where}.")
@@ -90,10 +90,10 @@ def refuse_too_many(bad_samples: Sequence[BadSample], records: int, max_bad: flo
 
 def counted(bad_samples: Sequence[BadSample], records: int) -> tuple[int, int]:
     """Bad records and all records, of which so many are left."""
-    return count_bad(bad_samples), records + sum(bad_sample.lost for bad_sample in bad_samples)
+    return count_bad_records(bad_samples), records + sum(bad_sample.lost for bad_sample in bad_samples)
 
 
-def text_fault(text: str) -> str | None:
+def text_problem(text: str) -> str | None:
     """What is wrong with a sentence: it is empty, holds NUL characters or is longer than `LONGEST`; None if nothing."""
     if not text.strip():
         return "is empty"
@@ -112,10 +112,10 @@ def sound_texts(texts: Sequence[str], path: str) -> tuple[list[str], list[BadSam
     """The sentences of an image that can be used, and what is wrong with the others; without any it is lost."""
     if not texts:
         return [], [BadSample(path, "it has no sentence")]
-    sound = [text for text in texts if text_fault(text) is None]
+    sound = [text for text in texts if text_problem(text) is None]
     bad_samples: list[BadSample] = []
     for number, text in enumerate(texts, start=1):
-        cause = text_fault(text)
+        cause = text_problem(text)
         if cause is not None:
             bad_samples.append(BadSample(path, f"sentence {number} {cause}", lost=int(not sound and not bad_samples)))
     return sound, bad_samples

@@ -1,4 +1,4 @@
-"""The contract of a dataset: splits by name, each a sequence of records, one record an image."""
+"""The contract of a dataset: named splits, each a sequence of records, one record per image."""
 
 from __future__ import annotations
 
@@ -8,29 +8,28 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, overload
 
+import numpy as np
+
 __all__ = [
     "Dataset",
     "EncodedImage",
     "Record",
     "Records",
+    "first_records",
     "image_name",
-    "no_image",
-    "worded",
+    "no_image_message",
+    "text_counts",
+    "text_only",
 ]
-
-
-def no_image(path: str) -> str:
-    """What is said of an image file that is not there."""
-    return f"There is no image {path!r}."
 
 
 @dataclass(frozen=True)
 class EncodedImage:
-    """An image inside something larger (a tar shard, a Parquet column), fetched when it is looked at.
+    """An image inside a larger file (a tar shard, a Parquet column), read when it is used.
 
     Attributes:
-        name: what messages call it, such as 'shards/00000.tar/000012.jpg'.
-        load: gives the bytes of its file (JPEG, PNG, ...); picklable, so that workers can be sent it.
+        name: shown in messages, such as 'shards/00000.tar/000012.jpg'.
+        load: returns the bytes of the image file (JPEG, PNG, ...); picklable, so that workers can receive it.
     """
 
     name: str
@@ -39,16 +38,15 @@ class EncodedImage:
 
 @dataclass(frozen=True)
 class Record:
-    """One image and its sentences.
+    """One image and its captions.
 
     Attributes:
-        image_id: the same for the same image, whatever the split.
+        image_id: equal for equal images, in all splits.
         image: a path, an `EncodedImage`, a PIL image, a uint8 array (H, W, 3), or None where the data has no images.
-        texts: its sentences; every one of them is right for the image.
-        targets: what to write for the sentence of the same index (translation, answers), else None.
-        metadata: whatever else is known, plain Python (boxes in pixels, attributes).
-        weights: of the sentence of the same index, at least 0, how often it is to come beside the others
-            (`captions: weighted`); None where they are alike.
+        texts: captions of the image; each of them is correct.
+        targets: the text to generate for each of `texts` (a translation, an answer); None: the text itself.
+        metadata: anything else, in plain Python types (boxes in pixels, attributes).
+        weights: sampling weight of each of `texts`, at least 0 (`captions: weighted`); None: uniform.
     """
 
     image_id: str
@@ -59,29 +57,16 @@ class Record:
     weights: tuple[float, ...] | None = None
 
 
-def image_name(record: Record) -> str:
-    """What a record's image is called in messages: its path, or whatever else it can be found by."""
-    image = record.image
-    if isinstance(image, EncodedImage):
-        return image.name
-    return os.fspath(image) if isinstance(image, str | os.PathLike) else record.image_id
-
-
-def worded(records: Sequence[Record], place: int) -> Record:
-    """The record at a place, 0 <= place < len, for whoever reads its sentences only (see `Records.worded`)."""
-    return records.worded(place) if isinstance(records, Records) else records[place]
-
-
 class Records(Sequence[Record]):
-    """Records that are made when they are asked for; a subclass has `__len__` and `record`."""
+    """Records that are built on access. A subclass implements `__len__` and `record`."""
 
     @abstractmethod
-    def record(self, place: int) -> Record:
-        """The record at a place, 0 <= place < len."""
+    def record(self, index: int) -> Record:
+        """The record at an index, 0 <= index < len."""
 
-    def worded(self, place: int) -> Record:
-        """As `record`, for whoever reads sentences only; image and metadata are left out where they take time."""
-        return self.record(place)
+    def text_only(self, index: int) -> Record:
+        """Like `record`, but image and metadata may be left out if building them is slow."""
+        return self.record(index)
 
     @overload
     def __getitem__(self, index: int) -> Record: ...
@@ -90,18 +75,18 @@ class Records(Sequence[Record]):
     def __getitem__(self, index: int | slice) -> Record | list[Record]:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
-        place = index + len(self) if index < 0 else index
-        if not 0 <= place < len(self):
-            raise IndexError(f"record {place} of {len(self)}")
-        return self.record(place)
+        positive = index + len(self) if index < 0 else index
+        if not 0 <= positive < len(self):
+            raise IndexError(f"record {positive} of {len(self)}")
+        return self.record(positive)
 
 
 class Dataset(ABC):
-    """A named source of records. Constructors take keyword arguments with type hints, and read little.
+    """A source of records, by split. Constructors take keyword arguments with type hints and read little.
 
     Attributes:
-        max_bad: share of a split's records, in [0, 1], that may be unusable before opening it is an error; a run sets
-            it to `data.max_bad`. What is left out is listed by `records.bad_samples` (see `velm.data.bad_samples`).
+        max_bad: largest share of unusable records in a split, in [0, 1]; a run sets it to `data.max_bad`. Unusable
+            records are left out and listed in `records.bad_samples` (see `velm.data.bad_samples`).
     """
 
     max_bad: float = 0.01
@@ -112,6 +97,43 @@ class Dataset(ABC):
 
         Raises:
             MissingSplitError: there is no such split, or it is empty; the message lists the splits there are.
-            BadDataError: more than `max_bad` of it cannot be used.
-            DataError: something else in it is wrong.
+            BadDataError: more than `max_bad` of its records are unusable.
+            DataError: the data is invalid in another way.
         """
+
+
+def image_name(record: Record) -> str:
+    """The name of a record's image in messages: its path if it has one, else the image id."""
+    image = record.image
+    if isinstance(image, EncodedImage):
+        return image.name
+    return os.fspath(image) if isinstance(image, str | os.PathLike) else record.image_id
+
+
+def no_image_message(path: str) -> str:
+    """The message for an image file that does not exist."""
+    return f"There is no image {path!r}."
+
+
+def text_only(records: Sequence[Record], index: int) -> Record:
+    """`records.text_only(index)` if these are `Records`, else `records[index]`; 0 <= index < len."""
+    return records.text_only(index) if isinstance(records, Records) else records[index]
+
+
+def text_counts(records: Sequence[Record]) -> np.ndarray:
+    """int (records,), the number of texts of each record: `records.text_counts` if it exists."""
+    known = getattr(records, "text_counts", None)
+    return np.asarray([len(text_only(records, i).texts) for i in range(len(records))] if known is None else known)
+
+
+def first_records(records: Sequence[Record]) -> np.ndarray:
+    """int64 (records,), the index of the first record with the same image.
+
+    Two records show the same image where `records.image_indices`, int (records,), is equal; without that attribute,
+    each record has an image of its own.
+    """
+    image_indices = getattr(records, "image_indices", None)
+    if image_indices is None:
+        return np.arange(len(records))
+    _, first, image = np.unique(np.asarray(image_indices), return_index=True, return_inverse=True)
+    return first[image.reshape(-1)]

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from velm.data.bad_samples import BadSample, refuse_too_many
+from velm.data.bad_samples import BadSample, raise_if_too_many
 from velm.data.base import Record, Records, image_name
 from velm.data.images.transforms import EvalTransform
 from velm.errors import DataError
@@ -73,7 +73,7 @@ def encoded(
         if len(bad) > known:
             known = len(bad)
             bad_samples = [*getattr(records, "bad_samples", ()), *bad.values()]
-            refuse_too_many(bad_samples, len(records), max_bad, "the split")
+            raise_if_too_many(bad_samples, len(records), max_bad, "the split")
         rows = [place for place in places if place not in bad]
         chunk = [records[row] for row in rows]
         for record in chunk:

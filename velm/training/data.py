@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from velm import registry
-from velm.data.base import Dataset, Record, worded
+from velm.data.base import Dataset, Record, text_only
 from velm.data.batches.buckets import LengthBatchSampler, sentence_lengths
 from velm.data.batches.collate import Collate, check_lengths
 from velm.data.batches.loader import Loader, ResumableLoader
@@ -132,7 +132,7 @@ class VisionLanguageData(lightning.LightningDataModule):
         tokenizer: Tokenizer = registry.tokenizers.build(self.tokenizer_spec)
         if not tokenizer.trained:
             records = self.records("train")
-            tokenizer.train(text for place in range(len(records)) for text in _sentences(worded(records, place)))
+            tokenizer.train(text for place in range(len(records)) for text in _sentences(text_only(records, place)))
         return tokenizer
 
     @property

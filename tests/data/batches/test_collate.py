@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from velm.data.base import Record
+from velm.data.base import Record, text_counts
 from velm.data.batches.collate import Collate, check_lengths
 from velm.data.batches.samplers import ImageBatchSampler
-from velm.data.batches.samples import CaptionItems, Item, text_counts
+from velm.data.batches.samples import CaptionItems, Item
 from velm.data.images.transforms import EvalTransform, TrainTransform
 from velm.data.text.bpe import ByteTokenizer
 from velm.data.text.word import WordTokenizer

@@ -202,6 +202,6 @@ def test_images_of_one_sample_each_come_in_the_order_of_all_others(shuffle: bool
     options = {"batch_size": 7, "shuffle": shuffle, "drop_last": drop_last, "seed": 3}
     quick = ImageBatchSampler(image_of=images(103, 1), **options)
     slow = ImageBatchSampler(image_of=images(103, 1), **options)
-    assert quick._image_index is None
-    slow._image_index = np.arange(103, dtype=np.int32)
+    assert quick._image is None
+    slow._image = np.arange(103, dtype=np.int32)
     assert list(quick) == list(slow)

@@ -81,7 +81,7 @@ def test_a_mixture_of_mixtures_knows_what_is_the_same() -> None:
     inner = {"name": "mixture", "sources": {"a": {**SHAPES, "weight": 3}, "b": LARGER}, "size": 5}
     train = Mixture(sources={"m": inner, "s": LARGER}, size=40).split("train")
     ids = np.array([record.image_id for record in train])
-    assert np.array_equal(train.images[:, None] == train.images, ids[:, None] == ids)
+    assert np.array_equal(train.image_indices[:, None] == train.image_indices, ids[:, None] == ids)
 
 
 def test_shares_are_all_that_there_is_and_nearly_exact() -> None:
@@ -144,5 +144,5 @@ def test_nothing_but_a_dataset_is_built() -> None:
 def test_sentences_are_read_without_images() -> None:
     train = mixture().split("train")
     for place, record in enumerate(train):
-        worded = train.worded(place)
-        assert (worded.image_id, worded.texts, worded.image) == (record.image_id, record.texts, None)
+        text_only = train.text_only(place)
+        assert (text_only.image_id, text_only.texts, text_only.image) == (record.image_id, record.texts, None)

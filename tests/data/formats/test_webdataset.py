@@ -93,7 +93,7 @@ def test_samples_of_one_id_show_one_image_and_null_is_no_id(tmp_path: Path) -> N
                {"jpg": JPEG[0], "txt": str(i), "json": {"id": n}}.items()}  # fmt: skip
     train = WebDataset(train=write_tar(tmp_path / "0.tar", members), json_image_id_key="id").split("train")
     assert [record.image_id for record in train] == ["7", "0.tar/1", "7", "0", "0.tar/4"]
-    assert train.images.tolist() == [0, 1, 0, 2, 3]
+    assert train.image_indices.tolist() == [0, 1, 0, 2, 3]
 
 
 def test_the_image_is_read_alike_in_any_process(tmp_path: Path) -> None:

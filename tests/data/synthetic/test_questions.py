@@ -50,5 +50,5 @@ def test_records_carry_a_target_for_every_text() -> None:
 def test_questions_are_read_without_drawing() -> None:
     records = datasets.build({"name": "shapes_questions", "train_size": 5}).split("train")
     for place, record in enumerate(records):
-        worded = records.worded(place)
-        assert (worded.texts, worded.targets, worded.image) == (record.texts, record.targets, None)
+        text_only = records.text_only(place)
+        assert (text_only.texts, text_only.targets, text_only.image) == (record.texts, record.targets, None)

@@ -145,7 +145,7 @@ def test_sentences_are_read_without_drawing(objects: int, monkeypatch: pytest.Mo
     whole = list(train)
     monkeypatch.setattr("velm.data.synthetic.shapes.draw", None)
     for place, record in enumerate(whole):
-        worded = train.worded(place)
-        assert (worded.image_id, worded.texts, worded.image) == (record.image_id, record.texts, None)
+        text_only = train.text_only(place)
+        assert (text_only.image_id, text_only.texts, text_only.image) == (record.image_id, record.texts, None)
         objects_of = [{name: thing[name] for name in thing if name != "box"} for thing in record.metadata["objects"]]
-        assert worded.metadata == {"objects": objects_of, "axis": record.metadata["axis"]}
+        assert text_only.metadata == {"objects": objects_of, "axis": record.metadata["axis"]}

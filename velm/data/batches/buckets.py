@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from velm.data.base import worded
+from velm.data.base import text_only
 from velm.data.batches.samplers import ImageBatchSampler
 from velm.data.batches.samples import CaptionItems
 
@@ -109,7 +109,7 @@ def sentence_lengths(items: CaptionItems) -> np.ndarray:
         return length if items.max_length is None else min(length, items.max_length)
 
     found = []
-    for record in (worded(items.records, place) for place in range(len(items.records))):
+    for record in (text_only(items.records, place) for place in range(len(items.records))):
         pairs = zip(record.texts, record.targets or record.texts, strict=True)
         each = [max(tokens(text), tokens(target)) if record.targets else tokens(text) for text, target in pairs]
         found += each if items.captions == "all" else each[:1] if items.captions == "first" else [max(each)]

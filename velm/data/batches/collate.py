@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from velm.data.bad_samples import BadSample
-from velm.data.base import Record, worded
+from velm.data.base import Record, text_only
 from velm.data.batches.samples import Item
 from velm.data.text.base import Tokenizer
 from velm.outputs import Batch
@@ -94,7 +94,7 @@ def check_lengths(records: Sequence[Record], tokenizer: Tokenizer, max_length: i
     lengths = np.array(
         [
             tokenizer.length(text)
-            for record in (worded(records, place) for place in places.tolist())
+            for record in (text_only(records, place) for place in places.tolist())
             for text in (*record.texts, *(record.targets or ()))
         ]
     )

@@ -11,9 +11,6 @@ from itertools import islice
 import numpy as np
 from torch.utils.data import Sampler
 
-from velm.data.tables.indices import as_array
-from velm.data.tables.sorting import index_type, stable_order
-
 __all__ = ["ImageBatchSampler"]
 
 TOGETHER = 2**20  # samples that are looked at together for conflicts
@@ -65,7 +62,7 @@ class ImageBatchSampler(Sampler[list]):
         self.rank, self.world_size = rank, world_size
         self.epoch = 0
         self._skipped = 0
-        self._samples, self._image = len(image_of), _numbered(as_array(image_of))
+        self._samples, self._image = len(image_of), _numbered(np.asarray(image_of))
         self._plan()
 
     def _plan(self) -> None:
@@ -136,7 +133,7 @@ class ImageBatchSampler(Sampler[list]):
         used = int(self._sizes.sum())
         if used == self._samples:
             return self._spread_out(self._image, used, rng)
-        kept = np.arange(self._samples, dtype=index_type(self._samples))
+        kept = np.arange(self._samples)
         kept = kept[:used] if rng is None else np.sort(rng.permutation(kept)[:used])
         return kept[self._spread_out(None if self._image is None else self._image[kept], used, rng)]
 
@@ -153,36 +150,33 @@ def _numbered(image_of: np.ndarray) -> np.ndarray | None:
     steps = image_of[1:] > image_of[:-1]
     if steps.all():
         return None
-    kind = index_type(len(image_of))
     if (steps | (image_of[1:] == image_of[:-1])).all():
-        return np.concatenate([np.zeros(1, kind), np.cumsum(steps, dtype=kind)])
-    return np.unique(image_of, return_inverse=True)[1].reshape(-1).astype(kind)
+        return np.concatenate([[0], np.cumsum(steps)])
+    return np.unique(image_of, return_inverse=True)[1].reshape(-1)
 
 
 def _spread(image: np.ndarray, rng: np.random.Generator | None) -> np.ndarray:
     """An order in which the n samples of an image fall one into each n-th of the epoch."""
     total = len(image)
-    shuffled = np.arange(total, dtype=image.dtype)
+    shuffled = np.arange(total)
     if rng is not None:
         rng.shuffle(shuffled)
-    by_image = shuffled[stable_order(image[shuffled])]
-    del shuffled
-    counts = np.bincount(image).astype(image.dtype)
-    starts = np.cumsum(counts, dtype=image.dtype) - counts
+    by_image = shuffled[np.argsort(image[shuffled], kind="stable")]
+    counts = np.bincount(image)
+    starts = np.cumsum(counts) - counts
     owner = image[by_image]
     when = np.full(total, 0.5) if rng is None else rng.random(total)
-    when += np.arange(total, dtype=image.dtype) - starts[owner]  # the sample is its image's n-th
+    when += np.arange(total) - starts[owner]  # the sample is its image's n-th
     when /= counts[owner]
-    del owner
-    return by_image[stable_order(when)]
+    return by_image[np.argsort(when, kind="stable")]
 
 
 def _spread_single(total: int, rng: np.random.Generator | None) -> np.ndarray:
     """`_spread` of as many images as samples, in the same order without looking at them."""
     if rng is None:
-        return np.arange(total, dtype=index_type(total))
+        return np.arange(total)
     rng.shuffle(np.empty(total, np.uint8))  # as many random numbers as `_spread` draws before
-    return stable_order(rng.random(total))
+    return np.argsort(rng.random(total), kind="stable")
 
 
 def _conflicts(order: np.ndarray, image: np.ndarray, sizes: np.ndarray) -> np.ndarray:

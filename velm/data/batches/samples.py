@@ -11,16 +11,15 @@ import numpy as np
 from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
 
-from velm.data.bad_samples import BadSample, text_fault
-from velm.data.base import Record, image_name, worded
-from velm.data.tables.indices import Repeats, as_array, first_shown
+from velm.data.bad_samples import BadSample, text_problem
+from velm.data.base import Record, first_records, image_name, text_counts
 from velm.data.text.base import Tokenizer
 from velm.errors import DataError
 
 if TYPE_CHECKING:
     from velm.data.feature_cache.store import FeatureReader
 
-__all__ = ["DRAWN", "CaptionItems", "Captions", "Item", "cut", "text_counts"]
+__all__ = ["DRAWN", "CaptionItems", "Captions", "Item", "cut"]
 
 Captions = Literal["random", "weighted", "all", "first"]
 DRAWN = ("random", "weighted")  # one sample an image, its sentences by turns
@@ -45,12 +44,6 @@ class Item:
     target: list[int] | None
     image_id: int
     text_index: int
-
-
-def text_counts(records: Sequence[Record]) -> np.ndarray:
-    """int (records,), the number of texts of each record; asks `records.text_counts` where there is one."""
-    known = getattr(records, "text_counts", None)
-    return np.asarray([len(worded(records, p).texts) for p in range(len(records))] if known is None else known)
 
 
 class CaptionItems(TorchDataset):
@@ -103,9 +96,12 @@ class CaptionItems(TorchDataset):
         self.records, self.tokenizer, self.transform = records, tokenizer, transform
         self.captions, self.seed, self.max_length, self.has_target = captions, seed, max_length, has_target
         self.per_image, self.replace, self.features = per_image, replace, features
-        counts = text_counts(records)
-        self._place_of = Repeats(counts) if captions == "all" else range(len(counts))
-        self._image_index = first_shown(getattr(records, "image_indices", None), len(counts))
+        self._place_of = np.arange(len(records))
+        if captions == "all":
+            counts = text_counts(records)
+            self._place_of = np.repeat(self._place_of, counts)
+            self._first_sample = np.cumsum(counts) - counts  # of each record
+        self._image_index = first_records(records)
 
     def __len__(self) -> int:
         return len(self._place_of)
@@ -113,8 +109,7 @@ class CaptionItems(TorchDataset):
     @property
     def image_of(self) -> np.ndarray:
         """int (samples,), the first record that shows the same image."""
-        images = as_array(self._image_index)
-        return self._place_of.spread(images) if isinstance(self._place_of, Repeats) else images
+        return self._image_index[self._place_of]
 
     def __getitem__(self, key: int | tuple[int, int]) -> Item:
         return self._together(*_epoch_and_sample(key))[0]
@@ -162,7 +157,7 @@ class CaptionItems(TorchDataset):
         else:
             indices = [self._text_index(len(record.texts), epoch, n, sample, place) for n in range(self.per_image)]
         for index in indices:
-            wrong = text_fault(record.texts[index])
+            wrong = text_problem(record.texts[index])
             if wrong is not None:  # in data that is not checked when it is opened
                 raise DataError(f"sentence {index + 1} {wrong}")
         return [
@@ -178,8 +173,8 @@ class CaptionItems(TorchDataset):
 
     def _text_index(self, count: int, epoch: int, number: int, sample: int, place: int) -> int:
         """Which caption is the epoch's `number`-th of this sample."""
-        if isinstance(self._place_of, Repeats):
-            return sample - int(self._place_of.starts[place])
+        if self.captions == "all":
+            return sample - int(self._first_sample[place])
         if self.captions == "first" or count == 1:
             return 0
         lap, turn = divmod(epoch * self.per_image + number, count)  # within a lap each caption comes once

@@ -23,10 +23,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from velm.data.base import Record
+from velm.data.base import Record, first_records
 from velm.data.images.prefetch import read_batches
 from velm.data.images.transforms import EvalTransform
-from velm.data.tables.indices import first_shown
 from velm.errors import DataError
 from velm.outputs import EncodedImages, EncoderOutput
 
@@ -38,7 +37,7 @@ class Images(Sequence[Any]):
 
     def __init__(self, records: Sequence[Record]) -> None:
         self.records = records
-        self.places = np.unique(first_shown(getattr(records, "image_indices", None), len(records)))
+        self.places = np.unique(first_records(records))
 
     def __len__(self) -> int:
         return len(self.places) + 1

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from velm.data.bad_samples import BadSample, check_share
+from velm.data.bad_samples import BadSample, check_bad_share
 from velm.data.tables.rows import ROW
 from velm.data.tables.table import Table
 from velm.errors import DataError
@@ -123,7 +123,7 @@ class JSONL(Table):
                     blocks.append(self._block(waiting))
                     waiting = []
         if not waiting and not blocks:
-            check_share(bad_samples, 0, self.max_bad, repr(self.path))
+            check_bad_share(bad_samples, 0, self.max_bad, repr(self.path))
         blocks += [self._block(waiting)] if waiting else []
         return list(names), self._of_one_kind(blocks), bad_samples
 

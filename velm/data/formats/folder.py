@@ -8,7 +8,7 @@ import os
 import numpy as np
 import pyarrow as pa
 
-from velm.data.bad_samples import BadSample, check_share, sound_texts
+from velm.data.bad_samples import BadSample, check_bad_share, sound_texts
 from velm.data.base import Dataset
 from velm.data.tables.records import TableRecords
 from velm.errors import DataError, MissingSplitError
@@ -54,7 +54,7 @@ class Folder(Dataset):
             bad_samples += bad
             if sound:
                 texts[path] = sound
-        check_share(bad_samples, len(texts), self.max_bad, f"split {name!r} of {self.path!r}")
+        check_bad_share(bad_samples, len(texts), self.max_bad, f"split {name!r} of {self.path!r}")
         image_index = np.repeat(np.arange(len(texts)), [len(sentences) for sentences in texts.values()])
         image = pa.array(list(texts), pa.large_string()).take(pa.array(image_index))
         text = pa.array([text for sentences in texts.values() for text in sentences], pa.large_string())

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from velm.data.bad_samples import check_share, odd_texts
+from velm.data.bad_samples import check_bad_share, odd_texts
 from velm.data.base import Dataset, EncodedImage
 from velm.data.tables.records import TableRecords, codes, flattened, row_names, whole
 from velm.data.tables.rows import ROW, take_out
@@ -64,13 +64,13 @@ class HFDataset(Dataset):
             table, bad = take_out(table, odd, title)
             bad_samples += bad
         if not table.num_rows:
-            check_share(bad_samples, 0, self.max_bad, title)
+            check_bad_share(bad_samples, 0, self.max_bad, title)
         columns = {column: whole(table[column]) for column in table.column_names}
         encoded = None
         if self.image_column is not None:
             columns["image"], encoded = row_names(columns[ROW]), self._encoded(data, name)
         records = TableRecords(columns, self._images(columns), encoded=encoded)
-        check_share(bad_samples, len(records), self.max_bad, title)
+        check_bad_share(bad_samples, len(records), self.max_bad, title)
         records.bad_samples = bad_samples
         return records
 

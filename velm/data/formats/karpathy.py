@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from velm.data.bad_samples import check_share, sound_texts
+from velm.data.bad_samples import check_bad_share, sound_texts
 from velm.data.base import Dataset
 from velm.data.tables.missing import missing_images
 from velm.data.tables.records import TableRecords, existing_path
@@ -63,7 +63,7 @@ class Karpathy(Dataset):
                 texts.append(sentences)
         if self.check_files:
             bad_samples += missing_images(self.root, paths)
-        check_share(bad_samples, len(paths), self.max_bad, where)
+        check_bad_share(bad_samples, len(paths), self.max_bad, where)
         image_index = np.repeat(np.arange(len(paths)), [len(sentences) for sentences in texts])
         columns = {
             "text": pa.array([text for sentences in texts for text in sentences], pa.large_string()),

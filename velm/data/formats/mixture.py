@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from velm.data.base import Dataset, Record, Records, worded
-from velm.data.batches.samples import text_counts
+from velm.data.base import Dataset, Record, Records, first_records, text_counts, text_only
 from velm.errors import BadDataError, DataError, MissingSplitError
 from velm.registry import datasets, split_config
 
@@ -109,8 +108,8 @@ class MixtureRecords(Records):
             np.arange(count, dtype=np.int64) * length // count if count else np.zeros(0, np.int64)
             for count, length in zip(counts.tolist(), lengths, strict=True)
         ]
-        own = [np.asarray(getattr(part, "image_indices", np.arange(len(part)))) for part in self._parts]
-        starts = np.cumsum([0, *(images.max() + 1 for images in own)])
+        own = [first_records(part) for part in self._parts]
+        starts = np.cumsum([0, *lengths])
         self.image_indices = np.concatenate(
             [start + images[places] for start, images, places in zip(starts, own, self._places, strict=False)]
         )
@@ -132,9 +131,9 @@ class MixtureRecords(Records):
         part, within = self._source(place)
         return self._named(part, self._parts[part][within])
 
-    def worded(self, place: int) -> Record:
+    def text_only(self, place: int) -> Record:
         part, within = self._source(place)
-        return self._named(part, worded(self._parts[part], within))
+        return self._named(part, text_only(self._parts[part], within))
 
     def _source(self, place: int) -> tuple[int, int]:
         part = int(np.searchsorted(self._ends, place, side="right"))

@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from velm.data.bad_samples import check_share, text_fault
+from velm.data.bad_samples import check_bad_share, text_problem
 from velm.data.base import Dataset
 from velm.data.formats.folder import IMAGES
 from velm.data.shards.samples import Samples
@@ -96,7 +96,7 @@ class WebDataset(Dataset):
         bad_samples = samples.all_faults()
         if not len(samples) and all(bad_sample.cause in LACKING for bad_sample in bad_samples):
             raise DataError(self._nothing_whole(name, samples.endings))
-        check_share(bad_samples, len(samples), self.max_bad, f"split {name!r}")
+        check_bad_share(bad_samples, len(samples), self.max_bad, f"split {name!r}")
         return samples.records()
 
     def _read_shard(self, path: str, short: str, index: TarIndex, samples: Samples) -> None:
@@ -120,7 +120,7 @@ class WebDataset(Dataset):
                     _require(TWICE not in kinds, "two members of its shard have the same name")
                     _require(image is not None, NO_IMAGE)
                     _require(texts, NO_TEXT)
-                    for bad_sample in map(text_fault, (*texts, *(targets or ()))):
+                    for bad_sample in map(text_problem, (*texts, *(targets or ()))):
                         _require(bad_sample is None, f"a sentence {bad_sample}")
                 except DataError as error:
                     samples.skip(title, str(error), kinds)

@@ -18,7 +18,7 @@ import torch
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from velm.data.base import EncodedImage, no_image
+from velm.data.base import EncodedImage, no_image_message
 from velm.errors import DataError
 
 __all__ = ["read_image", "read_pixels"]
@@ -65,7 +65,7 @@ def _faults_named(image: Any) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
-        raise DataError(no_image(name)) from error
+        raise DataError(no_image_message(name)) from error
     except UnidentifiedImageError as error:  # its own words name the buffer's address
         raise DataError(f"Cannot read image {name!r}: UnidentifiedImageError: cannot identify image file") from error
     except Exception as error:  # codecs fail in many ways: OSError, SyntaxError, struct.error, bombs ...

@@ -13,7 +13,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import lru_cache
 from typing import Any
 
-from velm.data.base import EncodedImage, Record, image_name, no_image
+from velm.data.base import EncodedImage, Record, image_name, no_image_message
 from velm.data.shards.urls import MANIFEST, read_manifest
 from velm.errors import DataError
 from velm.registry import datasets, load_plugins, split_config
@@ -232,7 +232,7 @@ def _content(path: str | os.PathLike[str]) -> bytes:
         with open(path, "rb") as file:
             return file.read()
     except FileNotFoundError as error:
-        raise DataError(no_image(os.fspath(path))) from error
+        raise DataError(no_image_message(os.fspath(path))) from error
 
 
 def _sha256(path: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from velm.data.base import Record, Records, worded
+from velm.data.base import Record, Records, text_only
 from velm.data.synthetic.scenes import COLOURS, RELATIONS, SHAPES, SIZES, Thing
 from velm.data.synthetic.shapes import Shapes
 
@@ -39,8 +39,8 @@ class _Asked(Records):
     def record(self, place: int) -> Record:
         return _asked(self._scenes[place])
 
-    def worded(self, place: int) -> Record:
-        return _asked(worded(self._scenes, place))
+    def text_only(self, place: int) -> Record:
+        return _asked(text_only(self._scenes, place))
 
 
 def _asked(record: Record) -> Record:

@@ -121,7 +121,7 @@ class Drawings(Records):
         objects = [thing._asdict() | {"box": box} for thing, box in zip(scene.things, boxes, strict=True)]
         return Record(identity, image, describe(scene), metadata={"objects": objects, "axis": scene.axis})
 
-    def worded(self, place: int) -> Record:
+    def text_only(self, place: int) -> Record:
         """As `record`, but nothing is drawn, so no object has a box."""
         identity, scene = self.scene(place)
         objects = [thing._asdict() for thing in scene.things]

@@ -9,7 +9,7 @@ from itertools import compress, islice
 import numpy as np
 
 from velm.data.bad_samples import BadSample
-from velm.data.base import no_image
+from velm.data.base import no_image_message
 from velm.data.tables.columns import SLICE
 
 __all__ = ["missing_images"]
@@ -37,7 +37,7 @@ def missing_images(root: str, paths: Iterable[str]) -> list[BadSample]:
         missing |= {path: None for path in some if path in absent}
     advice = f"Put the images there, or set root (now {root!r}) to the folder that their paths start from."
     found = (os.path.join(root, path) for path in missing)
-    return [BadSample(path, no_image(path), lost=0, advice=advice) for path in found]
+    return [BadSample(path, no_image_message(path), lost=0, advice=advice) for path in found]
 
 
 def _names_in(folder: str) -> np.ndarray:

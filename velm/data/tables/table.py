@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from velm.data.bad_samples import BadSample, as_weights, check_share, odd_texts, places
+from velm.data.bad_samples import BadSample, as_weights, check_bad_share, odd_texts, places
 from velm.data.base import Dataset, EncodedImage
 from velm.data.tables.columns import has_text
 from velm.data.tables.images import image_numbers, overlap
@@ -123,7 +123,7 @@ class Table(Dataset):
         table, bad = self._sound(table)
         bad_samples += bad
         if not table.num_rows:
-            check_share(bad_samples, 0, self.max_bad, where)
+            check_bad_share(bad_samples, 0, self.max_bad, where)
         columns = dict(zip(table.column_names, table.columns, strict=True))
         image = self._images(columns)
         if self.encoded() is None and ("image_id" in columns or ("image" in columns and self.missing_image != "blank")):
@@ -131,7 +131,7 @@ class Table(Dataset):
         records = TableRecords(columns, image, self.root, self.encoded())
         if self.check_files and "image" in columns:
             bad_samples += missing_images(self.root, distinct(columns["image"]))
-        check_share(bad_samples, len(records), self.max_bad, where)
+        check_bad_share(bad_samples, len(records), self.max_bad, where)
         records.bad_samples = bad_samples
         return records
 
@@ -139,7 +139,7 @@ class Table(Dataset):
         tables, theirs = self._tables(), self.splits.get(name, name)
         rows = sum(table.num_rows for table, _ in tables.values())
         if not rows and self._unread:
-            check_share([bad_sample for _, bad_sample in self._unread], 0, self.max_bad, repr(self.path))
+            check_bad_share([bad_sample for _, bad_sample in self._unread], 0, self.max_bad, repr(self.path))
         if "split" not in self.names:
             if name == "train" and rows:
                 return numbered(*tables[None])

@@ -12,7 +12,7 @@ import lightning
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_warn
 
-from velm.data.bad_samples import BadSample, refuse_too_many
+from velm.data.bad_samples import BadSample, raise_if_too_many
 from velm.errors import BadDataError, MissingSplitError
 from velm.outputs import Batch
 from velm.training.distributed.gather import gather_list
@@ -97,7 +97,8 @@ class Quarantine(Callback):
             if not bad_samples:
                 continue
             try:
-                refuse_too_many(list(bad_samples.values()), len(data.records(split)), data.max_bad, f"split {split!r}")
+                records = data.records(split)
+                raise_if_too_many(list(bad_samples.values()), len(records), data.max_bad, f"split {split!r}")
             except BadDataError as error:
                 raise BadDataError(f"{error} All of them: {self.file}", error.bad_samples) from None
 
