@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,13 +28,14 @@ def tiny_config() -> dict[str, Any]:
 
 @pytest.fixture
 def write_checkpoint(tmp_path: Path, tiny_config: dict[str, Any]) -> Callable[..., Path]:
-    """`write_checkpoint(name, data=..., target=..., extra=..., **changes to the config) -> path`."""
+    """`write_checkpoint(name, data=..., target=..., extra=..., logit_scale=..., **changes to the config) -> path`."""
 
     def write(
         name: str = "tiny.ckpt",
         data: dict[str, Any] | None = None,
         target: bool = False,
         extra: dict[str, Any] | None = None,
+        logit_scale: float | None = math.exp(2.0),
         **changes: Any,
     ) -> Path:
         from velm.checkpoint import pack
@@ -54,6 +56,7 @@ def write_checkpoint(tmp_path: Path, tiny_config: dict[str, Any]) -> Callable[..
             max_length=16,
             data=data or {"dataset": {"name": "shapes", "test_size": 6, "image_size": 32}},
             target=target,
+            logit_scale=logit_scale,
         )
         weights = {f"model.{key}": value for key, value in model.state_dict().items()}
         weights["losses.contrastive.log_scale"] = torch.tensor(2.0)

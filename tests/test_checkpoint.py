@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import math
 import os
 import pickle
 import sys
@@ -10,13 +11,16 @@ import zipfile
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from velm import __version__, registry
-from velm.checkpoint import FORMAT, build_from_checkpoint, build_tokenizer, pack, read_checkpoint
+from velm.checkpoint import FORMAT, build_from_checkpoint, build_tokenizer, logit_scale_of, pack, read_checkpoint
 from velm.errors import CheckpointError, MissingPluginError
+from velm.losses.weighted import build_losses
 from velm.model import build_model
+from velm.pipeline import load
 
 PLUGIN = '''
 from __future__ import annotations
@@ -93,6 +97,50 @@ def test_the_average_is_taken_unless_the_raw_weights_are_asked_for(write_checkpo
     averaged, raw = build_from_checkpoint(checkpoint), build_from_checkpoint(checkpoint, ema=False)
     difference = raw.image_projection.weight - averaged.image_projection.weight
     assert torch.allclose(difference, torch.ones(()), atol=1e-5)
+
+
+def without_what_older_files_lack(path: Path) -> Path:
+    content = torch.load(path, weights_only=True)
+    for key in ("aligned", "logit_scale"):
+        del content["velm"][key]
+    torch.save(content, path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("losses", "aligned"),
+    [({"contrastive": {}, "captioning": {}}, True), ({"captioning": {}}, False), ({"triplet": {}}, True)],
+    ids=str,
+)
+def test_a_file_written_before_aligned_and_scale_were_stored_loads_the_same(write_checkpoint, losses, aligned):
+    changes = {"losses": losses, "memory": ["image", "text"]}  # both encoders, whatever the losses
+    if "captioning" not in losses:
+        changes |= {"decoder": None, "memory": ["image"]}
+    new = load(write_checkpoint("new.ckpt", **changes))
+    old = load(without_what_older_files_lack(write_checkpoint("old.ckpt", **changes)))
+    assert new.aligned == old.aligned == aligned
+    assert new.logit_scale == pytest.approx(math.exp(2.0))
+    assert old.logit_scale == pytest.approx(new.logit_scale)  # found among the weights
+    images = [np.full((32, 32, 3), shade, np.uint8) for shade in (30, 200)]
+    if new.writes:
+        assert new.caption(images, ["a star", "a red circle"]) == old.caption(images, ["a star", "a red circle"])
+    if aligned:
+        assert torch.equal(new.score(images, ["a star"]), old.score(images, ["a star"]))
+
+
+def test_a_stored_answer_needs_no_class_of_a_loss(write_checkpoint):
+    path = write_checkpoint(losses={"captioning": {}}, memory=["image", "text"])
+    rewrite(path, config=read_checkpoint(path).config | {"losses": {"somebody_elses": {}}})
+    assert not load(path).aligned
+    assert load(without_what_older_files_lack(path)).aligned  # a guess: the class that knows is not here
+
+
+def test_the_scale_is_that_of_the_weights_in_the_file():
+    losses = build_losses({"captioning": {}, "sigmoid": {"temperature": 0.5}})
+    assert logit_scale_of(losses, {}) == pytest.approx(2.0)
+    assert logit_scale_of(losses, {"losses.sigmoid.log_scale": torch.tensor(1.0)}) == pytest.approx(math.e)
+    assert losses["sigmoid"].logit_scale.item() == pytest.approx(2.0)  # untouched
+    assert logit_scale_of(build_losses({"captioning": {}, "triplet": {}}), {}) is None
 
 
 def test_no_pretrained_weights_are_touched(write_checkpoint, monkeypatch):
@@ -222,7 +270,7 @@ class Evil:
 def test_a_pickle_that_wants_to_run_code_is_refused(write_checkpoint, tmp_path):
     made = tmp_path / "made by the pickle"
     path = write_checkpoint(extra={"callbacks": Evil(made)})
-    with pytest.raises(CheckpointError, match=r"refused and not opened: it wants to run \w+\.mkdir"):
+    with pytest.raises(CheckpointError, match=r"refused and not opened: it would run \w+\.mkdir"):
         read_checkpoint(path)
     (tmp_path / "bare.ckpt").write_bytes(pickle.dumps({"velm": Evil(made)}))
     with pytest.raises(CheckpointError, match="refused and not opened: it is a bare pickle"):
@@ -258,7 +306,7 @@ def test_weights_that_do_not_fit(write_checkpoint):
         build_from_checkpoint(replace(checkpoint, weights=weights))
     for words in (
         "text_projection.weight is missing",
-        "extra.weight has no place",
+        "extra.weight is not part of the model",
         "image_projection.weight is (3, 4) in the file and (8, 16) in the model",
         f"written by VELM {__version__}",
     ):

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import csv
 import importlib.util
-import json
 import shutil
 import sys
 from pathlib import Path
@@ -52,20 +51,6 @@ def test_our_side_is_the_shipped_loader(tmp_path: Path) -> None:
     normalised = data.normaliser()(batches[0].images)
     assert normalised.dtype == torch.float32
     assert normalised.abs().max() < 4
-
-
-def test_the_pointing_game_is_played_on_the_checkpoints_own_scenes(write_checkpoint, capsys) -> None:
-    spec = importlib.util.spec_from_file_location("pointing", Path(__file__).parents[2] / "benchmarks" / "pointing.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    assert module.main([str(write_checkpoint()), "--json"]) == 0
-    scores = json.loads(capsys.readouterr().out)
-    assert {f"attention of the {kind}" for kind in ("size", "colour", "shape")} | {"similarity map"} == set(scores)
-    assert scores["similarity map"]["rounds"] == 12
-    assert module.main([str(write_checkpoint())]) == 0
-    assert "similarity map" in capsys.readouterr().out
 
 
 def test_both_definitions_of_recall_agree() -> None:

@@ -305,3 +305,8 @@ def test_an_average_of_the_weights_is_an_option(tmp_path: Path) -> None:
     name = "image_projection.weight"
     assert not torch.equal(stored.weights[name], stored.raw_weights[name])
     assert torch.equal(velm.load(run.path).model.state_dict()[name], stored.weights[name])
+    averaged, raw = (
+        torch.load(run.path, weights_only=True)[state]["losses.contrastive.log_scale"].exp()
+        for state in ("state_dict", "current_model_state")
+    )
+    assert stored.logit_scale == averaged.item() != raw.item()

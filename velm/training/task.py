@@ -9,7 +9,7 @@ import torch
 from jsonargparse.typing import PositiveInt
 from torch import Tensor
 
-from velm.checkpoint import pack
+from velm.checkpoint import logit_scale_of, pack
 from velm.errors import ConfigError
 from velm.losses.weighted import build_losses
 from velm.model import build_model
@@ -295,4 +295,5 @@ class VisionLanguageTask(lightning.LightningModule):
             data=data.config(),
             target=data.has_target,
             plugins=list(dict.fromkeys([*self.spec["plugins"], *data.plugins])),
+            logit_scale=logit_scale_of(self.losses, checkpoint["state_dict"]),  # with `ema`, of the average
         )

@@ -1,14 +1,16 @@
-"""The pointing game by hand, and on drawn scenes with maps whose peaks are known."""
+"""The pointing game by hand, and on drawn scenes with maps of known peaks."""
 
 from __future__ import annotations
+
+import json
 
 import pytest
 import torch
 
+from benchmarks import pointing
+from benchmarks.pointing import chance, hits, play_attention, play_similarity
 from velm.data.synthetic.shapes import Shapes
-from velm.explain import pointing
 from velm.explain.attention import WordMaps
-from velm.explain.pointing import chance, hits, play_attention, play_similarity
 from velm.pipeline import load
 
 
@@ -25,12 +27,11 @@ def records():
     return Shapes(test_size=6, image_size=64).split("test")
 
 
-def test_words_are_held_against_their_own_object(records, write_checkpoint, monkeypatch):
-    """A decoder that looks at the middle of the object that it names finds everything, one that swaps them nothing."""
-    todo = list(records)
+def test_each_word_is_compared_with_the_box_of_its_own_object(records, write_checkpoint, monkeypatch):
+    """A decoder that attends to the centre of the object it names always hits, one that swaps the objects never."""
 
-    def looked(swapped):
-        queue = iter(todo)
+    def maps_of(swapped):
+        queue = iter(records)
 
         def word_maps(pipeline, image, texts):
             found = []
@@ -50,11 +51,20 @@ def test_words_are_held_against_their_own_object(records, write_checkpoint, monk
 
     pipeline = load(write_checkpoint())
     for swapped, share in ((False, 1.0), (True, 0.0)):
-        monkeypatch.setattr(pointing, "word_maps", looked(swapped))
+        monkeypatch.setattr(pointing, "word_maps", maps_of(swapped))
         found = play_attention(pipeline, records, batch_size=4)
         assert {kind: (score.hits, score.rounds) for kind, score in found.items()} == dict.fromkeys(
             ("size", "colour", "shape"), (share, 12)
         )
+
+
+def test_it_is_played_on_the_checkpoints_own_scenes(write_checkpoint, capsys) -> None:
+    assert pointing.main([str(write_checkpoint()), "--json"]) == 0
+    scores = json.loads(capsys.readouterr().out)
+    assert {f"attention of the {kind}" for kind in ("size", "colour", "shape")} | {"similarity map"} == set(scores)
+    assert scores["similarity map"]["rounds"] == 12
+    assert pointing.main([str(write_checkpoint())]) == 0
+    assert "similarity map" in capsys.readouterr().out
 
 
 def test_similarity_is_of_each_object(records, write_checkpoint):
@@ -64,6 +74,6 @@ def test_similarity_is_of_each_object(records, write_checkpoint):
     assert 0 <= score.hits <= 1
 
 
-def test_a_decoder_that_does_not_say_plays_no_game(records, write_checkpoint, monkeypatch):
+def test_a_decoder_without_attention_has_no_score(records, write_checkpoint, monkeypatch):
     monkeypatch.setattr(pointing, "word_maps", lambda pipeline, image, texts: [None] * len(texts))
     assert play_attention(load(write_checkpoint()), records) == {}
