@@ -165,7 +165,7 @@ def aligned_by_losses(config: Mapping[str, Any]) -> bool:
     return not config.get("losses") or bool(EMBEDS & needs_of(config["losses"]))
 
 
-def logit_scale_of(losses: Mapping[str, nn.Module], state: Mapping[str, Tensor]) -> float | None:
+def logit_scale_of(losses: nn.ModuleDict, state: Mapping[str, Tensor]) -> float | None:
     """The inverse temperature of the alignment loss at the weights that a checkpoint stores, such as an EMA.
 
     Args:
