@@ -77,7 +77,7 @@ def measure(samples: int, piece: int | None) -> dict[str, float]:
         if watched is not None:
             watched.ignore([images, tokens, mask, batch.image_ids, *task.parameters(), *gradients])
         with watched or contextlib.nullcontext():
-            task._losses(batch)[0].backward()
+            task.compute_losses(batch)[0].backward()
         return time.perf_counter() - begun
 
     step(2)  # kernels and their scratch room are set up

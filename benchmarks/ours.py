@@ -55,8 +55,9 @@ class Trained(Steps):
     def __init__(self, config: Mapping[str, Any], settings: Settings) -> None:
         from velm.losses.weighted import build_losses
         from velm.model import build_model
+        from velm.training.config import OptimizerConfig
         from velm.training.memory.compile import compile_tower
-        from velm.training.optim import OptimizerConfig, build_optimizer
+        from velm.training.optim import build_optimizer
 
         self.settings = settings
         self.model = build_model(dict(config)).train().to(settings.device)

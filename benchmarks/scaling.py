@@ -146,7 +146,7 @@ def _steps(layout: str, world: int, steps: int) -> dict[str, Any]:
     predicted: dict[str, int] = defaultdict(int)
     for each in collectives(costs(), setup):
         predicted[each.kind] += each.bytes
-    gather = _gather_seconds(task.spec["embed_dim"]) if world > 1 else 0.0
+    gather = _gather_seconds(task.model_config["embed_dim"]) if world > 1 else 0.0
     return {
         "step": statistics.median(times[1:-1] or times),
         "gather": gather,
@@ -179,7 +179,7 @@ class _Wrapped(torch.nn.Module):
         self.task = task
 
     def forward(self, batch: Any) -> Tensor:
-        total: Tensor = self.task._losses(batch)[0]
+        total: Tensor = self.task.compute_losses(batch)[0]
         return total
 
 

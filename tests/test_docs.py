@@ -253,11 +253,9 @@ def test_every_built_in_part_is_described_by_options_it_has(page: str, title: st
 
 
 def test_every_key_of_a_run_is_described() -> None:
-    from velm.training.balancing.watch import WatchConfig
-    from velm.training.data import Augmentation, VisionLanguageData
-    from velm.training.optim import OptimizerConfig
+    from velm.training.config import Augmentation, OptimizerConfig, ValidationConfig, WatchConfig
+    from velm.training.data import VisionLanguageData
     from velm.training.task import VisionLanguageTask
-    from velm.training.validation import ValidationConfig
 
     handed = {"plugins", "vocab_size", "pad_id"}
     tables: Mapping[tuple[str, str], type] = {

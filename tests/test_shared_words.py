@@ -20,8 +20,9 @@ from velm.generation import generate
 from velm.generation.config import GenerationConfig
 from velm.model import VisionLanguageModel, build_model
 from velm.outputs import Batch, EncoderOutput
+from velm.training.config import OptimizerConfig
 from velm.training.memory.compile import compile_tower
-from velm.training.optim import OptimizerConfig, parameter_groups
+from velm.training.optim import parameter_groups
 from velm.training.task import VisionLanguageTask
 
 VOCAB = 20
@@ -69,7 +70,7 @@ def step(task: VisionLanguageTask, batch: Batch) -> dict[str, Tensor]:
     """Losses and gradients in float64 and training mode."""
     task.double().train()._trainer = Alone()  # type: ignore[assignment]
     torch.manual_seed(3)
-    total, parts = task._losses(batch)
+    total, parts = task.compute_losses(batch)
     total.backward()
     return {"total": total.detach(), **parts, **{n: p.grad for n, p in task.named_parameters() if p.grad is not None}}
 

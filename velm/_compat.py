@@ -1,0 +1,141 @@
+"""Every private name of torch, Lightning and datasets that VELM uses, each behind a small function.
+
+pyproject.toml bounds the versions from above, and tests/test_compat.py calls each function against the installed ones:
+before the bounds are raised, that test says what has moved. Nothing heavy is imported until a function is called.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+__all__ = [
+    "FakeTensorMode",
+    "TorchDispatchMode",
+    "allow_second_backward",
+    "dataset_fingerprint",
+    "flop_formula",
+    "gpu_flops_table",
+    "has_own_checkpoint_io",
+    "is_batch_norm",
+    "is_dropout",
+    "is_recomputing",
+    "is_running_norm",
+    "request_stop",
+    "set_data_parallel_size",
+    "set_process_group_timeout",
+    "storage_key",
+]
+
+_CLASSES = {
+    "FakeTensorMode": "torch._subclasses.fake_tensor",
+    "TorchDispatchMode": "torch.utils._python_dispatch",
+}
+"""Classes that torch documents by their private module; imported at first use."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _CLASSES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_CLASSES[name]), name)
+
+
+# --- torch
+
+
+def is_batch_norm(module: object) -> bool:
+    """Whether a module is a batch norm of any number of dimensions, synchronised ones included."""
+    from torch.nn.modules.batchnorm import _BatchNorm
+
+    return isinstance(module, _BatchNorm)
+
+
+def is_running_norm(module: object) -> bool:
+    """Whether a module is a norm that may keep running statistics: batch norm or instance norm."""
+    from torch.nn.modules.batchnorm import _NormBase
+
+    return isinstance(module, _NormBase)
+
+
+def is_dropout(module: object) -> bool:
+    """Whether a module is one of torch's dropout layers, whose probability is its attribute `p`."""
+    from torch.nn.modules.dropout import _DropoutNd
+
+    return isinstance(module, _DropoutNd)
+
+
+def is_recomputing() -> bool:
+    """Whether a forward pass is running inside a backward pass, as activation checkpointing does."""
+    import torch
+
+    return torch._C._current_graph_task_id() != -1 and torch.is_grad_enabled()
+
+
+def allow_second_backward() -> None:
+    """Allow a second backward pass through graphs that are compiled from now on; costs memory.
+
+    By default a compiled backward pass overwrites activations that it has used ("donated buffers").
+    """
+    import torch._functorch.config
+
+    torch._functorch.config.donated_buffer = False
+
+
+def storage_key(storage: Any) -> int:
+    """The address of a storage's C++ object: equal for two Python views of it, for fake tensors too."""
+    key: int = storage._cdata
+    return key
+
+
+def flop_formula(function: Any) -> Any | None:
+    """torch's formula for the floating-point operations of an ATen function; None if it has none."""
+    from torch.utils.flop_counter import flop_registry
+
+    return flop_registry.get(getattr(function, "_overloadpacket", function))
+
+
+# --- Lightning
+
+
+def request_stop(trainer: Any) -> None:
+    """Make the Trainer stop after the step under way, as it does after SIGTERM."""
+    trainer._signal_connector.received_sigterm = True
+
+
+def set_process_group_timeout(strategy: Any, seconds: float) -> None:
+    """Set how long a rank waits for the others in a collective; no effect on strategies without a process group."""
+    if hasattr(strategy, "_timeout"):
+        strategy._timeout = timedelta(seconds=seconds)
+
+
+def has_own_checkpoint_io(strategy: Any) -> bool:
+    """Whether a strategy object was constructed with a `CheckpointIO`."""
+    return getattr(strategy, "_checkpoint_io", None) is not None
+
+
+def set_data_parallel_size(strategy: Any, size: int) -> None:
+    """Set the number of ranks of a `ModelParallelStrategy` that shard the weights, before it makes its mesh."""
+    strategy._data_parallel_size = size
+
+
+def gpu_flops_table() -> dict[str, dict[Any, float]]:
+    """Lightning's table of FLOP/s by the vendors' data sheets: chip -> torch.dtype -> FLOP/s of dense products."""
+    from lightning.fabric.utilities.throughput import _CUDA_FLOPS
+
+    table: dict[str, dict[Any, float]] = _CUDA_FLOPS
+    return table
+
+
+# --- datasets
+
+
+def dataset_fingerprint(dataset: Any) -> str:
+    """The hash by which `datasets` names a table and the transforms that made it."""
+    fingerprint: str = dataset._fingerprint
+    return fingerprint

@@ -82,7 +82,8 @@ def their_loader(folder: Path, batch_size: int, workers: int) -> Iterable[Any]:
 
 
 def our_loader(folder: Path, batch_size: int, workers: int) -> Iterable[Any]:
-    from velm.training.data import Augmentation, VisionLanguageData
+    from velm.training.config import Augmentation
+    from velm.training.data import VisionLanguageData
 
     table = {"name": "csv", "path": str(folder / "ours.csv"), "split_column": None, "image_id_column": None}
     data = VisionLanguageData(

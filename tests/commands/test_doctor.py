@@ -195,7 +195,7 @@ def test_faults_of_the_data(
         ("--model.optimizer.lr_scale={text: 0.1}", "model", "error", "optimizer.lr_scale names 'text'"),
         ("--model.image_encoder.name=ccn", "model", "error", "Did you mean 'cnn'?"),
         ("--model.losses={contrastive: {}}", "model", "warning", "The decoder is left out"),
-        ("--model.memory=[image, text]", "model", "error", "name the column of the sentence to write"),
+        ("--model.memory=[image, text]", "model", "error", "name the column of the caption to write"),
         ("--model.decoder.max_length=8", "model", "error", "data.max_length is 16 tokens, but the decoder holds 8"),
         (
             "--model.text_encoder={name: transformer, dim: 16, depth: 1, max_length: 4}",

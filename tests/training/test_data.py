@@ -16,7 +16,8 @@ from PIL import Image
 from velm.data.synthetic import shapes as drawings
 from velm.errors import ConfigError, DataError, MissingSplitError, PluginError, UnknownNameError
 from velm.outputs import Batch
-from velm.training.data import Augmentation, VisionLanguageData
+from velm.training.config import Augmentation
+from velm.training.data import VisionLanguageData
 
 SHAPES = {
     "name": "shapes", "train_size": 10, "val_size": 5, "test_size": 4, "heldout_size": 2, "objects": 1, "image_size": 32

@@ -228,7 +228,7 @@ def test_two_devices_write_one_run(config: Path) -> None:
         ("--model.losses={contrastve: {}}", "Unknown loss 'contrastve'. Did you mean 'contrastive'?"),
         ("--model.losses={contrastive: {weight: -1}}", "The weight of the loss 'contrastive' is a number >= 0; got -1"),
         ("--model.decoder=null", "The loss 'captioning' needs a decoder, and the model has none"),
-        ("--model.memory=[image, text]", "name the column of the sentence to write"),
+        ("--model.memory=[image, text]", "name the column of the caption to write"),
         ("--model.memory=[sound]", "memory lists 'image', 'text' or both; got ['sound']"),
         ("--model.freeze=[image_encodr]", "freeze names 'image_encodr'"),
         ("--data.dataset={name: csv, path: nowhere.csv}", "nowhere.csv"),

@@ -11,7 +11,8 @@ import torch
 
 from velm.data.shards.packing import pack
 from velm.outputs import Batch
-from velm.training.data import Augmentation, VisionLanguageData
+from velm.training.config import Augmentation
+from velm.training.data import VisionLanguageData
 
 SHAPES = {"name": "shapes", "train_size": 50, "val_size": 9, "test_size": 4, "image_size": 32}
 OPTIONS: dict[str, Any] = {

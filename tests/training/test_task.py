@@ -16,10 +16,9 @@ from velm.checkpoint import read_checkpoint
 from velm.errors import ConfigError, UnknownNameError
 from velm.losses.weighted import build_losses
 from velm.outputs import Batch
+from velm.training.config import OptimizerConfig, ValidationConfig
 from velm.training.data import VisionLanguageData
-from velm.training.optim import OptimizerConfig
 from velm.training.task import VisionLanguageTask
-from velm.training.validation import ValidationConfig
 
 JOINT: dict[str, Any] = {"contrastive": {"weight": 0.5}, "captioning": {"weight": 2.0}}
 RECALL = {
@@ -195,7 +194,7 @@ def test_captioning_without_a_decoder_is_refused() -> None:
 def test_text_in_memory_and_no_target_is_refused_before_training(tmp_path: Path, memory: list[str]) -> None:
     task, data = make_task(memory=memory), make_data()
     with pytest.raises(
-        ConfigError, match=r"name the column of the sentence to write, e.g. `data.dataset.target_column: de`"
+        ConfigError, match=r"name the column of the caption to write, e.g. `data.dataset.target_column: de`"
     ):
         make_trainer(tmp_path).fit(task, datamodule=data)
     assert task.trainer.global_step == 0
@@ -262,7 +261,7 @@ def test_a_checkpoint_stands_on_its_own(run: Run) -> None:
     assert stored.config["vocab_size"] == run.data.vocab_size
     assert stored.transform == {"image_size": 16, "resize": "crop"}
     assert (stored.max_length, stored.target, stored.plugins, stored.raw_weights) == (16, False, [], None)
-    assert stored.data["dataset"] == run.data.dataset_spec
+    assert stored.data["dataset"] == run.data.dataset_config
 
 
 def test_saved_equals_loaded(run: Run) -> None:

@@ -12,8 +12,9 @@ from velm import metrics
 from velm.losses.weighted import build_losses
 from velm.model import build_model
 from velm.pipeline import Pipeline
+from velm.training.config import ValidationConfig
 from velm.training.data import VisionLanguageData
-from velm.training.validation import SplitScores, ValidationConfig
+from velm.training.validation import SplitScores
 
 SIZES = {"train_size": 4, "val_size": 5, "test_size": 1, "heldout_size": 0}
 RECALLS = [f"{way}/recall@{k}" for way in ("image_to_text", "text_to_image") for k in (1, 5, 10)]

@@ -101,7 +101,7 @@ class Trunk(nn.Module):
         self.frozen = 0
         self._folded = FoldedCopy()
         if isinstance(model, models.VisionTransformer):
-            model.encoder._register_load_state_dict_pre_hook(_fit_positions, with_module=True)
+            model.encoder.register_load_state_dict_pre_hook(_fit_positions)
 
     def stages(self) -> list[str]:
         """The steps that have parameters."""

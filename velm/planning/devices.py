@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from lightning.fabric.utilities.throughput import _CUDA_FLOPS
 
+from velm import _compat
 from velm.errors import ConfigError
 
 __all__ = ["DEVICES", "Device", "device"]
@@ -48,7 +48,7 @@ _BOARDS: dict[str, tuple[str, float, float]] = {
 
 
 def _device(chip: str, memory: float, link: float) -> Device:
-    speeds = _CUDA_FLOPS[chip]
+    speeds = _compat.gpu_flops_table()[chip]
     return Device(memory, speeds.get(torch.bfloat16, speeds[torch.float16]), speeds[torch.float32], link)
 
 

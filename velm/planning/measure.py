@@ -16,19 +16,19 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
+from velm import _compat
+from velm._compat import FakeTensorMode, TorchDispatchMode
 from velm.errors import ConfigError
 from velm.losses.weighted import build_losses
 from velm.outputs import EMBEDS, Batch, VisionLanguageOutput
 from velm.planning.step import Costs
 from velm.pretrained.weights import skip_pretrained
-from velm.training.memory.blocks import blocks_of
+from velm.training.memory.recompute import blocks_of
 from velm.training.task import VisionLanguageTask
 
 __all__ = ["PeakMemory", "measure"]
@@ -51,7 +51,7 @@ class PeakMemory(TorchDispatchMode):
 
     def ignore(self, tensors: Sequence[Tensor]) -> None:
         """Leave the memory of these out."""
-        self._known |= {tensor.untyped_storage()._cdata for tensor in tensors}
+        self._known |= {_compat.storage_key(tensor.untyped_storage()) for tensor in tensors}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
@@ -61,7 +61,7 @@ class PeakMemory(TorchDispatchMode):
         return result
 
     def _count(self, storage: torch.UntypedStorage) -> None:
-        key, size = storage._cdata, storage.nbytes()
+        key, size = _compat.storage_key(storage), storage.nbytes()
         if key in self._known:
             return
         self._known.add(key)
@@ -178,8 +178,8 @@ def _of_pairs(loss: Any) -> bool:
 def _losses_of_pairs(task: VisionLanguageTask) -> tuple[Any, Any]:
     """Parabolas in the rows of a batch: bytes and FLOPs of the losses that compare its samples."""
     pairs = {name: loss for name, loss in task.losses.named().items() if _of_pairs(loss)}
-    spec = {name: options for name, options in task.spec["losses"].items() if name.rpartition(":")[2] in pairs}
-    losses, width = build_losses(spec), task.spec["embed_dim"]
+    spec = {name: options for name, options in task.model_config["losses"].items() if name.rpartition(":")[2] in pairs}
+    losses, width = build_losses(spec), task.model_config["embed_dim"]
     found = []
     for rows in PAIRS:
         embeds = [F.normalize(torch.randn(rows, width), dim=1).requires_grad_() for _ in range(2)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import cached_property
 from typing import Any, Literal
 
@@ -22,22 +22,8 @@ from velm.data.feature_cache.store import FeatureReader
 from velm.data.images.transforms import EvalTransform, TrainTransform
 from velm.data.text.base import Tokenizer
 from velm.errors import ConfigError, DataError, MissingSplitError
+from velm.training.config import Augmentation
 from velm.training.recovery.resume import run_seed
-
-
-@dataclass
-class Augmentation:
-    """What happens to a training image.
-
-    Args:
-        crop_scale: smallest and largest share of the image's area that a random crop keeps; None for no crop.
-        flip: mirror half the images. Leave it off where sentences say left and right.
-        color_jitter: strength of random brightness, contrast and saturation, as a fraction; 0 for none.
-    """
-
-    crop_scale: tuple[float, float] | None = None
-    flip: bool = False
-    color_jitter: float = 0.0
 
 
 class VisionLanguageData(lightning.LightningDataModule):
@@ -98,7 +84,7 @@ class VisionLanguageData(lightning.LightningDataModule):
                 raise ConfigError(f"data.{what} must be at least {minimum}; got {number}.")
         self.plugins = list(plugins or [])
         registry.load_plugins(self.plugins)
-        self.dataset_spec, self.tokenizer_spec = dataset, tokenizer
+        self.dataset_config, self.tokenizer_config = dataset, tokenizer
         self.image_size, self.resize, self.augment = image_size, resize, augment
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size or batch_size
         self.captions, self.max_length, self.num_workers = captions, max_length, num_workers
@@ -124,12 +110,12 @@ class VisionLanguageData(lightning.LightningDataModule):
 
     @property
     def tokenizer_name(self) -> str:
-        return registry.split_config(self.tokenizer_spec, "tokenizer")[0]
+        return registry.split_config(self.tokenizer_config, "tokenizer")[0]
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
         """Trained on the sentences (and targets) of the training split."""
-        tokenizer: Tokenizer = registry.tokenizers.build(self.tokenizer_spec)
+        tokenizer: Tokenizer = registry.tokenizers.build(self.tokenizer_config)
         if not tokenizer.trained:
             records = self.records("train")
             tokenizer.train(text for place in range(len(records)) for text in _sentences(text_only(records, place)))
@@ -171,7 +157,7 @@ class VisionLanguageData(lightning.LightningDataModule):
             "max_length", "num_workers", "max_bad",
         )  # fmt: skip
         stored = {name: getattr(self, name) for name in names}
-        specs = {"dataset": self.dataset_spec, "tokenizer": self.tokenizer_spec}
+        specs = {"dataset": self.dataset_config, "tokenizer": self.tokenizer_config}
         return {**specs, "augment": asdict(self.augment), **stored}
 
     @property

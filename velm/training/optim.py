@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -12,33 +11,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from velm.errors import ConfigError
-
-
-@dataclass
-class OptimizerConfig:
-    """AdamW, warm-up and cosine decay.
-
-    Args:
-        lr: peak learning rate.
-        weight_decay: decoupled; norms, biases, scales and whatever else has fewer than two dimensions get none.
-        betas: AdamW's moment decays.
-        warmup: fraction of all optimizer steps over which the rate rises linearly from zero.
-        min_lr: the rate at the last step, as a fraction of `lr`.
-        lr_scale: factor on `lr` for a part, e.g. {image_encoder: 0.1}.
-    """
-
-    lr: float = 1e-3
-    weight_decay: float = 0.01
-    betas: tuple[float, float] = (0.9, 0.98)
-    warmup: float = 0.05
-    min_lr: float = 0.0
-    lr_scale: dict[str, float] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        if not self.lr > 0:
-            raise ValueError(f"optimizer.lr must be positive; got {self.lr}.")
-        if not 0 <= self.warmup < 1:
-            raise ValueError(f"optimizer.warmup is a fraction of all steps, 0 <= warmup < 1; got {self.warmup}.")
+from velm.training.config import OptimizerConfig
 
 
 def parameter_groups(modules: dict[str, nn.Module], config: OptimizerConfig) -> list[dict[str, object]]:

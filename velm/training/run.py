@@ -18,23 +18,23 @@ from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelChec
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from velm import _compat
 from velm.errors import BadDataError, ConfigError, RunFailedError, WorkerDiedError
-from velm.training.balancing.watch import GradientWatch, WatchConfig
-from velm.training.data import Augmentation, VisionLanguageData
+from velm.training.balancing.watch import GradientWatch
+from velm.training.config import Augmentation, OptimizerConfig, ValidationConfig, WatchConfig
+from velm.training.data import VisionLanguageData
 from velm.training.distributed.fsdp import register_strategy
 from velm.training.memory.allocation import keep_freed_memory
 from velm.training.monitor.alarms import Alarms
-from velm.training.monitor.callbacks import CaptionPanel, EventLogger, LastWords, ResumableCSVLogger
+from velm.training.monitor.loggers import CaptionPanel, EventLogger, PrintSummary, ResumableCSVLogger
 from velm.training.monitor.throughput import Speed
-from velm.training.optim import OptimizerConfig
 from velm.training.recovery.checkpoint_io import Checkpoints, exists, join
 from velm.training.recovery.nonfinite import NonFiniteGuard
 from velm.training.recovery.quarantine import FILE, Quarantine, write_down
-from velm.training.recovery.ranks import Ranks, meet_anew, set_timeout
+from velm.training.recovery.ranks import Ranks, meet_anew
 from velm.training.recovery.resume import TERMINATED, Resume, Terminate, slurm
 from velm.training.recovery.run_folder import begin, refuse_url, restarted, to_go_on_from
 from velm.training.task import VisionLanguageTask
-from velm.training.validation import ValidationConfig
 
 CLI = TypeVar("CLI", bound="VelmCLI")
 
@@ -119,7 +119,7 @@ class VelmCLI(LightningCLI):
         if self.subcommand == "fit" and trainer.strategy.root_device.type == "cpu":
             keep_freed_memory()
         if isinstance(config["strategy"], str):
-            set_timeout(trainer.strategy, self._get(self.config_init, "process_group_timeout"))
+            _compat.set_process_group_timeout(trainer.strategy, self._get(self.config_init, "process_group_timeout"))
         return trainer
 
     def _callbacks(self, folder: Path, config: Any) -> list[Callback]:
@@ -127,7 +127,7 @@ class VelmCLI(LightningCLI):
             return []
         place = str(self._get(self.config_init, "checkpoint_dir") or folder)
         guard = NonFiniteGuard(folder, self._get(self.config_init, "max_nonfinite_steps"))
-        callbacks: list[Callback] = [CaptionPanel(), LastWords(), Ranks(folder), Resume(place, kept=self.going_on)]
+        callbacks: list[Callback] = [CaptionPanel(), PrintSummary(), Ranks(folder), Resume(place, kept=self.going_on)]
         callbacks += [Quarantine(folder), guard, Alarms(folder)]
         if config["logger"] is not False:
             callbacks += [LearningRateMonitor(logging_interval="step"), GradientWatch(), Speed()]

@@ -15,48 +15,52 @@ from velm.losses.weighted import build_losses
 from velm.model import build_model
 from velm.outputs import Batch
 from velm.pipeline import Pipeline
+from velm.training.balancing.gradients import GradientProjection
 from velm.training.balancing.policies import build_policy
-from velm.training.balancing.projection import GradientProjection
-from velm.training.balancing.watch import WatchConfig
+from velm.training.config import OptimizerConfig, ValidationConfig, WatchConfig
 from velm.training.distributed import fsdp as sharding
-from velm.training.distributed.gather import gather_global
-from velm.training.memory import blocks
+from velm.training.distributed.gather import Gather, gather_list
 from velm.training.memory.compile import compile_tower
 from velm.training.memory.feature_cache import prepare_features, require_frozen
-from velm.training.memory.micro_batch import losses_in_pieces, warn_of_pieces
-from velm.training.optim import OptimizerConfig, build_optimizer, build_schedule, warm_ema
+from velm.training.memory.micro_batch import micro_batch_losses, warn_about_negatives, warn_about_norms
+from velm.training.memory.recompute import checkpoint_blocks
+from velm.training.optim import build_optimizer, build_schedule, warm_ema
 from velm.training.recovery.nonfinite import Averaging
 from velm.training.recovery.resume import seed_step
-from velm.training.validation import SplitScores, ValidationConfig
+from velm.training.validation import SplitScores
 
-PARTS = ("image_encoder", "text_encoder", "decoder")
+TOWERS = ("image_encoder", "text_encoder", "decoder")
 
 
 class VisionLanguageTask(lightning.LightningModule):
-    """Trains what the losses name: alignment, captioning, or both at once.
+    """Trains a model on the losses of its config: alignment, captioning, or both.
 
     Args:
-        image_encoder: spec of an image encoder, e.g. {name: cnn, dim: 128}.
-        text_encoder: spec of a text encoder.
-        decoder: spec of a decoder; left out for alignment only.
+        image_encoder: part config of an image encoder, e.g. {name: cnn, dim: 128}.
+        text_encoder: part config of a text encoder.
+        decoder: part config of a decoder; none for alignment only.
         losses: {name: {weight: 1.0, options}}; their weighted sum is minimised.
-        balance: spec of what else weighs them: fixed (nothing), uncertainty or projection.
-        embed_dim: width of the joint space.
-        embed_dropout: probability of zeroing a number of an encoder's pooled vector on its way there.
+        balance: part config of the balancing policy: fixed (none), uncertainty or projection.
+        embed_dim: width E of the joint space.
+        embed_dropout: dropout probability on an encoder's pooled vector before its projection.
         memory: what the decoder attends over: [image], [text] or [image, text].
         optimizer: learning rate, decay, warm-up.
         micro_batch_size: samples of a device's batch whose activations exist at the same time; the gradient is that of
-            the whole batch (see `velm.training.memory.micro_batch`). None: all of them, which is faster where they fit.
-        checkpoint_blocks: keep only what goes into the towers' repeated blocks, and compute them again on the way back.
-        compile: hand the towers to torch.compile; sentences of any length are one graph.
+            the whole batch (see `velm.training.memory.micro_batch`). None: all of them, which is faster if they fit.
+        checkpoint_blocks: keep only the inputs of the towers' repeated blocks and recompute the blocks in the backward
+            pass.
+        compile: compile the towers by torch.compile, with one graph for texts of any length.
         freeze: parts that are not trained: image_encoder, text_encoder, decoder.
-        ema: decay a step of an exponential moving average of the weights (smaller at first, see `warm_ema`), which
-            is then what is validated and saved; None for none.
-        validation: what is measured at every validation.
-        watch: how often the losses' gradients are looked at, and what raises an alarm.
+        ema: decay per step of an exponential moving average of the weights (smaller at first, see `warm_ema`), which
+            is validated and saved in place of the weights; None: no average.
+        validation: how much a validation measures.
+        watch: how often the losses' gradients are compared, and the thresholds of the alarms.
         plugins: modules or .py files whose decorators register parts.
-        vocab_size: V; the data module hands it over.
-        pad_id: the padding token; the data module hands it over.
+        vocab_size: V; set by the data module.
+        pad_id: id of the padding token; set by the data module.
+
+    Raises:
+        ConfigError: there is no loss, or parts, losses and options do not fit together.
     """
 
     def __init__(
@@ -83,68 +87,61 @@ class VisionLanguageTask(lightning.LightningModule):
         pad_id: int = 0,
     ) -> None:
         super().__init__()
-        weighted = {name: dict(options or {}) for name, options in (losses or {}).items()}
-        if not weighted:
+        losses = {name: dict(options or {}) for name, options in (losses or {}).items()}
+        if not losses:
             raise ConfigError("`losses:` lists none; e.g. {contrastive: {}, captioning: {weight: 2.0}}.")
-        self.spec: dict[str, Any] = {
-            "image_encoder": image_encoder,
-            "text_encoder": text_encoder,
-            "decoder": decoder,
-            "losses": weighted,
-            "embed_dim": embed_dim,
-            "embed_dropout": embed_dropout,
-            "memory": list(memory or ["image"]),
-            "plugins": list(plugins or []),
-            "vocab_size": vocab_size,
-            "pad_id": pad_id,
-        }
-        self.optimizer_config = optimizer
-        self.validation_config, self.watch_config = validation, watch
-        self.model = build_model(self.spec)
-        self.losses = build_losses(weighted)
+        self.model_config: dict[str, Any] = {
+            "image_encoder": image_encoder, "text_encoder": text_encoder, "decoder": decoder, "losses": losses,
+            "embed_dim": embed_dim, "embed_dropout": embed_dropout, "memory": list(memory or ["image"]),
+            "plugins": list(plugins or []), "vocab_size": vocab_size, "pad_id": pad_id,
+        }  # fmt: skip
+        self.optimizer_config, self.validation_config, self.watch_config = optimizer, validation, watch
+        self.model = build_model(self.model_config)
+        self.losses = build_losses(losses)
         self.balance = build_policy(balance, self.losses.weights)
+        self.micro_batch_size, self.ema = micro_batch_size, ema
+        self.frozen, self.compiled, self.sharded = tuple(freeze or ()), compile, False
         self.weighted_losses: dict[str, Tensor] = {}
-        self.micro_batch_size = micro_batch_size
-        self.needs = self.losses.requires
-        self.frozen = tuple(freeze or ())
-        self._freeze()
-        self.sharded = False
-        self.compiled = compile
-        towers = {name: part for name in PARTS if (part := getattr(self.model, name)) is not None}
-        if checkpoint_blocks:
-            blocks.checkpoint_blocks(towers)
-        if compile:
+        self.scores: dict[str, SplitScores] = {}
+        self.predictions: dict[int, dict[str, str]] = {}
+        self._prepare_towers(checkpoint_blocks)
+
+    def _prepare_towers(self, checkpoint: bool) -> None:
+        """Freeze, checkpoint and compile the towers, as the options say."""
+        towers = {name: tower for name in TOWERS if (tower := getattr(self.model, name)) is not None}
+        for name in self.frozen:
+            if name not in towers:
+                raise ConfigError(f"freeze names {name!r}; the model's parts are {', '.join(towers)}.")
+            towers[name].requires_grad_(False).eval()  # Lightning trains modules in the mode it finds them in
+        if checkpoint:
+            checkpoint_blocks(towers)
+        if self.compiled:
             for tower in towers.values():
                 compile_tower(tower)
-        self.ema = ema
-        self.scores: dict[str, SplitScores] = {}
 
-    def _freeze(self) -> None:
-        for part in self.frozen:
-            module = getattr(self.model, part, None) if part in PARTS else None
-            if module is None:
-                there = [name for name in PARTS if getattr(self.model, name) is not None]
-                raise ConfigError(f"freeze names {part!r}; the model's parts are {', '.join(there)}.")
-            module.requires_grad_(False).eval()  # Lightning trains modules in the mode it finds them in
+    @property
+    def needs(self) -> frozenset[str]:
+        """The model outputs that the losses require."""
+        return self.losses.requires
 
     def train(self, mode: bool = True) -> VisionLanguageTask:
-        """As ever, but frozen parts stay in eval mode: their dropout and batch statistics are off."""
+        """Set the mode of all modules except frozen parts, which stay in eval mode."""
         super().train(mode)
-        for part in self.frozen:
-            getattr(self.model, part).eval()
+        for name in self.frozen:
+            getattr(self.model, name).eval()
         return self
 
     def configure_model(self) -> None:
-        """Cut the weights into shards, where the strategy is FSDP2."""
+        """Shard the weights if the strategy is FSDP2."""
         if self.device_mesh is None or self.sharded:
             return
         if self.ema is not None:
-            raise ConfigError("model.ema averages whole weights, and fsdp2 shards them: set it to null, or use ddp.")
+            raise ConfigError("model.ema averages complete weights, and fsdp2 shards them: set it to null, or use ddp.")
         sharding.shard(self.model, self.device_mesh["data_parallel"])
         self.sharded = True
 
     def setup(self, stage: str) -> None:
-        """Hold data and model against each other before anything is trained."""
+        """Check that data and model fit together."""
         if stage == "predict" and self.model.decoder is None:
             raise ConfigError(
                 "`velm predict` captions the test split, and this model has no decoder. For recall: velm evaluate."
@@ -154,18 +151,18 @@ class VisionLanguageTask(lightning.LightningModule):
             self.check_data(data)
 
     def check_data(self, data: Any) -> None:
-        """See that the data module's sentences are what the model reads and writes.
+        """Check that the data module's texts are what the model reads and writes.
 
         Raises:
-            ConfigError: the text is in the memory and there is nothing else to write, the decoder is too short, or
+            ConfigError: the text is in the memory and there is no target column, the decoder is too short, or
                 `cache_features` is set and the image encoder is not frozen.
         """
         if getattr(data, "cache_features", False):
             require_frozen(self.model.image_encoder)
         if "decoder" in self.needs and "text" in self.model.memory_sources and not data.has_target:
             raise ConfigError(
-                "The decoder attends over the text (memory: [..., text]), so it cannot be asked to write that same "
-                "text: name the column of the sentence to write, e.g. `data.dataset.target_column: de`, "
+                "The decoder attends over the text (memory: [..., text]), so it cannot be trained to write that same "
+                "text: name the column of the caption to write, e.g. `data.dataset.target_column: de`, "
                 "or leave text out of `memory:`."
             )
         limit = getattr(self.model.decoder, "max_length", None)
@@ -176,60 +173,75 @@ class VisionLanguageTask(lightning.LightningModule):
             )
 
     def on_fit_start(self) -> None:
-        """The weights are as they will be used: a checkpoint's, if there is one."""
-        prepare_features(self)
-        warn_of_pieces(self, self.trainer.accumulate_grad_batches)
+        """Runs after a checkpoint's weights are loaded, so features are cached with the weights that will be used."""
+        prepare_features(self.trainer, self.model, self.model_config["image_encoder"], self.needs)
+        warn_about_negatives(self.losses, self.trainer.accumulate_grad_batches)
+        warn_about_norms(self.model, self.micro_batch_size)
 
     def on_train_batch_start(self, batch: Batch, batch_index: int) -> None:
         seed_step(self.current_epoch, batch_index, self.global_rank)
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
-        _, parts = self._losses(batch)
+        _, parts = self.compute_losses(batch)
         self.weighted_losses = {name: self.losses.weights[name] * part for name, part in parts.items()}
         total = self.balance(self.weighted_losses)
         values = {f"train/{name}": value.detach() for name, value in {"loss": total, **parts}.items()}
-        self.log_dict(values, prog_bar=True, batch_size=len(batch))
+        self.log_dict(values, batch_size=len(batch))
         for loss in self.losses.values():
             scalars = {f"train/{name}": value for name, value in loss.logged().items()}  # type: ignore[operator]
             self.log_dict(scalars, batch_size=len(batch))
         return total
 
-    def _losses(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    def compute_losses(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """The weighted sum of the losses over all ranks, float (), and each loss unweighted, {name: float ()}."""
+        gather = Gather(self)
         if self.micro_batch_size is not None and len(batch) > self.micro_batch_size:
-            return losses_in_pieces(self, batch, self.micro_batch_size)
-        output, batch = gather_global(self, self.model(batch, self.needs), batch, share=self.losses.share)
+            return micro_batch_losses(self.model, self.losses, batch, self.micro_batch_size, gather)
+        output, batch = gather.all(self.model(batch, self.needs), batch, share=self.losses.share)
         return self.losses(output, batch)
 
     def on_after_backward(self) -> None:
-        self.weighted_losses = {}  # lets go of the graph
+        self.weighted_losses = {}  # frees the graph
         if self.sharded:
             sharding.average_gradients(torch.nn.ModuleList([self.losses, self.balance]))
 
     def on_validation_epoch_start(self) -> None:
-        self._begin("val")
+        self._start_scores("val")
 
     def validation_step(self, batch: Batch, batch_index: int) -> None:
-        if len(batch):  # else none of its images could be read
+        if len(batch):  # empty if none of its images could be read
             self.scores["val"].update(batch)
 
     def on_validation_epoch_end(self) -> None:
-        self._end("val")
+        self._log_scores("val")
 
     def on_test_epoch_start(self) -> None:
-        self._begin("test")
+        self._start_scores("test")
 
     def test_step(self, batch: Batch, batch_index: int) -> None:
         if len(batch):
             self.scores["test"].update(batch)
 
     def on_test_epoch_end(self) -> None:
-        self._end("test")
+        self._log_scores("test")
+
+    def on_predict_epoch_start(self) -> None:
+        self.predictions = {}
+        self._start_scores("test")
 
     def predict_step(self, batch: Batch, batch_index: int) -> list[dict[str, str]]:
         """Captions of the batch's images: {'image_id': ..., 'caption': ...}."""
-        return self._begin("test").captions_of(batch) if len(batch) else []
+        rows = self.scores["test"].captions_of(batch) if len(batch) else []
+        self.predictions |= dict(zip(batch.image_ids.tolist(), rows, strict=True))
+        return rows
 
-    def _begin(self, split: str) -> SplitScores:
+    def on_predict_epoch_end(self) -> None:
+        """Gather the ranks' captions into `predictions`, {index in the split: row}, in the order of the split."""
+        self.predictions = dict(sorted(gather_list(list(self.predictions.items()))))
+        if self.sharded:
+            sharding.reshard(self.model)
+
+    def _start_scores(self, split: str) -> None:
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         pipeline = Pipeline(
             model=self.model,
@@ -239,30 +251,27 @@ class VisionLanguageTask(lightning.LightningModule):
             device=self.device,
         )
         if self.sharded:
-            sharding.put_together(self.model, together=True)
+            sharding.unshard(self.model)
         ranks = {"rank": self.global_rank, "world_size": self.trainer.world_size}
         self.scores[split] = SplitScores(pipeline, data.records(split), self.losses, self.validation_config, **ranks)
-        return self.scores[split]
 
-    def _end(self, split: str) -> None:
-        figures = self.scores[split].compute()
+    def _log_scores(self, split: str) -> None:
+        metrics = self.scores[split].compute()
         if self.sharded:
-            sharding.put_together(self.model, together=False)
-        if self.trainer.sanity_checking:
-            return
-        self.log(f"{split}/score", float(figures.pop("score")), prog_bar=True)
-        self.log_dict({f"{split}/{name}": float(value) for name, value in figures.items()})
+            sharding.reshard(self.model)
+        if not self.trainer.sanity_checking:
+            self.log_dict({f"{split}/{name}": float(value) for name, value in metrics.items()})
 
     def configure_callbacks(self) -> list[lightning.Callback]:
         projection = [GradientProjection()] if self.balance.projects else []
         return projection + ([] if self.ema is None else [Averaging(multi_avg_fn=warm_ema(self.ema))])
 
     def configure_optimizers(self) -> Any:
-        parts = dict(self.model.named_children())
-        parts["losses"] = self.losses
+        modules = dict(self.model.named_children())
+        modules["losses"] = self.losses
         if any(True for _ in self.balance.parameters()):
-            parts["balance"] = self.balance
-        optimizer = build_optimizer(parts, self.optimizer_config, fused=self.trainer.precision != "16-mixed")
+            modules["balance"] = self.balance
+        optimizer = build_optimizer(modules, self.optimizer_config, fused=self.trainer.precision != "16-mixed")
         total = int(self.trainer.estimated_stepping_batches)
         schedule = build_schedule(optimizer, self.optimizer_config, total)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
@@ -270,10 +279,13 @@ class VisionLanguageTask(lightning.LightningModule):
     def configure_gradient_clipping(
         self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
-        """Lightning refuses to clip for a fused optimizer under any mixed precision; bf16 has no scaler in the way."""
+        """Clip by the joint norm of all gradients.
+
+        Lightning refuses to clip for a fused optimizer in mixed precision; with bf16 there is no scaler to unscale.
+        """
         norm = gradient_clip_algorithm in (None, "norm")
         if self.sharded and gradient_clip_val and norm:
-            sharding.clip_sharded(list(self.parameters()), gradient_clip_val)
+            sharding.clip_sharded_gradients(list(self.parameters()), gradient_clip_val)
             return
         if self.trainer.precision == "bf16-mixed" and gradient_clip_val and norm:
             torch.nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
@@ -281,19 +293,19 @@ class VisionLanguageTask(lightning.LightningModule):
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Make the checkpoint self-contained; see `velm.checkpoint`."""
+        """Add what `velm.load` needs to the checkpoint; see `velm.checkpoint`."""
         data = getattr(self.trainer, "datamodule", None)
         if data is None:
             return
         checkpoint["velm"] = pack(
             model=self.model,
-            config=self.spec,
+            config=self.model_config,
             tokenizer=data.tokenizer,
             tokenizer_name=data.tokenizer_name,
             transform=data.eval_transform.config(),
             max_length=data.max_length,
             data=data.config(),
             target=data.has_target,
-            plugins=list(dict.fromkeys([*self.spec["plugins"], *data.plugins])),
+            plugins=list(dict.fromkeys([*self.model_config["plugins"], *data.plugins])),
             logit_scale=logit_scale_of(self.losses, checkpoint["state_dict"]),  # with `ema`, of the average
         )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -14,24 +13,8 @@ from velm.generation import GenerationConfig
 from velm.losses.weighted import WeightedLosses
 from velm.outputs import Batch, EncoderOutput
 from velm.pipeline import Pipeline
+from velm.training.config import ValidationConfig
 from velm.training.distributed.gather import gather_list, gather_rows
-
-
-@dataclass
-class ValidationConfig:
-    """What a validation costs.
-
-    Args:
-        captions: number of images that are captioned, greedily, for BLEU, ROUGE-L, CIDEr-D.
-        texts_per_image: sentences of an image that enter the retrieval gallery; 0 for all of them.
-        panel: number of images whose captions are logged as text and images.
-        max_length: longest caption in tokens, its eos included.
-    """
-
-    captions: int = 200
-    texts_per_image: int = 0
-    panel: int = 8
-    max_length: int = 32
 
 
 class SplitScores:

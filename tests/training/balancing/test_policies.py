@@ -22,9 +22,8 @@ from velm.losses.alignment import ContrastiveLoss
 from velm.losses.base import Loss
 from velm.losses.captioning import CaptioningLoss
 from velm.outputs import Batch
-from velm.training.balancing.gradients import gradient_of, products_of, shared_parameters
+from velm.training.balancing.gradients import GradientProjection, dot_products, loss_gradient, shared_parameters
 from velm.training.balancing.policies import Policy, Projection, Uncertainty, build_policy
-from velm.training.balancing.projection import GradientProjection
 from velm.training.distributed.fsdp import FSDP2Strategy
 from velm.training.task import VisionLanguageTask
 
@@ -116,7 +115,7 @@ def apart(losses: dict[str, Any]) -> tuple[list[str], dict[str, dict[str, Tensor
     for name in make_task(losses).losses:
         task = make_task(losses)
         task._trainer = Alone()  # type: ignore[assignment]
-        (task._losses(whole_batch())[1][name] * task.losses.weights[name]).backward()
+        (task.compute_losses(whole_batch())[1][name] * task.losses.weights[name]).backward()
         found[name] = {n: p.grad for n, p in task.named_parameters() if p.grad is not None}
     counts = [n for grads in found.values() for n in grads if n.startswith("model.")]
     return sorted(n for n in set(counts) if counts.count(n) > 1), found
@@ -313,7 +312,7 @@ def test_fixed_is_the_weighted_sum_with_no_parameter() -> None:
     assert not list(task.balance.parameters())
     assert task.configure_callbacks() == []
     task._trainer = Alone()  # type: ignore[assignment]
-    total, parts = task._losses(whole_batch())
+    total, parts = task.compute_losses(whole_batch())
     assert torch.equal(task.balance({name: task.losses.weights[name] * value for name, value in parts.items()}), total)
 
 
@@ -361,7 +360,7 @@ def test_projection_in_float16_is_refused() -> None:
 
 def test_projection_of_shards_is_refused() -> None:
     strategy = FSDP2Strategy()
-    with pytest.raises(ConfigError, match=r"which FSDP2Strategy does not keep: use --trainer.strategy=ddp"):
+    with pytest.raises(ConfigError, match=r"which FSDP2Strategy shards: use --trainer.strategy=ddp"):
         GradientProjection().on_fit_start(type("T", (), {"strategy": strategy})(), make_task(CONFLICT, "projection"))  # type: ignore[arg-type]
 
 
@@ -372,9 +371,9 @@ def test_shared_are_those_that_two_losses_reach() -> None:
     a, b, c = (torch.nn.Parameter(torch.tensor(float(value))) for value in (1, 2, 3))
     losses = {"first": a * b, "second": b.exp() + c, "third": 2 * b}
     assert shared_parameters(losses, [a, b, c]) == [b]
-    assert gradient_of(losses["first"], [a, b, c]).tolist() == [2, 1, 0]
+    assert loss_gradient(losses["first"], [a, b, c]).tolist() == [2, 1, 0]
     assert a.grad is None
-    products = products_of([torch.tensor([1.0, 2.0]), torch.tensor([3.0, -1.0])])
+    products = dot_products([torch.tensor([1.0, 2.0]), torch.tensor([3.0, -1.0])])
     assert products.tolist() == [[5, 1], [1, 10]]
 
 

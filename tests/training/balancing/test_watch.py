@@ -14,7 +14,8 @@ import torch
 from lightning.pytorch.loggers import CSVLogger
 
 from tests.training.balancing.test_policies import CONFLICT, apart, assert_same, flat, make_task, step, whole_batch
-from velm.training.balancing.watch import GradientWatch, WatchConfig
+from velm.training.balancing.watch import GradientWatch
+from velm.training.config import WatchConfig
 from velm.training.monitor.alarms import Alarms, uninformed
 from velm.training.monitor.flops import ModelFlops, peak_flops
 from velm.training.monitor.throughput import Speed
@@ -70,7 +71,7 @@ def test_it_is_silent_where_there_is_nothing_to_see(tmp_path: Path, losses: dict
 @pytest.mark.parametrize(
     ("options", "says"),
     [({"every": -1}, "watch.every is a number of logged steps, 0 for never; got -1"),
-     ({"distinct": 1.0}, "watch.distinct is a share, 0 <= distinct < 1; got 1.0")],
+     ({"distinct": 1.0}, "watch.distinct is a fraction, 0 <= distinct < 1; got 1.0")],
 )  # fmt: skip
 def test_thresholds_that_cannot_be_are_refused(options: dict[str, Any], says: str) -> None:
     with pytest.raises(ValueError, match=says.replace("?", ".")):

@@ -33,7 +33,7 @@ trainer: {max_epochs: 2, accelerator: cpu, enable_progress_bar: false, log_every
 """
 ONE = ["--trainer.devices=1", "--data.batch_size=16"]
 TWO = ["--trainer.devices=2", "--trainer.strategy=fsdp2", "--data.batch_size=8", "--model.micro_batch_size=3"]
-STOP = ["--trainer.callbacks=[tests.training.test_sharding.StopInTheMiddle]", "--checkpoint_every_n_steps=6"]
+STOP = ["--trainer.callbacks=[tests.training.distributed.test_fsdp.StopInTheMiddle]", "--checkpoint_every_n_steps=6"]
 
 
 class StopInTheMiddle(lightning.Callback):

@@ -21,11 +21,11 @@ from torch import Tensor, nn
 from velm.encoders.base import EncoderOutput, ImageEncoder
 from velm.errors import ConfigError
 from velm.outputs import Batch
-from velm.training.data import Augmentation, VisionLanguageData
+from velm.training.config import Augmentation, ValidationConfig
+from velm.training.data import VisionLanguageData
 from velm.training.memory import feature_cache as cache
 from velm.training.memory.feature_cache import cache_folder, require_frozen
 from velm.training.task import VisionLanguageTask
-from velm.training.validation import ValidationConfig
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 ENCODERS: dict[str, dict[str, Any]] = {
@@ -211,11 +211,15 @@ def normalisation_changed(task: VisionLanguageTask) -> None:
 @pytest.mark.parametrize("change", [weights_changed, buffer_changed, normalisation_changed])
 def test_a_key_changes_with_the_encoder(change: Callable[[VisionLanguageTask], None]) -> None:
     task = make_task()
-    task._trainer = lightning.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
-    before = cache.describe(task, transform={}, images="")
-    assert cache.describe(task, transform={}, images="") == before
+
+    def describe() -> dict[str, Any]:
+        config = task.model_config["image_encoder"]
+        return cache.describe(task.model.image_encoder, config, "32-true", transform={}, images="")
+
+    before = describe()
+    assert describe() == before
     change(task)
-    assert cache.describe(task, transform={}, images="") != before
+    assert describe() != before
 
 
 def test_a_key_changes_with_the_encoders_code(monkeypatch: Any, table: Path) -> None:

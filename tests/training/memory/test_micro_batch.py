@@ -62,7 +62,7 @@ def step(task: VisionLanguageTask, batch: Batch, dtype: torch.dtype = torch.floa
     """The losses and gradients of one step in training mode."""
     task.to(dtype).train()._trainer = Alone()  # type: ignore[assignment]
     torch.manual_seed(3)
-    total, parts = task._losses(batch)
+    total, parts = task.compute_losses(batch)
     total.backward()
     gradients = {name: p.grad for name, p in task.named_parameters() if p.grad is not None}
     return {"total": total.detach(), **{name: part.detach() for name, part in parts.items()}, **gradients}
@@ -92,7 +92,7 @@ def test_single_precision_agrees_to_its_own_rounding() -> None:
 
 
 def test_a_batch_that_fits_is_not_cut(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("velm.training.task.losses_in_pieces", None)
+    monkeypatch.setattr("velm.training.task.micro_batch_losses", None)
     step(make_task(LOSSES["joint"], 7), whole_batch())
 
 
@@ -188,7 +188,7 @@ def test_activations_of_pieces_are_not_kept() -> None:
     with Saved() as whole:
         task.losses(task.model(whole_batch(), task.needs), whole_batch())
     with Saved() as pieces:
-        task._losses(whole_batch())
+        task.compute_losses(whole_batch())
     assert pieces.numbers < whole.numbers / 20
 
 
@@ -225,7 +225,8 @@ def test_a_size_below_one_is_refused_on_the_command_line(tmp_path: Path, capsys:
 def warned(task: VisionLanguageTask, accumulate: int) -> list[str]:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        micro.warn_of_pieces(task, accumulate)
+        micro.warn_about_negatives(task.losses, accumulate)
+        micro.warn_about_norms(task.model, task.micro_batch_size)
     return [str(warning.message) for warning in caught]
 
 

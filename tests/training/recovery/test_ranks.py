@@ -7,18 +7,16 @@ import os
 import socket
 import subprocess
 import sys
-from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from lightning.pytorch.strategies import DDPStrategy
 from torch.distributed import TCPStore
 
 from velm.errors import RunFailedError
 from velm.training.recovery import ranks
-from velm.training.recovery.ranks import Ranks, meet_anew, set_timeout
+from velm.training.recovery.ranks import Ranks, meet_anew
 
 LOST = RuntimeError("[gloo/transport/tcp/pair.cc:545] Read error: Connection reset by peer")
 
@@ -119,12 +117,6 @@ time.sleep(60)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 1
     assert "failed: OSError: the cable is out. Rank 0 ends within" in done.stderr
-
-
-def test_the_timeout_is_the_strategys() -> None:
-    strategy = DDPStrategy()
-    set_timeout(strategy, 12.5)
-    assert strategy._timeout == timedelta(seconds=12.5)
 
 
 def test_processes_that_are_started_again_meet_at_another_port(monkeypatch: pytest.MonkeyPatch) -> None:

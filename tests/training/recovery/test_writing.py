@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from velm.training.monitor.callbacks import ResumableCSVLogger
+from velm.training.monitor.loggers import ResumableCSVLogger
 from velm.training.recovery.writing import forgiving
 
 

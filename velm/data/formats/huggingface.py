@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from velm._compat import dataset_fingerprint
 from velm.data.bad_samples import check_bad_share, odd_texts
 from velm.data.base import Dataset, EncodedImage
 from velm.data.tables.records import TableRecords, codes, flattened, row_names, whole
@@ -169,5 +170,5 @@ class _Images:
         self._data, self._title = data, title
 
     def __call__(self, index: int) -> EncodedImage:
-        stored = _Stored(self._data, self._data._fingerprint, index)
+        stored = _Stored(self._data, dataset_fingerprint(self._data), index)
         return EncodedImage(f"{self._title}, row {index + 1}", stored)

@@ -12,7 +12,8 @@ from velm.doctor.laws.compare import ROUNDING, farthest, gradients, tell_roundin
 from velm.doctor.laws.outcome import Verdict
 from velm.doctor.laws.subject import Subject, fix_norms, settle, shake, trainer_of
 from velm.outputs import Batch
-from velm.training.memory.micro_batch import losses_in_pieces
+from velm.training.distributed.gather import Gather
+from velm.training.memory.micro_batch import micro_batch_losses
 from velm.training.task import VisionLanguageTask
 
 __all__ = ["check_micro_batch"]
@@ -49,5 +50,5 @@ def check_micro_batch(subject: Subject) -> Verdict:
 def _of_pieces(task: VisionLanguageTask, batch: Batch, *, keep: bool) -> dict[str, Tensor]:
     task.zero_grad()
     torch.manual_seed(0)
-    losses_in_pieces(task, batch, PIECE, keep=keep)[0].backward()
+    micro_batch_losses(task.model, task.losses, batch, PIECE, Gather(task), keep_activations=keep)[0].backward()
     return gradients(task)

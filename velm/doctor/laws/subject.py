@@ -16,9 +16,8 @@ import lightning
 import torch
 from lightning.pytorch.plugins.environments import LightningEnvironment
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.dropout import _DropoutNd
 
+from velm import _compat
 from velm.data.batches.collate import Collate
 from velm.data.batches.samples import CaptionItems, Item
 from velm.outputs import Batch
@@ -139,7 +138,7 @@ def settle(task: VisionLanguageTask, batch: Batch) -> str:
     """
     norms = fix_norms(task)
     for module in task.modules():
-        if type(module).__name__ == "StochasticDepth" or isinstance(module, _DropoutNd):
+        if type(module).__name__ == "StochasticDepth" or _compat.is_dropout(module):
             module.p = 0.0  # type: ignore[assignment]
         for name, value in list(vars(module).items()):
             if "drop" in name and isinstance(value, float):
@@ -153,13 +152,13 @@ def settle(task: VisionLanguageTask, batch: Batch) -> str:
 def shake(task: VisionLanguageTask) -> None:
     """Drop at least a tenth wherever there is a dropout layer, so that what is random matters."""
     for module in task.train().modules():
-        if isinstance(module, _DropoutNd):
-            module.p = max(module.p, DROPOUT)
+        if _compat.is_dropout(module):
+            module.p = max(float(module.p), DROPOUT)  # type: ignore[arg-type, assignment]
 
 
 def fix_norms(task: VisionLanguageTask) -> bool:
     """Batch norm by its running statistics; whether there is any that was not so already."""
-    norms: list[nn.Module] = [part for part in task.train().modules() if isinstance(part, _BatchNorm) and part.training]
+    norms: list[nn.Module] = [part for part in task.train().modules() if _compat.is_batch_norm(part) and part.training]
     for norm in norms:
         norm.eval()
     return bool(norms)

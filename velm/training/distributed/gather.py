@@ -1,4 +1,4 @@
-"""The whole batch on every device: what makes the loss of many processes the loss of one."""
+"""Gathers embeddings, image ids and token counts over the ranks, so that the loss of many processes is that of one."""
 
 from __future__ import annotations
 
@@ -11,49 +11,59 @@ from torch import distributed as dist
 
 from velm.outputs import IGNORE, Batch, VisionLanguageOutput
 
+__all__ = ["Gather", "gather_list", "gather_rows"]
 
-def gather_global(
-    module: lightning.LightningModule, output: VisionLanguageOutput, batch: Batch, *, share: bool = False
-) -> tuple[VisionLanguageOutput, Batch]:
-    """Embeddings and image ids of every device, with gradient; and the token count that makes means global.
+
+class Gather:
+    """Turns one rank's output and batch into those of all ranks; on one rank it changes nothing.
 
     The gradient is the whole batch's: every rank computes the same loss of the gathered embeddings, the gather's
     backward sums the ranks' gradients, and DDP's mean divides by the number of ranks again. A mean over tokens
     becomes global when each rank divides its sum by the mean of the ranks' counts.
 
     Args:
-        module: with the trainer that knows the devices.
-        output: this rank's.
-        batch: this rank's.
-        share: the losses meet the other ranks' embeddings by themselves: they are told the group instead.
+        module: attached to the trainer that knows the ranks.
     """
-    if output.labels is not None and module.trainer.world_size > 1:
-        batch = replace(batch, target_count=global_count(module, (output.labels != IGNORE).sum()))
-    return gather_embeds(module, output, batch, share=share)
 
+    def __init__(self, module: lightning.LightningModule) -> None:
+        self.module, self.world_size = module, module.trainer.world_size
 
-def gather_embeds(
-    module: lightning.LightningModule, output: VisionLanguageOutput, batch: Batch, *, share: bool = False
-) -> tuple[VisionLanguageOutput, Batch]:
-    """The part of `gather_global` that concerns embeddings, where there are any."""
-    if module.trainer.world_size == 1 or output.image_embeds is None or output.text_embeds is None:
-        return output, batch
-    if share:
-        return output, replace(batch, group=dist.group.WORLD)
-    ids = module.all_gather(batch.image_ids)
-    assert isinstance(ids, Tensor)
-    image_embeds, text_embeds = _gather(module, output.image_embeds), _gather(module, output.text_embeds)
-    output = replace(output, image_embeds=image_embeds, text_embeds=text_embeds)
-    return output, replace(batch, image_ids=ids.flatten(0, 1))
+    def all(
+        self, output: VisionLanguageOutput, batch: Batch, *, share: bool = False
+    ) -> tuple[VisionLanguageOutput, Batch]:
+        """Embeddings and image ids of every rank, with gradient, and the token count that makes means global.
 
+        Args:
+            output: this rank's.
+            batch: this rank's.
+            share: the losses exchange embeddings themselves: they get the process group instead.
+        """
+        if output.labels is not None and self.world_size > 1:
+            batch = replace(batch, target_count=self.token_count((output.labels != IGNORE).sum()))
+        return self.embeds(output, batch, share=share)
 
-def global_count(module: lightning.LightningModule, count: Tensor) -> Tensor:
-    """The mean over the devices of how many tokens each predicts, float (); one sum divided by it is a global mean."""
-    count = count.float()
-    if module.trainer.world_size == 1:
-        return count.clamp(min=1)
-    dist.all_reduce(count)
-    return count / module.trainer.world_size
+    def embeds(
+        self, output: VisionLanguageOutput, batch: Batch, *, share: bool = False
+    ) -> tuple[VisionLanguageOutput, Batch]:
+        """The part of `all` that concerns embeddings; unchanged where the output has none."""
+        if self.world_size == 1 or output.image_embeds is None or output.text_embeds is None:
+            return output, batch
+        if share:
+            return output, replace(batch, group=dist.group.WORLD)
+        ids = self.module.all_gather(batch.image_ids)
+        assert isinstance(ids, Tensor)
+        image_embeds = _gather(self.module, output.image_embeds)
+        text_embeds = _gather(self.module, output.text_embeds)
+        output = replace(output, image_embeds=image_embeds, text_embeds=text_embeds)
+        return output, replace(batch, image_ids=ids.flatten(0, 1))
+
+    def token_count(self, count: Tensor) -> Tensor:
+        """The mean over the ranks of how many tokens each predicts, float (); a sum divided by it is a global mean."""
+        count = count.float()
+        if self.world_size == 1:
+            return count.clamp(min=1)
+        dist.all_reduce(count)
+        return count / self.world_size
 
 
 def _gather(module: lightning.LightningModule, embeds: Tensor) -> Tensor:
@@ -63,18 +73,22 @@ def _gather(module: lightning.LightningModule, embeds: Tensor) -> Tensor:
 
 
 def gather_rows(rows: Tensor) -> Tensor:
-    """Rows of all ranks, one after another; ranks may hold different numbers of them. No gradient."""
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+    """Rows of all ranks in rank order, on the device of `rows`; ranks may hold different numbers. No gradient."""
+    if not _several_ranks():
         return rows
-    parts: list[Tensor | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(parts, rows.cpu())
-    return torch.cat([part for part in parts if part is not None]).to(rows.device)
+    return torch.cat([part.to(rows.device) for part in _all_gather_object(rows.cpu())])
 
 
 def gather_list(items: list) -> list:
-    """Lists of all ranks, one after another."""
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
-        return items
-    parts: list[list | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(parts, items)
-    return [item for part in parts if part is not None for item in part]
+    """Lists of all ranks, concatenated in rank order."""
+    return [item for part in _all_gather_object(items) for item in part] if _several_ranks() else items
+
+
+def _several_ranks() -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def _all_gather_object(item: object) -> list:
+    parts: list = [None] * dist.get_world_size()
+    dist.all_gather_object(parts, item)
+    return parts

@@ -18,11 +18,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import lightning
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
-from torch.nn.modules.dropout import _DropoutNd
 
+from velm import _compat
 from velm.data.feature_cache.fingerprint import fingerprint
 from velm.data.feature_cache.store import FeatureReader, Readable, write_features
 from velm.errors import ConfigError, MissingSplitError
@@ -31,7 +31,7 @@ from velm.version import __version__
 
 if TYPE_CHECKING:
     from velm.data.images.transforms import EvalTransform
-    from velm.training.task import VisionLanguageTask
+    from velm.model import VisionLanguageModel
 
 __all__ = ["FORMAT", "cache_folder", "describe", "prepare_features", "require_frozen"]
 
@@ -75,26 +75,35 @@ def require_frozen(encoder: nn.Module | None) -> None:
 def _random(module: nn.Module) -> bool:
     """Whether a module in training mode depends on chance or on the rest of the batch."""
     kind = type(module).__name__.lower()
-    drops = isinstance(module, _DropoutNd) or "drop" in kind or "stochasticdepth" in kind
-    return isinstance(module, _NormBase) or (drops and getattr(module, "p", getattr(module, "drop_prob", 1.0)) != 0)
+    drops = _compat.is_dropout(module) or "drop" in kind or "stochasticdepth" in kind
+    return _compat.is_running_norm(module) or (drops and getattr(module, "p", getattr(module, "drop_prob", 1.0)) != 0)
 
 
-def prepare_features(task: VisionLanguageTask) -> None:
+def prepare_features(
+    trainer: lightning.Trainer, model: VisionLanguageModel, encoder_config: Any, requires: frozenset[str]
+) -> None:
     """Open the caches of the splits that a fit reads, and encode what there is none of; a line is printed for each.
 
     One process of each machine encodes, the others wait.
+
+    Args:
+        trainer: of the fit, with its data module.
+        model: with the frozen image encoder.
+        encoder_config: part config of the image encoder.
+        requires: outputs that the losses require.
     """
-    trainer, data = task.trainer, getattr(task.trainer, "datamodule", None)
+    data = getattr(trainer, "datamodule", None)
     if not getattr(data, "cache_features", False):
         return
     assert data is not None
-    require_frozen(task.model.image_encoder)
+    require_frozen(model.image_encoder)
     for split in ("train", "val") if trainer.limit_val_batches else ("train",):
         try:
             reader = data.features(split)
         except MissingSplitError:
             continue
-        cache = _Cache(task, split, reader, data.eval_transform, cache_folder(data.cache_features))
+        root = cache_folder(data.cache_features)
+        cache = _Cache(trainer, model, encoder_config, requires, split, reader, data.eval_transform, root)
         if trainer.local_rank == 0:
             cache.make(batch_size=data.eval_batch_size)
         trainer.strategy.barrier(f"features of {split}")
@@ -105,12 +114,24 @@ class _Cache:
     """The cache of a split under a task as it stands."""
 
     def __init__(
-        self, task: VisionLanguageTask, split: str, reader: FeatureReader, transform: EvalTransform, root: Path
+        self,
+        trainer: lightning.Trainer,
+        model: VisionLanguageModel,
+        encoder_config: Any,
+        requires: frozenset[str],
+        split: str,
+        reader: FeatureReader,
+        transform: EvalTransform,
+        root: Path,
     ) -> None:
-        self.task, self.split, self.reader, self.transform = task, split, reader, transform
-        self.positions = "decoder" in task.needs and "image" in task.model.memory_sources
+        self.trainer, self.model = trainer, model
+        self.split, self.reader, self.transform = split, reader, transform
+        self.positions = "decoder" in requires and "image" in model.memory_sources
         images = (image for _, image in reader.images)
-        self.about = describe(task, transform=transform.config(), images=fingerprint(images))
+        self.about = describe(
+            model.image_encoder, encoder_config, str(trainer.precision), transform=transform.config(),
+            images=fingerprint(images),
+        )  # fmt: skip
         self.folder = root / self._key(self.positions)
         if not self.positions and (root / self._key(True)).is_dir():
             self.folder = root / self._key(True)  # has the pooled vectors too
@@ -136,7 +157,7 @@ class _Cache:
             write_features(
                 self.folder, self.reader.images, encode=self.encode, transform=self.transform,
                 batch_size=batch_size, positions=self.positions, about={**self.about, "positions": self.positions},
-                progress=_progress() if self.task.trainer.is_global_zero else None,
+                progress=_progress() if self.trainer.is_global_zero else None,
             )  # fmt: skip
             size = sum(file.stat().st_size for file in self.folder.iterdir())
             self._say(f"done in {time.perf_counter() - started:.0f} s, {size / 1e9:.2f} GB.")
@@ -146,7 +167,7 @@ class _Cache:
             self._say(f"{len(self.reader.bad_samples)} of {self.split} cannot be read: {first}")
 
     def _say(self, what: str) -> None:
-        if self.task.trainer.is_global_zero:
+        if self.trainer.is_global_zero:
             print(f"Features: {what}")
 
     @torch.no_grad()
@@ -171,12 +192,12 @@ class _Cache:
 
     def encode(self, pixels: Tensor) -> EncoderOutput:
         """As a training step does it: on its device, in its precision, with gradients on (which some encoders ask)."""
-        encoder = self.task.model.image_encoder
+        encoder = self.model.image_encoder
         assert encoder is not None
         modes = {module: module.training for module in encoder.modules()}
-        with self.task.trainer.precision_plugin.forward_context():
+        with self.trainer.precision_plugin.forward_context():
             encoder.eval()
-            output = self.task.model.encode_image(pixels.to(self.task.device))
+            output = self.model.encode_image(pixels.to(self.trainer.strategy.root_device))
         for module, training in modes.items():
             module.training = training
         return output
@@ -197,25 +218,27 @@ def _progress() -> Callable[[int, int], None] | None:
     return show
 
 
-def describe(task: VisionLanguageTask, *, transform: dict[str, Any], images: str) -> dict[str, Any]:
+def describe(
+    encoder: Any, encoder_config: Any, precision: str, *, transform: dict[str, Any], images: str
+) -> dict[str, Any]:
     """All that a split's features depend on, in plain Python.
 
     Args:
-        task: with its encoder's weights as they are to be used.
+        encoder: the image encoder with its weights as they are to be used.
+        encoder_config: its part config.
+        precision: the Trainer's.
         transform: config of what is done to every image.
         images: the split's, by `velm.data.feature_cache.fingerprint.fingerprint`.
     """
-    encoder = task.model.image_encoder
-    assert encoder is not None
     return {
         "format": FORMAT,
-        "encoder": task.spec["image_encoder"],
+        "encoder": encoder_config,
         "code": _code(type(encoder)),
         "weights": _weights(encoder),
         "normalisation": [list(encoder.image_mean), list(encoder.image_std)],
         "transform": transform,
         "images": images,
-        "precision": str(task.trainer.precision),
+        "precision": precision,
     }
 
 

@@ -16,10 +16,9 @@ from velm.losses.alignment import ContrastiveLoss
 from velm.metrics.diversity import distinct_captions
 from velm.metrics.spectrum import effective_rank
 from velm.outputs import Batch
-from velm.training.balancing.watch import is_logged, write_figures
+from velm.training.monitor.loggers import is_logged, log_metrics
 
 if TYPE_CHECKING:
-    from velm.training.task import VisionLanguageTask
     from velm.training.validation import SplitScores
 
 __all__ = ["Alarms", "uninformed"]
@@ -44,8 +43,8 @@ class Alarms(Callback):
         self.readings: dict[str, deque[tuple[float, float]]] = {}
         self.step = -1
 
-    def on_train_batch_end(  # type: ignore[override]
-        self, trainer: lightning.Trainer, pl_module: VisionLanguageTask, outputs: Any, batch: Batch, *_: Any
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, pl_module: Any, outputs: Any, batch: Batch, *_: Any
     ) -> None:
         """At logged steps, read the contrastive losses: those are read for the log anyway."""
         step, limit = trainer.global_step, pl_module.watch_config.chance
@@ -74,18 +73,18 @@ class Alarms(Callback):
             f"weight of {name}, or a trained encoder.",
         )
 
-    def on_validation_end(self, trainer: lightning.Trainer, pl_module: VisionLanguageTask) -> None:  # type: ignore[override]
+    def on_validation_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         scores = getattr(pl_module, "scores", {}).get("val")
         if scores is None or trainer.sanity_checking or not trainer.is_global_zero:
             return
         figures = collapse_figures(scores)
-        write_figures(trainer, figures, max(trainer.global_step - 1, 0))
+        log_metrics(trainer, figures, max(trainer.global_step - 1, 0))
         if _warm(trainer, pl_module):
             self._judge_embeddings(trainer, pl_module, scores, figures)
             self._judge_captions(trainer, pl_module, scores, figures)
 
     def _judge_embeddings(
-        self, trainer: lightning.Trainer, task: VisionLanguageTask, scores: SplitScores, figures: dict[str, float]
+        self, trainer: lightning.Trainer, task: Any, scores: SplitScores, figures: dict[str, float]
     ) -> None:
         for name, embeds in scores.embeds.items():
             rank, possible = figures[f"val/effective_rank/{name}"], min(embeds.shape)
@@ -100,7 +99,7 @@ class Alarms(Callback):
             )
 
     def _judge_captions(
-        self, trainer: lightning.Trainer, task: VisionLanguageTask, scores: SplitScores, figures: dict[str, float]
+        self, trainer: lightning.Trainer, task: Any, scores: SplitScores, figures: dict[str, float]
     ) -> None:
         if "val/distinct_captions" not in figures:
             return
@@ -149,5 +148,5 @@ def collapse_figures(scores: SplitScores) -> dict[str, float]:
     return figures
 
 
-def _warm(trainer: lightning.Trainer, task: VisionLanguageTask) -> bool:
+def _warm(trainer: lightning.Trainer, task: Any) -> bool:
     return trainer.global_step >= task.optimizer_config.warmup * trainer.estimated_stepping_batches

@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 from lightning.fabric.utilities.throughput import get_available_flops
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
+
+from velm import _compat
+from velm._compat import TorchDispatchMode
 
 __all__ = ["ModelFlops", "peak_flops"]
 
@@ -36,15 +37,10 @@ class ModelFlops(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         out = func(*args, **(kwargs or {}))
-        formula: Callable[..., int] | None = flop_registry.get(getattr(func, "_overloadpacket", func))
-        if formula is not None and not _again():
+        formula: Callable[..., int] | None = _compat.flop_formula(func)
+        if formula is not None and not _compat.is_recomputing():
             self.total += formula(*args, **(kwargs or {}), out_val=out)
         return out
-
-
-def _again() -> bool:
-    """Whether a forward pass is being computed inside a backward pass."""
-    return torch._C._current_graph_task_id() != -1 and torch.is_grad_enabled()
 
 
 def peak_flops(device: torch.device, precision: str) -> float | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from contextlib import suppress
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import lightning
 import torch
@@ -13,11 +13,8 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from velm.outputs import Batch
-from velm.training.balancing.watch import is_logged, write_figures
 from velm.training.monitor.flops import ModelFlops, peak_flops
-
-if TYPE_CHECKING:
-    from velm.training.task import VisionLanguageTask
+from velm.training.monitor.loggers import is_logged, log_metrics
 
 __all__ = ["Speed"]
 
@@ -37,7 +34,7 @@ class Speed(Callback):
         self.counter: ModelFlops | None = None
         self.per_sample: float | None = None
 
-    def on_train_start(self, trainer: lightning.Trainer, pl_module: VisionLanguageTask) -> None:  # type: ignore[override]
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         """Counting wants a device whose peak is known, and towers that are not compiled: those run out of sight."""
         self.step, self.counter, self.per_sample = trainer.global_step, None, None
         self.first = True
@@ -70,7 +67,7 @@ class Speed(Callback):
             return
         self.step = trainer.global_step
         if is_logged(trainer, self.step) and self.samples and trainer.is_global_zero:
-            write_figures(trainer, self.figures(trainer, pl_module.device), self.step - 1)
+            log_metrics(trainer, self.figures(trainer, pl_module.device), self.step - 1)
             self._begin(trainer, pl_module)
 
     def on_validation_start(self, trainer: lightning.Trainer, *_: Any) -> None:
@@ -79,7 +76,7 @@ class Speed(Callback):
     def on_validation_end(self, trainer: lightning.Trainer, *_: Any) -> None:
         self.since += perf_counter() - self.paused
 
-    def _begin(self, trainer: lightning.Trainer, pl_module: VisionLanguageTask) -> None:
+    def _begin(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         self.samples, self.tokens = 0, torch.zeros((), dtype=torch.int64, device=pl_module.device)
         self.waited = _waited(trainer) or 0.0
         self.since = perf_counter()

@@ -10,9 +10,10 @@ from typing import Any
 import lightning
 import torch
 from lightning.pytorch.callbacks import Callback, WeightAveraging
-from torch import Tensor, nn
+from torch import Tensor
 from torch import distributed as dist
 
+from velm import _compat
 from velm.errors import NonFiniteError
 from velm.outputs import Batch
 
@@ -49,7 +50,7 @@ class NonFiniteGuard(Callback):
         self._statistics: list[tuple[Tensor, Tensor]] = []
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        norms = [module for module in pl_module.modules() if isinstance(module, nn.modules.batchnorm._NormBase)]
+        norms = [module for module in pl_module.modules() if _compat.is_running_norm(module)]
         buffers = [buffer for norm in norms if norm.training for buffer in norm.buffers(recurse=False)]
         self._statistics = [(buffer, buffer.clone()) for buffer in buffers]
 

@@ -22,7 +22,7 @@ from torch.distributed import TCPStore
 
 from velm.errors import RunFailedError
 
-__all__ = ["Ranks", "meet_anew", "set_timeout"]
+__all__ = ["Ranks", "meet_anew"]
 
 FOLDER = "ranks"
 LOOK = 0.5
@@ -136,12 +136,6 @@ class Ranks(Callback):
 
 
 _GO_ON = "Go on from the last checkpoint: the same command with --resume (torchrun --max_restarts does it by itself)."
-
-
-def set_timeout(strategy: Any, seconds: float) -> None:
-    """How long a rank waits for the others in a collective, for a strategy by name; one built in YAML has its own."""
-    if hasattr(strategy, "_timeout"):
-        strategy._timeout = timedelta(seconds=seconds)
 
 
 def meet_anew() -> None:

@@ -21,6 +21,7 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import distributed as dist
 
+from velm import _compat
 from velm.errors import BadDataError, ConfigError, NonFiniteError, WorkerDiedError
 from velm.training.recovery.checkpoint_io import LAST, Checkpoints, join
 
@@ -119,7 +120,7 @@ class Terminate(Callback):
         mark = torch.tensor(float(self.told), device=pl_module.device)
         dist.all_reduce(mark)
         if mark:
-            trainer._signal_connector.received_sigterm = True  # Lightning ends the run when the step is logged
+            _compat.request_stop(trainer)  # Lightning ends the run when the step is logged
 
     def teardown(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
         if self._previous is not None:

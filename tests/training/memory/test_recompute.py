@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tests.training.memory.test_micro_batch import LOSSES, Alone, Saved, assert_same, step, whole_batch
 from velm.errors import ConfigError
 from velm.registry import decoders, image_encoders, text_encoders
-from velm.training.memory.blocks import blocks_of, checkpoint_blocks
+from velm.training.memory.recompute import blocks_of, checkpoint_blocks
 from velm.training.task import VisionLanguageTask
 
 
@@ -72,7 +72,7 @@ def test_what_is_inside_a_block_is_not_kept() -> None:
         task = make_task(checkpoint_blocks=checkpointed)
         task._trainer = Alone()  # type: ignore[assignment]
         with Saved() as saved:
-            task._losses(whole_batch())
+            task.compute_losses(whole_batch())
         kept.append(saved.numbers)
     assert kept[1] < kept[0] / 2
 
@@ -89,7 +89,7 @@ def test_batch_norm_counts_a_batch_once() -> None:
 
 
 def test_nothing_is_computed_twice_without_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("velm.training.memory.blocks.checkpoint", None)
+    monkeypatch.setattr("velm.training.memory.recompute.checkpoint", None)
     task = make_task(checkpoint_blocks=True)
     with torch.no_grad():
         task.model(whole_batch())

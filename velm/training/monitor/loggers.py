@@ -1,4 +1,4 @@
-"""What a run writes down besides its weights: the panel of captions, the csv of figures, its last words."""
+"""What a run records besides its weights: metrics.csv, TensorBoard events, the caption panel, the closing lines."""
 
 from __future__ import annotations
 
@@ -18,17 +18,38 @@ from velm.data.base import Record
 from velm.data.images.transforms import EvalTransform
 from velm.training.recovery.writing import forgiving
 
+__all__ = ["CaptionPanel", "EventLogger", "PrintSummary", "ResumableCSVLogger", "is_logged", "log_metrics",
+           "logging_interval"]  # fmt: skip
+
 HEADLINE = ("image_to_text/recall@1", "text_to_image/recall@1", "caption/bleu4", "caption/cider")
 
 
+def logging_interval(trainer: lightning.Trainer) -> int:
+    """Optimizer steps between two logged steps; 0: none is logged."""
+    steps: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
+    return steps
+
+
+def is_logged(trainer: lightning.Trainer, step: int) -> bool:
+    """Whether the metrics of the `step`-th optimizer step, counted from 1, go to the loggers."""
+    return logging_interval(trainer) > 0 and step % logging_interval(trainer) == 0
+
+
+def log_metrics(trainer: lightning.Trainer, metrics: dict[str, float], step: int) -> None:
+    """Write a row to every logger, on rank 0; `Trainer.callback_metrics` does not change."""
+    if trainer.is_global_zero:
+        for logger in trainer.loggers:
+            logger.log_metrics(metrics, step=step)
+
+
 class CaptionPanel(Callback):
-    """Captions of the same few validation images after every validation: a collapse shows at once.
+    """Writes captions of the same few validation images after every validation, so that a collapse is visible.
 
     They go to `panel.txt` in the run's folder and, with the images, to TensorBoard.
     """
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        folder = trainer.log_dir  # asks the other ranks: all of them have to be here
+        folder = trainer.log_dir  # a collective: every rank calls it
         scores = getattr(pl_module, "scores", {}).get("val")
         if scores is None or trainer.sanity_checking or not scores.captions or not trainer.is_global_zero:
             return
@@ -63,7 +84,7 @@ class CaptionPanel(Callback):
 
 
 class ResumableCSVLogger(CSVLogger):
-    """`metrics.csv` in the run's folder; a resumed run goes on below the rows that are there."""
+    """`metrics.csv` in the run's folder; a resumed run appends to the rows of the file."""
 
     def __init__(self, folder: str | Path) -> None:
         path = Path(folder)
@@ -77,7 +98,7 @@ class ResumableCSVLogger(CSVLogger):
         file = Path(self.log_dir) / "metrics.csv"
         kept = list(csv.DictReader(file.read_text(encoding="utf-8").splitlines())) if file.is_file() else []
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # "previous log files will be deleted": they are kept
+            warnings.simplefilter("ignore")  # "previous log files will be deleted": their rows are kept
             experiment = super().experiment
         experiment.metrics = [{key: value for key, value in row.items() if value} for row in kept]
         experiment.save()
@@ -97,7 +118,7 @@ class ResumableCSVLogger(CSVLogger):
 
 
 class EventLogger(TensorBoardLogger):
-    """TensorBoard's events; a full disk loses them and ends nothing."""
+    """TensorBoard events; on a full disk events are lost and training continues."""
 
     def log_metrics(self, metrics: Any, step: int | None = None) -> None:
         with forgiving(f"{self.log_dir}/events"):
@@ -112,11 +133,11 @@ class EventLogger(TensorBoardLogger):
             super().finalize(status)
 
 
-class LastWords(Callback):
-    """When training ends, say where everything is and what to type next."""
+class PrintSummary(Callback):
+    """Prints at the end of training where the run's files are and which command to type next."""
 
     def on_fit_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        log_dir = trainer.log_dir  # asks the other ranks: all of them have to be here
+        log_dir = trainer.log_dir  # a collective: every rank calls it
         if log_dir is None or getattr(trainer, "fast_dev_run", False) or not trainer.is_global_zero:
             return
         folder = Path(log_dir)

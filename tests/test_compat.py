@@ -1,0 +1,157 @@
+"""The private names that `velm._compat` uses are in the installed versions and mean what it says."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from datetime import timedelta
+from pathlib import Path
+from types import SimpleNamespace
+
+import lightning
+import pytest
+import torch
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from velm import _compat
+
+
+def test_importing_it_imports_nothing() -> None:
+    code = "import sys, velm._compat; assert not {'torch', 'lightning', 'datasets'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = _compat.nothing
+
+
+def test_norms_and_dropouts_are_recognised_by_their_base_class() -> None:
+    batch_norms = [nn.BatchNorm1d(2), nn.BatchNorm2d(2), nn.BatchNorm3d(2), nn.SyncBatchNorm(2)]
+    others = [nn.LayerNorm(2), nn.GroupNorm(1, 2), nn.Linear(2, 2)]
+    assert all(_compat.is_batch_norm(norm) and _compat.is_running_norm(norm) for norm in batch_norms)
+    assert _compat.is_running_norm(nn.InstanceNorm2d(2))
+    assert not _compat.is_batch_norm(nn.InstanceNorm2d(2))
+    dropouts = [nn.Dropout(0.3), nn.Dropout1d(0.3), nn.Dropout2d(0.3), nn.AlphaDropout(0.3)]
+    assert all(_compat.is_dropout(dropout) and dropout.p == 0.3 for dropout in dropouts)
+    for module in others:
+        assert not any(check(module) for check in (_compat.is_batch_norm, _compat.is_running_norm, _compat.is_dropout))
+
+
+def test_a_recomputed_forward_pass_is_told_from_the_first() -> None:
+    seen = []
+
+    def forward(x: torch.Tensor) -> torch.Tensor:
+        seen.append(_compat.is_recomputing())
+        return x.square()
+
+    checkpoint(forward, torch.ones(2, requires_grad=True), use_reentrant=False).sum().backward()
+    assert seen == [False, True]
+
+
+@pytest.mark.slow
+def test_a_compiled_graph_has_a_second_backward_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch._functorch.config as config
+
+    monkeypatch.setattr(config, "donated_buffer", True)
+    _compat.allow_second_backward()
+    assert config.donated_buffer is False
+    x = torch.ones(3, requires_grad=True)
+    loss = torch.compile(lambda x: x.exp().sin().sum(), backend="aot_eager")(x)
+    first, second = (torch.autograd.grad(loss, x, retain_graph=True)[0] for _ in range(2))
+    assert torch.equal(first, second)
+
+
+def test_two_views_of_a_storage_have_one_key() -> None:
+    with _compat.FakeTensorMode():
+        whole, other = torch.ones(4), torch.ones(4)
+        keys = [_compat.storage_key(x.untyped_storage()) for x in (whole, whole[1:], other)]
+    assert keys[0] == keys[1] != keys[2]
+
+
+def test_a_product_has_a_formula_and_a_sum_has_none() -> None:
+    calls = {}
+
+    class Record(_compat.TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            calls[func.name()] = _compat.flop_formula(func)
+            return func(*args, **(kwargs or {}))
+
+    with Record():
+        (torch.ones(4, 8) @ torch.ones(8, 2)).sum()
+    assert calls["aten::mm"](torch.ones(4, 8), torch.ones(8, 2), out_val=torch.ones(4, 2)) == 2 * 4 * 8 * 2
+    assert calls["aten::sum"] is None
+
+
+class Batches(torch.utils.data.Dataset):
+    def __len__(self) -> int:
+        return 5
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return torch.ones(1)
+
+
+class Model(lightning.LightningModule):
+    """Asks the Trainer to stop in its second step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(1, 1)
+
+    def training_step(self, batch: torch.Tensor, index: int) -> torch.Tensor:
+        if index == 1:
+            _compat.request_stop(self.trainer)
+        return self.layer(batch).sum()
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_requested_stop_ends_the_run_after_the_step(tmp_path: Path) -> None:
+    from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    trainer = lightning.Trainer(accelerator="cpu", max_epochs=1, default_root_dir=tmp_path, **quiet)
+    with pytest.raises((SIGTERMException, SystemExit)):
+        trainer.fit(Model(), torch.utils.data.DataLoader(Batches()))
+    assert trainer.global_step == 2
+
+
+def test_the_timeout_of_a_process_group_is_set_where_there_is_one() -> None:
+    for strategy in (DDPStrategy(), ModelParallelStrategy()):
+        _compat.set_process_group_timeout(strategy, 7)
+        assert strategy._timeout == timedelta(seconds=7)
+    single = SingleDeviceStrategy()
+    _compat.set_process_group_timeout(single, 7)
+    assert not hasattr(single, "_timeout")
+
+
+def test_a_strategy_says_whether_it_brings_a_checkpoint_io() -> None:
+    assert not _compat.has_own_checkpoint_io(DDPStrategy())
+    assert _compat.has_own_checkpoint_io(DDPStrategy(checkpoint_io=TorchCheckpointIO()))
+    assert not _compat.has_own_checkpoint_io("ddp")
+
+
+def test_a_model_parallel_strategy_has_a_data_parallel_size() -> None:
+    strategy = ModelParallelStrategy(tensor_parallel_size=1)
+    assert strategy._data_parallel_size == "auto"
+    _compat.set_data_parallel_size(strategy, 4)
+    assert strategy._data_parallel_size == 4
+
+
+def test_the_table_of_gpus_has_an_a100_and_an_h100() -> None:
+    table = _compat.gpu_flops_table()
+    assert table["a100"][torch.bfloat16] == 312e12
+    assert table["h100 sxm"][torch.float32] > 5e13
+
+
+def test_a_dataset_has_a_fingerprint() -> None:
+    assert _compat.dataset_fingerprint(SimpleNamespace(_fingerprint="a1")) == "a1"
+    datasets = pytest.importorskip("datasets")
+    rows = datasets.Dataset.from_dict({"text": ["a", "b"]})
+    assert _compat.dataset_fingerprint(rows) == _compat.dataset_fingerprint(rows)
+    assert _compat.dataset_fingerprint(rows) != _compat.dataset_fingerprint(rows.select([0]))
