@@ -273,7 +273,9 @@ def test_every_key_of_a_run_is_described() -> None:
 def test_every_option_of_writing_is_described() -> None:
     from velm.generation import GenerationConfig
 
-    assert first_column(section("using.md", "How to write")) == set(inspect.signature(GenerationConfig).parameters)
+    assert first_column(section("using.md", "Generation options")) == set(
+        inspect.signature(GenerationConfig).parameters
+    )
 
 
 def test_every_option_of_packing_is_described() -> None:
@@ -323,7 +325,7 @@ def test_every_option_for_more_figures_is_described() -> None:
     parser = ArgumentParser()
     add_extras(parser)
     options = {name for action in parser._actions for name in action.option_strings} - {"-h", "--help"}
-    assert options <= set(re.findall(r"(--\w+)", section("using.md", "More figures")))
+    assert options <= set(re.findall(r"(--\w+)", section("using.md", "Optional metrics")))
     assert first_column(section("using.md", "Compositional")) == set(KINDS)
 
 
