@@ -9,10 +9,10 @@ import pytest
 from PIL import Image
 
 from velm.cli import main as velm
-from velm.commands.evaluate import dataset_spec
+from velm.commands.evaluate import dataset_config
 from velm.errors import ConfigError
 
-UNSURE = {"caption/distinct", "caption/distinct1", "caption/distinct2"}  # of repeats they would be another figure
+NO_INTERVAL = {"caption/distinct", "caption/distinct1", "caption/distinct2"}  # resampling duplicates captions
 
 FAST = ["--max_length", "3"]
 
@@ -48,11 +48,11 @@ def test_a_report_is_written_with_the_curves_of_the_run(write_checkpoint, tmp_pa
     (tmp_path / "metrics.csv").write_text("epoch,step,train/loss\n0,9,4.0\n1,19,3.0\n")
     assert velm(["evaluate", str(checkpoint), "--output", str(tmp_path / "out"), *FAST]) == 0
     report = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
-    for section in ("figures", "retrieval", "captions", "confusions", "training"):
+    for section in ("metrics", "retrieval", "captions", "confusions", "training"):
         assert f'<section id="{section}">' in report
     figures = json.loads((tmp_path / "out" / "metrics.json").read_text())
     intervals = json.loads((tmp_path / "out" / "intervals.json").read_text())
-    assert intervals.keys() == figures.keys() - UNSURE
+    assert intervals.keys() == figures.keys() - NO_INTERVAL
     assert str(tmp_path / "out" / "report.html") in capsys.readouterr().out
 
 
@@ -64,11 +64,11 @@ def test_another_checkpoint_beside_it(write_checkpoint, tmp_path):
     figures = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert comparison["checkpoint"] == str(second)
     assert comparison["figures"].keys() == figures.keys()
-    assert comparison["differences"].keys() == figures.keys() - UNSURE
+    assert comparison["differences"].keys() == figures.keys() - NO_INTERVAL
     assert str(second) in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
 
 
-def test_reranked_figures_are_asked_for(write_checkpoint, tmp_path, capsys):
+def test_reranked_metrics_on_request(write_checkpoint, tmp_path, capsys):
     arguments = ["evaluate", str(write_checkpoint()), "--output", str(tmp_path), *FAST, "--rerank", "4"]
     assert velm(arguments) == 0
     figures = json.loads((tmp_path / "metrics.json").read_text())
@@ -125,21 +125,21 @@ def broken(tmp_path):
     return ["--data.dataset", f"{{name: csv, path: {tmp_path / 'rows.csv'}}}"]
 
 
-def test_a_image_that_cannot_be_read_is_left_out_named_and_counted(write_checkpoint, tmp_path, capsys, broken):
+def test_an_image_that_cannot_be_read_is_left_out_named_and_counted(write_checkpoint, tmp_path, capsys, broken):
     out = tmp_path / "out"
     arguments = ["evaluate", str(write_checkpoint()), "--output", str(out), *FAST, *broken]
     assert velm([*arguments, "--data.max_bad", "0.2"]) == 1
     captured = capsys.readouterr()
     assert "5 images and 10 texts" in captured.out
     assert f"velm evaluate: Cannot read image '{tmp_path / '1.png'}'" in captured.err
-    assert f"1 image is left out of every figure; see {out / 'unreadable.jsonl'}" in captured.err
+    assert f"1 image is left out of all metrics; see {out / 'unreadable.jsonl'}" in captured.err
     assert json.loads((out / "metrics.json").read_text())["left_out"] == 1
     row = json.loads((out / "unreadable.jsonl").read_text())
     assert row["path"] == str(tmp_path / "1.png")
     written = [json.loads(line)["image_id"] for line in (out / "captions.jsonl").read_text().splitlines()]
     assert written == ["0", "2", "3", "4", "5"]
     report = (out / "report.html").read_text("utf-8")
-    assert "1 image could not be read and count" in report
+    assert "1 image could not be read and were left out" in report
     assert "1.png" in report
     Image.new("RGB", (32, 32)).save(tmp_path / "1.png")
     assert velm(arguments) == 0
@@ -156,7 +156,7 @@ def test_too_many_images_that_cannot_be_read_are_an_error(write_checkpoint, tmp_
     lenient = write_checkpoint("b.ckpt", data={"dataset": "shapes", "max_bad": 0.2})
     assert velm(["evaluate", str(lenient), *arguments]) == 1  # what training allowed
     assert velm(["evaluate", str(lenient), *arguments, "--data.max_bad", "20"]) == 2
-    assert "data.max_bad is a share of the data, between 0 and 1; got 20" in capsys.readouterr().err
+    assert "data.max_bad is a fraction of the data, between 0 and 1; got 20" in capsys.readouterr().err
 
 
 def test_two_checkpoints_are_measured_on_what_both_can_read(write_checkpoint, tmp_path, broken):
@@ -184,23 +184,23 @@ def test_alignment_only_writes_no_captions(write_checkpoint, tmp_path):
     assert not any("caption" in name for name in json.loads((tmp_path / "out" / "metrics.json").read_text()))
 
 
-def test_what_was_typed_changes_what_is_stored():
+def test_the_command_line_changes_the_stored_dataset():
     stored = {"name": "csv", "path": "a.csv", "split_column": "split"}
-    assert dataset_spec(stored, []) == stored
-    assert dataset_spec("shapes", [("test_size", 3)]) == {"name": "shapes", "test_size": 3}
-    assert dataset_spec(stored, [("path", "b.csv")]) == stored | {"path": "b.csv"}
-    assert dataset_spec(stored, [("name", "csv"), ("path", "b.csv")]) == stored | {"path": "b.csv"}
-    assert dataset_spec(stored, [("name", "shapes"), ("test_size", 3)]) == {"name": "shapes", "test_size": 3}
-    assert dataset_spec(stored, [("", {"name": "folder", "path": "x"}), ("path", "y")]) == {
+    assert dataset_config(stored, []) == stored
+    assert dataset_config("shapes", [("test_size", 3)]) == {"name": "shapes", "test_size": 3}
+    assert dataset_config(stored, [("path", "b.csv")]) == stored | {"path": "b.csv"}
+    assert dataset_config(stored, [("name", "csv"), ("path", "b.csv")]) == stored | {"path": "b.csv"}
+    assert dataset_config(stored, [("name", "shapes"), ("test_size", 3)]) == {"name": "shapes", "test_size": 3}
+    assert dataset_config(stored, [("", {"name": "folder", "path": "x"}), ("path", "y")]) == {
         "name": "folder",
         "path": "y",
     }
-    assert dataset_spec(stored, [("columns.image", "i")])["columns"] == {"image": "i"}
+    assert dataset_config(stored, [("columns.image", "i")])["columns"] == {"image": "i"}
     assert stored == {"name": "csv", "path": "a.csv", "split_column": "split"}
     with pytest.raises(ConfigError, match=r"--data\.dataset\.path\.x: 'path' is 'a\.csv', which has no parts"):
-        dataset_spec(stored, [("path.x", 1)])
+        dataset_config(stored, [("path.x", 1)])
     with pytest.raises(ConfigError, match=r"stores no dataset\. Name one: --data\.dataset '\{name: csv"):
-        dataset_spec(None, [("path", "a.csv")])
+        dataset_config(None, [("path", "a.csv")])
 
 
 @pytest.mark.parametrize(
@@ -214,11 +214,11 @@ def test_what_was_typed_changes_what_is_stored():
         (["--data.dataset", "{name: csv, path: nowhere.csv}"], "nowhere.csv"),
         (["--texts_per_image", "0"], "texts_per_image 0 is too small"),
         (["--num_beams", "0"], "num_beams 0 is too small"),
-        (["--rerank", "1"], "rerank 1 leaves nothing to put in order"),
+        (["--rerank", "1"], "rerank 1 is too small"),
         (["--compare", "nowhere.ckpt"], "nowhere.ckpt"),
     ],
 )
-def test_bad_input_is_told_without_a_traceback(write_checkpoint, tmp_path, capsys, arguments, words):
+def test_bad_input_is_one_line_without_a_traceback(write_checkpoint, tmp_path, capsys, arguments, words):
     assert velm(["evaluate", str(write_checkpoint()), "--output", str(tmp_path / "out"), *arguments]) == 2
     captured = capsys.readouterr()
     assert words in captured.err

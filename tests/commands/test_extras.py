@@ -100,7 +100,7 @@ def test_a_checkpoint_that_cannot_judge_is_refused(run, capsys, write_checkpoint
     with pytest.warns(UserWarning, match="text_encoder is left out"):
         writer = write_checkpoint("writer.ckpt", losses={"captioning": {}})
     assert run("--clip_score_model", str(writer))[0] == 2
-    assert "The model that is to give CLIPScores was not trained to align" in capsys.readouterr().err
+    assert "The model that computes CLIPScores was not trained to align" in capsys.readouterr().err
     assert run("--clip_score_model", "nowhere.ckpt")[0] == 2
     assert "No checkpoint at nowhere.ckpt" in capsys.readouterr().err
 

@@ -1,4 +1,4 @@
-"""Intervals: draws that are the split itself give its figures, and any draw what measuring it anew would give."""
+"""Intervals: a draw equal to the split gives its metrics, any other draw those of its images."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import torch
 
 from velm import metrics
 from velm.evaluation import bootstrap
-from velm.evaluation.bootstrap import differences, intervals, resampled
-from velm.evaluation.evaluate import figures
-from velm.evaluation.predictions import Predictions, Written
-from velm.evaluation.scores import caption_scores
+from velm.evaluation.bootstrap import differences, intervals, resample
+from velm.evaluation.evaluate import prediction_metrics
+from velm.evaluation.predictions import Captions, GeneratedCaption, Predictions, Retrieval
+from velm.metrics.captioning import caption_scores
 from velm.metrics.retrieval import RetrievalRanks
 
-UNSURE = {"caption/distinct", "caption/distinct1", "caption/distinct2"}  # of repeats they would be another figure
+NO_INTERVAL = {"caption/distinct", "caption/distinct1", "caption/distinct2"}  # resampling duplicates captions
 
 REFERENCES = [("a red circle", "a circle that is red"), ("a blue square",), ("two rings", "a ring"), ("a star .",)]
 CAPTIONS = ["a red circle", "a blue red circle", "", "the the star star"]
@@ -24,23 +24,29 @@ CAPTIONS = ["a red circle", "a blue red circle", "", "the the star star"]
 def predictions():
     torch.manual_seed(0)
     ids = torch.tensor([0, 0, 1, 2, 2, 2, 3])
-    written = [Written(str(i), None, c, r) for i, (c, r) in enumerate(zip(CAPTIONS, REFERENCES, strict=True))]
-    return Predictions(torch.randn(4, 3), torch.randn(7, 3), ids, [""] * 7, written)
+    pairs = zip(CAPTIONS, REFERENCES, strict=True)
+    captions = Captions([GeneratedCaption(str(i), None, c, r) for i, (c, r) in enumerate(pairs)])
+    return Predictions(Retrieval(torch.randn(4, 3), torch.randn(7, 3), ids, [""] * 7), captions)
+
+
+def ranks_of(predictions):
+    found = predictions.retrieval
+    return metrics.retrieval_ranks(found.image_embeds, found.text_embeds, found.image_ids)
 
 
 def draws(predictions, **options):
-    ranks = metrics.retrieval_ranks(predictions.image_embeds, predictions.text_embeds, predictions.image_ids)
-    return resampled(predictions, {"": ranks}, caption_scores(predictions.written), **options)
+    scores = caption_scores(predictions.captions.texts, predictions.captions.references)
+    return resample(predictions, {"": ranks_of(predictions)}, scores, **options)
 
 
 def counted(monkeypatch, counts):
     monkeypatch.setattr(bootstrap, "_draws", lambda *_: iter([np.array([counts], dtype=np.float64)]))
 
 
-def test_the_split_itself_gives_its_figures(predictions, monkeypatch):
+def test_the_split_itself_gives_its_metrics(predictions, monkeypatch):
     counted(monkeypatch, [1, 1, 1, 1])
-    found, expected = draws(predictions), figures(predictions)
-    assert found.keys() == expected.keys() - UNSURE  # of a draw with repeats it would be another figure
+    found, expected = draws(predictions), prediction_metrics(predictions)
+    assert found.keys() == expected.keys() - NO_INTERVAL
     for name, values in found.items():
         assert values[0] == pytest.approx(expected[name]), name
 
@@ -48,7 +54,7 @@ def test_the_split_itself_gives_its_figures(predictions, monkeypatch):
 def test_a_draw_by_hand(predictions, monkeypatch):
     counted(monkeypatch, [2, 0, 0, 2])
     found = draws(predictions)
-    ranks = metrics.retrieval_ranks(predictions.image_embeds, predictions.text_embeds, predictions.image_ids)
+    ranks = ranks_of(predictions)
     text_ranks = ranks.text_to_image[[0, 1, 0, 1, 6, 6]]
     assert found["text_to_image/recall@1"][0] == pytest.approx(float((text_ranks <= 1).float().mean()))
     assert found["text_to_image/median_rank"][0] == float(text_ranks.median())
@@ -59,18 +65,11 @@ def test_a_draw_by_hand(predictions, monkeypatch):
     assert found["caption/exact_match"][0] == 0.5
 
 
-def test_single_scores_make_the_figures(predictions):
-    scores = caption_scores(predictions.written)
-    assert scores.cider.mean() == pytest.approx(metrics.cider_d(CAPTIONS, REFERENCES))
-    assert scores.rouge_l.mean() == pytest.approx(metrics.rouge_l(CAPTIONS, REFERENCES))
-    assert scores.exact.tolist() == [1, 0, 0, 0]
-
-
 def test_a_share_has_the_interval_of_a_binomial():
     """1.96 sqrt(p (1 - p) / n), which the bootstrap of a mean comes to."""
-    found = Predictions(torch.eye(400), torch.eye(400).roll(1, 0), torch.arange(400), [""] * 400)
+    found = Predictions(Retrieval(torch.eye(400), torch.eye(400).roll(1, 0), torch.arange(400), [""] * 400))
     rank = torch.where(torch.arange(400) < 100, 1, 3)
-    low, high = intervals(resampled(found, {"": RetrievalRanks(rank, rank)}, None))["image_to_text/recall@1"]
+    low, high = intervals(resample(found, {"": RetrievalRanks(rank, rank)}, None))["image_to_text/recall@1"]
     half = 1.96 * (0.25 * 0.75 / 400) ** 0.5
     assert low == pytest.approx(0.25 - half, abs=0.006)
     assert high == pytest.approx(0.25 + half, abs=0.006)
@@ -93,11 +92,12 @@ def test_differences_are_taken_draw_by_draw():
     assert "b" not in differences({"b": noise}, {"c": noise})
 
 
-def test_several_captions_of_a_image_are_drawn_together(monkeypatch):
-    rows = [Written("x", t, c, ("a dog",)) for t, c in (("ein Hund", "a dog"), ("Hund", "dog"))]
-    rows.append(Written("y", "Katze", "a cat", ("a cat",)))
+def test_several_captions_of_an_image_are_drawn_together(monkeypatch):
+    rows = [GeneratedCaption("x", t, c, ("a dog",)) for t, c in (("ein Hund", "a dog"), ("Hund", "dog"))]
+    rows.append(GeneratedCaption("y", "Katze", "a cat", ("a cat",)))
+    captions = Captions(rows)
     counted(monkeypatch, [1, 0])
-    found = resampled(Predictions(written=rows), {}, caption_scores(rows))
+    found = resample(Predictions(captions=captions), {}, caption_scores(captions.texts, captions.references))
     assert found["caption/exact_match"][0] == 0.5
 
 

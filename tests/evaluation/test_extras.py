@@ -1,4 +1,4 @@
-"""The figures that are asked for, from Python: the same as on the command line; what cannot be had is told first."""
+"""Extra metrics in Python equal those of the command line; missing requirements raise before any computation."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_nothing_is_there_unless_asked_for(write_checkpoint, dataset):
     assert {name.split("/")[0] for name in found} == {"image_to_text", "text_to_image", "caption"}
 
 
-def test_what_cannot_be_had_is_told_before_anything_is_computed(write_checkpoint, dataset, monkeypatch):
+def test_missing_requirements_raise_before_anything_is_computed(write_checkpoint, dataset, monkeypatch):
     pipeline, records = load(write_checkpoint()), dataset.split("test")
     monkeypatch.setattr(pipeline, "encode_images", None)
     for extras, words in (
@@ -64,6 +64,6 @@ def test_a_judge_has_to_align_and_the_judged_to_write(write_checkpoint, dataset)
         check_extras(Extras(judge=writer), aligner, records)
     with pytest.warns(UserWarning, match="left out"):
         blind = load(write_checkpoint("c.ckpt", losses={"captioning": {}}))
-    with pytest.raises(PipelineError, match="The model that is to give CLIPScores was not trained to align"):
+    with pytest.raises(PipelineError, match="The model that computes CLIPScores was not trained to align"):
         check_extras(Extras(judge=blind), writer, records)
     assert "judged/clip_score" in evaluate(blind, records, extras=Extras(judge=aligner), max_length=3)

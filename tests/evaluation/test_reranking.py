@@ -12,7 +12,7 @@ from velm.data.synthetic.shapes import Shapes
 from velm.errors import PipelineError
 from velm.evaluation.evaluate import evaluate
 from velm.evaluation.predictions import predict
-from velm.evaluation.reranking import rerank
+from velm.evaluation.reranking import rerank_candidates
 from velm.generation import log_likelihood
 from velm.metrics import figures_of_ranks, retrieval_ranks
 from velm.pipeline import load
@@ -30,7 +30,7 @@ def pipeline(write_checkpoint):
 
 @pytest.fixture
 def found(pipeline, records):
-    return predict(pipeline, records, texts_per_image=3, max_length=2)
+    return predict(pipeline, records, texts_per_image=3, max_length=2).retrieval
 
 
 def likelihoods(pipeline, records, texts):
@@ -43,7 +43,7 @@ def likelihoods(pipeline, records, texts):
 
 
 def by_loop(pipeline, records, found, k):
-    """`rerank`, query by query and with sorted lists."""
+    """`rerank_candidates`, query by query and with sorted lists."""
     log_p = likelihoods(pipeline, records, found.texts).double()
     cosine = (found.image_embeds @ found.text_embeds.T).double()
     near_images = [column.argsort(descending=True)[:k].tolist() for column in cosine.T]
@@ -71,13 +71,13 @@ def by_loop(pipeline, records, found, k):
 
 @pytest.mark.parametrize("k", [2, 4, 7])
 def test_it_is_the_loop_over_every_pair(pipeline, records, found, k):
-    ranks = rerank(pipeline, records, found, k=k, batch_size=3)
+    ranks = rerank_candidates(pipeline, records, found, k=k, batch_size=3)
     assert (ranks.image_to_text.tolist(), ranks.text_to_image.tolist()) == by_loop(pipeline, records, found, k)
 
 
 def test_what_lies_behind_the_candidates_keeps_its_place(pipeline, records, found):
     plain = retrieval_ranks(found.image_embeds, found.text_embeds, found.image_ids)
-    for before, after in zip(plain, rerank(pipeline, records, found, k=3), strict=True):
+    for before, after in zip(plain, rerank_candidates(pipeline, records, found, k=3), strict=True):
         assert torch.equal(before[before > 3], after[before > 3])
         assert (after[before <= 3] <= 3).all()
         assert (before > 3).any()
@@ -95,7 +95,7 @@ def test_a_captioner_that_knows_finds_everything(pipeline, records, found, monke
         return torch.tensor([0.0 if owners[text] == row else -1000.0 for text in texts])
 
     monkeypatch.setattr("velm.evaluation.reranking.likelihoods", knows)
-    figures = figures_of_ranks(rerank(pipeline, records, blind, k=21))
+    figures = figures_of_ranks(rerank_candidates(pipeline, records, blind, k=21))
     assert figures["image_to_text/recall@1"] == figures["text_to_image/recall@1"] == 1.0
 
 
@@ -105,7 +105,9 @@ def test_the_scale_is_the_one_that_was_learnt(pipeline, records, found, write_ch
     plain = load(write_checkpoint("plain.ckpt", logit_scale=None))
     assert plain.logit_scale is None
     pipeline.logit_scale = 20.0
-    for ours, theirs in zip(rerank(plain, records, found, k=5), rerank(pipeline, records, found, k=5), strict=True):
+    for ours, theirs in zip(
+        rerank_candidates(plain, records, found, k=5), rerank_candidates(pipeline, records, found, k=5), strict=True
+    ):
         assert torch.equal(ours, theirs)
 
 
@@ -118,7 +120,7 @@ def test_figures_stand_beside_those_of_the_embeddings(pipeline, records):
 
 
 def test_what_cannot_be_reranked(write_checkpoint, pipeline, records):
-    with pytest.raises(PipelineError, match="rerank 1 leaves nothing to put in order"):
+    with pytest.raises(PipelineError, match="rerank 1 is too small"):
         evaluate(pipeline, records, rerank=1)
     aligner = load(write_checkpoint(decoder=None, losses={"contrastive": {}}))
     with pytest.raises(PipelineError, match="no decoder"):

@@ -1,4 +1,4 @@
-"""Zero-shot classification: classes from metadata, prompts ensembled, what is missing told."""
+"""Zero-shot classification: classes from metadata, prompt ensembles, errors for missing classes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from PIL import Image
 from velm.data.base import Record
 from velm.data.formats.image_folder import ImageFolder
 from velm.errors import DataError
-from velm.evaluation.zero_shot import class_embeds, classes_of, require_classes, zero_shot_figures
+from velm.evaluation.zero_shot import class_embeds, classes_of, require_classes, zero_shot_metrics
 from velm.pipeline import load
 
 
@@ -42,20 +42,20 @@ def test_classes_of_plain_records():
         require_classes([Record("0", None, ("x",))])
 
 
-def test_figures_are_what_the_pipeline_says(folder, write_checkpoint):
+def test_metrics_agree_with_the_pipeline(folder, write_checkpoint):
     pipeline, records = load(write_checkpoint()), folder.split("test")
     images = pipeline.embed_images([record.image for record in records])
-    figures = zero_shot_figures(pipeline, records, images, templates=["a {}"], ks=(1, 2, 5))
-    assert set(figures) == {"zero_shot/top1", "zero_shot/top2"}  # top5 of three classes says nothing
+    found = zero_shot_metrics(pipeline, records, images, templates=["a {}"], ks=(1, 2, 5))
+    assert set(found) == {"zero_shot/top1", "zero_shot/top2"}  # top5 of three classes says nothing
     names, labels = classes_of(records)
     scores = pipeline.score([record.image for record in records], [f"a {name}" for name in names])
-    assert figures["zero_shot/top1"] == (scores.argmax(1) == labels).double().mean()
+    assert found["zero_shot/top1"] == (scores.argmax(1) == labels).double().mean()
 
 
 def test_perfect_embeddings_by_hand(folder, write_checkpoint):
     pipeline, records = load(write_checkpoint()), folder.split("test")
     names, labels = classes_of(records)
-    assert zero_shot_figures(pipeline, records, class_embeds(pipeline, names)[labels])["zero_shot/top1"] == 1
+    assert zero_shot_metrics(pipeline, records, class_embeds(pipeline, names)[labels])["zero_shot/top1"] == 1
 
 
 def test_an_ensemble_is_the_mean_of_its_prompts(write_checkpoint):
@@ -71,5 +71,5 @@ def test_unknown_names_are_warned_of(write_checkpoint):
 
 @pytest.mark.parametrize(("templates", "got"), [(["a photo"], "'a photo'"), (["{} {}"], "'{} {}'"), ([], "none")])
 def test_bad_templates_are_refused(write_checkpoint, templates, got):
-    with pytest.raises(DataError, match=f"templates are sentences with one {{}} for the class.*got {got}"):
+    with pytest.raises(DataError, match=f"templates are prompts with one {{}} for the class.*got {got}"):
         class_embeds(load(write_checkpoint()), ["red"], templates)

@@ -10,6 +10,7 @@ import pytest
 from velm.metrics.captioning import (
     bleu,
     caption_metrics,
+    caption_scores,
     cider,
     cider_d,
     exact_match,
@@ -125,6 +126,13 @@ def test_perfect_sentences_have_perfect_scores() -> None:
     assert bleu([REFERENCES[0][0]], [REFERENCES[0]]) == pytest.approx([1.0] * 4, abs=1e-8)
     assert rouge_l(best, [[b] for b in best]) == pytest.approx(1.0)
     assert exact_match(best, REFERENCES) == 1.0
+
+
+def test_scores_of_single_captions_add_up_to_the_metrics() -> None:
+    scores = caption_scores(HYPOTHESES, REFERENCES)
+    assert sum(scores.cider_d) / 4 == cider_d(HYPOTHESES, REFERENCES)
+    assert sum(scores.rouge_l) / 4 == rouge_l(HYPOTHESES, REFERENCES)
+    assert scores.exact == [False, False, False, True]
 
 
 def test_empty_hypotheses_score_zero() -> None:

@@ -1,4 +1,4 @@
-"""Zero-shot classification: ensembles, the first k, ties against."""
+"""Classification: prompt ensembles, top-k with ties, nearest neighbours by hand, the optimum of the linear probe."""
 
 from __future__ import annotations
 
@@ -6,8 +6,15 @@ import math
 
 import pytest
 import torch
+from torch import Tensor
 
-from velm.metrics.classification import ensemble_prompts, top_k_accuracy, top_k_hits
+from velm.metrics.classification import (
+    ensemble_prompts,
+    linear_probe,
+    nearest_neighbours,
+    top_k_accuracy,
+    top_k_hits,
+)
 
 
 def test_prompts_are_normalised_before_and_after_their_mean() -> None:
@@ -41,7 +48,7 @@ def test_chance() -> None:
 
 
 def test_bad_input_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"prompt_embeds \(2, 2\) is to be \(C, P, E\)"):
+    with pytest.raises(ValueError, match=r"prompt_embeds \(2, 2\) must be \(C, P, E\)"):
         ensemble_prompts(torch.eye(2))
     with pytest.raises(ValueError, match="k 0 is below 1"):
         top_k_accuracy(torch.eye(2), [0, 1], 0)
@@ -51,3 +58,103 @@ def test_bad_input_is_refused() -> None:
         top_k_accuracy(torch.eye(2), [0, 2])
     with pytest.raises(ValueError, match="Nothing to classify"):
         top_k_accuracy(torch.ones(0, 2), torch.arange(0))
+
+
+def blobs(classes: int = 3, each: int = 20, seed: int = 0) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(classes).repeat(each)
+    return 3 * torch.eye(classes, 6)[labels] + torch.randn(len(labels), 6, generator=generator), labels
+
+
+def test_neighbours_vote_by_hand() -> None:
+    train, labels = [[2.0, 0.0], [0.0, 1.0], [-1.0, 0.0]], [0, 1, 2]
+    votes = nearest_neighbours(train, labels, [[5.0, 0.0]], k=2, temperature=0.5)
+    heavy = math.exp(1 / 0.5) / (math.exp(1 / 0.5) + 1)
+    assert votes[0].tolist() == pytest.approx([heavy, 1 - heavy, 0])
+    assert nearest_neighbours(train, labels, [[5.0, 1.0]], k=1)[0].tolist() == [1, 0, 0]
+
+
+def test_a_image_is_its_own_nearest_neighbour() -> None:
+    features, labels = blobs()
+    assert top_k_accuracy(nearest_neighbours(features, labels, features, k=1), labels) == 1
+
+
+@pytest.mark.parametrize("block_size", [1, 7, 1024])
+def test_blocks_and_scales_change_nothing(block_size: int) -> None:
+    features, labels = blobs()
+    expected = nearest_neighbours(features, labels, features)
+    assert torch.allclose(nearest_neighbours(5 * features, labels, 2 * features, block_size=block_size), expected)
+    assert torch.allclose(expected.sum(1), torch.ones(len(features)).double())
+
+
+def test_more_neighbours_than_there_are() -> None:
+    features, labels = blobs(each=2)
+    assert torch.equal(
+        nearest_neighbours(features, labels, features, k=99), nearest_neighbours(features, labels, features, k=6)
+    )
+
+
+def test_the_probe_separates_what_can_be_separated() -> None:
+    asked, right = blobs(seed=1)
+    assert top_k_accuracy(linear_probe(*blobs(), asked), right) > 0.8
+
+
+def test_the_probe_is_optimal() -> None:
+    """Where the training set is asked about, the gradient by the bias is 0: mean probabilities are the shares."""
+    features, labels = blobs()
+    probabilities = linear_probe(features, labels, features).softmax(1)
+    assert torch.allclose(probabilities.mean(0), torch.full((3,), 1 / 3).double(), atol=1e-5)
+
+
+def test_scale_shift_and_order_change_nothing() -> None:
+    features, labels = blobs()
+    asked, _ = blobs(seed=1)
+    expected = linear_probe(features, labels, asked)
+    assert torch.allclose(linear_probe(7 * features + 3, labels, 7 * asked + 3), expected, atol=1e-4)
+    assert torch.allclose(linear_probe(features.flip(0), labels.flip(0), asked), expected, atol=1e-4)
+
+
+def test_decay_shrinks_and_a_constant_feature_does_no_harm() -> None:
+    features, labels = blobs()
+    features = torch.cat([features, torch.ones(len(features), 1)], 1)
+    tight, loose = (linear_probe(features, labels, features, weight_decay=w) for w in (10.0, 0.01))
+    assert tight.std() < loose.std()
+    assert bool(loose.isfinite().all())
+
+
+def test_a_class_without_a_image_is_never_the_answer() -> None:
+    features, labels = blobs()
+    for found in (linear_probe, nearest_neighbours):
+        scores = found(features, labels, features, classes=5)  # type: ignore[operator]
+        assert scores.shape == (60, 5)
+        assert int(scores.argmax(1).max()) < 3
+
+
+def test_it_works_where_gradients_are_off() -> None:
+    features, labels = blobs()
+    expected = linear_probe(features, labels, features)
+    with torch.no_grad():
+        assert torch.equal(linear_probe(features, labels, features), expected)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "message"),
+    [
+        ((torch.eye(2), [0, 1], torch.eye(3)), {}, r"train_features \(2, 2\) and features \(3, 3\)"),
+        ((torch.eye(2), [0], torch.eye(2)), {}, r"train_labels is torch.int64 \(1,\).*each of the 2 rows"),
+        ((torch.eye(2), [0, 3], torch.eye(2)), {"classes": 2}, "run from 0 to 3, but classes is 2"),
+    ],
+)
+def test_bad_probe_input_is_refused(arguments, options, message) -> None:  # type: ignore[no-untyped-def]
+    for found in (linear_probe, nearest_neighbours):
+        with pytest.raises(ValueError, match=message):
+            found(*arguments, **options)
+
+
+def test_bad_options_are_refused() -> None:
+    with pytest.raises(ValueError, match="k 0 is below 1"):
+        nearest_neighbours(*blobs(), torch.eye(6), k=0)
+    with pytest.raises(ValueError, match="temperature 0 is not above 0"):
+        nearest_neighbours(*blobs(), torch.eye(6), temperature=0)
+    with pytest.raises(ValueError, match=r"weight_decay -1 is negative"):
+        linear_probe(*blobs(), torch.eye(6), weight_decay=-1)

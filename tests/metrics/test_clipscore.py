@@ -46,9 +46,9 @@ def test_scales_and_orders_change_nothing(seed: int, scale: float) -> None:
 
 
 def test_bad_input_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"image_embeds \(2, 2\) and caption_embeds \(3, 3\) are to be \(n, E\)"):
+    with pytest.raises(ValueError, match=r"image_embeds \(2, 2\) and caption_embeds \(3, 3\) must be \(n, E\)"):
         clip_score(torch.eye(2), torch.eye(3))
     with pytest.raises(ValueError, match=r"reference_ids is torch.int64 \(1,\).*each of the 2 references"):
         ref_clip_score(torch.eye(2), torch.eye(2), torch.eye(2), [0])
-    with pytest.raises(ValueError, match="names 1 rows; it takes each of the rows 0 to 1 at least once"):
+    with pytest.raises(ValueError, match="names 1 rows; each of the rows 0 to 1 is required at least once"):
         ref_clip_score(torch.eye(2), torch.eye(2), torch.eye(2), [0, 0])

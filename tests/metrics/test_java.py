@@ -47,7 +47,7 @@ def test_what_java_needs_besides_is_told(monkeypatch: pytest.MonkeyPatch, error:
 
 
 def test_bad_input_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"METEOR of 1 hypotheses and 1 lists of references.*none of them empty"):
+    with pytest.raises(ValueError, match=r"METEOR of 1 hypotheses and 1 lists.*one non-empty list per hypothesis"):
         meteor(["a"], [[]])
 
 

@@ -16,15 +16,19 @@ import torch.multiprocessing as mp
 from torch import Tensor
 
 from velm.metrics import java, modules
-from velm.metrics.averages import ClipScore, RefClipScore, TopKAccuracy
 from velm.metrics.captioning import caption_metrics
-from velm.metrics.classification import top_k_accuracy
+from velm.metrics.classification import linear_probe, nearest_neighbours, top_k_accuracy
 from velm.metrics.clipscore import clip_score, ref_clip_score
 from velm.metrics.diversity import novelty
-from velm.metrics.folds import fold_metrics
-from velm.metrics.modules import CaptionMetrics, ProbeAccuracy, RetrievalMetrics
-from velm.metrics.probes import linear_probe, nearest_neighbours
-from velm.metrics.retrieval import retrieval_metrics
+from velm.metrics.modules import (
+    CaptionMetrics,
+    ClipScore,
+    ProbeAccuracy,
+    RefClipScore,
+    RetrievalMetrics,
+    TopKAccuracy,
+)
+from velm.metrics.retrieval import fold_metrics, retrieval_metrics
 
 N = 13
 

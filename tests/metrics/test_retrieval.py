@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -11,7 +13,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from velm.metrics.retrieval import (
     RetrievalRanks,
-    figures_of_ranks,
+    effective_rank,
+    fold_metrics,
+    rank_metrics,
     recall_at_k,
     retrieval_metrics,
     retrieval_ranks,
@@ -104,9 +108,9 @@ def test_names_are_those_of_metrics_json() -> None:
     assert figures["image_to_text/median_rank"] == ranks.image_to_text.median()
 
 
-def test_figures_of_ranks_by_hand() -> None:
+def test_rank_metrics_by_hand() -> None:
     ranks = RetrievalRanks(torch.tensor([1, 2, 4, 13]), torch.tensor([1, 1]))
-    figures = figures_of_ranks(ranks)
+    figures = rank_metrics(ranks)
     assert figures["image_to_text/median_rank"] == 2
     assert figures["image_to_text/mean_rank"] == 5
     assert figures["image_to_text/mrr"] == pytest.approx((1 + 1 / 2 + 1 / 4 + 1 / 13) / 4)
@@ -172,3 +176,61 @@ def test_bad_k_and_bad_pairs_are_refused() -> None:
         recall_at_k(torch.eye(2), torch.eye(2), [0, 1], 0)
     with pytest.raises(ValueError, match="image_embeds has 2 rows and image_ids 3"):
         unique_images(torch.eye(2), [0, 1, 2])
+
+
+def ordered_gallery(images: int = 23) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.arange(images).repeat_interleave(3)[torch.randperm(3 * images, generator=generator)]
+    image = torch.randn(images, 6, generator=generator)
+    return image, image[ids] + torch.randn(len(ids), 6, generator=generator), ids
+
+
+def test_the_mean_of_the_folds() -> None:
+    image, text, ids = ordered_gallery()
+    parts = []
+    for start in range(0, 20, 4):  # 23 images in five folds: four each, three left over
+        own = [j for j, owner in enumerate(ids.tolist()) if start <= owner < start + 4]
+        parts.append(retrieval_metrics(image[start : start + 4], text[own], [int(ids[j]) - start for j in own]))
+    assert fold_metrics(image, text, ids) == pytest.approx(
+        {name: sum(part[name] for part in parts) / 5 for name in parts[0]}
+    )
+
+
+def test_one_fold_is_everything_and_smaller_galleries_are_easier() -> None:
+    whole = retrieval_metrics(*ordered_gallery())
+    assert fold_metrics(*ordered_gallery(), folds=1) == pytest.approx(whole)
+    assert fold_metrics(*ordered_gallery(), folds=5)["text_to_image/mrr"] > whole["text_to_image/mrr"]
+    assert fold_metrics(*(each.tolist() for each in ordered_gallery())) == pytest.approx(
+        fold_metrics(*ordered_gallery())
+    )
+
+
+@pytest.mark.parametrize("folds", [0, 24])
+def test_too_few_or_many_folds_are_refused(folds: int) -> None:
+    with pytest.raises(ValueError, match=f"folds {folds} of 23 images"):
+        fold_metrics(*ordered_gallery(), folds=folds)
+
+
+@pytest.mark.parametrize("shape", [(6, 4), (4, 6), (5, 5), (1, 3)])
+def test_orthogonal_rows_use_every_direction(shape: tuple[int, int]) -> None:
+    assert effective_rank(torch.eye(*shape)) == pytest.approx(min(shape))
+
+
+def test_equal_rows_use_one() -> None:
+    assert effective_rank(torch.randn(7, generator=torch.Generator().manual_seed(0)).expand(9, 7)) == pytest.approx(1)
+
+
+def test_two_singular_values_by_hand() -> None:
+    """Of diag(3, 1) the shares are 3/4 and 1/4, whose entropy is ln 4 - (3/4) ln 3."""
+    assert effective_rank(torch.diag(torch.tensor([3.0, 1.0]))) == pytest.approx(
+        math.exp(math.log(4) - 0.75 * math.log(3))
+    )
+
+
+def test_scale_rotation_and_order_change_nothing() -> None:
+    generator = torch.Generator().manual_seed(1)
+    rows = torch.randn(12, 5, generator=generator, dtype=torch.float64)
+    turn = torch.linalg.qr(torch.randn(5, 5, generator=generator, dtype=torch.float64)).Q
+    expected = effective_rank(rows)
+    assert effective_rank(-7 * rows.flip(0) @ turn) == pytest.approx(expected, rel=1e-6)
+    assert 1 < expected < 5

@@ -1,4 +1,4 @@
-"""Training curves from metrics.csv, drawn without a library."""
+"""Training curves of metrics.csv as SVG."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from velm.report.curves import FEW, charts, read_curves
+from velm.report.curves import MAX_POINTS, charts, read_curves
 
 CSV = """epoch,step,train/loss,val/loss,val/caption/cider,lr
 0,9,4.5,,,0.1
@@ -49,5 +49,5 @@ def test_a_chart_is_well_formed_and_names_its_lines(tmp_path):
 def test_a_flat_line_and_a_long_one():
     (chart,) = charts({"train/loss": [(float(i), 1.0) for i in range(10_000)]})
     points = ElementTree.fromstring(chart).find("svg/polyline").get("points").split()
-    assert len(points) <= FEW + 1
+    assert len(points) <= MAX_POINTS + 1
     assert points[-1].startswith("312.0,")

@@ -17,14 +17,14 @@ from shutil import copytree, ignore_patterns
 import numpy as np
 import pytest
 import torch
-from made import measured, noise_records
+from evaluations import make_evaluation, noise_records
 from PIL import Image
 
 from velm.data.base import Record
-from velm.report.report import render, side, write_report
-from velm.report.thumbnails import SIDE, Album
+from velm.report.report import evaluated_model, render, write_report
+from velm.report.thumbnails import SIDE, Thumbnails
 
-UNSURE = {"caption/distinct", "caption/distinct1", "caption/distinct2"}  # of repeats they would be another figure
+NO_INTERVAL = {"caption/distinct", "caption/distinct1", "caption/distinct2"}  # resampling duplicates captions
 
 ROOT = Path(__file__).parents[2]
 EVIL = "<script>alert(1)</script> & \"quotes\" 'n' {{ data }} </script><!-- ü \u2028 \ud800"
@@ -63,8 +63,8 @@ class Page(HTMLParser):
 
 
 def page_of(records, *found, curves=()):
-    sides = [side(f"runs/{name}/best.ckpt", each) for name, each in zip("ab", found, strict=False)]
-    return Page(render(sides, Album(records), split="test", curves=curves))
+    models = [evaluated_model(f"runs/{name}/best.ckpt", each) for name, each in zip("ab", found, strict=False)]
+    return Page(render(models, Thumbnails(records), split="test", curves=curves))
 
 
 def decoded(uri):
@@ -75,8 +75,8 @@ def decoded(uri):
 
 def test_everything_there_is_is_shown():
     records = noise_records(6)
-    page = page_of(records, measured(records), curves=["<figure></figure>"])
-    assert page.ids == {"figures", "retrieval", "captions", "confusions", "words", "training"}
+    page = page_of(records, make_evaluation(records), curves=["<figure></figure>"])
+    assert page.ids == {"metrics", "retrieval", "captions", "confusions", "words", "training"}
     links = {attributes["href"] for tag, attributes in page.tags if tag == "a"}
     assert links == {f"#{name}" for name in page.ids}
     assert len(page.data["captions"]) == 6
@@ -90,12 +90,12 @@ def test_everything_there_is_is_shown():
     assert len(retrieval["image_to_text"]) == 6
     assert len(retrieval["text_to_image"]) == 12
     for query in retrieval["text_to_image"]:
-        assert (query["ranks"][0] == 1) <= query["found"][0][1]
+        assert (query["ranks"][0] == 1) <= query["candidates"][0][1]
 
 
 def test_nothing_comes_from_elsewhere():
     records = noise_records(3)
-    text = render([side("a.ckpt", measured(records))], Album(records), split="test")
+    text = render([evaluated_model("a.ckpt", make_evaluation(records))], Thumbnails(records), split="test")
     assert not re.findall(r"(?:https?:)?//[a-z]", re.sub(r'(base64,|"bytes":")[^"]*', "", text))
     for tag, attributes in Page(text).tags:
         assert tag not in ("link", "iframe", "object", "embed", "base", "form", "img")
@@ -107,10 +107,12 @@ def test_nothing_comes_from_elsewhere():
 
 def test_what_somebody_wrote_is_text_and_nothing_else():
     records = [dataclasses.replace(record, image_id=EVIL) for record in noise_records(3, texts=[EVIL, "a dog"])]
-    found = measured(records, caption=EVIL)
-    figures = {**found.figures, f"compositional/{EVIL}": 0.5, "caption/<i>new</i>": 0.25}
-    plain = Page(render([side("a.ckpt", found)], Album(records), split="test"))
-    evil = Page(render([side(EVIL, dataclasses.replace(found, figures=figures))], Album(records), split=EVIL))
+    found = make_evaluation(records, caption=EVIL)
+    metrics = {**found.metrics, f"compositional/{EVIL}": 0.5, "caption/<i>new</i>": 0.25}
+    plain = Page(render([evaluated_model("a.ckpt", found)], Thumbnails(records), split="test"))
+    evil = Page(
+        render([evaluated_model(EVIL, dataclasses.replace(found, metrics=metrics))], Thumbnails(records), split=EVIL)
+    )
     assert [tag for tag, _ in plain.tags].count("script") == [tag for tag, _ in evil.tags].count("script") == 2
     assert {tag for tag, _ in evil.tags} - {tag for tag, _ in plain.tags} <= {"b"}
     assert evil.data["captions"][0]["references"] == [EVIL, "a dog"]
@@ -121,15 +123,17 @@ def test_what_somebody_wrote_is_text_and_nothing_else():
 
 def test_the_file_can_be_written_whatever_the_names(tmp_path):
     records = [dataclasses.replace(record, image_id=EVIL) for record in noise_records(3, texts=[EVIL])]
-    write_report(tmp_path, [side(f"{EVIL}/a.ckpt", measured(records, caption=EVIL))], records, split="test")
+    write_report(
+        tmp_path, [evaluated_model(f"{EVIL}/a.ckpt", make_evaluation(records, caption=EVIL))], records, split="test"
+    )
     assert Page((tmp_path / "report.html").read_text(encoding="utf-8")).ids
 
 
 def test_a_thousand_images_stay_small(tmp_path):
     """Noise, which JPEG is worst at, with long captions and fine maps."""
     records = noise_records(1000, side=SIDE)
-    found = measured(records, caption=" ".join(["word"] * 15), side=24)
-    write_report(tmp_path, [side("a.ckpt", found)], records, split="test")
+    found = make_evaluation(records, caption=" ".join(["word"] * 15), side=24)
+    write_report(tmp_path, [evaluated_model("a.ckpt", found)], records, split="test")
     assert (tmp_path / "report.html").stat().st_size < 20e6
     page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
     assert len(page.data["images"]) == len(page.data["captions"]) == 1000
@@ -139,7 +143,7 @@ def test_of_more_images_a_part_is_shown(monkeypatch):
     monkeypatch.setattr("velm.report.panels.CAPTIONS", 4)
     monkeypatch.setattr("velm.report.panels.QUERIES", 2)
     records = noise_records(9)
-    page = page_of(records, measured(records))
+    page = page_of(records, make_evaluation(records))
     names = [page.data["images"][item["image"]]["name"] for item in page.data["captions"]]
     assert names == ["id0", "id2", "id4", "id6"]
     ranks = [query["ranks"][0] for query in page.data["retrieval"]["text_to_image"]]
@@ -152,7 +156,7 @@ def test_a_image_that_cannot_be_read_has_a_place(tmp_path):
     records = noise_records(4)
     for i, image in enumerate([str(tmp_path / "broken.jpg"), str(tmp_path / "gone.jpg"), None]):
         records[i] = Record(f"id{i}", image, ("a dog",))
-    thumbnails = page_of(records, measured(records)).data["images"]
+    thumbnails = page_of(records, make_evaluation(records)).data["images"]
     assert [image["uri"] is None for image in thumbnails] == [True, True, True, False]
     assert [image["name"] for image in thumbnails] == ["id0", "id1", "id2", "id3"]
 
@@ -160,64 +164,66 @@ def test_a_image_that_cannot_be_read_has_a_place(tmp_path):
 def test_what_a_model_squashes_is_shown_in_its_own_proportions():
     images = [np.full((h, w, 3), 99, np.uint8) for h, w in ((30, 40), (90, 60), (50, 50), (10, 900))]
     records = [Record(str(i), image, ("a dog",)) for i, image in enumerate(images)]
-    album = Album(records, "squash")
-    numbers = [album.number(row) for row in (2, 0, 1, 3)]
-    thumbnails = [album.images()[number] for number in numbers]
+    squashed = Thumbnails(records, "squash")
+    numbers = [squashed.number(row) for row in (2, 0, 1, 3)]
+    thumbnails = [squashed.images()[number] for number in numbers]
     for image, ratio in zip(thumbnails, (1, 4 / 3, 2 / 3, 3), strict=True):  # no longer than a page is wide
         width, height = decoded(image["uri"]).size
         assert width / height == pytest.approx(ratio, abs=0.02)
         assert image["ratio"] == round(width / height, 3)
         assert width * height == pytest.approx(SIDE**2, rel=0.02)
-    assert {image["ratio"] for image in page_of(records, measured(records)).data["images"]} == {1}
+    assert {image["ratio"] for image in page_of(records, make_evaluation(records)).data["images"]} == {1}
 
 
 def test_what_is_left_out_is_noted_and_escaped():
     records = noise_records(3)
-    sides = [side("a.ckpt", measured(records))]
-    page = Page(render(sides, Album(records), split="test", left_out=[f"Cannot read {EVIL}"] * 60))
-    assert "60 images could not be read and count nowhere" in page.texts["summary"]
+    models = [evaluated_model("a.ckpt", make_evaluation(records))]
+    page = Page(render(models, Thumbnails(records), split="test", unreadable=[f"Cannot read {EVIL}"] * 60))
+    assert "60 images could not be read and were left out" in page.texts["summary"]
     assert page.texts["li"].count("and 10 more") == 1
     assert "<script>alert(1)</script>" in "".join(page.texts["li"])
     assert [tag for tag, _ in page.tags].count("script") == 2
-    assert "summary" not in Page(render(sides, Album(records), split="test")).texts
+    assert "summary" not in Page(render(models, Thumbnails(records), split="test")).texts
 
 
 def test_what_a_model_does_not_do_is_left_out():
     records = noise_records(4)
-    assert page_of(records, measured(records, writes=False)).ids == {"figures", "retrieval", "confusions"}
-    assert page_of(records, measured(records, aligned=False)).ids == {"figures", "captions", "words"}
-    silent = measured(records)
-    silent = dataclasses.replace(silent, predictions=dataclasses.replace(silent.predictions, looked=()))
+    assert page_of(records, make_evaluation(records, writes=False)).ids == {"metrics", "retrieval", "confusions"}
+    assert page_of(records, make_evaluation(records, aligned=False)).ids == {"metrics", "captions", "words"}
+    silent = make_evaluation(records)
+    captions = dataclasses.replace(silent.predictions.captions, maps=())
+    silent = dataclasses.replace(silent, predictions=dataclasses.replace(silent.predictions, captions=captions))
     assert page_of(records, silent).data["captions"][0]["captions"][0]["maps"] is None
-    empty = measured(records, caption="")
+    empty = make_evaluation(records, caption="")
     assert page_of(records, empty).data["captions"][0]["captions"][0]["maps"] is None
 
 
 def test_nan_is_no_obstacle():
     records = noise_records(4)
-    found = measured(records)
-    ruined = dataclasses.replace(found.predictions, image_embeds=torch.full((4, 8), torch.nan))
-    figures = {**found.figures, "caption/cider": float("nan")}
-    assert page_of(records, dataclasses.replace(found, predictions=ruined, figures=figures)).data
+    found = make_evaluation(records)
+    retrieval = dataclasses.replace(found.predictions.retrieval, image_embeds=torch.full((4, 8), torch.nan))
+    predictions = dataclasses.replace(found.predictions, retrieval=retrieval)
+    metrics = {**found.metrics, "caption/cider": float("nan")}
+    assert page_of(records, dataclasses.replace(found, predictions=predictions, metrics=metrics)).data
 
 
 def test_compositional_figures_have_a_table_of_their_own():
     records = noise_records(4)
-    found = measured(records)
-    page = page_of(records, dataclasses.replace(found, figures=found.figures | {"compositional/swapped_colours": 0.75}))
+    found = make_evaluation(records)
+    page = page_of(records, dataclasses.replace(found, metrics=found.metrics | {"compositional/colour": 0.75}))
     assert "compositional" in page.ids
-    assert page.texts["code"].count("compositional/swapped_colours") == 1
+    assert page.texts["code"].count("compositional/colour") == 1
 
 
 def test_two_checkpoints_side_by_side(tmp_path):
     records = noise_records(40)
-    sides = [
-        side("runs/a/best.ckpt", measured(records)),
-        side("runs/b/best.ckpt", measured(records, caption="a blue circle")),
+    models = [
+        evaluated_model("runs/a/best.ckpt", make_evaluation(records)),
+        evaluated_model("runs/b/best.ckpt", make_evaluation(records, caption="a blue circle")),
     ]
-    write_report(tmp_path, sides, records, split="val")
+    write_report(tmp_path, models, records, split="val")
     page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
-    assert page.data["sides"] == ["runs/a/best.ckpt", "runs/b/best.ckpt"]
+    assert page.data["models"] == ["runs/a/best.ckpt", "runs/b/best.ckpt"]
     assert [caption["text"] for caption in page.data["captions"][0]["captions"]] == ["a red circle", "a blue circle"]
     assert len(page.data["retrieval"]["image_to_text"][0]["ranks"]) == 2
     assert "a/best against b/best on val" in page.texts["h1"]
@@ -230,25 +236,28 @@ def test_two_checkpoints_side_by_side(tmp_path):
 
 def test_two_that_do_different_things_share_what_both_have():
     records = noise_records(4)
-    page = page_of(records, measured(records), measured(records, writes=False))
-    assert page.ids == {"figures", "retrieval", "confusions", "words"}
+    page = page_of(records, make_evaluation(records), make_evaluation(records, writes=False))
+    assert page.ids == {"metrics", "retrieval", "confusions", "words"}
     assert "–" in page.texts["td"]
 
 
 def test_intervals_lie_around_the_figures(tmp_path):
     records = noise_records(60)
-    found = measured(records)
-    write_report(tmp_path, [side("a.ckpt", found)], records, split="test")
+    found = make_evaluation(records)
+    write_report(tmp_path, [evaluated_model("a.ckpt", found)], records, split="test")
     intervals = json.loads((tmp_path / "intervals.json").read_text())
-    assert intervals.keys() == found.figures.keys() - UNSURE
+    assert intervals.keys() == found.metrics.keys() - NO_INTERVAL
     for name, (low, high) in intervals.items():
-        assert low - 1e-9 <= found.figures[name] <= high + 1e-9, name
+        assert low - 1e-9 <= found.metrics[name] <= high + 1e-9, name
     assert not (tmp_path / "comparison.json").exists()
 
 
 def test_the_same_results_make_the_same_file(tmp_path):
     records = noise_records(5)
-    pages = [render([side("a.ckpt", measured(records))], Album(records), split="test") for _ in range(2)]
+    pages = [
+        render([evaluated_model("a.ckpt", make_evaluation(records))], Thumbnails(records), split="test")
+        for _ in range(2)
+    ]
     assert pages[0] == pages[1]
 
 

@@ -1,12 +1,18 @@
-"""The figures of a validation are those of the whole split, however it came in batches."""
+"""Validation metrics are those of the whole split, for any batches and any number of ranks."""
 
 from __future__ import annotations
 
+import os
+import socket
+from collections.abc import Sequence
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 
 from velm import metrics
 from velm.losses.weighted import build_losses
@@ -22,10 +28,14 @@ RECALLS = [f"{way}/recall@{k}" for way in ("image_to_text", "text_to_image") for
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
-@pytest.fixture(scope="module")
-def data() -> VisionLanguageData:
+def make_data() -> VisionLanguageData:
     dataset = {"name": "shapes", "objects": 2, "image_size": 32, **SIZES}
     return VisionLanguageData(dataset=dataset, image_size=16, batch_size=2, max_length=24)
+
+
+@pytest.fixture(scope="module")
+def data() -> VisionLanguageData:
+    return make_data()
 
 
 def make_scores(data: VisionLanguageData, *losses: str, **config: Any) -> SplitScores:
@@ -59,14 +69,14 @@ def measure(
     ("losses", "recall", "captions"),
     [(["contrastive"], True, False), (["captioning"], False, True), (["triplet", "captioning"], True, True)],
 )
-def test_what_is_trained_is_what_is_measured(
+def test_the_losses_decide_which_metrics_are_computed(
     data: VisionLanguageData, losses: list[str], recall: bool, captions: bool
 ) -> None:
-    figures, _ = measure(data, *losses)
-    assert {"loss", "score", *losses} <= set(figures)
-    assert (set(RECALLS) <= set(figures)) == ("text_to_image/median_rank" in figures) == recall
-    assert ("caption/cider" in figures) == ("caption/exact_match" in figures) == captions
-    assert figures["loss"] == pytest.approx(0.5 * sum(figures[name] for name in losses))
+    found, _ = measure(data, *losses)
+    assert {"loss", "score", *losses} <= set(found)
+    assert (set(RECALLS) <= set(found)) == ("text_to_image/median_rank" in found) == recall
+    assert ("caption/cider" in found) == ("caption/exact_match" in found) == captions
+    assert found["loss"] == pytest.approx(0.5 * sum(found[name] for name in losses))
 
 
 def test_recall_and_captions_do_not_depend_on_the_batches(data: VisionLanguageData) -> None:
@@ -78,7 +88,7 @@ def test_recall_and_captions_do_not_depend_on_the_batches(data: VisionLanguageDa
 
 
 def test_recall_is_that_of_everything_encoded_one_by_one(data: VisionLanguageData) -> None:
-    figures, scores = measure(data, "contrastive")
+    found, scores = measure(data, "contrastive")
     model, images, texts, owners = scores.pipeline.model, [], [], []
     data.eval_batch_size = 1
     with torch.no_grad():
@@ -90,10 +100,60 @@ def test_recall_is_that_of_everything_encoded_one_by_one(data: VisionLanguageDat
                 owners.append(row)
     assert len(texts) > len(images)
     expected = metrics.retrieval_metrics(torch.stack(images), torch.stack(texts), torch.tensor(owners))
-    assert {name: figures[name] for name in expected} == pytest.approx(expected)
+    assert {name: found[name] for name in expected} == pytest.approx(expected)
 
 
-def test_the_gallery_may_hold_fewer_sentences(data: VisionLanguageData, monkeypatch: pytest.MonkeyPatch) -> None:
+SHARES = {
+    "uneven": ([0, 3], [1, 4], [2]),
+    "one rank has no images": ([0, 1, 2, 3, 4], [], []),
+    "no rank has captions": ([3], [4], []),
+}
+
+
+def _process(rank: int, port: int, folder: str, world_size: int) -> None:
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", rank=rank, world_size=world_size)
+    data = make_data()
+    found = {}
+    for name, shares in SHARES.items():
+        images = [image for share in shares[rank::world_size] for image in share]
+        scores = update_with(data, images)
+        found[name] = (scores.compute(), scores.captions, scores.embeds)
+    torch.save(found, f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def update_with(data: VisionLanguageData, images: Sequence[int]) -> SplitScores:
+    scores = make_scores(data, "contrastive", "captioning", captions=3, max_length=5)
+    data.eval_batch_size = 1
+    for row, batch in enumerate(data.val_dataloader()):
+        if row in images:
+            scores.update(batch)
+    return scores
+
+
+@pytest.mark.parametrize("world_size", [pytest.param(2, marks=pytest.mark.slow), 3])
+def test_ranks_change_no_bit(data: VisionLanguageData, tmp_path: Path, world_size: int) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    mp.spawn(_process, args=(port, str(tmp_path), world_size), nprocs=world_size)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    for name, shares in SHARES.items():
+        alone = update_with(data, [image for share in shares for image in share])
+        expected = alone.compute()
+        assert ("caption/cider" in expected) == (name != "no rank has captions")
+        for rank in range(world_size):
+            metrics, captions, embeds = torch.load(tmp_path / f"{rank}.pt")[name]
+            assert metrics == expected, (name, rank)
+            assert captions == alone.captions
+            assert {key: len(rows) for key, rows in embeds.items()} == {k: len(v) for k, v in alone.embeds.items()}
+    torch.set_num_threads(threads)
+
+
+def test_the_gallery_may_hold_fewer_captions(data: VisionLanguageData, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = []
     counted = Pipeline.embed_texts
     monkeypatch.setattr(Pipeline, "embed_texts", lambda self, texts: sizes.append(len(texts)) or counted(self, texts))
@@ -103,12 +163,12 @@ def test_the_gallery_may_hold_fewer_sentences(data: VisionLanguageData, monkeypa
 
 
 def test_the_first_images_are_captioned_no_longer_than_asked(data: VisionLanguageData) -> None:
-    figures, scores = measure(data, "captioning", captions=3, max_length=2)
+    found, scores = measure(data, "captioning", captions=3, max_length=2)
     assert sorted(scores.captions) == [0, 1, 2]
     assert all(len(caption.split()) <= 2 for caption in scores.captions.values())
     references = [list(data.records("val")[row].texts) for row in range(3)]
     expected = metrics.caption_metrics([scores.captions[row] for row in range(3)], references)
-    assert {name: figures[name] for name in expected} == pytest.approx(expected)
+    assert {name: found[name] for name in expected} == pytest.approx(expected)
 
 
 def test_the_score_is_the_mean_of_recalls_and_of_cider(data: VisionLanguageData) -> None:
@@ -123,12 +183,12 @@ def test_the_score_is_the_mean_of_recalls_and_of_cider(data: VisionLanguageData)
 
 
 def test_without_recall_and_captions_the_loss_is_the_score(data: VisionLanguageData) -> None:
-    figures, scores = measure(data, "captioning", captions=0)
+    found, scores = measure(data, "captioning", captions=0)
     assert scores.captions == {}
-    assert figures["score"] == -figures["loss"] < 0
+    assert found["score"] == -found["loss"] < 0
 
 
-def test_what_is_to_be_written_is_the_reference(data: VisionLanguageData) -> None:
+def test_targets_are_the_references(data: VisionLanguageData) -> None:
     records = [
         SimpleNamespace(texts=("a dog",), targets=("ein Hund",)),
         SimpleNamespace(texts=("a cat",), targets=None),

@@ -1,12 +1,10 @@
-"""`velm evaluate`: the figures of a checkpoint on a split, every caption it wrote, and a report to look at."""
+"""`velm evaluate`: metrics of a checkpoint on a split, all its captions, and an HTML report."""
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,56 +16,60 @@ from velm.registry import datasets, split_config
 
 if TYPE_CHECKING:
     from velm.data.bad_samples import BadSample
-    from velm.data.base import Record
-    from velm.data.images.transforms import Resize
-    from velm.evaluation.evaluate import Measured
-    from velm.evaluation.predictions import Written
     from velm.pipeline import Pipeline
 
-__all__ = ["dataset_spec", "main"]
+__all__ = ["dataset_config", "main"]
 
 _PREFIX = "--data.dataset"
 SHOWN = 10
-"""Images that cannot be read are named on the screen up to so many."""
+"""Maximal number of unreadable images that are named on stderr."""
 
 
 def main(argv: Sequence[str]) -> int:
     """Run `velm evaluate`: prints a table, writes metrics.json, captions.jsonl, report.html and intervals.json.
 
     Returns:
-        0, or 1 where images could not be read: the figures are of the others, unreadable.jsonl names these.
+        0, or 1 if images could not be read: unreadable.jsonl names them, the metrics are of the others.
 
     Raises:
-        CheckpointError, PipelineError, ConfigError, DataError: nothing can be measured; `velm` prints the message.
+        CheckpointError, PipelineError, ConfigError, DataError: nothing can be evaluated; `velm` prints the message.
     """
     args, changes = _parse(argv)
-    from velm.report.thumbnails import counted
+    from velm.evaluation.evaluate import measure_all
+    from velm.report.report import evaluated_model, write_report
+    from velm.report.results import write_results
+    from velm.report.thumbnails import count_images
 
-    pipelines = [_checked(args, path) for path in (args.checkpoint, args.compare) if path is not None]
-    spec = dataset_spec(pipelines[0].data.get("dataset"), changes)
-    dataset: Dataset = datasets.build(spec)
+    pipelines = [_load(args, path) for path in (args.checkpoint, args.compare) if path is not None]
+    dataset: Dataset = datasets.build(dataset_config(pipelines[0].data.get("dataset"), changes))
     dataset.max_bad = _max_bad(args, pipelines[0])
-    records = dataset.split(args.split)
-    measured = _measured(args, pipelines, dataset, records)
-    left_out = list(dict.fromkeys(bad_sample for each in measured for bad_sample in each.predictions.left_out.values()))
-    if left_out:
-        measured = [replace(each, figures={**each.figures, "left_out": float(len(left_out))}) for each in measured]
-    found, figures = measured[0].predictions, measured[0].figures
-    args.output.mkdir(parents=True, exist_ok=True)
-    (args.output / "metrics.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
-    if found.written is not None:
-        _write_captions(args.output / "captions.jsonl", found.written)
-    _write_unreadable(args.output / "unreadable.jsonl", left_out)
-    _write_report(args, measured, left_out, pipelines[0].transform.resize)
-    print(_table(figures))
-    texts = "" if found.text_embeds is None else f" and {len(found.text_embeds)} texts"
-    print(f"\n{counted(measured[0].records)}{texts} of the split {args.split!r}; written to {args.output}")
-    print(f"To look at: {args.output / 'report.html'}")
-    return _tell(left_out, args.output / "unreadable.jsonl")
+    evaluations, unreadable = measure_all(
+        pipelines,
+        dataset.split(args.split),
+        batch_size=args.batch_size,
+        texts_per_image=args.texts_per_image,
+        rerank=args.rerank,
+        extras=extras_of(args, dataset),
+        max_bad=dataset.max_bad,
+        attention=True,
+        show_progress=True,
+        **writing(args),
+    )
+    first = evaluations[0]
+    write_results(args.output, first, unreadable)
+    models = [evaluated_model(*each) for each in zip((args.checkpoint, args.compare), evaluations, strict=False)]
+    resize, causes = pipelines[0].transform.resize, [sample.cause for sample in unreadable]
+    write_report(args.output, models, first.records, split=args.split, resize=resize, unreadable=causes)
+    print(_table(first.metrics))
+    retrieval = first.predictions.retrieval
+    texts = "" if retrieval is None else f" and {len(retrieval.texts)} texts"
+    print(f"\n{count_images(first.records)}{texts} of the split {args.split!r}; results are in {args.output}")
+    print(f"Report: {args.output / 'report.html'}")
+    return _report_unreadable(unreadable, args.output / "unreadable.jsonl")
 
 
-def _checked(args: argparse.Namespace, checkpoint: str) -> Pipeline:
-    """The pipeline of a checkpoint; what it cannot do is said before any work."""
+def _load(args: argparse.Namespace, checkpoint: str) -> Pipeline:
+    """The pipeline of a checkpoint, after checks of the options that need no data."""
     pipeline = load_pipeline(argparse.Namespace(**{**vars(args), "checkpoint": checkpoint}))
     if pipeline.writes:
         pipeline.generation_config(**writing(args))
@@ -79,119 +81,67 @@ def _checked(args: argparse.Namespace, checkpoint: str) -> Pipeline:
 
 
 def _max_bad(args: argparse.Namespace, pipeline: Pipeline) -> float:
-    """The share of the data that may be bad: as typed, else as in training, else as in a dataset that nobody asked."""
-    found = pipeline.data.get("max_bad", Dataset.max_bad) if args.max_bad is None else args.max_bad
-    if not 0 <= found <= 1:
-        raise ConfigError(f"data.max_bad is a share of the data, between 0 and 1; got {found}.")
-    return float(found)
+    """The fraction of the data that may be bad: the option, else that of training, else the dataset's default."""
+    max_bad = pipeline.data.get("max_bad", Dataset.max_bad) if args.max_bad is None else args.max_bad
+    if not 0 <= max_bad <= 1:
+        raise ConfigError(f"data.max_bad is a fraction of the data, between 0 and 1; got {max_bad}.")
+    return float(max_bad)
 
 
-def _measured(
-    args: argparse.Namespace, pipelines: Sequence[Pipeline], dataset: Dataset, records: Sequence[Record]
-) -> list[Measured]:
-    """Every checkpoint on the same records: those that all of them can read."""
-    from velm.evaluation.evaluate import measure
-    from velm.evaluation.extras import check_extras
-
-    extras = extras_of(args, dataset)
-    for pipeline in pipelines:
-        check_extras(extras, pipeline, records)  # before anything is computed
-
-    def measured(pipeline: Pipeline, records: Sequence[Record]) -> Measured:
-        return measure(
-            pipeline,
-            records,
-            batch_size=args.batch_size,
-            texts_per_image=args.texts_per_image,
-            rerank=args.rerank,
-            extras=extras,
-            max_bad=dataset.max_bad,
-            attention=True,
-            progress=_show_progress if sys.stderr.isatty() else None,
-            **writing(args),
-        )
-
-    found: list[Measured] = []
-    for pipeline in pipelines:
-        found.append(measured(pipeline, found[-1].records if found else records))
-    if len(found[0].records) > len(found[-1].records):  # the second looks at images, the first does not
-        found[0] = measured(pipelines[0], found[-1].records)
-    return found
-
-
-def _write_report(
-    args: argparse.Namespace, measured: Sequence[Measured], left_out: Sequence[BadSample], resize: Resize
-) -> None:
-    from velm.report.report import side, write_report
-
-    names = [args.checkpoint, args.compare]
-    sides = [side(name, each) for name, each in zip(names, measured, strict=False)]
-    missing = [bad_sample.cause for bad_sample in left_out]
-    write_report(args.output, sides, measured[0].records, split=args.split, resize=resize, left_out=missing)
-
-
-def _write_unreadable(path: Path, left_out: Iterable[BadSample]) -> None:
-    """One line of JSON an image that was left out: path, cause; no file where there is none."""
-    path.unlink(missing_ok=True)
-    lines = [json.dumps({"path": each.path, "cause": each.cause}, ensure_ascii=False) + "\n" for each in left_out]
-    if lines:
-        path.write_text("".join(lines), encoding="utf-8", errors="replace")
-
-
-def _tell(left_out: Sequence[BadSample], path: Path) -> int:
-    """Name what was left out on stderr; the exit code."""
-    for bad_sample in left_out[:SHOWN]:
-        print(f"velm evaluate: {bad_sample.cause}", file=sys.stderr)
-    if left_out:
-        count = f"{len(left_out):,} image{'s are' if len(left_out) > 1 else ' is'} left out of every figure"
+def _report_unreadable(unreadable: Sequence[BadSample], path: Path) -> int:
+    """Name unreadable images on stderr; return the exit code."""
+    for sample in unreadable[:SHOWN]:
+        print(f"velm evaluate: {sample.cause}", file=sys.stderr)
+    if unreadable:
+        count = f"{len(unreadable):,} image{'s are' if len(unreadable) > 1 else ' is'} left out of all metrics"
         print(f"velm evaluate: {count}; see {path}", file=sys.stderr)
-    return 1 if left_out else 0
+    return 1 if unreadable else 0
 
 
-def dataset_spec(stored: Any, changes: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    """The dataset's spec: what the checkpoint stores, changed by what was typed, in the order typed.
+def dataset_config(stored: Any, changes: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """The config of the dataset: the one of the checkpoint, changed by the command line in the order of its options.
 
     Args:
-        stored: the spec of the checkpoint; None where it has none.
-        changes: (path below `data.dataset`, value); an empty path stands for the whole spec. Another name than
-            the stored one begins a new spec: options of one dataset mean nothing to another.
+        stored: the dataset's config in the checkpoint; None if it has none.
+        changes: (path below `data.dataset`, value); an empty path sets the whole config. A name other than the stored
+            one starts a new config, because options of one dataset mean nothing to another.
 
     Raises:
-        ConfigError: there is neither a stored spec nor a typed one, or a path leads into something that has no parts.
+        ConfigError: there is neither a stored config nor one on the command line, or a path leads into a plain value.
     """
-    spec: dict[str, Any] = {}
+    config: dict[str, Any] = {}
     if stored:
         name, options = split_config(stored, "dataset")
-        spec = {"name": name, **options}
+        config = {"name": name, **options}
     for path, value in changes:
-        if not path or (path == "name" and value != spec.get("name")):
+        if not path or (path == "name" and value != config.get("name")):
             name, options = split_config(value, "dataset")
-            spec = {"name": name, **options}
+            config = {"name": name, **options}
             continue
         *outer, last = path.split(".")
-        place = spec
+        level = config
         for key in outer:
-            place = place.setdefault(key, {})
-            if not isinstance(place, dict):
-                raise ConfigError(f"{_PREFIX}.{path}: {key!r} is {place!r}, which has no parts.")
-        place[last] = value
-    if "name" not in spec:
+            level = level.setdefault(key, {})
+            if not isinstance(level, dict):
+                raise ConfigError(f"{_PREFIX}.{path}: {key!r} is {level!r}, which has no parts.")
+        level[last] = value
+    if "name" not in config:
         raise ConfigError(f"The checkpoint stores no dataset. Name one: {_PREFIX} '{{name: csv, path: captions.csv}}'.")
-    return spec
+    return config
 
 
 def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[tuple[str, Any]]]:
-    """The options, and the changes to the dataset in the order typed."""
+    """The options, and the changes to the dataset in their order."""
     import yaml
 
     rest, changes = [], []
-    words = iter(argv)
-    for word in words:
-        if word != _PREFIX and not word.startswith((f"{_PREFIX}.", f"{_PREFIX}=")):
-            rest.append(word)
+    arguments = iter(argv)
+    for argument in arguments:
+        if argument != _PREFIX and not argument.startswith((f"{_PREFIX}.", f"{_PREFIX}=")):
+            rest.append(argument)
             continue
-        key, equals, text = word.partition("=")
-        value = text if equals else next(words, None)
+        key, equals, text = argument.partition("=")
+        value = text if equals else next(arguments, None)
         if value is None:
             raise ConfigError(f"{key} needs a value, e.g. {_PREFIX}.path=captions.csv.")
         try:
@@ -204,51 +154,39 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[tuple[str, Any
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="velm evaluate",
-        description="Recall both ways, BLEU, ROUGE-L, CIDEr-D and exact match of a checkpoint on a split.",
-        epilog=f"The dataset is the one trained on. Another: {_PREFIX} '{{name: csv, path: captions.csv}}'; another "
-        f"option of it: {_PREFIX}.path=captions.csv.",
+        description="Recall in both directions, BLEU, ROUGE-L, CIDEr-D and exact match of a checkpoint on a split.",
+        epilog=f"The default dataset is that of training. Another: {_PREFIX} '{{name: csv, path: captions.csv}}'; "
+        f"another option of it: {_PREFIX}.path=captions.csv.",
         allow_abbrev=False,
     )
     add_loading(parser)
     parser.add_argument("--split", default="test", help="split of the dataset (default test)")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="for metrics.json, report.html ...")
-    parser.add_argument("--compare", metavar="CHECKPOINT", help="another one, to be set beside it in the report")
+    parser.add_argument("--compare", metavar="CHECKPOINT", help="second checkpoint, to compare in the report")
     parser.add_argument(
         "--texts_per_image",
         type=int,
         metavar="K",
-        help="sentences of an image, the first ones, in the gallery (default all)",
+        help="captions of an image, the first ones, in the retrieval gallery (default all)",
     )
     parser.add_argument(
         "--rerank",
         type=int,
         metavar="K",
-        help="also: retrieval with the K nearest of a query put in order by how likely the captioner holds them",
+        help="also: retrieval with the K nearest candidates reordered by the captioner's likelihood",
     )
     parser.add_argument(
         "--data.max_bad",
         dest="max_bad",
         type=float,
         metavar="X",
-        help="share of the images, 0 to 1, that may be unreadable and are then left out (default as in training)",
+        help="fraction of the images, 0 to 1, that may be unreadable and are then left out (default as in training)",
     )
     add_extras(parser)
     add_writing(parser)
     return parser
 
 
-def _write_captions(path: Path, written: Sequence[Written]) -> None:
-    """One line of JSON a caption: image_id, text (what was attended to, if any), caption, references."""
-    with path.open("w", encoding="utf-8") as file:
-        for row in written:
-            kept = {key: value for key, value in asdict(row).items() if value is not None}
-            file.write(json.dumps(kept, ensure_ascii=False) + "\n")
-
-
-def _table(measured: Mapping[str, float]) -> str:
-    width = max(map(len, measured))
-    return "\n".join(f"{name.ljust(width)}  {value:9.4f}" for name, value in measured.items())
-
-
-def _show_progress(done: int, total: int) -> None:
-    print(f"\r{done}/{total} images", end="\n" if done == total else "", file=sys.stderr, flush=True)
+def _table(metrics: Mapping[str, float]) -> str:
+    width = max(map(len, metrics))
+    return "\n".join(f"{name.ljust(width)}  {value:9.4f}" for name, value in metrics.items())

@@ -1,4 +1,4 @@
-"""Options of `velm evaluate` for figures that are there only where they are asked for; see `velm.evaluation.extras`."""
+"""Options of `velm evaluate` for the metrics of `velm.evaluation.extras`, computed on request only."""
 
 from __future__ import annotations
 
@@ -14,32 +14,42 @@ __all__ = ["add_extras", "extras_of"]
 
 def add_extras(parser: argparse.ArgumentParser) -> None:
     """--folds, --clip_score, --clip_score_model, --novelty, --meteor, --spice, --compositional, --template, --probe."""
-    group = parser.add_argument_group("figures to ask for")
+    group = parser.add_argument_group("metrics on request")
     group.add_argument("--folds", type=int, metavar="K", help="retrieval as the mean over K folds of the images")
-    group.add_argument("--clip_score", action="store_true", help="CLIPScore of the captions by the model's own towers")
     group.add_argument(
-        "--clip_score_model", metavar="CHECKPOINT", help="CLIPScore of the captions by the towers of another checkpoint"
+        "--clip_score", action="store_true", help="CLIPScore of the captions by the model's own embeddings"
     )
-    group.add_argument("--novelty", action="store_true", help="share of the captions that the split 'train' has not")
+    group.add_argument(
+        "--clip_score_model",
+        metavar="CHECKPOINT",
+        help="CLIPScore of the captions by the embeddings of another checkpoint",
+    )
+    group.add_argument(
+        "--novelty", action="store_true", help="fraction of the captions that do not occur in the split 'train'"
+    )
     group.add_argument("--meteor", action="store_true", help="METEOR; needs Java and pip install 'velm[metrics]'")
     group.add_argument("--spice", action="store_true", help="SPICE; needs Java and pip install 'velm[metrics]'")
-    group.add_argument("--compositional", action="store_true", help="captions against the same with words exchanged")
+    group.add_argument(
+        "--compositional", action="store_true", help="captions against hard negatives, with words exchanged"
+    )
     group.add_argument(
         "--template",
         action="append",
         metavar="TEXT",
-        help="prompt of zero-shot classification, {} for the class; may come several times",
+        help="prompt of zero-shot classification, {} for the class; may be repeated",
     )
     group.add_argument(
-        "--probe", action="store_true", help="nearest neighbours and a linear probe, of the classes of split 'train'"
+        "--probe",
+        action="store_true",
+        help="nearest neighbours and a linear probe, fitted on the classes of split 'train'",
     )
 
 
 def extras_of(args: argparse.Namespace, dataset: Dataset) -> Extras:
-    """What the options of `add_extras` ask for; the judge is loaded, and the split 'train' opened where it is needed.
+    """The `Extras` of the options; loads the judge and opens the split 'train' if they are needed.
 
     Raises:
-        CheckpointError, DataError: one of them cannot be had.
+        CheckpointError, DataError: they cannot be loaded.
     """
     from velm.evaluation.extras import Extras
     from velm.pipeline import load

@@ -1,4 +1,4 @@
-"""What is taken for what: the images nearest to a wrong sentence, and the words written for others."""
+"""Typical errors: images whose nearest text is wrong, and words that captions confuse."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from difflib import SequenceMatcher
 import torch
 
 from velm.evaluation.compositional.lexicon import FUNCTION_WORDS
-from velm.evaluation.predictions import Predictions, Written
+from velm.evaluation.predictions import GeneratedCaption, Retrieval
 from velm.metrics.ptb import ptb_tokenize
 
-__all__ = ["Confusion", "hardest", "swapped_words"]
+__all__ = ["Confusion", "confused_words", "hardest_confusions"]
 
 
 @dataclass(frozen=True)
 class Confusion:
-    """An image and the wrong sentence nearest to it.
+    """An image and the wrong text nearest to it.
 
     Attributes:
         image: row of the image.
-        wrong: row of the wrong text.
-        right: row of the best of its own texts.
-        margin: cosine of the wrong less that of the right one; above 0 it is mistaken.
+        wrong: row of the nearest wrong text.
+        right: row of the nearest of its own texts.
+        margin: cosine of the wrong text minus cosine of the right one; > 0: the image is confused.
     """
 
     image: int
@@ -33,19 +33,16 @@ class Confusion:
     margin: float
 
 
-def hardest(predictions: Predictions, count: int, *, block_size: int = 1024) -> list[Confusion]:
-    """The images with the largest margin of a wrong text over their own, largest first.
+def hardest_confusions(retrieval: Retrieval, count: int, *, block_size: int = 1024) -> list[Confusion]:
+    """The images with the largest margins of a wrong text over their own, largest first.
 
     Args:
-        predictions: of a model that aligns.
-        count: confusions wanted, at most.
+        retrieval: embeddings of a split.
+        count: maximal number of confusions.
         block_size: images at a time; memory is this times the number of texts.
     """
-    image, text, ids = predictions.image_embeds, predictions.text_embeds, predictions.image_ids
-    assert image is not None
-    assert text is not None
-    assert ids is not None
-    found: list[Confusion] = []
+    image, text, ids = retrieval.image_embeds, retrieval.text_embeds, retrieval.image_ids
+    confusions: list[Confusion] = []
     for start in range(0, len(image), block_size):
         rows = torch.arange(start, min(start + block_size, len(image)))
         cosines = image[rows].float() @ text.float().T
@@ -55,27 +52,26 @@ def hardest(predictions: Predictions, count: int, *, block_size: int = 1024) -> 
         for row in margins.topk(min(count, len(rows))).indices.tolist():
             margin = float(margins[row])
             if torch.isfinite(margins[row]):
-                found.append(Confusion(start + row, int(wrong.indices[row]), int(right.indices[row]), margin))
-    return sorted(found, key=lambda confusion: -confusion.margin)[:count]
+                confusions.append(Confusion(start + row, int(wrong.indices[row]), int(right.indices[row]), margin))
+    return sorted(confusions, key=lambda confusion: -confusion.margin)[:count]
 
 
-def swapped_words(written: Sequence[Written], count: int) -> list[tuple[str, str, int]]:
-    """What stood where another word would have been right: (right, written, how often), most often first.
+def confused_words(captions: Sequence[GeneratedCaption], count: int) -> list[tuple[str, str, int]]:
+    """Words that captions have in place of another: (reference word, generated word, times), most frequent first.
 
-    A caption is laid beside the reference that it shares most with; spans of as many words on both sides are read as
-    swapped, word by word. An article for another, a preposition for another and their like are left out: they are the
-    commonest, and say little of what was seen.
+    Each caption is aligned with the most similar reference; replaced spans of equal length count word by word. Pairs
+    of function words are ignored: they are frequent and say little about the image.
     """
-    swaps: Counter[tuple[str, str]] = Counter()
-    for row in written:
+    confused: Counter[tuple[str, str]] = Counter()
+    for row in captions:
         words = ptb_tokenize(row.caption)
-        right = [ptb_tokenize(reference) for reference in row.references]
-        if not words or words in right:
+        references = [ptb_tokenize(reference) for reference in row.references]
+        if not words or words in references:
             continue
-        matches = [(SequenceMatcher(None, reference, words, autojunk=False), reference) for reference in right]
+        matches = [(SequenceMatcher(None, reference, words, autojunk=False), reference) for reference in references]
         nearest, reference = max(matches, key=lambda match: match[0].ratio())
         for kind, a, b, c, d in nearest.get_opcodes():
             if kind == "replace" and b - a == d - c:
                 pairs = zip(reference[a:b], words[c:d], strict=True)
-                swaps.update(pair for pair in pairs if not FUNCTION_WORDS.issuperset(pair))
-    return [(right, wrong, times) for (right, wrong), times in swaps.most_common(count)]
+                confused.update(pair for pair in pairs if not FUNCTION_WORDS.issuperset(pair))
+    return [(right, wrong, times) for (right, wrong), times in confused.most_common(count)]

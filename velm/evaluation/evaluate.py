@@ -1,100 +1,53 @@
-"""How good a model is on a split: the figures of metrics.json."""
+"""Metrics of a model on a split, by the keys of metrics.json."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from velm import metrics
+from velm.data.bad_samples import BadSample
 from velm.data.base import Record
-from velm.evaluation.extras import Extras, check_extras, extra_figures
-from velm.evaluation.predictions import Predictions, Progress, predict
-from velm.evaluation.reading import MAX_BAD, remaining
-from velm.evaluation.reranking import check_rerank
-from velm.evaluation.reranking import rerank as rerank_candidates
-from velm.metrics.retrieval import RetrievalRanks
+from velm.evaluation.encoding import MAX_BAD, readable_records
+from velm.evaluation.extras import Extras, check_extras, extra_metrics
+from velm.evaluation.predictions import Predictions, predict
+from velm.evaluation.reranking import check_rerank, rerank_candidates
+from velm.metrics.retrieval import RetrievalRanks, rank_metrics
 from velm.pipeline import Pipeline
+from velm.util import progress_bar
 
-__all__ = ["Extras", "Measured", "evaluate", "figures", "measure"]
+__all__ = ["Evaluation", "Extras", "evaluate", "measure", "measure_all", "prediction_metrics"]
 
-NOTHING_MORE = Extras()
+NO_EXTRAS = Extras()
 
 
 @dataclass(frozen=True)
-class Measured:
-    """A model on a split, with what its figures are made of.
+class Evaluation:
+    """Metrics of a model on a split, and what they are computed from.
 
     Attributes:
-        predictions: what it said of every image.
-        figures: by the names of metrics.json.
-        ranks: what goes before the names of figures ('' for the embeddings, 'reranked/'), and the ranks themselves.
-        records: those measured, which are all but `predictions.left_out`.
+        predictions: embeddings and captions.
+        metrics: by the keys of metrics.json.
+        ranks: retrieval ranks by key prefix: '' of the embeddings, 'reranked/'.
+        records: the readable records.
     """
 
     predictions: Predictions
-    figures: dict[str, float]
+    metrics: dict[str, float]
     ranks: Mapping[str, RetrievalRanks] = field(default_factory=dict)
     records: Sequence[Record] = ()
 
 
-def evaluate(
-    pipeline: Pipeline,
-    records: Sequence[Record],
-    *,
-    batch_size: int = 64,
-    texts_per_image: int | None = None,
-    rerank: int | None = None,
-    extras: Extras = NOTHING_MORE,
-    max_bad: float = MAX_BAD,
-    progress: Progress | None = None,
-    **options: Any,
-) -> dict[str, float]:
-    """Recall both ways and caption metrics of a split, whichever the model can do, and what is asked for beside them.
-
-    Retrieval is over all images and all their texts, any of which is right for its image. Captions are held
-    against the record's targets where it has any, else against its texts. An image that cannot be read is left out:
-    a warning names it, and `left_out` counts them.
-
-    Args:
-        pipeline: what to measure.
-        records: one an image.
-        batch_size: images at a time.
-        texts_per_image: sentences of an image, the first ones, that enter the gallery; None takes all. References
-            of captions are always all of them.
-        rerank: candidates of a query that the captioner puts in order, see `velm.evaluation.reranking`; None for no
-            figures of this.
-        extras: further figures, e.g. `Extras(clip_score=True, folds=5)`.
-        max_bad: share of the records, in [0, 1], that may be left out.
-        progress: called with (records done, records in all) after every batch.
-        **options: fields of `velm.generation.GenerationConfig`: num_beams, max_length, ...
-
-    Returns:
-        figures by the names of metrics.json, in [0, 1] unless the name says otherwise.
-
-    Raises:
-        DataError, PipelineError: the records or the model have not what is asked for.
-        BadDataError: more than `max_bad` of the records cannot be read.
-    """
-    measured = measure(
-        pipeline,
-        records,
-        batch_size=batch_size,
-        texts_per_image=texts_per_image,
-        rerank=rerank,
-        extras=extras,
-        max_bad=max_bad,
-        progress=progress,
-        **options,
-    )
-    left_out = measured.predictions.left_out
-    if left_out:
-        shown = ", ".join(bad_sample.cause for bad_sample in list(left_out.values())[:3]) + (
-            ", ..." if len(left_out) > 3 else ""
-        )
-        warnings.warn(f"{len(left_out):,} of {len(records):,} records are left out: {shown}", stacklevel=2)
-    return measured.figures
+def evaluate(pipeline: Pipeline, records: Sequence[Record], **options: Any) -> dict[str, float]:
+    """The metrics of `measure`, which has the same options; a warning names unreadable records."""
+    evaluation = measure(pipeline, records, **options)
+    causes = [sample.cause for sample in evaluation.predictions.unreadable.values()]
+    if causes:
+        shown = ", ".join(causes[:3]) + (", ..." if len(causes) > 3 else "")
+        warnings.warn(f"{len(causes):,} of {len(records):,} records are left out: {shown}", stacklevel=2)
+    return evaluation.metrics
 
 
 def measure(
@@ -102,38 +55,100 @@ def measure(
     records: Sequence[Record],
     *,
     rerank: int | None = None,
-    extras: Extras = NOTHING_MORE,
+    extras: Extras = NO_EXTRAS,
     batch_size: int = 64,
     max_bad: float = MAX_BAD,
     **options: Any,
-) -> Measured:
-    """As `evaluate`, with predictions, ranks and what was left out kept; further options are those of `predict`."""
+) -> Evaluation:
+    """Retrieval and caption metrics of a split, whichever the model supports, and any extra metrics asked for.
+
+    The gallery holds all images and all texts; an image matches all of its texts. References of captions are the
+    record's targets if it has any, else its texts. Unreadable images are left out and counted as `left_out`.
+
+    Args:
+        pipeline: the model.
+        records: one per image.
+        rerank: number of candidates per query that the captioner reorders, see `velm.evaluation.reranking`; None: no
+            `reranked/...` metrics.
+        extras: further metrics, e.g. `Extras(clip_score=True, folds=5)`.
+        batch_size: images at a time.
+        max_bad: fraction of the records, in [0, 1], that may be unreadable.
+        **options: `texts_per_image`, `attention` and `progress` of `velm.evaluation.predictions.predict`; fields of
+            `velm.generation.GenerationConfig`: num_beams, max_length, ...
+
+    Returns:
+        an `Evaluation`; metrics are in [0, 1] unless the name says otherwise.
+
+    Raises:
+        DataError, PipelineError: the records or the model lack what a metric needs.
+        BadDataError: more than `max_bad` of the records are unreadable.
+    """
     if rerank is not None:
         check_rerank(pipeline, rerank)
     check_extras(extras, pipeline, records)
-    found = predict(pipeline, records, batch_size=batch_size, max_bad=max_bad, **options)
-    kept = remaining(records, found.left_out)
+    predictions = predict(pipeline, records, batch_size=batch_size, max_bad=max_bad, **options)
+    readable = readable_records(records, predictions.unreadable)
+    retrieval = predictions.retrieval
     ranks: dict[str, RetrievalRanks] = {}
-    if found.image_embeds is not None:
-        ranks[""] = metrics.retrieval_ranks(found.image_embeds, found.text_embeds, found.image_ids)
-    if rerank is not None:
-        ranks["reranked/"] = rerank_candidates(pipeline, kept, found, k=rerank, batch_size=batch_size)
-    measured = figures(found)
-    if rerank is not None:
-        reranked = metrics.figures_of_ranks(ranks["reranked/"])
-        measured |= {f"reranked/{name}": value for name, value in reranked.items()}
-    measured |= extra_figures(extras, pipeline, kept, found, batch_size=batch_size, max_bad=max_bad)
-    return Measured(found, measured, ranks, kept)
+    if retrieval is not None:
+        ranks[""] = metrics.retrieval_ranks(retrieval.image_embeds, retrieval.text_embeds, retrieval.image_ids)
+        if rerank is not None:
+            ranks["reranked/"] = rerank_candidates(pipeline, readable, retrieval, k=rerank, batch_size=batch_size)
+    found = prediction_metrics(predictions, ranks.get(""))
+    if "reranked/" in ranks:
+        found |= {f"reranked/{name}": value for name, value in rank_metrics(ranks["reranked/"]).items()}
+    found |= extra_metrics(extras, pipeline, readable, predictions, batch_size=batch_size, max_bad=max_bad)
+    return Evaluation(predictions, found, ranks, readable)
 
 
-def figures(predictions: Predictions) -> dict[str, float]:
-    """The figures of predictions already made."""
+def measure_all(
+    pipelines: Sequence[Pipeline],
+    records: Sequence[Record],
+    *,
+    extras: Extras = NO_EXTRAS,
+    show_progress: bool = False,
+    **options: Any,
+) -> tuple[list[Evaluation], list[BadSample]]:
+    """`measure` one or two models on the records that all of them can read.
+
+    Args:
+        pipelines: the models.
+        records, extras: as of `measure`.
+        show_progress: show a progress bar for each model.
+        **options: further arguments of `measure`.
+
+    Returns:
+        an evaluation per model and the unreadable records of all models, whose number is `left_out` of each.
+    """
+    for pipeline in pipelines:
+        check_extras(extras, pipeline, records)  # of all models before anything is computed
+
+    def measure_one(pipeline: Pipeline, records: Sequence[Record]) -> Evaluation:
+        progress = progress_bar("image") if show_progress else None
+        return measure(pipeline, records, extras=extras, progress=progress, **options)
+
+    evaluations: list[Evaluation] = []
+    for pipeline in pipelines:
+        evaluations.append(measure_one(pipeline, evaluations[-1].records if evaluations else records))
+    if len(evaluations[0].records) > len(evaluations[-1].records):  # only the second model reads images
+        evaluations[0] = measure_one(pipelines[0], evaluations[-1].records)
+    samples = [sample for each in evaluations for sample in each.predictions.unreadable.values()]
+    unreadable = list(dict.fromkeys(samples))
+    if unreadable:
+        left_out = {"left_out": float(len(unreadable))}
+        evaluations = [replace(each, metrics=each.metrics | left_out) for each in evaluations]
+    return evaluations, unreadable
+
+
+def prediction_metrics(predictions: Predictions, ranks: RetrievalRanks | None = None) -> dict[str, float]:
+    """The retrieval and caption metrics of predictions; `ranks` are computed if not given."""
     found: dict[str, float] = {}
-    if predictions.image_embeds is not None:
-        found |= metrics.retrieval_metrics(predictions.image_embeds, predictions.text_embeds, predictions.image_ids)
-    if predictions.written is not None:
-        captions = [written.caption for written in predictions.written]
-        found |= metrics.caption_metrics(captions, [written.references for written in predictions.written])
-    if predictions.left_out:
-        found["left_out"] = float(len(predictions.left_out))
+    retrieval, captions = predictions.retrieval, predictions.captions
+    if retrieval is not None:
+        ranks = ranks or metrics.retrieval_ranks(retrieval.image_embeds, retrieval.text_embeds, retrieval.image_ids)
+        found |= rank_metrics(ranks)
+    if captions is not None:
+        found |= metrics.caption_metrics(captions.texts, captions.references)
+    if predictions.unreadable:
+        found["left_out"] = float(len(predictions.unreadable))
     return found

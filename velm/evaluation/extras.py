@@ -1,4 +1,4 @@
-"""Figures that are there only where they are asked for, because they cost time or need something more."""
+"""Metrics that are computed only on request, because they cost time or need more than the split and the model."""
 
 from __future__ import annotations
 
@@ -9,37 +9,37 @@ from dataclasses import dataclass
 from velm import metrics
 from velm.data.base import Record
 from velm.errors import DataError, JavaMissingError, PipelineError
-from velm.evaluation.caption_fit import check_clip_score, check_judge, clip_score_figures, novelty_figures
-from velm.evaluation.compositional.metrics import compositional_figures
-from velm.evaluation.predictions import Predictions
-from velm.evaluation.probing import probe_figures
-from velm.evaluation.reading import MAX_BAD
-from velm.evaluation.zero_shot import TEMPLATES, check_templates, classes_of, require_classes, zero_shot_figures
-from velm.metrics.folds import check_folds
+from velm.evaluation.clip_score import check_clip_score, check_judge, clip_score_metrics, judge_metrics
+from velm.evaluation.compositional.metrics import compositional_metrics
+from velm.evaluation.encoding import MAX_BAD
+from velm.evaluation.predictions import Captions, Predictions
+from velm.evaluation.probing import probe_metrics
+from velm.evaluation.zero_shot import TEMPLATES, check_templates, classes_of, require_classes, zero_shot_metrics
 from velm.metrics.java import require_java
+from velm.metrics.retrieval import check_folds
 from velm.pipeline import Pipeline
 
-__all__ = ["Extras", "check_extras", "extra_figures"]
+__all__ = ["Extras", "check_extras", "extra_metrics", "novelty_metrics"]
 
 _JAVA = ("meteor", "spice")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Extras:
-    """What is asked for beside recall and the metrics of captions.
+    """Metrics to compute beside recall and the caption metrics.
 
     Attributes:
-        folds: `folds/...`: retrieval as the mean over so many folds of the images; None for none of it.
-        clip_score: `caption/clip_score`, `caption/ref_clip_score`: by the model's own towers.
-        judge: `judged/clip_score`, `judged/ref_clip_score`: by the towers of this model, whatever wrote the captions.
-        novelty: `caption/novel`: share of the captions that `train` has not.
+        folds: `folds/...`: mean of the retrieval metrics over so many folds of the images; None: not computed.
+        clip_score: `caption/clip_score`, `caption/ref_clip_score`: by the model's own embeddings.
+        judge: `judged/clip_score`, `judged/ref_clip_score`: by the embeddings of this model.
+        novelty: `caption/novel`: fraction of the captions that do not occur in `train`.
         meteor: `caption/meteor`, by pycocoevalcap and Java.
         spice: `caption/spice`, likewise.
-        compositional: `compositional/...`: captions against the same with words exchanged.
-        templates: prompts of zero-shot classification, with {} for the class; None: `zero_shot.TEMPLATES`. There are
-            `zero_shot/...` figures wherever the records have classes and the model aligns.
-        probe: `linear_probe/top1`, `nearest_neighbours/top1`: classes learnt from `train`.
-        train: the records trained on, of which `novelty` and `probe` ask.
+        compositional: `compositional/...`: captions against hard negatives.
+        templates: prompts of zero-shot classification, with {} for the class; None: `zero_shot.TEMPLATES`. The
+            `zero_shot/...` metrics are computed whenever the records have classes and the model aligns.
+        probe: `linear_probe/top1`, `nearest_neighbours/top1`: classifiers fitted on the features of `train`.
+        train: the training records, for `novelty` and `probe`.
     """
 
     folds: int | None = None
@@ -55,10 +55,10 @@ class Extras:
 
 
 def check_extras(extras: Extras, pipeline: Pipeline, records: Sequence[Record]) -> None:
-    """Raise, before anything is computed, where what is asked for cannot be had.
+    """Raise if the model, the data or the machine lacks what a requested metric needs; computes nothing.
 
     Raises:
-        PipelineError, DataError: the model, the data or the machine has not what it takes.
+        PipelineError, DataError: what is missing.
     """
     try:
         if extras.folds is not None:
@@ -81,58 +81,71 @@ def check_extras(extras: Extras, pipeline: Pipeline, records: Sequence[Record]) 
     if extras.templates is not None:
         check_templates(extras.templates)
     if (extras.novelty or extras.probe) and not extras.train:
-        raise DataError("novelty and probe compare with what was trained on: give train, the records of that split.")
+        raise DataError("novelty and probe compare with the training data: give train, the records of that split.")
 
 
-def extra_figures(
+def extra_metrics(
     extras: Extras,
     pipeline: Pipeline,
     records: Sequence[Record],
-    found: Predictions,
+    predictions: Predictions,
     *,
     batch_size: int = 64,
     max_bad: float = MAX_BAD,
 ) -> dict[str, float]:
-    """The figures by the names of metrics.json, after `check_extras`.
+    """The metrics by the keys of metrics.json; call `check_extras` first.
 
     Args:
-        extras: what is asked for.
+        extras: the metrics to compute.
         pipeline: the model.
-        records: those that were predicted, without any that were left out.
-        found: their predictions.
+        records: the readable records.
+        predictions: of `records`.
         batch_size: images at a time.
-        max_bad: share of `train` that may be unreadable.
+        max_bad: fraction of `train` that may be unreadable.
     """
-    figures: dict[str, float] = {}
-    if extras.folds is not None:
-        folded = metrics.fold_metrics(found.image_embeds, found.text_embeds, found.image_ids, folds=extras.folds)
-        figures |= {f"folds/{name}": value for name, value in folded.items()}
-    if extras.clip_score:
-        figures |= clip_score_figures(pipeline, found)
+    found: dict[str, float] = {}
+    retrieval, captions = predictions.retrieval, predictions.captions
+    if captions is not None:
+        found |= _caption_extras(extras, pipeline, records, predictions, captions, batch_size)
+    if retrieval is not None:
+        embeds = retrieval.image_embeds
+        if extras.folds is not None:
+            folds = metrics.fold_metrics(embeds, retrieval.text_embeds, retrieval.image_ids, folds=extras.folds)
+            found = {f"folds/{name}": value for name, value in folds.items()} | found
+        if classes_of(records) is not None:
+            found |= zero_shot_metrics(pipeline, records, embeds, templates=extras.templates or TEMPLATES)
+    if extras.probe and extras.train is not None:
+        found |= probe_metrics(pipeline, extras.train, records, batch_size=batch_size, max_bad=max_bad)
+    if extras.compositional and retrieval is not None:
+        found |= compositional_metrics(pipeline, records, retrieval, batch_size=batch_size)
+    return found
+
+
+def novelty_metrics(captions: Captions, train: Sequence[Record]) -> dict[str, float]:
+    """`caption/novel`: fraction of the captions that are no target (or text, without targets) of a training record."""
+    known = (text for record in train for text in record.targets or record.texts)
+    return {"caption/novel": metrics.novelty(captions.texts, known)}
+
+
+def _caption_extras(
+    extras: Extras,
+    pipeline: Pipeline,
+    records: Sequence[Record],
+    predictions: Predictions,
+    captions: Captions,
+    batch_size: int,
+) -> dict[str, float]:
+    found: dict[str, float] = {}
+    if extras.clip_score and predictions.retrieval is not None:
+        found |= clip_score_metrics(pipeline, captions, predictions.retrieval.image_embeds)
     if extras.judge is not None:
-        figures |= clip_score_figures(pipeline, found, judge=extras.judge, records=records, batch_size=batch_size)
-    if extras.novelty:
-        assert extras.train is not None
-        figures |= novelty_figures(found, extras.train)
+        found |= judge_metrics(pipeline, captions, judge=extras.judge, records=records, batch_size=batch_size)
+    if extras.novelty and extras.train is not None:
+        found |= novelty_metrics(captions, extras.train)
     for name in _JAVA:
         if getattr(extras, name):
-            figures |= _java_figure(name, found)
-    if found.image_embeds is not None and classes_of(records) is not None:
-        figures |= zero_shot_figures(pipeline, records, found.image_embeds, templates=extras.templates or TEMPLATES)
-    if extras.probe:
-        assert extras.train is not None
-        figures |= probe_figures(pipeline, extras.train, records, batch_size=batch_size, max_bad=max_bad)
-    if extras.compositional:
-        figures |= compositional_figures(pipeline, records, found, batch_size=batch_size)
-    return figures
-
-
-def _java_figure(name: str, found: Predictions) -> dict[str, float]:
-    """METEOR or SPICE; a warning where Java fails, so that the other figures are not lost."""
-    assert found.written is not None
-    captions, references = zip(*((row.caption, row.references) for row in found.written), strict=True)
-    try:
-        return {f"caption/{name}": getattr(metrics, name)(captions, references)}
-    except JavaMissingError as error:
-        warnings.warn(str(error), stacklevel=2)
-        return {}
+            try:
+                found[f"caption/{name}"] = getattr(metrics, name)(captions.texts, captions.references)
+            except JavaMissingError as error:  # the other metrics are still worth having
+                warnings.warn(str(error), stacklevel=2)
+    return found

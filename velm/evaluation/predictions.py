@@ -1,9 +1,9 @@
-"""What a model says about every image of a split: each one is read and encoded once."""
+"""Predictions of a model for a split: embeddings and captions; each image is read and encoded once."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -12,26 +12,41 @@ from torch import Tensor
 from velm.data.bad_samples import BadSample
 from velm.data.base import Record
 from velm.errors import DataError
-from velm.evaluation.reading import MAX_BAD, encoded
+from velm.evaluation.encoding import MAX_BAD, EncodedBatch, encode_records
 from velm.explain.attention import WordMaps, word_maps
 from velm.generation import GenerationConfig
-from velm.outputs import EncoderOutput
 from velm.pipeline import Pipeline
+from velm.util import Progress
 
-__all__ = ["Predictions", "Written", "predict"]
-
-Progress = Callable[[int, int], None]
+__all__ = ["Captions", "GeneratedCaption", "Predictions", "Retrieval", "predict"]
 
 
 @dataclass(frozen=True)
-class Written:
-    """A sentence that the model wrote.
+class Retrieval:
+    """Embeddings of a split's n images and of its gallery of m texts.
+
+    Attributes:
+        image_embeds: float32 (n, E), a row per readable record.
+        text_embeds: float32 (m, E).
+        image_ids: int64 (m,), the row of the image that each text belongs to.
+        texts: the m texts.
+    """
+
+    image_embeds: Tensor
+    text_embeds: Tensor
+    image_ids: Tensor
+    texts: Sequence[str]
+
+
+@dataclass(frozen=True)
+class GeneratedCaption:
+    """A caption by the model.
 
     Attributes:
         image_id: of the record.
-        text: the sentence that was attended to; None where there was only the image.
-        caption: what was written.
-        references: what would have been right.
+        text: the text that the decoder attended to; None if it attended to the image only.
+        caption: the generated caption.
+        references: the correct captions.
     """
 
     image_id: str
@@ -41,26 +56,39 @@ class Written:
 
 
 @dataclass(frozen=True)
-class Predictions:
-    """Everything that figures are made of.
+class Captions:
+    """Generated captions of a split, in the order of the records; a record has several if the decoder reads its texts.
 
     Attributes:
-        image_embeds: float (n, E), a row a record that is not left out; None where the model does not align.
-        text_embeds: float (m, E), the gallery.
-        image_ids: int64 (m,), the row of the record that each text belongs to.
-        texts: the gallery's m sentences.
-        written: None where the model does not write.
-        looked: beside `written`, where each word of the caption looked, where the decoder says; () unless asked for.
-        left_out: what cannot be read, by its place among the records; the others are numbered without it.
+        rows: the captions.
+        maps: attention maps of each caption's words (None: the decoder gives none); () unless asked for.
     """
 
-    image_embeds: Tensor | None = None
-    text_embeds: Tensor | None = None
-    image_ids: Tensor | None = None
-    texts: Sequence[str] = ()
-    written: list[Written] | None = None
-    looked: Sequence[WordMaps | None] = ()
-    left_out: Mapping[int, BadSample] = field(default_factory=dict)
+    rows: Sequence[GeneratedCaption]
+    maps: Sequence[WordMaps | None] = ()
+
+    @property
+    def texts(self) -> list[str]:
+        return [row.caption for row in self.rows]
+
+    @property
+    def references(self) -> list[tuple[str, ...]]:
+        return [row.references for row in self.rows]
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What the metrics of a split are computed from.
+
+    Attributes:
+        retrieval: None if the model does not align images with texts.
+        captions: None if the model has no decoder.
+        unreadable: the records that were skipped, by index in the split; rows of the others are counted without them.
+    """
+
+    retrieval: Retrieval | None = None
+    captions: Captions | None = None
+    unreadable: Mapping[int, BadSample] = field(default_factory=dict)
 
 
 def predict(
@@ -74,56 +102,50 @@ def predict(
     progress: Progress | None = None,
     **options: Any,
 ) -> Predictions:
-    """Embed and caption a split; an image that cannot be read is left out.
+    """Embed and caption a split; unreadable images are skipped.
 
     Args:
-        pipeline: what to measure.
-        records: one an image.
+        pipeline: the model.
+        records: one per image.
         batch_size: images at a time.
-        texts_per_image: how many sentences of an image, the first ones, enter the gallery (and are attended to,
-            where the decoder reads the text); None takes all.
-        attention: note where each word looked.
-        max_bad: share of the records, in [0, 1], that may be left out.
-        progress: called with (records done, records in all) after every batch.
+        texts_per_image: number of texts of an image, the first ones, that enter the gallery (and are attended to, if
+            the decoder reads texts); None: all.
+        attention: also return attention maps of the captions' words.
+        max_bad: fraction of the records, in [0, 1], that may be unreadable.
+        progress: called with (records done, all records) after every batch.
         **options: fields of `velm.generation.GenerationConfig`.
 
     Raises:
         DataError: there are no records, or they lack the images, texts or targets that the model needs.
-        BadDataError: more than `max_bad` of them cannot be read.
+        BadDataError: more than `max_bad` of them are unreadable.
     """
     _check(records, batch_size, texts_per_image, max_bad)
     config = pipeline.generation_config(**options)
+    unreadable: dict[int, BadSample] = {}
     embeds: list[Tensor] = []
     gallery: list[tuple[int, str]] = []
-    written: list[Written] = []
-    looked: list[WordMaps | None] = []
-    left_out: dict[int, BadSample] = {}
+    captions: list[GeneratedCaption] = []
+    maps: list[WordMaps | None] = []
     count = 0
-    for done, _, chunk, image in encoded(pipeline, records, batch_size, left_out, max_bad=max_bad):
-        if pipeline.aligned and image is not None and chunk:
-            embeds.append(pipeline.embed_image(image))
-            gallery += [(count + row, text) for row, r in enumerate(chunk) for text in r.texts[:texts_per_image]]
+    for batch in encode_records(pipeline, records, batch_size, unreadable, max_bad=max_bad):
+        if pipeline.aligned and batch.image is not None and batch.records:
+            embeds.append(pipeline.embed_image(batch.image))
+            for row, record in enumerate(batch.records, start=count):
+                gallery += [(row, text) for text in record.texts[:texts_per_image]]
         if pipeline.writes:
-            reads_text = "text" in pipeline.model.memory_sources
-            wanted = [(row, *each) for row, r in enumerate(chunk) for each in _wanted(r, reads_text, texts_per_image)]
-            for part in range(0, len(wanted), batch_size):
-                rows, maps = _written(pipeline, chunk, image, wanted[part : part + batch_size], config, attention)
-                written += rows
-                looked += maps
-        count += len(chunk)
+            for part in _prompts(pipeline, batch, texts_per_image, batch_size):
+                captions_of_part, maps_of_part = _caption(pipeline, batch, part, config, attention)
+                captions += captions_of_part
+                maps += maps_of_part
+        count += len(batch.records)
         if progress is not None:
-            progress(done, len(records))
+            progress(batch.done, len(records))
     if not count:
-        raise DataError(f"None of the {len(records)} records can be read. The first: {left_out[0].cause}")
-    found = Predictions(written=written if pipeline.writes else None, looked=looked, left_out=left_out)
-    if not pipeline.aligned:
-        return found
-    return replace(
-        found,
-        image_embeds=torch.cat(embeds),
-        text_embeds=pipeline.embed_texts([text for _, text in gallery]),
-        image_ids=torch.tensor([i for i, _ in gallery]),
-        texts=[text for _, text in gallery],
+        raise DataError(f"None of the {len(records)} records can be read. The first: {unreadable[0].cause}")
+    return Predictions(
+        _embed_gallery(pipeline, embeds, gallery) if pipeline.aligned else None,
+        Captions(captions, maps) if pipeline.writes else None,
+        unreadable,
     )
 
 
@@ -135,37 +157,52 @@ def _check(records: Sequence[Record], batch_size: int, texts_per_image: int | No
     if texts_per_image is not None and texts_per_image < 1:
         raise DataError(f"texts_per_image {texts_per_image} is too small; it is at least 1, or left out for all.")
     if not 0 <= max_bad <= 1:
-        raise DataError(f"max_bad is a share of the records, between 0 and 1; got {max_bad}.")
+        raise DataError(f"max_bad is a fraction of the records, between 0 and 1; got {max_bad}.")
 
 
-def _wanted(record: Record, reads_text: bool, limit: int | None) -> list[tuple[str | None, tuple[str, ...]]]:
-    """What to write for a record: pairs of a text to attend to, if any, and the sentences that would be right."""
+def _embed_gallery(pipeline: Pipeline, embeds: list[Tensor], gallery: list[tuple[int, str]]) -> Retrieval:
+    texts = [text for _, text in gallery]
+    image_ids = torch.tensor([row for row, _ in gallery])
+    return Retrieval(torch.cat(embeds), pipeline.embed_texts(texts), image_ids, texts)
+
+
+_Prompt = tuple[int, str | None, tuple[str, ...]]
+"""Row in the batch, the text to attend to (None: image only), references."""
+
+
+def _prompts(pipeline: Pipeline, batch: EncodedBatch, limit: int | None, batch_size: int) -> Iterator[list[_Prompt]]:
+    """What to caption of a batch, at most `batch_size` captions at a time."""
+    reads_text = "text" in pipeline.model.memory_sources
+    prompts = [(i, *each) for i, record in enumerate(batch.records) for each in _inputs(record, reads_text, limit)]
+    for start in range(0, len(prompts), batch_size):
+        yield prompts[start : start + batch_size]
+
+
+def _inputs(record: Record, reads_text: bool, limit: int | None) -> list[tuple[str | None, tuple[str, ...]]]:
+    """Pairs of a text to attend to, if any, and its references; equal texts are joined."""
     if not reads_text:
         return [(None, record.targets or record.texts)]
     if record.targets is None:
         raise DataError(
             f"Record {record.image_id!r} has no target, and the decoder attends over the text: name the column of "
-            f"what it is to write, e.g. --data.dataset.target_column=de"
+            f"the target texts, e.g. --data.dataset.target_column=de"
         )
-    right: dict[str | None, tuple[str, ...]] = {}
+    references: dict[str | None, tuple[str, ...]] = {}
     for text, target in zip(record.texts, record.targets, strict=True):
-        right[text] = (*right.get(text, ()), target)
-    return list(right.items())[:limit]
+        references[text] = (*references.get(text, ()), target)
+    return list(references.items())[:limit]
 
 
-def _written(
-    pipeline: Pipeline,
-    chunk: list[Record],
-    image: EncoderOutput | None,
-    wanted: list[tuple[int, str | None, tuple[str, ...]]],
-    config: GenerationConfig,
-    attention: bool,
-) -> tuple[list[Written], list[WordMaps | None]]:
-    """What is written for the pairs of `wanted`, and where its words looked, if asked for."""
-    rows, texts, references = zip(*wanted, strict=True)
-    seen = None if image is None else image.select(torch.tensor(rows, device=image.features.device))
-    read = None if texts[0] is None else pipeline.encode_texts(texts)
-    captions = [candidates[0].text for candidates in pipeline.write(seen, read, config)]
-    ids = [chunk[row].image_id for row in rows]
-    found = [Written(*row) for row in zip(ids, texts, captions, references, strict=True)]
-    return found, word_maps(pipeline, seen, captions, read) if attention else []
+def _caption(
+    pipeline: Pipeline, batch: EncodedBatch, prompts: list[_Prompt], config: GenerationConfig, attention: bool
+) -> tuple[list[GeneratedCaption], list[WordMaps | None]]:
+    """Captions of the prompts and, with `attention`, the attention maps of their words."""
+    rows, texts, references = zip(*prompts, strict=True)
+    image = batch.image
+    if image is not None:
+        image = image.select(torch.tensor(rows, device=image.features.device))
+    text = None if texts[0] is None else pipeline.encode_texts(texts)
+    captions = [candidates[0].text for candidates in pipeline.write(image, text, config)]
+    ids = [batch.records[row].image_id for row in rows]
+    generated = [GeneratedCaption(*row) for row in zip(ids, texts, captions, references, strict=True)]
+    return generated, word_maps(pipeline, image, captions, text) if attention else []

@@ -1,4 +1,4 @@
-"""What the frozen image encoder has learnt: classes by nearest neighbours and by a linear probe of its features."""
+"""Probes of the frozen image encoder: classification of its features by nearest neighbours and a linear probe."""
 
 from __future__ import annotations
 
@@ -9,17 +9,16 @@ from torch import Tensor
 
 from velm.data.bad_samples import BadSample
 from velm.data.base import Record
-from velm.errors import DataError, PipelineError
-from velm.evaluation.reading import MAX_BAD, encoded
+from velm.errors import DataError
+from velm.evaluation.encoding import MAX_BAD, encode_images
 from velm.evaluation.zero_shot import require_classes
-from velm.metrics.classification import top_k_accuracy
-from velm.metrics.probes import linear_probe, nearest_neighbours
+from velm.metrics.classification import linear_probe, nearest_neighbours, top_k_accuracy
 from velm.pipeline import Pipeline
 
-__all__ = ["DECAYS", "choose_decay", "image_features", "probe_figures"]
+__all__ = ["DECAYS", "choose_decay", "image_features", "probe_metrics"]
 
 DECAYS = (1e-3, 1e-2, 1e-1, 1.0)
-"""Weight decays of the linear probe to choose from."""
+"""Candidate weight decays of the linear probe."""
 
 
 def image_features(
@@ -27,29 +26,26 @@ def image_features(
     records: Sequence[Record],
     *,
     batch_size: int = 64,
-    left_out: dict[int, BadSample] | None = None,
+    unreadable: dict[int, BadSample] | None = None,
     max_bad: float = MAX_BAD,
 ) -> Tensor:
-    """What the image encoder says of each whole image before any projection, float (records, D), on the CPU.
+    """Pooled features of the image encoder before any projection, float32 (readable records, D), on the CPU.
 
     Args:
-        pipeline: whose image encoder it is.
+        pipeline: provides the image encoder.
         records: with images.
         batch_size: images at a time.
-        left_out: is filled with the bad_samples, by place, of images that cannot be read and so have no row; None: such
-            an image is an error.
-        max_bad: share of the records that may be left out.
+        unreadable: filled with the unreadable records by index; None: they raise.
+        max_bad: fraction of the records that may be unreadable.
+
+    Raises:
+        PipelineError: the model has no image encoder.
     """
-    if pipeline.model.image_encoder is None:
-        raise PipelineError("The model has no image encoder, so there are no features of images to probe.")
-    found = []
-    for *_, image in encoded(pipeline, records, batch_size, left_out, max_bad=max_bad):
-        assert image is not None
-        found.append(image.pooled.float().cpu())
-    return torch.cat(found)
+    batches = encode_images(pipeline, records, batch_size, unreadable, max_bad=max_bad)
+    return torch.cat([image.pooled.float().cpu() for _, image in batches])
 
 
-def probe_figures(
+def probe_metrics(
     pipeline: Pipeline,
     train: Sequence[Record],
     records: Sequence[Record],
@@ -57,48 +53,47 @@ def probe_figures(
     batch_size: int = 64,
     max_bad: float = MAX_BAD,
 ) -> dict[str, float]:
-    """Top-1 accuracy of both probes, under the names of metrics.json.
+    """`linear_probe/top1` and `nearest_neighbours/top1`: accuracy of both probes on `records`.
 
     The linear probe's weight decay is chosen on a fifth of `train`; nothing is chosen on `records`.
 
     Args:
-        pipeline: whose image encoder is probed; nothing of it is trained.
-        train: records with classes, of the same dataset; images that cannot be read are left out.
-        records: what is asked about, all of it readable.
+        pipeline: provides the image encoder, which is not trained.
+        train: records with classes; unreadable ones are skipped.
+        records: records to classify, all readable, with classes that `train` has.
         batch_size: images at a time.
-        max_bad: share of `train` that may be left out.
+        max_bad: fraction of `train` that may be unreadable.
 
     Raises:
-        DataError: the records have no classes, or not the same.
+        DataError: records have no classes, or classes that `train` lacks.
     """
-    (names, labels), (others, right) = require_classes(train), require_classes(records)
-    left_out: dict[int, BadSample] = {}
-    strange = [name for name in others if name not in names]
-    if strange:
-        raise DataError(f"The class {strange[0]!r} is not among the {len(names)} classes that are trained on.")
-    right = torch.tensor([names.index(name) for name in others])[right]
-    features = image_features(pipeline, train, batch_size=batch_size, left_out=left_out, max_bad=max_bad)
-    labels = labels[[row for row in range(len(labels)) if row not in left_out]]
-    theirs = image_features(pipeline, records, batch_size=batch_size)
-    count = len(names)
-    logits = linear_probe(features, labels, theirs, weight_decay=choose_decay(features, labels), classes=count)
-    votes = nearest_neighbours(features, labels, theirs, classes=count)
+    (names, labels), (test_names, targets) = require_classes(train), require_classes(records)
+    missing = [name for name in test_names if name not in names]
+    if missing:
+        raise DataError(f"The class {missing[0]!r} is not among the {len(names)} classes of the training records.")
+    targets = torch.tensor([names.index(name) for name in test_names])[targets]
+    unreadable: dict[int, BadSample] = {}
+    features = image_features(pipeline, train, batch_size=batch_size, unreadable=unreadable, max_bad=max_bad)
+    labels = labels[[row for row in range(len(labels)) if row not in unreadable]]
+    data = (features, labels, image_features(pipeline, records, batch_size=batch_size))
+    logits = linear_probe(*data, weight_decay=choose_decay(features, labels), classes=len(names))
+    votes = nearest_neighbours(*data, classes=len(names))
     return {
-        "linear_probe/top1": top_k_accuracy(logits, right),
-        "nearest_neighbours/top1": top_k_accuracy(votes, right),
+        "linear_probe/top1": top_k_accuracy(logits, targets),
+        "nearest_neighbours/top1": top_k_accuracy(votes, targets),
     }
 
 
 def choose_decay(features: Tensor, labels: Tensor, decays: Sequence[float] = DECAYS) -> float:
-    """The weight decay that does best on a fifth of the rows, drawn by a fixed seed, when learnt from the others.
+    """The weight decay with the best accuracy on a fifth of the rows, drawn with a fixed seed, fitted on the rest.
 
     Args:
         features: float (n, D), n >= 5.
         labels: int (n,).
-        decays: to choose from; of equally good ones the first.
+        decays: candidates; the first of equally good ones wins.
     """
     if len(features) < 5:
-        raise DataError(f"There are {len(features)} images to train on; it takes 5, to keep a fifth.")
+        raise DataError(f"There are {len(features)} images to train on; at least 5 are required, to hold out a fifth.")
     order = torch.randperm(len(features), generator=torch.Generator().manual_seed(0))
     held, rest = order[: len(order) // 5], order[len(order) // 5 :]
     count = int(labels.max()) + 1

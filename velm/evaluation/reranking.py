@@ -1,71 +1,74 @@
-"""Retrieval in two stages: embeddings find k candidates, the captioner's likelihood puts them in order.
+"""Two-stage retrieval: embeddings select k candidates, the captioner's likelihood reorders them.
 
-With c the cosine and s the inverse temperature that alignment has learnt, a candidate scores, in nats,
+With the cosine c and the learned inverse temperature s, the score of a candidate is, in nats,
 
-    t -> i   s c + log P(t | i)               for one text a comparison of images as it stands
-    i -> t   s c + log P(t | i) - log P(t)    what the image makes likelier than it is anyway; P(t) is the mean of
-                                              P(t | i') over the text's own candidates i'
+    t -> i   s c + log P(t | i)
+    i -> t   s c + log P(t | i) - log P(t)    P(t): mean of P(t | i') over the candidate images i' of the text
 
-which adds up two opinions on the same log-odds: InfoNCE's optimum is s c = log P(t | i) / P(t) + a constant (van den
-Oord et al. 2018, arXiv 1807.03748, section 2.3). A captioner as the judge is due to Vinyals et al. 2015 (arXiv
-1411.4555, section 4.3.5), candidates by embedding first to Li et al. 2021 (arXiv 2107.07651, section 3.2).
+Both terms estimate the same log-odds: the optimum of InfoNCE is s c = log P(t | i) / P(t) + a constant (van den Oord
+et al. 2018, arXiv 1807.03748, section 2.3). Ranking by a captioner is due to Vinyals et al. 2015 (arXiv 1411.4555,
+section 4.3.5), preselection by embeddings to Li et al. 2021 (arXiv 2107.07651, section 3.2).
 """
 
 from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from velm.data.base import Record
 from velm.errors import PipelineError
-from velm.evaluation.predictions import Predictions
-from velm.evaluation.reading import encoded
+from velm.evaluation.encoding import encode_images
+from velm.evaluation.predictions import Retrieval
 from velm.generation import log_likelihood
 from velm.metrics.retrieval import RetrievalRanks, retrieval_ranks
 from velm.outputs import EncoderOutput
 from velm.pipeline import Pipeline
 
-__all__ = ["SCALE", "check_rerank", "likelihoods", "rerank"]
+__all__ = [
+    "DEFAULT_SCALE",
+    "check_rerank",
+    "image_likelihoods",
+    "likelihoods",
+    "require_image_captioner",
+    "rerank_candidates",
+]
 
-SCALE = 20.0
-"""s of a model whose losses have none (triplet)."""
+DEFAULT_SCALE = 20.0
+"""s for models whose losses have no temperature (triplet)."""
 
 
-def rerank(
-    pipeline: Pipeline, records: Sequence[Record], found: Predictions, *, k: int = 20, batch_size: int = 64
+def rerank_candidates(
+    pipeline: Pipeline, records: Sequence[Record], retrieval: Retrieval, *, k: int = 20, batch_size: int = 64
 ) -> RetrievalRanks:
-    """Ranks of the best right answers after the k best of every query were put in a new order.
+    """Ranks of the best match after the k best candidates of each query are reordered.
 
     Args:
         pipeline: a model that aligns, and captions from the image alone.
-        records: those that were predicted, without any that were left out.
-        found: their predictions.
-        k: candidates a query, at least 2; what lies behind them keeps its place.
+        records: the readable records.
+        retrieval: their embeddings.
+        k: candidates per query, >= 2; the rank of a best match behind them does not change.
         batch_size: images at a time.
 
     Raises:
         PipelineError: the model cannot do both, or k is too small.
     """
     check_rerank(pipeline, k)
-    assert found.image_embeds is not None
-    assert found.text_embeds is not None
-    assert found.image_ids is not None
-    image, text, ids = found.image_embeds.float(), found.text_embeds.float(), found.image_ids
+    image, text, ids = retrieval.image_embeds.float(), retrieval.text_embeds.float(), retrieval.image_ids
     near_texts = _nearest(image, text, k)
     near_images = _nearest(text, image, k)
     pairs = _Pairs(near_texts, near_images, texts=len(text))
-    pairs.score(pipeline, records, found.texts, batch_size)
-    likely = pairs.of(torch.arange(len(text))[:, None].expand_as(near_images), near_images)  # (m, k)
-    likelier = pairs.of(near_texts, torch.arange(len(image))[:, None].expand_as(near_texts))  # (n, k)
-    usual = likely.logsumexp(1) - math.log(likely.shape[1])
+    pairs.score(pipeline, records, retrieval.texts, batch_size)
+    of_images = pairs.look_up(torch.arange(len(text))[:, None].expand_as(near_images), near_images)  # (m, k)
+    of_texts = pairs.look_up(near_texts, torch.arange(len(image))[:, None].expand_as(near_texts))  # (n, k)
+    prior = of_images.logsumexp(1) - math.log(of_images.shape[1])
     plain = retrieval_ranks(image, text, ids)
-    scale = SCALE if pipeline.logit_scale is None else pipeline.logit_scale
-    to_text = scale * _cosines(image, text, near_texts) + likelier - usual[near_texts]
-    to_image = scale * _cosines(text, image, near_images) + likely
+    scale = DEFAULT_SCALE if pipeline.logit_scale is None else pipeline.logit_scale
+    to_text = scale * _cosines(image, text, near_texts) + of_texts - prior[near_texts]
+    to_image = scale * _cosines(text, image, near_images) + of_images
     return RetrievalRanks(
         _ranks(to_text, ids[near_texts] == torch.arange(len(image))[:, None], plain.image_to_text),
         _ranks(to_image, near_images == ids[:, None], plain.text_to_image),
@@ -73,55 +76,72 @@ def rerank(
 
 
 def check_rerank(pipeline: Pipeline, k: int) -> None:
-    """Raise PipelineError where a model cannot rerank k candidates."""
+    """Raise PipelineError unless the model can rerank k candidates."""
     if k < 2:
-        raise PipelineError(f"rerank {k} leaves nothing to put in order; it is a number of candidates, at least 2.")
+        raise PipelineError(f"rerank {k} is too small; it is a number of candidates, at least 2.")
     pipeline.require_alignment()
+    require_image_captioner(pipeline, "Reranking")
+
+
+def require_image_captioner(pipeline: Pipeline, purpose: str) -> None:
+    """Raise PipelineError unless the model has a decoder that attends over the image only."""
     pipeline.require_decoder()
     if pipeline.model.memory_sources != ("image",):
         sources = ", ".join(pipeline.model.memory_sources)
-        raise PipelineError(f"Reranking asks how likely an image's text is; this decoder attends over [{sources}].")
+        raise PipelineError(
+            f"{purpose} needs a decoder that attends over the image only; this decoder attends over [{sources}]."
+        )
 
 
 class _Pairs:
-    """The pairs of image and text that either direction asks about, and how likely each text is."""
+    """The image-text pairs that are candidates in either direction, with log P(text | image) of each."""
 
     def __init__(self, near_texts: Tensor, near_images: Tensor, texts: int) -> None:
         self.texts = texts
         images_of = torch.arange(len(near_texts))[:, None] * texts + near_texts
         texts_of = near_images * texts + torch.arange(len(near_images))[:, None]
-        self.keys = torch.cat([images_of.flatten(), texts_of.flatten()]).unique()  # sorted: image by image
+        self.keys = torch.cat([images_of.flatten(), texts_of.flatten()]).unique()  # sorted by image
         self.values = torch.empty(len(self.keys))
 
     def score(self, pipeline: Pipeline, records: Sequence[Record], texts: Sequence[str], batch_size: int) -> None:
-        """Fill in the log-likelihoods; every image is encoded once more and attended to by all its texts."""
+        """Fill in the log-likelihoods, image by image."""
         owner, column = self.keys // self.texts, self.keys % self.texts
         bounds = torch.searchsorted(owner, torch.arange(len(records) + 1)).tolist()
-        for _, rows, _, image in encoded(pipeline, records, batch_size):
-            assert image is not None
-            for place, row in enumerate(rows):
-                low, high = bounds[row], bounds[row + 1]
-                asked = [texts[j] for j in column[low:high].tolist()]
-                if asked:
-                    one = image.select(torch.tensor([place], device=image.features.device))
-                    self.values[low:high] = likelihoods(pipeline, one, asked)
 
-    def of(self, text: Tensor, image: Tensor) -> Tensor:
+        def candidates(row: int) -> list[str]:
+            return [texts[j] for j in column[bounds[row] : bounds[row + 1]].tolist()]
+
+        for row, values in image_likelihoods(pipeline, records, candidates, batch_size):
+            self.values[bounds[row] : bounds[row + 1]] = values
+
+    def look_up(self, text: Tensor, image: Tensor) -> Tensor:
         return self.values[torch.searchsorted(self.keys, image * self.texts + text)]
+
+
+def image_likelihoods(
+    pipeline: Pipeline, records: Sequence[Record], texts: Callable[[int], Sequence[str]], batch_size: int
+) -> Iterator[tuple[int, Tensor]]:
+    """Encode each image once; yield its row and log P(text | image) of `texts(row)`, if there are any."""
+    for rows, images in encode_images(pipeline, records, batch_size):
+        for i, row in enumerate(rows):
+            asked = texts(row)
+            if asked:
+                image = images.select(torch.tensor([i], device=images.features.device))
+                yield row, likelihoods(pipeline, image, asked)
 
 
 @torch.inference_mode()
 def likelihoods(pipeline: Pipeline, image: EncoderOutput, texts: Sequence[str]) -> Tensor:
-    """log P(text | image) of many texts of one image, float (texts,), on the CPU."""
+    """log P(text | image) of many texts for one image, float (texts,), on the CPU."""
     assert pipeline.model.decoder is not None
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that long sentences are cut was said when they were embedded
+        warnings.simplefilter("ignore")  # embedding the texts already warned of truncation
         tokens, mask = pipeline.tokenize(texts)
     return log_likelihood(pipeline.model.decoder, tokens, mask, *pipeline.model.memory(image, None)).cpu()
 
 
 def _nearest(queries: Tensor, candidates: Tensor, k: int, block: int = 1024) -> Tensor:
-    """int64 (queries, k), the candidates of the highest cosine, best first."""
+    """int64 (queries, k): the candidates with the highest cosine, best first."""
     k = min(k, len(candidates))
     return torch.cat([(part @ candidates.T).topk(k, dim=1).indices for part in queries.split(block)])
 
@@ -131,8 +151,8 @@ def _cosines(queries: Tensor, candidates: Tensor, near: Tensor) -> Tensor:
     return torch.cat([torch.einsum("qe,qke->qk", query, candidates[rows]) for query, rows in blocks])
 
 
-def _ranks(scores: Tensor, right: Tensor, plain: Tensor) -> Tensor:
-    """Place of the best right candidate from 1, ties against it; `plain` where none of the candidates is right."""
-    best = scores.masked_fill(~right, -torch.inf).amax(1, keepdim=True)
-    ahead = (~(scores < best) & ~right).sum(1)
-    return torch.where(right.any(1), 1 + ahead, plain)
+def _ranks(scores: Tensor, matches: Tensor, plain: Tensor) -> Tensor:
+    """Rank of the best match from 1, ties against it; `plain` for queries without a match among the candidates."""
+    best = scores.masked_fill(~matches, -torch.inf).amax(1, keepdim=True)
+    ahead = (~(scores < best) & ~matches).sum(1)
+    return torch.where(matches.any(1), 1 + ahead, plain)

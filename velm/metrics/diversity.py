@@ -1,6 +1,6 @@
-"""What captions are like among themselves: how different, how long, how new. No reference is looked at.
+"""Diversity, length and novelty of generated captions; no references are needed.
 
-A model that has collapsed to one sentence for every image shows here at once, whatever BLEU says.
+They reveal a model that has collapsed to one caption for every image, which BLEU may not.
 """
 
 from __future__ import annotations
@@ -15,40 +15,40 @@ Tokenize = Callable[[str], list[str]]
 
 
 def distinct_n(hypotheses: Sequence[str], n: int, *, tokenize: Tokenize = ptb_tokenize) -> float:
-    """Different n-grams by n-grams (Li et al., arXiv 1510.03055); 0 where there is none."""
+    """Distinct n-grams divided by all n-grams (Li et al., arXiv 1510.03055); 0 if there are none."""
     if n < 1:
         raise ValueError(f"n {n} is below 1: it is a number of words.")
-    return _distinct_n([tokenize(sentence) for sentence in hypotheses], n)
+    return _distinct_n([tokenize(caption) for caption in hypotheses], n)
 
 
 def distinct_captions(hypotheses: Sequence[str], *, tokenize: Tokenize = ptb_tokenize) -> float:
-    """Different captions by captions: near 0 when a model writes the same for every image."""
-    return _distinct(tuple(tokenize(sentence)) for sentence in hypotheses)
+    """Distinct captions divided by all captions: near 0 if a model repeats one caption."""
+    return _distinct(tuple(tokenize(caption)) for caption in hypotheses)
 
 
 def mean_length(hypotheses: Sequence[str], *, tokenize: Tokenize = ptb_tokenize) -> float:
-    """Words of a caption, punctuation not counted, in the mean."""
-    return _mean_length([tokenize(sentence) for sentence in hypotheses])
+    """Mean number of words per caption, without punctuation."""
+    return _mean_length([tokenize(caption) for caption in hypotheses])
 
 
 def novelty(hypotheses: Sequence[str], training: Iterable[str], *, tokenize: Tokenize = ptb_tokenize) -> float:
-    """Share of the captions that are, word for word, none of the training set's.
+    """Fraction of the captions that do not occur word for word in the training set.
 
     Args:
         hypotheses: captions, at least one.
-        training: sentences that were trained on; read once, only those that match are kept.
-        tokenize: a sentence to words, which are what is compared.
+        training: training captions; iterated once, only matching ones are stored.
+        tokenize: splits a caption into the words that are compared.
     """
     if not hypotheses:
-        raise ValueError("There are no captions: novelty is a share of at least one.")
-    words = [tuple(tokenize(sentence)) for sentence in hypotheses]
-    written = set(words)
-    seen = {known for known in (tuple(tokenize(sentence)) for sentence in training) if known in written}
-    return sum(sentence not in seen for sentence in words) / len(words)
+        raise ValueError("There are no captions: novelty needs at least one.")
+    words = [tuple(tokenize(caption)) for caption in hypotheses]
+    candidates = set(words)
+    seen = {known for known in (tuple(tokenize(caption)) for caption in training) if known in candidates}
+    return sum(caption not in seen for caption in words) / len(words)
 
 
 def diversity_of_words(words: Sequence[Sequence[str]]) -> dict[str, float]:
-    """The figures that need no training set, under the names of metrics.json, of captions already cut into words."""
+    """All metrics but novelty, of tokenized captions, by the keys of metrics.json."""
     return {
         "caption/distinct": _distinct(map(tuple, words)),
         "caption/distinct1": _distinct_n(words, 1),
@@ -57,14 +57,14 @@ def diversity_of_words(words: Sequence[Sequence[str]]) -> dict[str, float]:
     }
 
 
-def _distinct_n(sentences: Sequence[Sequence[str]], n: int) -> float:
-    return _distinct(tuple(s[i : i + n]) for s in sentences for i in range(len(s) - n + 1))
+def _distinct_n(captions: Sequence[Sequence[str]], n: int) -> float:
+    return _distinct(tuple(s[i : i + n]) for s in captions for i in range(len(s) - n + 1))
 
 
-def _mean_length(sentences: Sequence[Sequence[str]]) -> float:
-    return sum(map(len, sentences)) / len(sentences) if sentences else 0.0
+def _mean_length(captions: Sequence[Sequence[str]]) -> float:
+    return sum(map(len, captions)) / len(captions) if captions else 0.0
 
 
-def _distinct(things: Iterable[tuple[str, ...]]) -> float:
-    things = list(things)
-    return len(set(things)) / len(things) if things else 0.0
+def _distinct(items: Iterable[tuple[str, ...]]) -> float:
+    items = list(items)
+    return len(set(items)) / len(items) if items else 0.0

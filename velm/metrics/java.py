@@ -1,4 +1,4 @@
-"""METEOR and SPICE, which exist in Java only: through pycocoevalcap, an extra."""
+"""METEOR and SPICE by pycocoevalcap (an extra) and Java."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def spice(
 ) -> float:
     """SPICE (Anderson et al. 2016, arXiv 1607.08822), in [0, 1], as pycocoevalcap reports it.
 
-    pycocoevalcap downloads Stanford CoreNLP 3.6.0 when it is first used, and its parts want Java 8 to 11.
+    pycocoevalcap downloads Stanford CoreNLP 3.6.0 on first use and needs Java 8 to 11.
 
     Args:
         hypotheses, references, tokenize: as of `velm.metrics.captioning`.
@@ -46,19 +46,19 @@ def spice(
     return _score("SPICE", "spice.spice", "Spice", hypotheses, references, tokenize)
 
 
-def require_java(figure: str, module: str) -> Any:
-    """A module of pycocoevalcap, or JavaMissingError that says what is missing for the figure."""
+def require_java(metric: str, module: str) -> Any:
+    """Import a module of pycocoevalcap; JavaMissingError if it or Java is missing."""
     try:
-        found = importlib.import_module(f"pycocoevalcap.{module}")
+        imported = importlib.import_module(f"pycocoevalcap.{module}")
     except ImportError as error:
-        raise JavaMissingError(f"{figure} needs pycocoevalcap: pip install 'velm[metrics]' ({error}).") from error
+        raise JavaMissingError(f"{metric} needs pycocoevalcap: pip install 'velm[metrics]' ({error}).") from error
     if shutil.which("java") is None:
-        raise JavaMissingError(f"{figure} needs Java: there is no `java` on the PATH. Debian: default-jre-headless.")
-    return found
+        raise JavaMissingError(f"{metric} needs Java: there is no `java` on the PATH. Debian: default-jre-headless.")
+    return imported
 
 
 def _score(
-    figure: str,
+    metric: str,
     module: str,
     name: str,
     hypotheses: Sequence[str],
@@ -67,16 +67,16 @@ def _score(
 ) -> float:
     if not hypotheses or len(hypotheses) != len(references) or not all(references):
         raise ValueError(
-            f"{figure} of {len(hypotheses)} hypotheses and {len(references)} lists of references: it takes one list "
-            f"a hypothesis, none of them empty, and at least one."
+            f"{metric} of {len(hypotheses)} hypotheses and {len(references)} lists of references: one "
+            f"non-empty list per hypothesis and at least one hypothesis are required."
         )
-    found = require_java(figure, module)
-    right = {i: [" ".join(tokenize(s)) for s in sentences] for i, sentences in enumerate(references)}
+    imported = require_java(metric, module)
+    right = {i: [" ".join(tokenize(s)) for s in captions] for i, captions in enumerate(references)}
     ours = {i: [" ".join(tokenize(s))] for i, s in enumerate(hypotheses)}
     try:
-        return float(getattr(found, name)().compute_score(right, ours)[0])
+        return float(getattr(imported, name)().compute_score(right, ours)[0])
     except (OSError, subprocess.CalledProcessError) as error:
         raise JavaMissingError(
-            f"{figure} could not be computed by pycocoevalcap: {error}. SPICE downloads Stanford CoreNLP 3.6.0 when it "
-            f"is first used (a network) and wants Java 8 to 11."
+            f"{metric} could not be computed by pycocoevalcap: {error}. SPICE downloads Stanford CoreNLP 3.6.0 on "
+            f"first use (needs a network) and needs Java 8 to 11."
         ) from error

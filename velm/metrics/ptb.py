@@ -1,9 +1,8 @@
-"""Words as the captioning field counts them: Penn-Treebank tokens, lower-case, without punctuation, without Java.
+"""Penn Treebank tokenization as caption metrics use it: lower case, no punctuation, without Java.
 
-The field's figures are made with pycocoevalcap, which runs Stanford's PTBTokenizer (CoreNLP 3.4.1) and then
-drops the tokens of `PUNCTUATION`. This is the part of its rules that captions meet, quirks included: brackets
-stay, as `-lrb-`; "!!" stays, being no "!"; an abbreviation keeps its full stop. Smileys, and a single letter at
-the end of a sentence ("plan B. The"), may come out differently.
+pycocoevalcap runs Stanford's PTBTokenizer (CoreNLP 3.4.1) and drops the tokens of `PUNCTUATION`. This file implements
+the rules that captions need, quirks included: brackets become `-lrb-`; "!!" is kept, because it is not "!"; an
+abbreviation keeps its full stop. Smileys and a single letter at the end of a sentence ("plan B. The") may differ.
 """
 
 from __future__ import annotations
@@ -62,16 +61,16 @@ _TOKEN = re.compile(
 )
 
 
-def ptb_tokenize(sentence: str) -> list[str]:
-    """The words of a sentence, as pycocoevalcap would count them.
+def ptb_tokenize(caption: str) -> list[str]:
+    """The words of a caption, as pycocoevalcap splits it.
 
     >>> ptb_tokenize("A man can't ride the dog's bike, at 5 p.m.!")
     ['a', 'man', 'ca', "n't", 'ride', 'the', 'dog', "'s", 'bike', 'at', '5', 'p.m.']
     """
     for entity, character in _ENTITIES:
-        sentence = sentence.replace(entity, character)
+        caption = caption.replace(entity, character)
     words: list[str] = []
-    for token in map(str.lower, _TOKEN.findall(sentence.translate(_CHARACTERS))):
+    for token in map(str.lower, _TOKEN.findall(caption.translate(_CHARACTERS))):
         if token in _PARTS:
             words += _PARTS[token]
         elif not _is_punctuation(token):
@@ -80,5 +79,5 @@ def ptb_tokenize(sentence: str) -> list[str]:
 
 
 def _is_punctuation(token: str) -> bool:
-    # dots and dashes of any length are one of PUNCTUATION's; what lies beyond U+FFFF the original cannot read
+    # dots and dashes of any length are punctuation; the original cannot read characters beyond U+FFFF
     return token in PUNCTUATION or token == '"' or not token.strip(".") or not token.strip("-") or token > "\uffff"

@@ -1,13 +1,13 @@
-"""Retrieval: which sentence belongs to an image, and which image to a sentence.
+"""Retrieval metrics of embeddings: ranks, recall at k, means over folds; and the effective rank of embeddings.
 
-One convention for everything here, with n images and m texts:
+Conventions of all functions, for n images and m texts:
 
-    image_embeds  float (n, E), one row an image
-    text_embeds   float (m, E), one row a text
+    image_embeds  float (n, E), one row per image
+    text_embeds   float (m, E), one row per text
     image_ids     int   (m,),   image_ids[j] is the row of the image that text j describes
 
-Scores are dot products (cosine similarity for L2-normalised rows). Any of its texts is right for an image.
-Embeddings that come in pairs, an image repeated for each of its texts, go through `unique_images` first.
+Scores are dot products (cosine similarity for L2-normalised rows). An image matches all of its texts.
+For embeddings in pairs, an image repeated for each of its texts, call `unique_images` first.
 """
 
 from __future__ import annotations
@@ -21,7 +21,11 @@ from torch import Tensor
 __all__ = [
     "Recall",
     "RetrievalRanks",
+    "check_folds",
+    "effective_rank",
     "figures_of_ranks",
+    "fold_metrics",
+    "rank_metrics",
     "recall_at_k",
     "retrieval_metrics",
     "retrieval_ranks",
@@ -31,52 +35,52 @@ __all__ = [
 
 
 class Recall(NamedTuple):
-    """Shares of the queries, in [0, 1], that find what they look for among the first k."""
+    """Fractions of the queries, in [0, 1], with a match among the first k."""
 
     image_to_text: float
     text_to_image: float
 
 
 class RetrievalRanks(NamedTuple):
-    """Rank of the best right answer to each query, from 1: int64 (n,) for images, (m,) for texts."""
+    """Rank of the best match of each query, from 1: int64 (n,) for images, (m,) for texts."""
 
     image_to_text: Tensor
     text_to_image: Tensor
 
 
 def unique_images(image_embeds: Any, image_ids: Any) -> tuple[Tensor, Tensor]:
-    """From a row a pair to a row an image.
+    """Convert one row per pair to one row per image.
 
     Args:
         image_embeds: float (m, E), row j the image of text j.
-        image_ids: int (m,), equal where the image is the same; any numbers.
+        image_ids: int (m,), any numbers; equal for the same image.
 
     Returns:
-        the first row of each image, float (n, E), and int64 (m,), its row for each text.
+        the first row of each image in the order of the ids, float (n, E), and int64 (m,), its row for each text.
     """
     embeds, ids = torch.as_tensor(image_embeds), torch.as_tensor(image_ids)
     if len(embeds) != len(ids):
-        raise ValueError(f"image_embeds has {len(embeds)} rows and image_ids {len(ids)}: it takes one a pair.")
+        raise ValueError(f"image_embeds has {len(embeds)} rows and image_ids {len(ids)}: one per pair is required.")
     values, rows = ids.unique(return_inverse=True)
     first = torch.full_like(values, len(ids)).scatter_reduce(0, rows, torch.arange(len(ids)).to(rows), "amin")
     return embeds[first.to(embeds.device)], rows
 
 
 def retrieval_ranks(image_embeds: Any, text_embeds: Any, image_ids: Any, *, block_size: int = 1024) -> RetrievalRanks:
-    """Rank of the best right answer to every query, counted in blocks of matrix products.
+    """Rank of the best match of every query, counted in blocks of matrix products.
 
-    rank = 1 + the number of wrong candidates that score at least as high as the best right one. A tie is
-    decided against the model (as is nan), so that embeddings collapsed to one point find nothing.
+    rank = 1 + the number of wrong candidates that score at least as high as the best match. Ties and nan count
+    against the model, so that embeddings collapsed to one point have recall 0.
 
     Args:
-        image_embeds, text_embeds, image_ids: as at the head of this file; tensors, arrays or lists.
+        image_embeds, text_embeds, image_ids: see the module docstring; tensors, arrays or lists.
         block_size: queries scored at a time; memory is block_size times the number of candidates.
     """
     image, text, ids = _check(image_embeds, text_embeds, image_ids)
     order = ids.argsort(stable=True)
     to_text = _image_ranks(image, text[order], ids[order], block_size)
     to_image = [
-        # its own image is among what is not below it: the count starts at 1
+        # a text's own image is not below itself, so the count starts at 1
         _not_below(scores, scores.gather(1, own[:, None]))
         for own, scores in (
             (ids[start : start + block_size], text[start : start + block_size] @ image.T)
@@ -87,13 +91,13 @@ def retrieval_ranks(image_embeds: Any, text_embeds: Any, image_ids: Any, *, bloc
 
 
 def _not_below(scores: Tensor, best: Tensor) -> Tensor:
-    """How many of a row's scores are not below its `best` (rows, 1), int64 (rows,); the scores are written over."""
-    exact = torch.float32 if scores.shape[1] < 2**24 else torch.float64  # ones are added up
+    """Count per row of the scores not below `best` (rows, 1), int64 (rows,); overwrites the scores."""
+    exact = torch.float32 if scores.shape[1] < 2**24 else torch.float64  # of the sum of ones
     return scores.shape[1] - torch.lt(scores, best, out=scores).sum(1, dtype=exact).long()
 
 
 def _image_ranks(image: Tensor, text: Tensor, ids: Tensor, block_size: int) -> Tensor:
-    """The ranks of images; texts are in the order of their images, so that a block's are neighbours."""
+    """Ranks of images; texts are sorted by image, so the texts of a block of images are contiguous."""
     bounds = torch.searchsorted(ids, torch.arange(0, len(image) + block_size, block_size).to(ids)).tolist()
     ranks = []
     for start, low, high in zip(range(0, len(image), block_size), bounds, bounds[1:], strict=False):
@@ -108,14 +112,14 @@ def _image_ranks(image: Tensor, text: Tensor, ids: Tensor, block_size: int) -> T
 
 
 def recall_at_k(image_embeds: Any, text_embeds: Any, image_ids: Any, k: int) -> Recall:
-    """Share of the queries with a right answer among the k best, both ways; ties count against the model.
+    """Fraction of the queries with a match among the k best, in both directions; ties count against the model.
 
     Args:
-        image_embeds, text_embeds, image_ids: as at the head of this file.
-        k: number of answers looked at, >= 1.
+        image_embeds, text_embeds, image_ids: see the module docstring.
+        k: number of candidates, >= 1.
     """
     if k < 1:
-        raise ValueError(f"k {k} is below 1: it is a number of answers.")
+        raise ValueError(f"k {k} is below 1: it is a number of candidates.")
     ranks = retrieval_ranks(image_embeds, text_embeds, image_ids)
     return Recall(*(_share(rank <= k) for rank in ranks))
 
@@ -123,23 +127,68 @@ def recall_at_k(image_embeds: Any, text_embeds: Any, image_ids: Any, k: int) -> 
 def retrieval_metrics(
     image_embeds: Any, text_embeds: Any, image_ids: Any, ks: Sequence[int] = (1, 5, 10)
 ) -> dict[str, float]:
-    """Recall at every k, median and mean rank and mean reciprocal rank, under the names of metrics.json.
+    """Recall at every k, median and mean rank and mean reciprocal rank (`mrr`), by the keys of metrics.json.
 
-    Ranks are in places from 1 (the median is the lower of the two in the middle) and better when small; `mrr`, the
-    mean of 1 / rank (Voorhees 1999, TREC-8), is in (0, 1].
+    Ranks start at 1; the median is the lower of the two middle ranks. `mrr`, the mean of 1 / rank (Voorhees 1999,
+    TREC-8), is in (0, 1].
     """
-    return figures_of_ranks(retrieval_ranks(image_embeds, text_embeds, image_ids), ks)
+    return rank_metrics(retrieval_ranks(image_embeds, text_embeds, image_ids), ks)
 
 
-def figures_of_ranks(ranks: RetrievalRanks, ks: Sequence[int] = (1, 5, 10)) -> dict[str, float]:
-    """As `retrieval_metrics`, of ranks that are known already."""
-    figures: dict[str, float] = {}
+def rank_metrics(ranks: RetrievalRanks, ks: Sequence[int] = (1, 5, 10)) -> dict[str, float]:
+    """The metrics of `retrieval_metrics` from given ranks."""
+    metrics: dict[str, float] = {}
     for direction, rank in ranks._asdict().items():
-        figures |= {f"{direction}/recall@{k}": _share(rank <= k) for k in ks}
-        figures[f"{direction}/median_rank"] = float(rank.median())
-        figures[f"{direction}/mean_rank"] = float(rank.double().mean())
-        figures[f"{direction}/mrr"] = float(rank.double().reciprocal().mean())
-    return figures
+        metrics |= {f"{direction}/recall@{k}": _share(rank <= k) for k in ks}
+        metrics[f"{direction}/median_rank"] = float(rank.median())
+        metrics[f"{direction}/mean_rank"] = float(rank.double().mean())
+        metrics[f"{direction}/mrr"] = float(rank.double().reciprocal().mean())
+    return metrics
+
+
+def fold_metrics(
+    image_embeds: Any, text_embeds: Any, image_ids: Any, *, folds: int = 5, ks: Sequence[int] = (1, 5, 10)
+) -> dict[str, float]:
+    """Mean of `retrieval_metrics` over folds of consecutive images with their texts.
+
+    Karpathy and Fei-Fei 2015 (arXiv 1412.2306) report MS-COCO on "1K" images, the mean over five folds of the 5,000
+    test images, and on all "5K". A larger gallery is harder: the two are not comparable.
+
+    Args:
+        image_embeds, text_embeds, image_ids: see the module docstring.
+        folds: number of folds of equal size, >= 1; up to `folds` - 1 images at the end are in none.
+        ks: numbers of candidates.
+    """
+    image, text, ids = (torch.as_tensor(each) for each in (image_embeds, text_embeds, image_ids))
+    check_folds(folds, len(image))
+    size = len(image) // folds
+    metrics = []
+    for start in range(0, folds * size, size):
+        own = ((ids >= start) & (ids < start + size)).to(text.device)
+        metrics.append(retrieval_metrics(image[start : start + size], text[own], ids[own.to(ids.device)] - start, ks))
+    return {name: sum(fold[name] for fold in metrics) / folds for name in metrics[0]}
+
+
+def check_folds(folds: int, images: int) -> None:
+    """Raise ValueError unless 1 <= folds <= images."""
+    if not 1 <= folds <= images:
+        raise ValueError(f"folds {folds} of {images} images: folds is between 1 and the number of images.")
+
+
+def effective_rank(embeds: Tensor) -> float:
+    """Number of directions that embeddings use (Roy and Vetterli 2007, equation 3); a collapse lowers it before recall.
+
+    exp of the entropy of the normalised singular values: 1 if all embeddings are parallel, min(n, E) if all directions
+    are used equally. Embeddings are not centred (as in RankMe, arXiv 2210.02885): noise around one point is a collapse.
+
+    Args:
+        embeds: float (n, E), not all zero.
+    """
+    wide = embeds.detach().double()
+    small = wide @ wide.T if len(wide) < wide.shape[1] else wide.T @ wide
+    singular = torch.linalg.eigvalsh(small).clamp(min=0).sqrt()
+    share = singular / singular.sum()
+    return float(torch.special.entr(share).sum().exp())
 
 
 def _share(hits: Tensor) -> float:
@@ -152,15 +201,15 @@ def _check(image_embeds: Any, text_embeds: Any, image_ids: Any) -> tuple[Tensor,
     ids = torch.as_tensor(image_ids).to(image.device)
     if image.dim() != 2 or text.dim() != 2 or image.shape[1] != text.shape[1]:
         raise ValueError(
-            f"image_embeds {tuple(image.shape)} and text_embeds {tuple(text.shape)} are to be (n, E) and (m, E)."
+            f"image_embeds {tuple(image.shape)} and text_embeds {tuple(text.shape)} must be (n, E) and (m, E)."
         )
     if ids.is_floating_point() or ids.shape != (len(text),):
         raise ValueError(
-            f"image_ids is {ids.dtype} {tuple(ids.shape)}; it takes an integer for each of the {len(text)} texts."
+            f"image_ids is {ids.dtype} {tuple(ids.shape)}; an integer for each of the {len(text)} texts is required."
         )
     if not len(text) or not len(image):
         raise ValueError(f"Nothing to retrieve: {len(image)} images, {len(text)} texts.")
-    pairs = "If image_embeds has a row a pair, hand it through velm.metrics.unique_images first."
+    pairs = "If image_embeds has one row per pair, call velm.metrics.unique_images first."
     if ids.min() < 0 or ids.max() >= len(image):
         raise ValueError(
             f"image_ids runs from {int(ids.min())} to {int(ids.max())}, but image_embeds has rows 0 to "
@@ -168,8 +217,10 @@ def _check(image_embeds: Any, text_embeds: Any, image_ids: Any) -> tuple[Tensor,
         )
     without = len(image) - len(ids.unique())
     if without:
-        raise ValueError(f"{without} of {len(image)} images have no text, so nothing could be found. {pairs}")
+        raise ValueError(f"{without} of {len(image)} images have no text, so they have no rank. {pairs}")
     return image, text.to(image), ids.long()
 
 
-unique_pictures = unique_images  # the public name in `velm.metrics`
+# earlier public names
+unique_pictures = unique_images
+figures_of_ranks = rank_metrics

@@ -1,4 +1,4 @@
-"""What the report shows one by one: captions with their maps, queries with what they found, confusions. Plain data."""
+"""The examples of a report as plain data: captions with attention maps, retrieval queries, confusions."""
 
 from __future__ import annotations
 
@@ -13,156 +13,157 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from velm.evaluation.confusions import hardest
-from velm.evaluation.evaluate import Measured
-from velm.evaluation.scores import CaptionScores
+from velm.evaluation.confusions import hardest_confusions
+from velm.evaluation.evaluate import Evaluation
+from velm.evaluation.predictions import Captions
 from velm.explain.attention import WordMaps
-from velm.report.thumbnails import Album
+from velm.metrics.captioning import CaptionScores
+from velm.report.thumbnails import Thumbnails
 
-__all__ = ["Side", "captions", "confusions", "retrieval"]
+__all__ = ["EvaluatedModel", "caption_panels", "confusion_panels", "retrieval_panels"]
 
 CAPTIONS = 1000
-QUERIES = 48  # hits, and as many misses, each way
-FOUND = 5
+QUERIES = 48  # hits, and as many misses, per direction
+CANDIDATES = 5
 CONFUSIONS = 24
-FINEST = 16  # side of a map at most; more is not to be seen in a thumbnail
+MAP_SIDE = 16  # maximal side of a map; more is not visible in a thumbnail
 
 
 @dataclass(frozen=True)
-class Side:
-    """A checkpoint in a report, which has one or two.
+class EvaluatedModel:
+    """A checkpoint of a report, which has one or two.
 
     Attributes:
-        name: what it is called.
-        measured: what it did.
-        scores: of its captions; None where it writes none.
-        draws: its figures over the resamples, see `velm.evaluation.bootstrap`.
+        name: the path of the checkpoint.
+        evaluation: its predictions and metrics.
+        scores: of its captions; None if it has no decoder.
+        draws: its metrics over the resamples, see `velm.evaluation.bootstrap`.
     """
 
     name: str
-    measured: Measured
+    evaluation: Evaluation
     scores: CaptionScores | None
     draws: dict[str, np.ndarray]
 
 
-def captions(sides: Sequence[Side], album: Album) -> list[dict[str, Any]]:
-    """Captions beside their references, evenly spaced where there are more than CAPTIONS; [] without any."""
-    writing = [side for side in sides if side.measured.predictions.written]
-    if not writing or len(writing) < len(sides):
+def caption_panels(models: Sequence[EvaluatedModel], thumbnails: Thumbnails) -> list[dict[str, Any]]:
+    """Captions with their references, evenly spaced if there are more than CAPTIONS; [] unless all models caption."""
+    captions = [model.evaluation.predictions.captions for model in models]
+    pairs = [(c, model.scores) for c, model in zip(captions, models, strict=True) if c and c.rows and model.scores]
+    if not pairs or len(pairs) < len(models):
         return []
-    rows = _rows_of(album, writing[0])
-    shown = []
-    for place in _spaced(range(len(rows)), CAPTIONS):
-        written = [(side.measured.predictions.written or [])[place] for side in writing]
-        shown.append(
-            {
-                "image": album.number(rows[place]),
-                "source": written[0].text,
-                "references": list(written[0].references),
-                "captions": [_caption(side, place) for side in writing],
-            }
-        )
-    return shown
-
-
-def retrieval(sides: Sequence[Side], album: Album) -> dict[str, list[dict[str, Any]]]:
-    """Queries with what came first, hits and misses; {} where a side does not align."""
-    if not sides or any("" not in side.measured.ranks for side in sides):
-        return {}
-    found = sides[0].measured.predictions
-    assert found.image_embeds is not None
-    assert found.text_embeds is not None
-    assert found.image_ids is not None
-    image, text, owner = found.image_embeds.float(), found.text_embeds.float(), found.image_ids
-    places = [side.measured.ranks[""] for side in sides]
-    names, searches = [], []
-    for row in _hits_and_misses(places[0].image_to_text):
-        cosines = text @ image[row]
-        near = cosines.topk(min(FOUND, len(text))).indices.tolist()
-        right = (owner == row).tolist()
-        best = int(cosines.masked_fill(owner != row, -torch.inf).argmax())
-        own = None if any(right[j] for j in near) else found.texts[best]
-        ranks = [int(place.image_to_text[row]) for place in places]
-        hits = [[found.texts[j], right[j]] for j in near]
-        names.append({"image": album.number(row), "ranks": ranks, "found": hits, "own": own})
-    for row in _hits_and_misses(places[0].text_to_image):
-        near = (image @ text[row]).topk(min(FOUND, len(image))).indices.tolist()
-        hits = [[album.number(i), i == int(owner[row])] for i in near]
-        ranks = [int(place.text_to_image[row]) for place in places]
-        searches.append({"text": found.texts[row], "ranks": ranks, "found": hits})
-    return {"image_to_text": names, "text_to_image": searches}
-
-
-def confusions(side: Side, album: Album) -> list[dict[str, Any]]:
-    """The hardest images of a model that aligns, hardest first; [] of another."""
-    found = side.measured.predictions
-    if found.image_ids is None:
-        return []
+    generated = pairs[0][0].rows
+    rows = _record_rows(thumbnails, pairs[0][0])
     return [
         {
-            "image": album.number(each.image),
-            "other": album.number(int(found.image_ids[each.wrong])),
-            "wrong": found.texts[each.wrong],
-            "right": found.texts[each.right],
-            "margin": _finite(each.margin),
+            "image": thumbnails.number(rows[i]),
+            "source": generated[i].text,
+            "references": list(generated[i].references),
+            "captions": [_caption(captions, scores, i) for captions, scores in pairs],
         }
-        for each in hardest(found, CONFUSIONS)
+        for i in _evenly_spaced(range(len(rows)), CAPTIONS)
     ]
 
 
-def _caption(side: Side, place: int) -> dict[str, Any]:
-    found, scores = side.measured.predictions, side.scores
-    assert found.written is not None
-    assert scores is not None
-    caption = found.written[place].caption
-    looked = found.looked[place] if found.looked else None
+def retrieval_panels(models: Sequence[EvaluatedModel], thumbnails: Thumbnails) -> dict[str, list[dict[str, Any]]]:
+    """Queries with their best candidates, hits and misses of the first model; {} unless all models align."""
+    retrieval = models[0].evaluation.predictions.retrieval if models else None
+    if retrieval is None or any("" not in model.evaluation.ranks for model in models):
+        return {}
+    image, text, owner = retrieval.image_embeds.float(), retrieval.text_embeds.float(), retrieval.image_ids
+    ranks = [model.evaluation.ranks[""] for model in models]
+    by_image, by_text = [], []
+    for row in _hits_and_misses(ranks[0].image_to_text):
+        cosines = text @ image[row]
+        near = cosines.topk(min(CANDIDATES, len(text))).indices.tolist()
+        matches = (owner == row).tolist()
+        best = int(cosines.masked_fill(owner != row, -torch.inf).argmax())
+        by_image.append(
+            {
+                "image": thumbnails.number(row),
+                "ranks": [int(each.image_to_text[row]) for each in ranks],
+                "candidates": [[retrieval.texts[j], matches[j]] for j in near],
+                "own": None if any(matches[j] for j in near) else retrieval.texts[best],
+            }
+        )
+    for row in _hits_and_misses(ranks[0].text_to_image):
+        near = (image @ text[row]).topk(min(CANDIDATES, len(image))).indices.tolist()
+        by_text.append(
+            {
+                "text": retrieval.texts[row],
+                "ranks": [int(each.text_to_image[row]) for each in ranks],
+                "candidates": [[thumbnails.number(i), i == int(owner[row])] for i in near],
+            }
+        )
+    return {"image_to_text": by_image, "text_to_image": by_text}
+
+
+def confusion_panels(model: EvaluatedModel, thumbnails: Thumbnails) -> list[dict[str, Any]]:
+    """The images with the largest margins of a wrong text, largest first; [] if the model does not align."""
+    retrieval = model.evaluation.predictions.retrieval
+    if retrieval is None:
+        return []
+    return [
+        {
+            "image": thumbnails.number(each.image),
+            "other": thumbnails.number(int(retrieval.image_ids[each.wrong])),
+            "wrong": retrieval.texts[each.wrong],
+            "right": retrieval.texts[each.right],
+            "margin": _finite(each.margin),
+        }
+        for each in hardest_confusions(retrieval, CONFUSIONS)
+    ]
+
+
+def _caption(captions: Captions, scores: CaptionScores, index: int) -> dict[str, Any]:
+    maps = captions.maps[index] if captions.maps else None
     return {
-        "text": caption,
-        "cider": _finite(float(scores.cider[place])),
-        "exact": bool(scores.exact[place]),
-        "maps": None if looked is None or not looked.words else _packed(looked),
+        "text": captions.rows[index].caption,
+        "cider": _finite(scores.cider_d[index]),
+        "exact": scores.exact[index],
+        "maps": None if maps is None or not maps.words else _pack(maps),
     }
 
 
-def _packed(looked: WordMaps) -> dict[str, Any]:
-    """Maps as bytes, 255 where a word looked most: a few hundred a word."""
-    height, width = looked.maps.shape[1:]
-    maps = looked.maps
-    if max(height, width) > FINEST:
-        maps = functional.adaptive_avg_pool2d(maps, (min(height, FINEST), min(width, FINEST)))
-    most = maps.flatten(1).amax(dim=1).clamp(min=1e-12)[:, None, None]
-    levels = (255 * maps / most).nan_to_num().round().clamp(0, 255).to(torch.uint8)
+def _pack(maps: WordMaps) -> dict[str, Any]:
+    """Maps as bytes, 255 at each word's maximum: a few hundred bytes per word."""
+    values = maps.maps
+    height, width = values.shape[1:]
+    if max(height, width) > MAP_SIDE:
+        values = functional.adaptive_avg_pool2d(values, (min(height, MAP_SIDE), min(width, MAP_SIDE)))
+    maximum = values.flatten(1).amax(dim=1).clamp(min=1e-12)[:, None, None]
+    levels = (255 * values / maximum).nan_to_num().round().clamp(0, 255).to(torch.uint8)
     content = base64.b64encode(levels.numpy().tobytes()).decode()
-    return {"words": list(looked.words), "height": levels.shape[1], "width": levels.shape[2], "bytes": content}
+    return {"words": list(maps.words), "height": levels.shape[1], "width": levels.shape[2], "bytes": content}
 
 
-def _rows_of(album: Album, side: Side) -> list[int]:
-    """The record of each caption: captions are in the order of the records, some of which have several."""
+def _record_rows(thumbnails: Thumbnails, captions: Captions) -> list[int]:
+    """The record of each caption: captions are in the order of the records, which may have several."""
     rows: list[int] = []
     row = 0
-    for written in side.measured.predictions.written or []:
-        while album.records[row].image_id != written.image_id:
+    for caption in captions.rows:
+        while thumbnails.records[row].image_id != caption.image_id:
             row += 1
         rows.append(row)
     return rows
 
 
 def _hits_and_misses(ranks: Tensor) -> list[int]:
-    """Queries to show, misses and hits by turns."""
-    misses = _spaced((ranks > 1).nonzero().flatten().tolist(), QUERIES)
-    hits = _spaced((ranks == 1).nonzero().flatten().tolist(), QUERIES)
+    """Queries to show, misses and hits alternating."""
+    misses = _evenly_spaced((ranks > 1).nonzero().flatten().tolist(), QUERIES)
+    hits = _evenly_spaced((ranks == 1).nonzero().flatten().tolist(), QUERIES)
     both = [query for pair in zip(misses, hits, strict=False) for query in pair]
     shorter = min(len(misses), len(hits))
     return both + misses[shorter:] + hits[shorter:]
 
 
-def _spaced(items: Sequence[int], count: int) -> list[int]:
-    """At most `count` of the items, evenly spaced."""
+def _evenly_spaced(items: Sequence[int], count: int) -> list[int]:
+    """At most `count` of the items."""
     if len(items) <= count:
         return list(items)
     return [items[i * len(items) // count] for i in range(count)]
 
 
 def _finite(value: float) -> float:
-    """JSON has no nan."""
+    """0 for nan and infinities, which JSON lacks."""
     return round(value, 4) if math.isfinite(value) else 0.0

@@ -1,7 +1,7 @@
-"""The report: one HTML file that needs no network, and shows what the figures are made of.
+"""Writes the report: one HTML file with metrics and examples that needs no network.
 
-Captions and names are somebody's text: what Python writes is escaped, what the page's script writes goes in as text,
-the data lies in JSON without a '<', and a content security policy forbids whatever is not in the file.
+Captions and names are untrusted text: Python escapes what it writes, the page's script inserts text nodes only, the
+data is JSON without '<', and a content security policy forbids everything outside the file.
 """
 
 from __future__ import annotations
@@ -16,83 +16,91 @@ from typing import Any
 
 from velm.data.base import Record
 from velm.data.images.transforms import Resize
-from velm.evaluation.bootstrap import differences, intervals, resampled
-from velm.evaluation.confusions import swapped_words
-from velm.evaluation.evaluate import Measured
-from velm.evaluation.scores import caption_scores
+from velm.evaluation.bootstrap import differences, intervals, resample
+from velm.evaluation.confusions import confused_words
+from velm.evaluation.evaluate import Evaluation
+from velm.metrics.captioning import caption_scores
 from velm.report.curves import charts, read_curves
-from velm.report.panels import Side, captions, confusions, retrieval
-from velm.report.tables import figures_table, swaps_table, tiles
-from velm.report.thumbnails import Album, counted
+from velm.report.panels import EvaluatedModel, caption_panels, confusion_panels, retrieval_panels
+from velm.report.tables import confused_words_table, metrics_table, tiles
+from velm.report.thumbnails import Thumbnails, count_images
 from velm.version import __version__
 
-__all__ = ["render", "side", "write_report"]
+__all__ = ["evaluated_model", "render", "write_report"]
 
-SWAPS = 12
-NAMED = 50  # images that could not be read
+CONFUSED_WORDS = 12
+UNREADABLE = 50  # unreadable images that are listed
 
 
-def side(name: str, measured: Measured, *, seed: int = 0) -> Side:
-    """A checkpoint's part of a report: its captions scored one by one, its figures resampled."""
-    written = measured.predictions.written
-    scores = caption_scores(written) if written else None
-    return Side(name, measured, scores, resampled(measured.predictions, measured.ranks, scores, seed=seed))
+def evaluated_model(name: str, evaluation: Evaluation, *, seed: int = 0) -> EvaluatedModel:
+    """Score the captions of an evaluation one by one and resample its metrics."""
+    predictions = evaluation.predictions
+    captions = predictions.captions
+    scores = caption_scores(captions.texts, captions.references) if captions and captions.rows else None
+    return EvaluatedModel(name, evaluation, scores, resample(predictions, evaluation.ranks, scores, seed=seed))
 
 
 def write_report(
     folder: Path,
-    sides: Sequence[Side],
+    models: Sequence[EvaluatedModel],
     records: Sequence[Record],
     *,
     split: str,
     resize: Resize = "crop",
-    left_out: Sequence[str] = (),
+    unreadable: Sequence[str] = (),
 ) -> None:
-    """Write report.html and intervals.json; of two sides, also comparison.json.
+    """Write report.html and intervals.json; for two models also comparison.json.
 
     Args:
-        folder: it is there.
-        sides: one checkpoint, or two to be compared, named by their paths.
-        records: that were predicted, without any that were left out.
-        split: what they are called.
-        resize: what the first model's transform takes of an image.
-        left_out: what is wrong with each image that could not be read.
+        folder: an existing folder.
+        models: one model or two to compare, named by the paths of their checkpoints.
+        records: the readable records.
+        split: the name of the split.
+        resize: that of the first model's transform.
+        unreadable: the cause for each unreadable image.
     """
-    curves = charts(read_curves(Path(sides[0].name).parent / "metrics.csv"))
-    page = render(sides, Album(records, resize), split=split, curves=curves, left_out=left_out)
+    curves = charts(read_curves(Path(models[0].name).parent / "metrics.csv"))
+    page = render(models, Thumbnails(records, resize), split=split, curves=curves, unreadable=unreadable)
     (folder / "report.html").write_text(page, encoding="utf-8", errors="replace")
-    _write_json(folder / "intervals.json", _lists(intervals(sides[0].draws)))
-    if len(sides) > 1:
-        first, second = sides
+    _write_json(folder / "intervals.json", _lists(intervals(models[0].draws)))
+    if len(models) > 1:
+        first, second = models
         content = {
             "checkpoint": second.name,
-            "figures": second.measured.figures,
+            "figures": second.evaluation.metrics,
             "differences": _lists(differences(first.draws, second.draws)),
         }
         _write_json(folder / "comparison.json", content)
 
 
 def render(
-    sides: Sequence[Side], album: Album, *, split: str, curves: Sequence[str] = (), left_out: Sequence[str] = ()
+    models: Sequence[EvaluatedModel],
+    thumbnails: Thumbnails,
+    *,
+    split: str,
+    curves: Sequence[str] = (),
+    unreadable: Sequence[str] = (),
 ) -> str:
-    """The page; `curves` are figure elements of training, `left_out` what is wrong with images that are not in it."""
+    """The HTML page; `curves` are figure elements, `unreadable` the causes of `write_report`."""
     data = {
-        "sides": [each.name for each in sides],
-        "captions": captions(sides, album),
-        "retrieval": retrieval(sides, album),
-        "confusions": confusions(sides[0], album),
-        "images": album.images(),
+        "models": [model.name for model in models],
+        "captions": caption_panels(models, thumbnails),
+        "retrieval": retrieval_panels(models, thumbnails),
+        "confusions": confusion_panels(models[0], thumbnails),
+        "images": thumbnails.images(),
     }
-    sections = _sections(sides, data, curves)
-    name = _short(sides[0].name) + (f" against {_short(sides[1].name)}" if len(sides) > 1 else "")
+    sections = _sections(models, data, curves)
+    name = " against ".join(_short_name(model.name) for model in models)
     parts = {
         "title": escape(f"{name} on {split} – VELM"),
         "heading": escape(f"{name} on {split}"),
-        "facts": _facts(sides, counted(album.records), split),
-        "note": _note(left_out),
-        "tiles": tiles(sides[0]),
+        "facts": _facts(models, count_images(thumbnails.records), split),
+        "note": _unreadable_note(unreadable),
+        "tiles": tiles(models[0]),
         "links": "".join(f'<a href="#{key}">{escape(title)}</a>' for key, (title, _) in sections.items()),
-        "sections": "".join(_section(key, title, body) for key, (title, body) in sections.items()),
+        "sections": "".join(
+            f'<section id="{key}"><h2>{escape(title)}</h2>{body}</section>\n' for key, (title, body) in sections.items()
+        ),
         "data": _json(data),
         "version": escape(__version__),
         "style": _asset("report.css"),
@@ -101,62 +109,63 @@ def render(
     return re.sub(r"\{\{ (\w+) \}\}", lambda match: parts[match[1]], _asset("report.html"))
 
 
-def _sections(sides: Sequence[Side], data: Mapping[str, Any], curves: Sequence[str]) -> dict[str, tuple[str, str]]:
-    """What there is to show: id -> title and HTML."""
-    figures = sides[0].measured.figures
-    compositional = [name for name in figures if name.startswith("compositional/")]
-    others = [name for name in figures if name not in compositional]
-    swaps = swaps_table(swapped_words(sides[0].measured.predictions.written or [], SWAPS))
-    swaps = _asset("words.html").replace("{{ table }}", swaps) if swaps else ""
-    apart = '<option value="apart">Furthest apart first</option>' if len(sides) > 1 else ""
-    hardest = _asset("confusions.html") if data["confusions"] else ""
+def _sections(
+    models: Sequence[EvaluatedModel], data: Mapping[str, Any], curves: Sequence[str]
+) -> dict[str, tuple[str, str]]:
+    """The sections that have content: id -> title and HTML."""
+    metrics = models[0].evaluation.metrics
+    compositional = [name for name in metrics if name.startswith("compositional/")]
+    others = [name for name in metrics if name not in compositional]
+    captions = models[0].evaluation.predictions.captions
+    words = confused_words_table(confused_words(captions.rows, CONFUSED_WORDS)) if captions else ""
+    difference = '<option value="difference">Largest difference first</option>' if len(models) > 1 else ""
     bodies = {
-        "figures": ("Figures", _asset("figures.html").replace("{{ table }}", figures_table(sides, others))),
-        "compositional": ("Compositional", figures_table(sides, compositional)),
+        "metrics": ("Metrics", _asset("metrics.html", table=metrics_table(models, others))),
+        "compositional": ("Compositional", metrics_table(models, compositional)),
         "retrieval": ("Retrieval", _asset("retrieval.html") if data["retrieval"] else ""),
-        "captions": ("Captions", _asset("captions.html").replace("{{ apart }}", apart) if data["captions"] else ""),
-        "confusions": ("Confusions", hardest),
-        "words": ("Words", swaps),
+        "captions": ("Captions", _asset("captions.html", difference=difference) if data["captions"] else ""),
+        "confusions": ("Confusions", _asset("confusions.html") if data["confusions"] else ""),
+        "words": ("Words", _asset("words.html", table=words) if words else ""),
         "training": ("Training", f'<div class="charts">{"".join(curves)}</div>' if curves else ""),
     }
     return {key: (title, body) for key, (title, body) in bodies.items() if body}
 
 
-def _section(key: str, title: str, body: str) -> str:
-    return f'<section id="{key}"><h2>{escape(title)}</h2>{body}</section>\n'
-
-
-def _short(name: str) -> str:
-    """runs/quickstart/best.ckpt is quickstart/best."""
+def _short_name(name: str) -> str:
+    """'quickstart/best' for 'runs/quickstart/best.ckpt'."""
     path = Path(name)
     return f"{path.parent.name}/{path.stem}".lstrip("/")
 
 
-def _facts(sides: Sequence[Side], count: str, split: str) -> str:
-    found = sides[0].measured.predictions
-    texts = "" if found.text_embeds is None else f" and {len(found.text_embeds):,} sentences"
-    names = [f"<b>{escape(each.name)}</b>" for each in sides]
+def _facts(models: Sequence[EvaluatedModel], count: str, split: str) -> str:
+    retrieval = models[0].evaluation.predictions.retrieval
+    texts = "" if retrieval is None else f" and {len(retrieval.texts):,} texts"
+    names = [f"<b>{escape(model.name)}</b>" for model in models]
     if len(names) > 1:
         names = [f'<span class="a">A</span> {names[0]}', f'<span class="b">B</span> {names[1]}']
     return f"{' against '.join(names)} · {count}{texts} of <b>{escape(split)}</b>"
 
 
-def _note(left_out: Sequence[str]) -> str:
-    """What the figures lack."""
-    if not left_out:
+def _unreadable_note(causes: Sequence[str]) -> str:
+    if not causes:
         return ""
-    count = f"{len(left_out):,} image{'s' if len(left_out) > 1 else ''} could not be read and count nowhere"
-    listed = "".join(f"<li>{escape(cause)}</li>" for cause in left_out[:NAMED])
-    more = f"<li>and {len(left_out) - NAMED:,} more</li>" if len(left_out) > NAMED else ""
-    return f'<details class="note"><summary>{count}</summary><ul>{listed}{more}</ul></details>'
+    images = "1 image" if len(causes) == 1 else f"{len(causes):,} images"
+    listed = "".join(f"<li>{escape(cause)}</li>" for cause in causes[:UNREADABLE])
+    more = f"<li>and {len(causes) - UNREADABLE:,} more</li>" if len(causes) > UNREADABLE else ""
+    summary = f"<summary>{images} could not be read and were left out</summary>"
+    return f'<details class="note">{summary}<ul>{listed}{more}</ul></details>'
 
 
-def _asset(name: str) -> str:
-    return (files("velm.report") / "page" / name).read_text(encoding="utf-8")
+def _asset(name: str, **values: str) -> str:
+    """A file of the page with `{{ key }}` replaced by values."""
+    text = (files("velm.report") / "page" / name).read_text(encoding="utf-8")
+    for key, value in values.items():
+        text = text.replace(f"{{{{ {key} }}}}", value)
+    return text
 
 
 def _json(data: Any) -> str:
-    """JSON that may stand inside a script element: nothing in it can end the element or begin a comment."""
+    """JSON for a script element: nothing in it can end the element or begin a comment."""
     content = json.dumps(data, separators=(",", ":"), allow_nan=False)
     return content.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 

@@ -1,4 +1,4 @@
-"""The figures as HTML: tiles, the table with intervals, one checkpoint or two. Everything from data is escaped."""
+"""The metrics of a report as HTML: headline tiles and tables with intervals. All data is escaped."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from html import escape
 
 from velm.evaluation.bootstrap import Interval, differences, intervals
-from velm.report.panels import Side
+from velm.report.panels import EvaluatedModel
 
-__all__ = ["figures_table", "swaps_table", "tiles"]
+__all__ = ["confused_words_table", "metrics_table", "tiles"]
 
 HEADLINE = {
     "image_to_text/recall@1": "Image to text, recall@1",
@@ -27,67 +27,67 @@ GROUPS = {
 }
 
 
-def tiles(side: Side) -> str:
-    """The figures that are looked at first, with their intervals below."""
-    ranges = intervals(side.draws)
-    found = []
-    for name, title in HEADLINE.items():
-        if name in side.measured.figures:
-            below = f"95% {_range(name, ranges[name])}" if name in ranges else ""
-            found.append(
-                f'<div class="tile"><div class="name">{escape(title)}</div>'
-                f'<div class="value">{side.measured.figures[name]:.3f}</div><div class="range">{below}</div></div>'
-            )
-    return "".join(found)
+def tiles(model: EvaluatedModel) -> str:
+    """The headline metrics with their intervals."""
+    metrics, ranges = model.evaluation.metrics, intervals(model.draws)
+    return "".join(
+        f'<div class="tile"><div class="name">{escape(title)}</div><div class="value">{metrics[name]:.3f}</div>'
+        f'<div class="range">{f"95% {_range(name, ranges[name])}" if name in ranges else ""}</div></div>'
+        for name, title in HEADLINE.items()
+        if name in metrics
+    )
 
 
-def figures_table(sides: Sequence[Side], names: Sequence[str]) -> str:
-    """The figures of these names, in groups, with intervals; of two sides, also the difference of the second."""
+def metrics_table(models: Sequence[EvaluatedModel], names: Sequence[str]) -> str:
+    """The named metrics in groups, with intervals; for two models also the difference, second minus first."""
     if not names:
         return ""
-    ranges = [intervals(side.draws) for side in sides]
-    apart = differences(sides[0].draws, sides[1].draws) if len(sides) > 1 else {}
+    ranges = [intervals(model.draws) for model in models]
+    apart = differences(models[0].draws, models[1].draws) if len(models) > 1 else {}
     groups: dict[str, list[str]] = {}
     for name in names:
         groups.setdefault(name.split("/")[0] if "/" in name else "other", []).append(name)
     head = (
-        ["", "figure", "95% interval", ""]
-        if len(sides) == 1
+        ["", "value", "95% interval", ""]
+        if len(models) == 1
         else ["", '<span class="a">A</span>', '<span class="b">B</span>', "B − A", "95% interval", ""]
     )
     cells = "".join(f"<th>{cell}</th>" for cell in head)
     parts = [f'<div class="scroll"><table><thead><tr>{cells}</tr></thead>']
     for group, members in groups.items():
         title = escape(GROUPS.get(group, group))
-        rows = [_row(name, sides, ranges, apart) for name in members]
+        rows = [_row(name, models, ranges, apart) for name in members]
         parts.append(f'<tbody class="group"><tr><th colspan="{len(head)}">{title}</th></tr>{"".join(rows)}</tbody>')
     return "".join([*parts, "</table></div>"])
 
 
-def swaps_table(swaps: Sequence[tuple[str, str, int]]) -> str:
-    """Words written for others, with a meter of how often."""
-    if not swaps:
+def confused_words_table(words: Sequence[tuple[str, str, int]]) -> str:
+    """Reference words and the words generated instead, with a bar for the frequency."""
+    if not words:
         return ""
-    most = max(times for *_, times in swaps)
+    most = max(times for *_, times in words)
     rows = "".join(
         f"<tr><td>{escape(right)}</td><td>{escape(wrong)}</td><td>{times}</td>"
         f'<td class="bar"><div class="meter" style="width:{100 * times / most:.0f}%"></div></td></tr>'
-        for right, wrong, times in swaps
+        for right, wrong, times in words
     )
-    head = "<thead><tr><th>right</th><th>written</th><th>times</th><th></th></tr></thead>"
-    return f'<div class="scroll swaps"><table>{head}<tbody>{rows}</tbody></table></div>'
+    head = "<thead><tr><th>reference</th><th>generated</th><th>times</th><th></th></tr></thead>"
+    return f'<div class="scroll confused"><table>{head}<tbody>{rows}</tbody></table></div>'
 
 
 def _row(
-    name: str, sides: Sequence[Side], ranges: Sequence[Mapping[str, Interval]], apart: Mapping[str, Interval]
+    name: str,
+    models: Sequence[EvaluatedModel],
+    ranges: Sequence[Mapping[str, Interval]],
+    apart: Mapping[str, Interval],
 ) -> str:
-    values = [side.measured.figures.get(name) for side in sides]
+    values = [model.evaluation.metrics.get(name) for model in models]
     title = f"<td><code>{escape(name)}</code></td>"
-    shown = "".join(f'<td class="value">{"–" if value is None else _figure(name, value)}</td>' for value in values)
+    shown = "".join(f'<td class="value">{"–" if value is None else _format(name, value)}</td>' for value in values)
     bars = "".join(
         _bar(name, value, ranges[i].get(name), "b" if i else "a") for i, value in enumerate(values) if value is not None
     )
-    if len(sides) == 1:
+    if len(models) == 1:
         interval = _range(name, ranges[0][name]) if name in ranges[0] else "–"
         return f'<tr>{title}{shown}<td class="range">{interval}</td><td class="bar">{bars}</td></tr>'
     first, second = values
@@ -97,25 +97,25 @@ def _row(
     if name in apart:
         low, high = apart[name]
         interval = f"{low:+.3f} … {high:+.3f}"
-        if low > 0 or high < 0:  # the draws agree on the sign
+        if low > 0 or high < 0:  # significant: the interval excludes 0
             better = (low > 0) != name.endswith("rank")
             difference = f'<span class="{"up" if better else "down"}">{difference}</span>'
     return f'<tr>{title}{shown}<td>{difference}</td><td class="range">{interval}</td><td class="bar">{bars}</td></tr>'
 
 
-def _bar(name: str, value: float, interval: Interval | None, side: str) -> str:
-    """Where a figure of [0, 1] lies, and its interval; nothing for a figure on another scale."""
+def _bar(name: str, value: float, interval: Interval | None, model: str) -> str:
+    """A metric of [0, 1] and its interval on a line; nothing for other scales."""
     if name.endswith("rank") or not 0 <= value <= 1 or (interval is not None and interval[1] > 1):
         return ""
     low, high = (value, value) if interval is None else interval
     span = f'<i class="span" style="left:{100 * low:.1f}%;width:{100 * (high - low):.1f}%"></i>'
     dot = f'<i class="dot" style="left:{100 * value:.1f}%"></i>'
-    return f'<div class="track {side}"><i></i>{span}{dot}</div>'
+    return f'<div class="track {model}"><i></i>{span}{dot}</div>'
 
 
-def _figure(name: str, value: float) -> str:
+def _format(name: str, value: float) -> str:
     return f"{value:.0f}" if name.endswith("median_rank") else f"{value:.3f}"
 
 
 def _range(name: str, interval: Interval) -> str:
-    return " … ".join(_figure(name, bound) for bound in interval)
+    return " … ".join(_format(name, bound) for bound in interval)

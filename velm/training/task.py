@@ -252,8 +252,7 @@ class VisionLanguageTask(lightning.LightningModule):
         )
         if self.sharded:
             sharding.unshard(self.model)
-        ranks = {"rank": self.global_rank, "world_size": self.trainer.world_size}
-        self.scores[split] = SplitScores(pipeline, data.records(split), self.losses, self.validation_config, **ranks)
+        self.scores[split] = SplitScores(pipeline, data.records(split), self.losses, self.validation_config)
 
     def _log_scores(self, split: str) -> None:
         metrics = self.scores[split].compute()

@@ -1,66 +1,60 @@
-"""What is measured at every validation: recall over the whole split, captions of its first images."""
+"""Validation metrics: losses, recall over the whole split, and metrics of the captions of its first images."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from velm import metrics
 from velm.data.base import Record
 from velm.generation import GenerationConfig
 from velm.losses.weighted import WeightedLosses
+from velm.metrics.modules import CaptionMetrics, RetrievalMetrics, RowMetric
 from velm.outputs import Batch, EncoderOutput
 from velm.pipeline import Pipeline
 from velm.training.config import ValidationConfig
-from velm.training.distributed.gather import gather_list, gather_rows
 
 
 class SplitScores:
-    """Collects a split's embeddings and captions batch by batch, then turns them into figures.
+    """Collects embeddings and captions of a split batch by batch and computes metrics over all ranks.
 
-    Images come once each, sharded over the ranks; their sentences are encoded at the end, sharded alike.
+    Each image comes once, on one rank; a rank may have none. Each rank embeds the captions of its own images.
 
     Args:
-        pipeline: the model as it stands, with the data's tokenizer.
+        pipeline: the model in its present state, with the tokenizer of the data.
         records: of the whole split.
-        losses: what is trained.
-        config: how much is measured.
-        rank: which of the `world_size` processes this is.
-        world_size: number of processes that share the split.
+        losses: the training losses.
+        config: what to compute.
     """
 
     def __init__(
-        self,
-        pipeline: Pipeline,
-        records: Sequence[Record],
-        losses: WeightedLosses,
-        config: ValidationConfig,
-        *,
-        rank: int = 0,
-        world_size: int = 1,
+        self, pipeline: Pipeline, records: Sequence[Record], losses: WeightedLosses, config: ValidationConfig
     ) -> None:
         self.pipeline, self.records, self.losses, self.config = pipeline, records, losses, config
-        self.rank, self.world_size = rank, world_size
-        self.values: list[Tensor] = []
+        self.batches: list[Tensor] = []  # loss, each loss; numbers of images, embeddings, captions
         self.image_embeds: list[Tensor] = []
-        self.image_ids: list[Tensor] = []
+        self.image_ids: list[int] = []
         self.captions: dict[int, str] = {}
         self.embeds: dict[str, Tensor] = {}
 
     @torch.no_grad()
     def update(self, batch: Batch) -> None:
-        """Take in a batch that holds each image once, with its first sentence."""
+        """Add a batch that holds each image once, with its first caption."""
         output = self.pipeline.model(batch, self.losses.requires)
         total, parts = self.losses(output, batch)
-        self.values.append(torch.stack([total, *parts.values(), total.new_tensor(len(batch))]))
-        self.image_ids.append(batch.image_ids)
+        self.image_ids += batch.image_ids.tolist()
+        counts = [len(batch), 0, 0]
         if output.image_embeds is not None:
             self.image_embeds.append(output.image_embeds.float())
+            counts[1] = len(batch)
         if output.decoder is not None:
             rows = (batch.image_ids < self.config.captions).nonzero().flatten()
             self._caption(batch.image_ids, output.image, output.text, rows)
+            counts[2] = len(rows)
+        self.batches.append(torch.stack([total, *parts.values(), *total.new_tensor(counts)]))
 
     @torch.no_grad()
     def captions_of(self, batch: Batch) -> list[dict[str, str]]:
@@ -78,50 +72,78 @@ class SplitScores:
         self.captions |= {row: best.text for row, (best, *_) in zip(ids[rows].tolist(), written, strict=True)}
 
     def compute(self) -> dict[str, float]:
-        """The figures by the names of metrics.json, with `loss`, each loss, and `score`.
+        """The metrics by the keys of metrics.json, with `loss`, each loss, and `score`; the same on all ranks.
 
-        `score`, by which the best checkpoint is chosen: the mean of the six recalls and of CIDEr-D, whichever
-        there are (the mean of the two where both are).
+        After it, `embeds` (float (n, E), (m, E), on the CPU) and `captions` are those of all ranks.
+
+        `score`, which selects the best checkpoint, is the mean of the six recalls or CIDEr-D, or the mean of the two
+        if both exist; minus the loss if neither does.
         """
-        figures = self._mean_losses()
+        metrics, embedded, captioned = self._losses()
         scores = []
-        if self.image_embeds:
-            figures |= self._retrieval()
-            scores.append(sum(value for name, value in figures.items() if "recall@" in name) / 6)
-        self.captions = dict(gather_list(list(self.captions.items())))
-        if self.captions:
-            figures |= self._captioning()
-            scores.append(figures["caption/cider"])
-        figures["score"] = sum(scores) / len(scores) if scores else -figures["loss"]
-        return figures
+        if embedded:
+            metrics |= self._retrieval()
+            scores.append(sum(value for name, value in metrics.items() if "recall@" in name) / 6)
+        if captioned:
+            metrics |= self._captioning()
+            scores.append(metrics["caption/cider"])
+        metrics["score"] = sum(scores) / len(scores) if scores else -metrics["loss"]
+        return metrics
 
-    def _mean_losses(self) -> dict[str, float]:
-        rows = gather_rows(torch.stack(self.values)).double().cpu()
-        means = (rows[:, :-1] * rows[:, -1:]).sum(0) / rows[:, -1].sum()
-        return dict(zip(["loss", *self.losses], means.tolist(), strict=True))
+    def _losses(self) -> tuple[dict[str, float], bool, bool]:
+        """The mean over images of each loss; whether any rank has embeddings, and captions."""
+        rows = _Batches().to(self.pipeline.device)
+        rows.update(self.batches)
+        table = rows.compute().reshape(-1, len(self.losses) + 4).double().cpu()
+        values, images = table[:, :-3], table[:, -3:-2]
+        sums = [math.fsum(column) for column in (values * images).T.tolist()]  # exact: independent of the order
+        means = [total / float(images.sum()) for total in sums]
+        embedded, captioned = table[:, -2:].sum(0).bool().tolist()
+        return dict(zip(["loss", *self.losses], means, strict=True)), embedded, captioned
 
     def _retrieval(self) -> dict[str, float]:
-        """Every image seen against every sentence of theirs; a rank embeds its share of the sentences."""
-        image_embeds = gather_rows(torch.cat(self.image_embeds)).cpu()
-        seen = gather_rows(torch.cat(self.image_ids)).tolist()
+        """Metrics of all images against all of their captions."""
         limit = self.config.texts_per_image or None
-        texts = [(row, text) for row, i in enumerate(seen) for text in self.records[i].texts[:limit]]
-        mine = texts[self.rank :: self.world_size]
-        text_embeds = gather_rows(self.pipeline.embed_texts([text for _, text in mine]).float())
-        self.embeds = {"image": image_embeds, "text": text_embeds.cpu()}
-        owners = gather_rows(torch.tensor([row for row, _ in mine]))
-        return metrics.retrieval_metrics(image_embeds, text_embeds, owners)
+        texts = [(row, text) for row, i in enumerate(self.image_ids) for text in self.records[i].texts[:limit]]
+        rows = torch.tensor([row for row, _ in texts], dtype=torch.long)
+        retrieval = RetrievalMetrics().to(self.pipeline.device)
+        if texts:
+            text_embeds = self.pipeline.embed_texts([text for _, text in texts]).float()
+            image_embeds = torch.cat(self.image_embeds).cpu()[rows]
+            retrieval.update(image_embeds, text_embeds, torch.tensor(self.image_ids)[rows])
+        else:
+            retrieval.update(torch.empty(0, 1), torch.empty(0, 1), rows)
+        metrics = retrieval.compute()
+        self.embeds = {"image": retrieval.image_embeds.cpu(), "text": retrieval.text_embeds.cpu()}
+        return metrics
 
-    def _right(self, record: Record) -> list[str]:
-        """What would have been right: for a decoder that reads the first text, that text's targets only."""
+    def _references(self, record: Record) -> list[str]:
+        """References of a record; a decoder that attends to the first text has the targets of that text only."""
         if record.targets is None or "text" not in self.pipeline.model.memory_sources:
             return list(record.targets or record.texts)
-        return [right for text, right in zip(record.texts, record.targets, strict=True) if text == record.texts[0]]
+        return [target for text, target in zip(record.texts, record.targets, strict=True) if text == record.texts[0]]
 
     def references(self) -> list[list[str]]:
-        """What would have been right for each caption, in the order of `sorted(captions)`."""
-        return [self._right(self.records[row]) for row in sorted(self.captions)]
+        """The references of each caption, in the order of `sorted(captions)`."""
+        return [self._references(self.records[row]) for row in sorted(self.captions)]
 
     def _captioning(self) -> dict[str, float]:
-        rows, references = sorted(self.captions), self.references()
-        return metrics.caption_metrics([self.captions[row] for row in rows], references)
+        """Metrics of the captions of all ranks."""
+        rows = sorted(self.captions)
+        captioning = CaptionMetrics().to(self.pipeline.device)
+        captioning.update([self.captions[row] for row in rows], self.references(), rows)
+        metrics = captioning.compute()
+        self.captions = captioning.captions
+        return metrics
+
+
+class _Batches(RowMetric):
+    """Rows of numbers, one per batch, of all ranks."""
+
+    columns: ClassVar = {"numbers": torch.float32}
+
+    def update(self, batches: Sequence[Tensor]) -> None:
+        self.append(numbers=torch.stack(list(batches)) if batches else torch.empty(0))
+
+    def compute(self) -> Tensor:
+        return self.column("numbers")

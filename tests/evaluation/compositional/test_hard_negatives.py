@@ -1,4 +1,4 @@
-"""Swaps: by hand on drawn and real kinds of sentences, and never true of a drawn scene."""
+"""Hard negatives of synthetic and of real captions by hand; they are never true of a synthetic scene."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from velm.data.synthetic.scenes import Scenes, describe
-from velm.evaluation.compositional.hard_negatives import EXCHANGED, KINDS, swapped
+from velm.evaluation.compositional.hard_negatives import EXCHANGED, KINDS, make_hard_negative
 from velm.evaluation.compositional.lexicon import OPPOSITES
 
 KNOWN = {"red", "green", "black", "small", "large", "circle", "star"}
@@ -33,13 +33,13 @@ BY_HAND = [
 ]
 
 
-@pytest.mark.parametrize(("sentence", "kind", "expected"), BY_HAND)
-def test_by_hand(sentence: str, kind: str, expected: str | None) -> None:
-    assert swapped(sentence, kind, KNOWN) == expected
+@pytest.mark.parametrize(("caption", "kind", "expected"), BY_HAND)
+def test_by_hand(caption: str, kind: str, expected: str | None) -> None:
+    assert make_hard_negative(caption, kind, KNOWN) == expected
 
 
 @pytest.mark.parametrize(
-    ("sentence", "kind"),
+    ("caption", "kind"),
     [
         ("a black and white dog", "colour"),
         ("a boy and a girl", "noun"),
@@ -55,36 +55,38 @@ def test_by_hand(sentence: str, kind: str, expected: str | None) -> None:
         ("", "relation"),
     ],
 )
-def test_what_would_say_the_same_again_is_left_alone(sentence: str, kind: str) -> None:
-    assert swapped(sentence, kind, KNOWN) is None
+def test_interchangeable_words_give_no_negative(caption: str, kind: str) -> None:
+    assert make_hard_negative(caption, kind, KNOWN) is None
 
 
 @settings(deadline=None)
 @given(st.integers(1, 3), st.booleans(), st.data())
-def test_a_swapped_description_is_never_true_of_its_scene(objects: int, held_out: bool, data: st.DataObject) -> None:
+def test_a_hard_negative_is_never_true_of_its_scene(objects: int, held_out: bool, data: st.DataObject) -> None:
     scenes = Scenes(objects, held_out=held_out)
     texts = describe(scenes[data.draw(st.integers(0, len(scenes) - 1))])
     known = {"red", "green", "blue", "yellow", "small", "large", "circle", "square", "star"}
     for text in texts:
         for kind in KINDS:
-            false = swapped(text, kind, known)
-            if false is not None:
-                assert false not in texts
-            if false is not None and kind in (*EXCHANGED, "order"):
-                assert sorted(false.split()) == sorted(text.split())
-                assert objects > 2 or swapped(false, kind) == text  # twice is not at all
+            negative = make_hard_negative(text, kind, known)
+            if negative is not None:
+                assert negative not in texts
+            if negative is not None and kind in (*EXCHANGED, "order"):
+                assert sorted(negative.split()) == sorted(text.split())
+                assert (
+                    objects > 2 or make_hard_negative(negative, kind) == text
+                )  # exchanging twice restores the caption
 
 
-def test_opposites_are_each_others() -> None:
+def test_opposites_are_symmetric() -> None:
     assert all(OPPOSITES[OPPOSITES[phrase]] == phrase for phrase in OPPOSITES)
 
 
 def test_replacements_are_known_words() -> None:
-    assert swapped("a red circle", "new_colour", {"red"}) is None
-    assert swapped("a red circle", "new_colour", {"red", "pink"}) == "a pink circle"
-    assert swapped("a little dog", "new_size", {"little", "small", "huge"}) == "a huge dog"
+    assert make_hard_negative("a red circle", "new_colour", {"red"}) is None
+    assert make_hard_negative("a red circle", "new_colour", {"red", "pink"}) == "a pink circle"
+    assert make_hard_negative("a little dog", "new_size", {"little", "small", "huge"}) == "a huge dog"
 
 
 def test_an_unknown_kind_lists_the_known() -> None:
-    with pytest.raises(ValueError, match=r"Unknown kind 'color' of swap. Available: colour, size, shape"):
-        swapped("a", "color")
+    with pytest.raises(ValueError, match=r"Unknown kind 'color' of hard negative. Available: colour, size, shape"):
+        make_hard_negative("a", "color")

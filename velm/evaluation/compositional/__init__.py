@@ -1,0 +1,1 @@
+"""Compositional understanding: accuracy on captions against hard negatives."""

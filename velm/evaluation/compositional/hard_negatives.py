@@ -1,14 +1,14 @@
-"""Hard negatives: a caption with two of its words exchanged, or one replaced, so that it is no longer true.
+"""Hard negatives: a caption with two words or phrases exchanged, or one word replaced, so that it becomes false.
 
     a small red circle left of a large blue square
-    colour, size, shape               a small blue circle left of a large red square       exchanged between two things
-    order                             a large blue square left of a small red circle       the things, whole
-    relation                          a small red circle right of a large blue square      its opposite
-    new_colour, new_size, new_shape   a small green circle left of a large blue square     replaced
-    noun, adjective                   a shirt in a red man; a wet man with an old dog      of photographs
+    colour, size, shape               a small blue circle left of a large red square       words of two objects
+    order                             a large blue square left of a small red circle       whole noun phrases
+    relation                          a small red circle right of a large blue square      the opposite relation
+    new_colour, new_size, new_shape   a small green circle left of a large blue square     a replaced word
+    noun, adjective                   a shirt in a red man; a wet man with an old dog      captions of photographs
 
-Exchanges keep every word (as in Winoground, Thrush et al. 2022, arXiv 2204.03162, and ARO, Yuksekgonul et al. 2023,
-arXiv 2210.01936): a model that only knows which words are there is at chance. Replacements can be told by one word.
+Exchanges keep the bag of words (as in Winoground, Thrush et al. 2022, arXiv 2204.03162, and ARO, Yuksekgonul et al.
+2023, arXiv 2210.01936): a model that ignores word order is at chance. Replacements are recognisable by a single word.
 """
 
 from __future__ import annotations
@@ -17,9 +17,18 @@ import itertools
 import re
 from collections.abc import Collection, Mapping, Sequence
 
-from velm.evaluation.compositional.lexicon import ADJECTIVES, COLOURS, GLUE, NOUNS, OPPOSITES, SHAPES, SIZES, SYNONYMS
+from velm.evaluation.compositional.lexicon import (
+    ADJECTIVES,
+    COLOURS,
+    DETERMINERS,
+    NOUNS,
+    OPPOSITES,
+    SHAPES,
+    SIZES,
+    SYNONYMS,
+)
 
-__all__ = ["EXCHANGED", "KINDS", "REPLACED", "swapped"]
+__all__ = ["EXCHANGED", "KINDS", "REPLACED", "make_hard_negative"]
 
 EXCHANGED: Mapping[str, Collection[str]] = {
     "colour": COLOURS,
@@ -33,100 +42,103 @@ KINDS = (*EXCHANGED, "order", "relation", *REPLACED)
 
 _WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
 _MODIFIERS = frozenset((*COLOURS, *SIZES, *ADJECTIVES))
-_THINGS = frozenset((*NOUNS, *SHAPES))
+_NOUNS_AND_SHAPES = frozenset((*NOUNS, *SHAPES))
 _RELATION = re.compile(rf"\b(?:{'|'.join(sorted(OPPOSITES, key=len, reverse=True))})\b", re.IGNORECASE)
 _ARTICLE = re.compile(r"\b(a)n?(\s+)$", re.IGNORECASE)
 _VOWELS = (*"aeio", "um", "ug")
-_ALIKE = frozenset(("and", "or", "with", "beside", "near", "next", "against", "by"))
+_SYMMETRIC = frozenset(("and", "or", "with", "beside", "near", "next", "against", "by"))
 
 Span = tuple[int, int]
 
 
-def swapped(sentence: str, kind: str, known: Collection[str] = ()) -> str | None:
-    """The sentence made false in one way, or None where it offers no such way.
+def make_hard_negative(caption: str, kind: str, known: Collection[str] = ()) -> str | None:
+    """The caption made false in one way; None if it has no words for this kind.
 
     Args:
-        sentence: a caption.
+        caption: a true caption.
         kind: one of `KINDS`.
-        known: words that replacements may come from, lower-case; those that a model has met.
+        known: lower-case words that replacements are taken from, e.g. those of the training captions.
+
+    Raises:
+        ValueError: unknown kind.
     """
     if kind not in KINDS:
-        raise ValueError(f"Unknown kind {kind!r} of swap. Available: {', '.join(KINDS)}.")
+        raise ValueError(f"Unknown kind {kind!r} of hard negative. Available: {', '.join(KINDS)}.")
     if kind == "relation":
-        found = _RELATION.search(sentence)
-        return found and sentence[: found.start()] + OPPOSITES[found[0].lower()] + sentence[found.end() :]
-    words = [match.span() for match in _WORD.finditer(sentence)]
-    lower = [sentence[start:end].lower() for start, end in words]
+        match = _RELATION.search(caption)
+        return match and caption[: match.start()] + OPPOSITES[match[0].lower()] + caption[match.end() :]
+    words = [match.span() for match in _WORD.finditer(caption)]
+    lower = [caption[start:end].lower() for start, end in words]
     if kind == "order":
-        return _exchanged(sentence, words, lower, _phrases(lower))
+        return _exchange(caption, words, lower, _noun_phrases(lower))
     lexicon = REPLACED[kind] if kind in REPLACED else EXCHANGED[kind]
-    places = [i for i, word in enumerate(lower) if word in lexicon and (word not in SHAPES or _is_thing(lower, i))]
+    indices = [i for i, word in enumerate(lower) if word in lexicon and (word not in SHAPES or _is_noun(lower, i))]
     if kind in REPLACED:
-        return _replaced(sentence, words, lower, places, [word for word in REPLACED[kind] if word in known])
-    return _exchanged(sentence, words, lower, [(i, i + 1) for i in places])
+        return _replace(caption, words, lower, indices, [word for word in REPLACED[kind] if word in known])
+    return _exchange(caption, words, lower, [(i, i + 1) for i in indices])
 
 
-def _is_thing(lower: Sequence[str], place: int) -> bool:
-    """Whether a shape is one: 'a cross', 'a red ring', but not 'to cross' or 'a boxing ring'."""
-    return place > 0 and (lower[place - 1] in _MODIFIERS or lower[place - 1] in ("a", "an", "the"))
+def _is_noun(lower: Sequence[str], index: int) -> bool:
+    """Whether a shape word denotes a shape: 'a cross', 'a red ring', but not 'to cross' or 'a boxing ring'."""
+    return index > 0 and (lower[index - 1] in _MODIFIERS or lower[index - 1] in ("a", "an", "the"))
 
 
-def _phrases(lower: Sequence[str]) -> list[Span]:
-    """Things with what modifies them, without their article: places of words, from and up to."""
+def _noun_phrases(lower: Sequence[str]) -> list[Span]:
+    """Nouns with their modifiers, without articles: half-open ranges of word indices."""
     spans = []
-    for place, word in enumerate(lower):
-        if word in NOUNS or (word in SHAPES and _is_thing(lower, place)):
-            start = place
+    for index, word in enumerate(lower):
+        if word in NOUNS or (word in SHAPES and _is_noun(lower, index)):
+            start = index
             while start and lower[start - 1] in _MODIFIERS:
                 start -= 1
                 if start > 1 and lower[start - 1] == "and" and lower[start - 2] in _MODIFIERS:
                     start -= 1  # black and white
-            spans.append((start, place + 1))
+            spans.append((start, index + 1))
     return spans
 
 
-def _exchanged(sentence: str, words: Sequence[Span], lower: Sequence[str], spans: Sequence[Span]) -> str | None:
-    """The first two different spans of one number that are not alike in the sentence change places."""
+def _exchange(caption: str, words: Sequence[Span], lower: Sequence[str], spans: Sequence[Span]) -> str | None:
+    """Exchange the first two spans that differ in meaning, agree in number and are not interchangeable."""
     for first, second in itertools.combinations(spans, 2):
         one, other = (lower[start:end] for start, end in (first, second))
         if _meanings(one) == _meanings(other) or NOUNS.get(one[-1], "singular") != NOUNS.get(other[-1], "singular"):
             continue
-        if not _alike(lower, first, second):
+        if not _interchangeable(lower, first, second):
             (a, b), (c, d) = ((words[start][0], words[end - 1][1]) for start, end in (first, second))
-            return _put(_put(sentence[:a], sentence[c:d]) + sentence[b:c], sentence[a:b]) + sentence[d:]
+            return _append(_append(caption[:a], caption[c:d]) + caption[b:c], caption[a:b]) + caption[d:]
     return None
 
 
-def _alike(lower: Sequence[str], first: Span, second: Span) -> bool:
-    """Whether an exchange would say the same again: 'black and white', 'a boy and a girl', 'a boy near a girl'."""
+def _interchangeable(lower: Sequence[str], first: Span, second: Span) -> bool:
+    """Whether an exchange keeps the meaning: 'black and white', 'a boy and a girl', 'a boy near a girl'."""
     between = [word for word in lower[first[1] : second[0]] if word not in _MODIFIERS]
-    if GLUE.issuperset(between):
+    if DETERMINERS.issuperset(between):
         return True
-    if lower[first[1] - 1] not in _THINGS:
-        return False  # a modifier has a thing of its own
-    joint = [word for word in between if word not in GLUE or word in _ALIKE]
-    return joint[-1] in _ALIKE or joint[-2:] == ["next", "to"]
+    if lower[first[1] - 1] not in _NOUNS_AND_SHAPES:
+        return False  # a modifier that belongs to its own noun
+    joint = [word for word in between if word not in DETERMINERS or word in _SYMMETRIC]
+    return joint[-1] in _SYMMETRIC or joint[-2:] == ["next", "to"]
 
 
 def _meanings(words: Sequence[str]) -> list[str]:
     return [SYNONYMS.get(word, word) for word in words]
 
 
-def _replaced(
-    sentence: str, words: Sequence[Span], lower: Sequence[str], places: Sequence[int], pool: Sequence[str]
+def _replace(
+    caption: str, words: Sequence[Span], lower: Sequence[str], indices: Sequence[int], pool: Sequence[str]
 ) -> str | None:
-    """The first of the places gets the next word of the pool that means nothing that the sentence says."""
-    said = _meanings(lower)
-    for place in places:
-        after = pool.index(lower[place]) + 1 if lower[place] in pool else 0
-        new = next((w for w in [*pool[after:], *pool[:after]] if SYNONYMS.get(w, w) not in said), None)
+    """Replace the first possible word by the next word of the pool whose meaning the caption does not contain."""
+    present = _meanings(lower)
+    for index in indices:
+        after = pool.index(lower[index]) + 1 if lower[index] in pool else 0
+        new = next((w for w in [*pool[after:], *pool[:after]] if SYNONYMS.get(w, w) not in present), None)
         if new is not None:
-            start, end = words[place]
-            return _put(sentence[:start], new) + sentence[end:]
+            start, end = words[index]
+            return _append(caption[:start], new) + caption[end:]
     return None
 
 
-def _put(before: str, text: str) -> str:
-    """Both in one, with the article that the text wants."""
+def _append(before: str, text: str) -> str:
+    """Concatenate, with the article before `text` adjusted: 'a' or 'an'."""
     ending = "n" if text.lower().startswith(_VOWELS) else ""
-    return _ARTICLE.sub(lambda found: found[1] + ending + found[2], before) + text
+    return _ARTICLE.sub(lambda match: match[1] + ending + match[2], before) + text

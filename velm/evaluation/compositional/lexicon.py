@@ -1,6 +1,6 @@
-"""Words that hard negatives exchange: colours, sizes, shapes, adjectives, nouns of captions, relations; and glue.
+"""Word lists for hard negatives: colours, sizes, shapes, adjectives, nouns, relations and function words.
 
-Lists in place of a tagger: nothing to install, the same on every machine, and what is not in them is left alone.
+Lists instead of a part-of-speech tagger: no dependency, and the same results on every machine.
 """
 
 from __future__ import annotations
@@ -8,7 +8,17 @@ from __future__ import annotations
 from velm.data.synthetic.scenes import COLOURS as DRAWN_COLOURS
 from velm.data.synthetic.scenes import SHAPES
 
-__all__ = ["ADJECTIVES", "COLOURS", "FUNCTION_WORDS", "GLUE", "NOUNS", "OPPOSITES", "SHAPES", "SIZES", "SYNONYMS"]
+__all__ = [
+    "ADJECTIVES",
+    "COLOURS",
+    "FUNCTION_WORDS",
+    "DETERMINERS",
+    "NOUNS",
+    "OPPOSITES",
+    "SHAPES",
+    "SIZES",
+    "SYNONYMS",
+]
 
 
 def _words(text: str) -> tuple[str, ...]:
@@ -17,9 +27,14 @@ def _words(text: str) -> tuple[str, ...]:
 
 COLOURS = (*DRAWN_COLOURS, *_words("white brown orange pink grey gray tan blond blonde gold golden silver"))
 SIZES = _words("small large big little tall short tiny huge long")
-_ALIKE = ("grey gray silver", "blond blonde gold golden tan", "small little tiny short", "large big tall huge long")
-SYNONYMS = {word: group.split()[0] for group in _ALIKE for word in group.split()}
-"""Word -> what stands for it and for those that may mean the same: they are never exchanged for each other."""
+_SYNONYMS = (
+    "grey gray silver",
+    "blond blonde gold golden tan",
+    "small little tiny short",
+    "large big tall huge long",
+)
+SYNONYMS = {word: group.split()[0] for group in _SYNONYMS for word in group.split()}
+"""Word -> the representative of its group of possible synonyms, which are never exchanged for each other."""
 
 ADJECTIVES = _words(
     """young old older elderly wooden wet dry dirty muddy snowy sandy rocky grassy metal plastic stone brick concrete
@@ -46,9 +61,9 @@ _PLURAL = _words(
     rocks trees flowers leaves mountains hills buildings houses windows"""
 )
 NOUNS = {**dict.fromkeys(_SINGULAR, "singular"), **dict.fromkeys(_PLURAL, "plural")}
-"""Noun -> its number, so that a sentence stays grammatical when two are exchanged."""
+"""Noun -> its number, so that exchanges stay grammatical."""
 
-_FORTH = {
+_ONE_WAY = {
     "to the left of": "to the right of",
     "left of": "right of",
     "in front of": "behind",
@@ -57,12 +72,12 @@ _FORTH = {
     "over": "under",
     "inside": "outside",
 }
-OPPOSITES = {**_FORTH, **{back: forth for forth, back in _FORTH.items()}}
+OPPOSITES = {**_ONE_WAY, **{opposite: phrase for phrase, opposite in _ONE_WAY.items()}}
 
-GLUE = frozenset(_words("a an the and or with another other one two three some his her their its"))
-"""Words that leave what stands on either side of them alike: 'a boy and a girl' is 'a girl and a boy'."""
+DETERMINERS = frozenset(_words("a an the and or with another other one two three some his her their its"))
+"""Determiners and conjunctions: nouns that only they separate are interchangeable, as in 'a boy and a girl'."""
 
 FUNCTION_WORDS = frozenset(
     _words("a an the in on at of to by for from with and or as is are was were be being it its this that")
 )
-"""Words of which one for another says little of what was seen."""
+"""Words whose confusion says little about the image."""

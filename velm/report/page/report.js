@@ -1,5 +1,5 @@
 "use strict";
-// Everything that came from data goes into the page as text, never as markup.
+// Data is inserted as text nodes, never as markup.
 const data = JSON.parse(document.getElementById("data").textContent);
 
 function make(tag, name, ...children) {
@@ -26,13 +26,13 @@ function image(number, right) {
   return box;
 }
 
-// An image in its own proportions, with what lies over it, in a box of 4 : 3; one that is square fills a square.
-function whole(number, over) {
+// An image with a canvas over it: square if all images are, else in its own aspect ratio in a box of 4 : 3.
+function imageWithMap(number, canvas) {
   const box = image(number);
-  box.append(over);
+  box.append(canvas);
   const { ratio } = data.images[number];
   if (!data.images.some((other) => other.ratio !== 1)) return box;
-  box.classList.add("whole");
+  box.classList.add("uncropped");
   box.querySelectorAll("img, canvas").forEach((layer) => {
     layer.style.width = `${100 * Math.min(1, (3 / 4) * ratio)}%`;
     layer.style.height = `${100 * Math.min(1, 4 / 3 / ratio)}%`;
@@ -40,7 +40,7 @@ function whole(number, over) {
   return box;
 }
 
-// A map: bytes, 255 where most was looked at; what was not looked at lies under a veil.
+// An attention map, bytes up to 255: darkens what was not attended to.
 function draw(canvas, maps, index) {
   const { height, width } = maps;
   const bytes = atob(maps.bytes);
@@ -98,50 +98,50 @@ function references(texts) {
 
 function captionCard(item) {
   const canvas = make("canvas");
-  const box = whole(item.image, canvas);
+  const box = imageWithMap(item.image, canvas);
   const body = make("div", "body");
   if (item.source) body.append(make("div", "source", item.source));
-  item.captions.forEach((caption, side) => {
-    const label = data.sides.length > 1 ? make("span", side ? "side b" : "side a", side ? "B" : "A") : null;
+  item.captions.forEach((caption, model) => {
+    const label = data.models.length > 1 ? make("span", model ? "model b" : "model a", model ? "B" : "A") : null;
     body.append(make("div", "caption", label, wordsOf(caption, canvas)));
   });
   body.append(references(item.references));
-  const tags = item.captions.map((c) => make("span", c.exact ? "tag good" : "tag", c.exact ? "word for word" : `CIDEr-D ${c.cider.toFixed(2)}`));
+  const tags = item.captions.map((c) => make("span", c.exact ? "tag good" : "tag", c.exact ? "exact match" : `CIDEr-D ${c.cider.toFixed(2)}`));
   body.append(make("div", "foot", ...tags, make("span", "", data.images[item.image].name)));
   return make("article", "card", box, body);
 }
 
 function rankTags(item) {
-  const tag = (rank) => make("span", rank === 1 ? "tag good" : "tag bad", rank === 1 ? "first" : `place ${rank}`);
+  const tag = (rank) => make("span", rank === 1 ? "tag good" : "tag bad", `rank ${rank}`);
   return make("span", "foot", ...item.ranks.map(tag));
 }
 
-function searchCard(item) {
-  const found = item.found.map(([number, right]) => image(number, right));
+function textQueryCard(item) {
+  const candidates = item.candidates.map(([number, right]) => image(number, right));
   const ask = make("div", "ask", make("span", "", item.text), rankTags(item));
-  return make("article", "card query", ask, make("div", "found", ...found));
+  return make("article", "card query", ask, make("div", "candidates", ...candidates));
 }
 
-function nameCard(item) {
-  const lines = item.found.map(([text, right]) => make("li", right ? "right" : "", text));
+function imageQueryCard(item) {
+  const lines = item.candidates.map(([text, right]) => make("li", right ? "right" : "", text));
   if (item.own) lines.push(make("li", "right late", item.own));
-  const side = make("div", "", rankTags(item), make("ol", "hits", ...lines));
-  return make("article", "card query", make("div", "pair", image(item.image), side));
+  const answers = make("div", "", rankTags(item), make("ol", "hits", ...lines));
+  return make("article", "card query", make("div", "pair", image(item.image), answers));
 }
 
 function confusionCard(item) {
   const texts = make("div", "body",
-    make("div", "", make("span", "label", "nearest sentence"), item.wrong),
-    make("div", "", make("span", "label", "its own"), make("span", "muted", item.right)),
+    make("div", "", make("span", "label", "nearest wrong caption"), item.wrong),
+    make("div", "", make("span", "label", "its own caption"), make("span", "muted", item.right)),
     make("div", "foot", make("span", item.margin > 0 ? "tag bad" : "tag good", `margin ${item.margin.toFixed(3)}`)));
   return make("article", "card", make("div", "versus", image(item.image), image(item.other)), texts);
 }
 
-// Cards a page at a time, so that a thousand of them open at once.
-function listing(place, card, step) {
-  const grid = place.querySelector(".cards");
-  const more = place.querySelector(".more");
-  const count = place.querySelector(".count");
+// Shows cards page by page: a thousand at once are slow.
+function listing(section, card, step) {
+  const grid = section.querySelector(".cards");
+  const more = section.querySelector(".more");
+  const count = section.querySelector(".count");
   let items = [];
   let shown = 0;
   const next = () => {
@@ -151,16 +151,16 @@ function listing(place, card, step) {
     count.textContent = items.length ? `${shown} of ${items.length}` : "none";
   };
   more.addEventListener("click", next);
-  return (wanted) => {
-    items = wanted;
+  return (selected) => {
+    items = selected;
     shown = 0;
     grid.replaceChildren();
     next();
   };
 }
 
-function segments(place, change) {
-  place.querySelectorAll(".segment").forEach((group) => {
+function segments(section, change) {
+  section.querySelectorAll(".segment").forEach((group) => {
     group.querySelectorAll("button").forEach((button) => {
       button.addEventListener("click", () => {
         group.querySelectorAll("button").forEach((other) => other.setAttribute("aria-pressed", String(other === button)));
@@ -168,46 +168,46 @@ function segments(place, change) {
       });
     });
   });
-  return (name) => place.querySelector(`.segment[data-name=${name}] [aria-pressed=true]`).value;
+  return (name) => section.querySelector(`.segment[data-name=${name}] [aria-pressed=true]`).value;
 }
 
-function captions(place) {
-  const show = listing(place, captionCard, 24);
-  const order = place.querySelector("select");
-  const words = place.querySelector("input[type=search]");
+function captions(section) {
+  const show = listing(section, captionCard, 24);
+  const order = section.querySelector("select");
+  const words = section.querySelector("input[type=search]");
   const by = {
     split: () => 0,
     worst: (a, b) => a.captions[0].cider - b.captions[0].cider,
     best: (a, b) => b.captions[0].cider - a.captions[0].cider,
-    apart: (a, b) => gap(b) - gap(a),
+    difference: (a, b) => gap(b) - gap(a),
   };
   const gap = (item) => Math.abs(item.captions[0].cider - item.captions.at(-1).cider);
   const update = () => {
     const query = words.value.trim().toLowerCase();
     const matches = (item) => [item.source || "", data.images[item.image].name, ...item.references, ...item.captions.map((c) => c.text)].some((text) => text.toLowerCase().includes(query));
-    const wanted = which("exact");
-    const kept = data.captions.filter((item) => wanted === "all" || item.captions[0].exact === (wanted === "exact"));
-    show(kept.filter(matches).sort(by[order.value]));
+    const choice = which("exact");
+    const chosen = data.captions.filter((item) => choice === "all" || item.captions[0].exact === (choice === "exact"));
+    show(chosen.filter(matches).sort(by[order.value]));
   };
-  const which = segments(place, update);
+  const which = segments(section, update);
   order.addEventListener("change", update);
   words.addEventListener("input", update);
   update();
 }
 
-function retrieval(place) {
-  const cards = { text_to_image: searchCard, image_to_text: nameCard };
-  const show = listing(place, (item) => cards[which("way")](item), 12);
+function retrieval(section) {
+  const cards = { text_to_image: textQueryCard, image_to_text: imageQueryCard };
+  const show = listing(section, (item) => cards[which("way")](item), 12);
   const update = () => {
-    const wanted = which("outcome");
-    show(data.retrieval[which("way")].filter((item) => wanted === "all" || (item.ranks[0] === 1) === (wanted === "hits")));
+    const outcome = which("outcome");
+    show(data.retrieval[which("way")].filter((item) => outcome === "all" || (item.ranks[0] === 1) === (outcome === "hits")));
   };
-  const which = segments(place, update);
+  const which = segments(section, update);
   update();
 }
 
-const rooms = { captions, retrieval, confusions: (place) => listing(place, confusionCard, 8)(data.confusions) };
-for (const [name, open] of Object.entries(rooms)) {
-  const place = document.getElementById(name);
-  if (place) open(place);
+const sections = { captions, retrieval, confusions: (section) => listing(section, confusionCard, 8)(data.confusions) };
+for (const [name, open] of Object.entries(sections)) {
+  const section = document.getElementById(name);
+  if (section) open(section);
 }

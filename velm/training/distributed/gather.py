@@ -5,13 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 import lightning
-import torch
 from torch import Tensor
 from torch import distributed as dist
 
 from velm.outputs import IGNORE, Batch, VisionLanguageOutput
 
-__all__ = ["Gather", "gather_list", "gather_rows"]
+__all__ = ["Gather", "gather_list"]
 
 
 class Gather:
@@ -72,23 +71,10 @@ def _gather(module: lightning.LightningModule, embeds: Tensor) -> Tensor:
     return gathered.flatten(0, 1)
 
 
-def gather_rows(rows: Tensor) -> Tensor:
-    """Rows of all ranks in rank order, on the device of `rows`; ranks may hold different numbers. No gradient."""
-    if not _several_ranks():
-        return rows
-    return torch.cat([part.to(rows.device) for part in _all_gather_object(rows.cpu())])
-
-
 def gather_list(items: list) -> list:
     """Lists of all ranks, concatenated in rank order."""
-    return [item for part in _all_gather_object(items) for item in part] if _several_ranks() else items
-
-
-def _several_ranks() -> bool:
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-
-
-def _all_gather_object(item: object) -> list:
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return items
     parts: list = [None] * dist.get_world_size()
-    dist.all_gather_object(parts, item)
-    return parts
+    dist.all_gather_object(parts, items)
+    return [item for part in parts for item in part]

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from velm.losses.alignment import ContrastiveLoss
 from velm.metrics.diversity import distinct_captions
-from velm.metrics.spectrum import effective_rank
+from velm.metrics.retrieval import effective_rank
 from velm.outputs import Batch
 from velm.training.monitor.loggers import is_logged, log_metrics
 

@@ -1,0 +1,37 @@
+"""Writes the results of an evaluation as JSON: metrics.json, captions.jsonl, unreadable.jsonl."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from velm.data.bad_samples import BadSample
+from velm.evaluation.evaluate import Evaluation
+
+__all__ = ["write_results"]
+
+
+def write_results(folder: Path, evaluation: Evaluation, unreadable: Iterable[BadSample]) -> None:
+    """Write metrics.json, captions.jsonl (if the model captions) and unreadable.jsonl (if there are such images).
+
+    A line of captions.jsonl has image_id, text (what the decoder attended to, if any), caption, references; a line of
+    unreadable.jsonl has path and cause.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "metrics.json").write_text(json.dumps(evaluation.metrics, indent=2) + "\n", encoding="utf-8")
+    captions = evaluation.predictions.captions
+    if captions is not None:
+        rows = [{key: value for key, value in asdict(row).items() if value is not None} for row in captions.rows]
+        _write_lines(folder / "captions.jsonl", rows)
+    (folder / "unreadable.jsonl").unlink(missing_ok=True)
+    bad = [{"path": sample.path, "cause": sample.cause} for sample in unreadable]
+    if bad:
+        _write_lines(folder / "unreadable.jsonl", bad)
+
+
+def _write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+    path.write_text("".join(lines), encoding="utf-8", errors="replace")
