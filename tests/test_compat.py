@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import subprocess
 import sys
 from datetime import timedelta
@@ -9,12 +10,15 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import lightning
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy
+from PIL import Image
 from torch import nn
 from torch.utils.checkpoint import checkpoint
+from torch.utils.data._utils import signal_handling
 
 from velm import _compat
 
@@ -155,3 +159,18 @@ def test_a_dataset_has_a_fingerprint() -> None:
     rows = datasets.Dataset.from_dict({"text": ["a", "b"]})
     assert _compat.dataset_fingerprint(rows) == _compat.dataset_fingerprint(rows)
     assert _compat.dataset_fingerprint(rows) != _compat.dataset_fingerprint(rows.select([0]))
+
+
+def test_torch_knows_the_flag_of_its_signal_handler() -> None:
+    assert hasattr(signal_handling, "_SIGCHLD_handler_set")
+    _compat.disable_worker_signal_handler()
+    assert signal_handling._SIGCHLD_handler_set
+
+
+def test_torchvision_decodes_jpeg_to_the_pixels_of_pil() -> None:
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8))
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG")
+    pixels = _compat.decode_jpeg(buffer.getvalue())
+    expected = np.asarray(Image.open(io.BytesIO(buffer.getvalue())))
+    assert np.array_equal(pixels.permute(1, 2, 0).numpy(), expected)

@@ -1,4 +1,4 @@
-"""Every private name of torch, Lightning and datasets that VELM uses, each behind a small function.
+"""Every private name of torch, torchvision, Lightning and datasets that VELM uses, each behind a small function.
 
 pyproject.toml bounds the versions from above, and tests/test_compat.py calls each function against the installed ones:
 before the bounds are raised, that test says what has moved. Nothing heavy is imported until a function is called.
@@ -10,6 +10,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -18,6 +19,8 @@ __all__ = [
     "TorchDispatchMode",
     "allow_second_backward",
     "dataset_fingerprint",
+    "decode_jpeg",
+    "disable_worker_signal_handler",
     "flop_formula",
     "gpu_flops_table",
     "has_own_checkpoint_io",
@@ -139,3 +142,30 @@ def dataset_fingerprint(dataset: Any) -> str:
     """The hash by which `datasets` names a table and the transforms that made it."""
     fingerprint: str = dataset._fingerprint
     return fingerprint
+
+
+def disable_worker_signal_handler() -> None:
+    """Keep torch from installing its SIGCHLD handler when a `DataLoader` starts workers.
+
+    The handler raises wherever the main process happens to be, in the middle of an optimizer step too. Without it the
+    loader that waits for a dead worker raises within 5 seconds.
+    """
+    from torch.utils.data._utils import signal_handling
+
+    signal_handling._SIGCHLD_handler_set = True
+
+
+def decode_jpeg(encoded: bytes) -> Tensor:
+    """Decode a JPEG file to RGB, uint8 (3, H, W), channels last in memory.
+
+    Calls torchvision's operator; `torchvision.io.decode_jpeg` warns of a future removal at every call.
+
+    Raises:
+        ImportError, AttributeError, RuntimeError: torchvision or its codec is missing, or the file cannot be decoded.
+    """
+    import torch
+    import torchvision.io  # noqa: F401 - registers the operator
+
+    rgb = 3  # torchvision.io.ImageReadMode.RGB
+    pixels: Tensor = torch.ops.image.decode_jpeg(torch.frombuffer(bytearray(encoded), dtype=torch.uint8), rgb, False)
+    return pixels

@@ -103,8 +103,6 @@ class Batch:
         encoded: the images as a frozen encoder has seen them, in place of `images`.
         group: the torch.distributed group whose ranks hold the rows of the batch between them, this rank's being
             here; None where the batch is whole.
-        bad_samples: of samples that could not be read and are left out, or that others stand in for (see
-            `velm.data.bad_samples.BadSample`).
     """
 
     images: Tensor | None
@@ -115,7 +113,6 @@ class Batch:
     target_mask: Tensor | None = None
     target_count: Tensor | None = None
     image_rows: Tensor | None = None
-    bad_samples: tuple[Any, ...] = ()
     encoded: EncodedImages | None = None
     group: Any = None
 

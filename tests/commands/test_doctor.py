@@ -270,7 +270,7 @@ def test_batches_of_like_length(images: Path, examined) -> None:
     assert found["steps"][0]["value"] == {"steps": 6}
     code, found = examined("--data.max_tokens=4")
     assert code == 2
-    assert "one sample alone has 6 tokens" in found["batch_size"][0]["message"]
+    assert "a single sample has 6 tokens" in found["batch_size"][0]["message"]
 
 
 def test_text_alone_has_no_images(images: Path, examined) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,12 +15,14 @@ from PIL import Image
 from velm.data.bad_samples import BadSample, check_bad_share, count_bad_records, odd_texts, text_problem, undecodable
 from velm.data.base import EncodedImage, Record
 from velm.data.batches.collate import Collate
+from velm.data.batches.loader import Loader
 from velm.data.batches.samplers import ImageBatchSampler
-from velm.data.batches.samples import CaptionItems
+from velm.data.batches.samples import CaptionSamples
 from velm.data.formats.delimited import CSV
 from velm.data.images.transforms import EvalTransform, TrainTransform, read_image
 from velm.data.text.word import WordTokenizer
 from velm.errors import BadDataError, DataError
+from velm.outputs import Batch
 
 TEXTS = ["fine", "", " \u3000", None, "a\0b", "x" * 10_001, "x" * 10_000, "Ωμέγα"]
 SOUND = Image.new("RGB", (2, 2))
@@ -73,11 +76,17 @@ def test_what_is_only_odd_is_read_rightly() -> None:
             assert transform(_encoded(name, content), np.random.default_rng(1)).shape == (3, 16, 16)
 
 
-def items(corpus: Corpus, replace: bool = True) -> CaptionItems:
+def items(corpus: Corpus, replace: bool = True) -> CaptionSamples:
     records = CSV(path=corpus.table, image_id_column=None).split("train")
     tokenizer = WordTokenizer()
     tokenizer.train(text for record in records for text in record.texts)
-    return CaptionItems(records, tokenizer=tokenizer, transform=TrainTransform(image_size=16), replace=replace)
+    return CaptionSamples(records, tokenizer=tokenizer, transform=TrainTransform(image_size=16), replace=replace)
+
+
+def loaded(samples: CaptionSamples, batches: list[Any]) -> list[tuple[Batch, list[BadSample]]]:
+    """Each batch with its bad samples."""
+    loader = Loader(samples, batch_sampler=batches, collate_fn=Collate(0))
+    return [(batch, loader.take_bad_samples()) for batch in loader]
 
 
 def test_a_bad_sample_changes_no_other(clean: Corpus) -> None:
@@ -89,23 +98,23 @@ def test_a_bad_sample_changes_no_other(clean: Corpus) -> None:
         for rank in (0, 1)
     ]
     plan = [batch for epoch in (0, 1) for rank in ranks for batch in (rank.set_epoch(epoch), list(rank))[1]]
-    before = [Collate(0)(sound.__getitems__(batch)) for batch in plan]
+    before = loaded(sound, plan)
     bad = names[7]
     content = (clean.folder / bad).read_bytes()
     try:
         (clean.folder / bad).write_bytes(content[:30])
-        after = [Collate(0)(sound.__getitems__(batch)) for batch in plan]
+        after = loaded(sound, plan)
     finally:
         (clean.folder / bad).write_bytes(content)
     met = 0
-    for batch, one, other in zip(plan, before, after, strict=True):
+    for batch, (one, _), (other, bad_samples) in zip(plan, before, after, strict=True):
         theirs = torch.tensor([sample == 7 for _, sample in batch])
         met += int(theirs.sum())
         assert len(one) == len(other)
         assert torch.equal(one.images[~theirs], other.images[~theirs])
         assert torch.equal(one.image_ids[~theirs], other.image_ids[~theirs])
         assert (other.image_ids != 7).all()
-        assert [bad_sample.path for bad_sample in other.bad_samples] == [str(clean.folder / bad)] * int(theirs.sum())
+        assert [bad_sample.path for bad_sample in bad_samples] == [str(clean.folder / bad)] * int(theirs.sum())
     assert met == 2
 
 
@@ -119,14 +128,14 @@ def test_left_out_of_a_batch_and_a_batch_of_nothing(clean: Corpus) -> None:
         return torch.zeros(3, 2, 2)
 
     sound.transform = read
-    batch = Collate(0)(sound.__getitems__([one, one + 1]))
+    (batch, bad_samples), (empty, other_bad_samples) = loaded(sound, [[one, one + 1], [one]])
     assert len(batch) == 1
-    assert [bad_sample.cause for bad_sample in batch.bad_samples] == ["OSError: disk"]
-    batch = Collate(0)(sound.__getitems__([one]))
+    assert [bad_sample.cause for bad_sample in bad_samples] == ["OSError: disk"]
+    assert other_bad_samples == bad_samples
+    batch = empty
     assert len(batch) == 0
     assert batch.images is None
     assert batch.tokens.shape == batch.mask.shape == (0, 0)
-    assert len(batch.bad_samples) == 1
 
 
 def test_when_nothing_can_be_read_it_says_so(clean: Corpus) -> None:
@@ -144,7 +153,7 @@ def test_sentences_of_data_that_nobody_checked() -> None:
     records = [Record("a", SOUND, ("a dog",)), Record("b", SOUND, ("a\0dog",))]
     tokenizer = WordTokenizer()
     tokenizer.train(["a dog"])
-    made = CaptionItems(records, tokenizer=tokenizer, transform=EvalTransform(image_size=4)).__getitems__([1])
+    made = CaptionSamples(records, tokenizer=tokenizer, transform=EvalTransform(image_size=4)).__getitems__([1])
     assert made[0] == BadSample("b", "sentence 1 holds NUL characters", lost=0)
     assert made[-1].image_id == 0
 

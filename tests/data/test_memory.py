@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from velm.data.batches.samplers import ImageBatchSampler
-from velm.data.batches.samples import CaptionItems
+from velm.data.batches.samples import CaptionSamples
 from velm.data.formats.delimited import CSV
 from velm.data.tables.records import TableRecords
 from velm.training.data import VisionLanguageData
@@ -52,7 +52,7 @@ def test_beside_its_text_a_row_takes_a_few_bytes(tmp_path: Path, captions: int, 
 @pytest.mark.parametrize(("captions", "a_sample"), [("random", 0), ("first", 0), ("all", 4)])
 def test_samples_of_images_with_one_sentence_take_next_to_nothing(tmp_path: Path, captions: Any, a_sample: int) -> None:
     records = CSV(path=write(tmp_path)[0], **OPTIONS).split("train")
-    items = CaptionItems(records, tokenizer=None, transform=None, captions=captions)  # type: ignore[arg-type]
+    items = CaptionSamples(records, tokenizer=None, transform=None, captions=captions)  # type: ignore[arg-type]
     sampler = ImageBatchSampler(image_of=items.image_of, batch_size=60)
     assert arrays(items) <= a_sample * ROWS
     assert arrays(sampler) <= 8 * len(sampler)
@@ -60,7 +60,7 @@ def test_samples_of_images_with_one_sentence_take_next_to_nothing(tmp_path: Path
 
 def test_samples_of_images_with_several_sentences_take_eight_bytes(tmp_path: Path) -> None:
     records = CSV(path=write(tmp_path, captions=5)[0], **OPTIONS).split("train")
-    items = CaptionItems(records, tokenizer=None, transform=None, captions="all")  # type: ignore[arg-type]
+    items = CaptionSamples(records, tokenizer=None, transform=None, captions="all")  # type: ignore[arg-type]
     sampler = ImageBatchSampler(image_of=items.image_of, batch_size=60)
     assert len(items) == ROWS
     assert arrays(items) + arrays(sampler) <= 8 * ROWS
@@ -71,7 +71,7 @@ def test_memory_does_not_grow_from_epoch_to_epoch(tmp_path: Path) -> None:
         dataset={"name": "csv", "path": write(tmp_path)[0], **OPTIONS}, tokenizer="byte", batch_size=100, seed=0
     )
     loader = data.train_dataloader()
-    assert isinstance(loader.dataset, CaptionItems)
+    assert isinstance(loader.dataset, CaptionSamples)
     loader.dataset.transform = None
     taken = []
     tracemalloc.start()

@@ -151,7 +151,7 @@ def test_ranks_share_a_split_without_a_image_twice() -> None:
 
 def test_long_sentences_are_cut_with_one_warning(table: Callable[..., VisionLanguageData]) -> None:
     data = table(max_length=4, captions="first")
-    with pytest.warns(UserWarning, match=r"2 of 3 sentences \(66.7%\) are longer than max_length = 4") as said:
+    with pytest.warns(UserWarning, match=r"2 of 3 captions \(66.7%\) are longer than max_length = 4") as said:
         data.setup("fit")
     assert len(said) == 1
     with warnings.catch_warnings():
@@ -268,9 +268,9 @@ def test_a_budget_of_tokens_holds_in_every_batch() -> None:
     assert all(batch.tokens.numel() <= 100 for batch in found)
     assert sum(len(batch) for batch in found) == 120
     assert data.config()["max_tokens"] == 100
-    with pytest.raises(DataError, match="max_tokens is 5, and one sample alone has"):
+    with pytest.raises(DataError, match="max_tokens is 5, but a single sample has"):
         VisionLanguageData(dataset=dataset, max_tokens=5).train_dataloader()
-    with pytest.raises(DataError, match="need each image once an epoch"):
+    with pytest.raises(DataError, match="need each image once per epoch"):
         VisionLanguageData(dataset=dataset, bucket_by_length=True, captions="all").train_dataloader()
 
 

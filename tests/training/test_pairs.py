@@ -10,7 +10,7 @@ import torch
 
 from velm import registry
 from velm.data.batches.collate import Collate
-from velm.data.batches.samples import CaptionItems
+from velm.data.batches.samples import CaptionSamples
 from velm.data.images.transforms import EvalTransform
 from velm.data.synthetic.shapes import Shapes
 from velm.data.text.word import WordTokenizer
@@ -62,7 +62,7 @@ def sixteen() -> tuple[Batch, WordTokenizer]:
     records = Shapes(train_size=16, val_size=1, test_size=1).split("train")
     tokenizer = WordTokenizer()
     tokenizer.train(text for record in records for text in record.texts)
-    items = CaptionItems(
+    items = CaptionSamples(
         records, tokenizer=tokenizer, transform=EvalTransform(image_size=32, resize="squash"), captions="first"
     )
     return Collate(tokenizer.pad_id)([items[i] for i in range(16)]), tokenizer

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from velm.data.batches.collate import pad_tokens
-from velm.data.batches.samples import cut
+from velm.data.batches.samples import truncate
 from velm.data.images.prefetch import read_batches
 from velm.data.images.transforms import EvalTransform
 from velm.data.text.base import Tokenizer
@@ -181,7 +181,7 @@ class Pipeline:
                 f"trained with (the longest has {max(long)}); they are cut.",
                 stacklevel=2,
             )
-        tokens, mask = pad_tokens([cut(sentence, self.max_length) for sentence in ids], self.tokenizer.pad_id)
+        tokens, mask = pad_tokens([truncate(sentence, self.max_length) for sentence in ids], self.tokenizer.pad_id)
         return tokens.to(self.device), mask.to(self.device)
 
     @torch.inference_mode()

@@ -13,11 +13,11 @@ from torch.utils.data import DataLoader
 
 from velm import registry
 from velm.data.base import Dataset, Record, text_only
-from velm.data.batches.buckets import LengthBatchSampler, sentence_lengths
-from velm.data.batches.collate import Collate, check_lengths
+from velm.data.batches.buckets import LengthBatchSampler, sample_lengths
+from velm.data.batches.collate import Collate
 from velm.data.batches.loader import Loader, ResumableLoader
 from velm.data.batches.samplers import ImageBatchSampler
-from velm.data.batches.samples import DRAWN, CaptionItems, Captions
+from velm.data.batches.samples import RANDOM_CAPTIONS, Captions, CaptionSamples, check_lengths
 from velm.data.feature_cache.store import FeatureReader
 from velm.data.images.transforms import EvalTransform, TrainTransform
 from velm.data.text.base import Tokenizer
@@ -88,7 +88,7 @@ class VisionLanguageData(lightning.LightningDataModule):
         self.image_size, self.resize, self.augment = image_size, resize, augment
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size or batch_size
         self.captions, self.max_length, self.num_workers = captions, max_length, num_workers
-        if captions_per_image < 1 or (captions_per_image > 1 and captions not in DRAWN):
+        if captions_per_image < 1 or (captions_per_image > 1 and captions not in RANDOM_CAPTIONS):
             raise ConfigError(
                 f"data.captions_per_image is {captions_per_image} with captions: {captions}; it is at least 1, and "
                 f"above 1 only with captions: random or weighted (all: every caption is a sample of its own)."
@@ -183,11 +183,11 @@ class VisionLanguageData(lightning.LightningDataModule):
         """Whether batches are made of sentences of like length."""
         return self.bucket_by_length or self.max_tokens is not None
 
-    def train_items(self) -> CaptionItems:
+    def train_items(self) -> CaptionSamples:
         """The samples of training."""
         return self._items("train", train=True)
 
-    def batch_sampler(self, items: CaptionItems, *, rank: int = 0, world_size: int = 1) -> ImageBatchSampler:
+    def batch_sampler(self, items: CaptionSamples, *, rank: int = 0, world_size: int = 1) -> ImageBatchSampler:
         """The order and the batches of training samples.
 
         Raises:
@@ -200,7 +200,7 @@ class VisionLanguageData(lightning.LightningDataModule):
         try:
             if not self.by_length:
                 return ImageBatchSampler(**shared, shuffle=True, drop_last=True)
-            return LengthBatchSampler(**shared, lengths=sentence_lengths(items), max_tokens=self.max_tokens)
+            return LengthBatchSampler(**shared, lengths=sample_lengths(items), max_tokens=self.max_tokens)
         except ValueError as error:
             raise DataError(str(error)) from error
 
@@ -238,17 +238,17 @@ class VisionLanguageData(lightning.LightningDataModule):
         mine = range(self._rank(), len(items), self._world_size())
         return Loader(items, sampler=mine, batch_size=self.eval_batch_size, **self._options(items))
 
-    def _items(self, split: str, train: bool) -> CaptionItems:
+    def _items(self, split: str, train: bool) -> CaptionSamples:
         if train:
             transform: EvalTransform | TrainTransform = TrainTransform(
                 image_size=self.image_size, resize=self.resize, **asdict(self.augment)
             )
         else:
             transform = self.eval_transform
-        return CaptionItems(
+        return CaptionSamples(
             self.records(split), tokenizer=self.tokenizer, transform=transform, seed=self._seed(),
             captions=self.captions if train else "first", max_length=self.max_length,
-            per_image=self.captions_per_image if train else 1, replace=train,
+            captions_per_image=self.captions_per_image if train else 1, replace=train,
             features=self.features(split) if self._encoded() else None,
         )  # fmt: skip
 
@@ -256,7 +256,7 @@ class VisionLanguageData(lightning.LightningDataModule):
         """Whether images come encoded: in a fit with `cache_features`, and nowhere else."""
         return bool(self.cache_features) and self.trainer is not None and self.trainer.state.fn == "fit"
 
-    def _options(self, items: CaptionItems) -> dict[str, Any]:
+    def _options(self, items: CaptionSamples) -> dict[str, Any]:
         return {
             "collate_fn": Collate(self.pad_id, items.features),
             "num_workers": self.num_workers,

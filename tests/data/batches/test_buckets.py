@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from velm.data.base import Record
-from velm.data.batches.buckets import LengthBatchSampler, sentence_lengths
+from velm.data.batches.buckets import LengthBatchSampler, sample_lengths
 from velm.data.batches.samplers import ImageBatchSampler
-from velm.data.batches.samples import CaptionItems
+from velm.data.batches.samples import CaptionSamples
 from velm.data.text.word import WordTokenizer
 
 
@@ -66,11 +66,11 @@ def test_neighbours_and_order_change_with_the_epoch_and_the_seed_alone() -> None
 
 
 def test_what_cannot_be() -> None:
-    with pytest.raises(ValueError, match="one sample alone has 9 tokens: raise it, or lower max_length"):
+    with pytest.raises(ValueError, match="a single sample has 9 tokens: raise it, or lower max_length"):
         batches(np.array([3, 9]), max_tokens=8)
     with pytest.raises(ValueError, match="4 processes cannot share 2 samples"):
         batches(np.array([3, 9]), max_tokens=20, world_size=4)
-    with pytest.raises(ValueError, match="need each image once an epoch"):
+    with pytest.raises(ValueError, match="need each image once per epoch"):
         LengthBatchSampler(lengths=[3, 3], image_of=[0, 0], batch_size=1)
 
 
@@ -79,5 +79,5 @@ def test_the_longest_sentence_a_sample_may_come_with(captions: str, expected: li
     records = [Record("a", None, ("a b", "a b c d e f"), ("a", "b")), Record("b", None, ("a",), ("a b",))]
     tokenizer = WordTokenizer()
     tokenizer.train(["a b c d e f"])
-    items = CaptionItems(records, tokenizer=tokenizer, transform=None, captions=captions, max_length=6)
-    assert sentence_lengths(items).tolist() == expected
+    items = CaptionSamples(records, tokenizer=tokenizer, transform=None, captions=captions, max_length=6)
+    assert sample_lengths(items).tolist() == expected

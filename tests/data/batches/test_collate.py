@@ -9,9 +9,9 @@ import torch
 from torch.utils.data import DataLoader
 
 from velm.data.base import Record, text_counts
-from velm.data.batches.collate import Collate, check_lengths
+from velm.data.batches.collate import Collate
 from velm.data.batches.samplers import ImageBatchSampler
-from velm.data.batches.samples import CaptionItems, Item
+from velm.data.batches.samples import CaptionSamples, Sample, check_lengths
 from velm.data.images.transforms import EvalTransform, TrainTransform
 from velm.data.text.bpe import ByteTokenizer
 from velm.data.text.word import WordTokenizer
@@ -34,12 +34,12 @@ def records(count: int = 12, captions: int = 3, targets: bool = False) -> list[R
     ]
 
 
-def items(source: list[Record] | None = None, **options) -> CaptionItems:
+def items(source: list[Record] | None = None, **options) -> CaptionSamples:
     given = {"transform": EvalTransform(image_size=8), "tokenizer": TOKENIZER, **options}
-    return CaptionItems(records() if source is None else source, **given)
+    return CaptionSamples(records() if source is None else source, **given)
 
 
-def text_of(item: Item) -> str:
+def text_of(item: Sample) -> str:
     return TOKENIZER.decode(item.tokens)
 
 
@@ -69,7 +69,7 @@ def test_random_captions_all_come_within_as_many_epochs() -> None:
 
 
 def test_several_captions_share_one_image() -> None:
-    some = items(captions="random", per_image=2, transform=TrainTransform(image_size=8))
+    some = items(captions="random", captions_per_image=2, transform=TrainTransform(image_size=8))
     assert len(some) == 12
     together = some.__getitems__([(0, 4), (0, 7)])
     assert [item.image_id for item in together] == [4, 4, 7, 7]
@@ -84,17 +84,17 @@ def test_several_captions_share_one_image() -> None:
 
 
 def test_captions_that_come_together_take_equal_turns() -> None:
-    some = items(captions="random", per_image=2)
+    some = items(captions="random", captions_per_image=2)
     three_epochs = [item.text_index for epoch in range(3) for item in some.__getitems__([(epoch, 5)])]
     assert sorted(three_epochs) == [0, 0, 1, 1, 2, 2]
-    single = items(records(captions=1), per_image=2)
+    single = items(records(captions=1), captions_per_image=2)
     assert [item.text_index for item in single.__getitems__([(0, 5)])] == [0, 0]  # an image with fewer repeats some
 
 
-@pytest.mark.parametrize(("captions", "per_image"), [("all", 2), ("first", 3), ("random", 0)])
-def test_several_captions_are_for_random_ones(captions: str, per_image: int) -> None:
-    with pytest.raises(ValueError, match=f"captions_per_image is {per_image} with captions"):
-        items(captions=captions, per_image=per_image)
+@pytest.mark.parametrize(("captions", "count"), [("all", 2), ("first", 3), ("random", 0)])
+def test_several_captions_are_for_random_ones(captions: str, count: int) -> None:
+    with pytest.raises(ValueError, match=f"captions_per_image is {count} with captions"):
+        items(captions=captions, captions_per_image=count)
 
 
 def test_a_sample_is_a_function_of_seed_epoch_and_number() -> None:
@@ -127,7 +127,7 @@ def test_an_epoch_is_the_same_whatever_the_number_of_workers(workers: int) -> No
 
 def test_a_batch_is_padded_to_its_longest_and_says_where_content_is() -> None:
     image = torch.full((3, 2, 2), 7, dtype=torch.uint8)
-    batch = Collate(9)([Item(image, [1, 5, 2], None, 4, 0), Item(image, [1, 5, 9, 6, 2], None, 0, 1)])
+    batch = Collate(9)([Sample(image, [1, 5, 2], None, 4, 0), Sample(image, [1, 5, 9, 6, 2], None, 0, 1)])
     assert batch.tokens.tolist() == [[1, 5, 2, 9, 9], [1, 5, 9, 6, 2]]
     assert batch.mask.tolist() == [[True] * 3 + [False] * 2, [True] * 5]
     assert batch.images.dtype == torch.uint8
@@ -139,10 +139,10 @@ def test_a_batch_is_padded_to_its_longest_and_says_where_content_is() -> None:
 
 def test_a_missing_image_is_black_and_a_batch_without_images_has_none() -> None:
     image = torch.full((3, 2, 2), 7, dtype=torch.uint8)
-    batch = Collate(0)([Item(None, [1, 2], None, 0, 0), Item(image, [1, 2], None, 1, 0)])
+    batch = Collate(0)([Sample(None, [1, 2], None, 0, 0), Sample(image, [1, 2], None, 1, 0)])
     assert batch.images[0].sum() == 0
     assert torch.equal(batch.images[1], image)
-    assert Collate(0)([Item(None, [1, 2], None, 0, 0)]).images is None
+    assert Collate(0)([Sample(None, [1, 2], None, 0, 0)]).images is None
     assert items(transform=None)[0].image is None
 
 
@@ -156,7 +156,7 @@ def test_targets_go_with_their_sentence() -> None:
 
 
 def test_a_wanted_target_that_is_not_there() -> None:
-    with pytest.raises(DataError, match="'image 0' has no target to write; the data must name a target column"):
+    with pytest.raises(DataError, match="'image 0' has no target; the data must name a target column"):
         items(has_target=True)[0]
 
 
@@ -172,7 +172,7 @@ def test_long_sentences_are_counted_with_one_warning() -> None:
     tokenizer.train(["a b c d"])
     source = [Record("0", None, ("a", "a b c d"), targets=("a b c", "a")), Record("1", None, ("a b",))]
     with pytest.warns(
-        UserWarning, match=r"2 of 5 sentences \(40.0%\) are longer than max_length = 4 .*Set max_length to 6"
+        UserWarning, match=r"2 of 5 captions \(40.0%\) are longer than max_length = 4 .*Set max_length to 6"
     ) as told:
         assert check_lengths(source, tokenizer, max_length=4) == 2
     assert len(told) == 1
@@ -183,7 +183,7 @@ def test_long_sentences_are_counted_with_one_warning() -> None:
 
 def test_lengths_of_a_large_split_are_looked_at_here_and_there() -> None:
     source = [Record(str(i), None, ("x" * (i + 1),)) for i in range(100)]
-    with pytest.warns(UserWarning, match=r"5 of 10 sentences"):
+    with pytest.warns(UserWarning, match=r"5 of 10 captions"):
         check_lengths(source, TOKENIZER, max_length=52, limit=10)
 
 
@@ -211,7 +211,7 @@ def test_impossible_options_are_refused(options, message: str) -> None:
 def test_a_batch_of_real_photographs() -> None:
     from velm.data.formats.delimited import CSV
 
-    source = CaptionItems(
+    source = CaptionSamples(
         CSV(path=str(FLICKR8K / "captions.csv")).split("test"), tokenizer=TOKENIZER, captions="all",
         transform=TrainTransform(image_size=64),
     )  # fmt: skip
@@ -236,14 +236,14 @@ def test_captions_come_by_their_weights() -> None:
     ]
     tokenizer = WordTokenizer()
     tokenizer.train(["one two three"])
-    items = CaptionItems(records, tokenizer=tokenizer, transform=None, captions="weighted")
+    items = CaptionSamples(records, tokenizer=tokenizer, transform=None, captions="weighted")
     assert len(items) == 3
     drawn = np.array([[items[epoch, sample].text_index for sample in (0, 1)] for epoch in range(1000)])
     assert abs((drawn[:, 0] == 0).mean() - 0.75) < 0.055
     assert abs((drawn[:, 1] == 0).mean() - 0.5) < 0.065
     assert drawn[:, 0].max() == 1
     assert items[7, 0].text_index == items[7, 0].text_index
-    with pytest.raises(DataError, match="all of its sentences have the weight 0"):
+    with pytest.raises(DataError, match="all of its captions have the weight 0"):
         items[0, 2]
 
 
@@ -252,7 +252,8 @@ def test_several_captions_by_weight_differ_while_they_can() -> None:
     tokenizer = WordTokenizer()
     tokenizer.train(["one two three"])
     two, three = (
-        CaptionItems(records, tokenizer=tokenizer, transform=None, captions="weighted", per_image=n) for n in (2, 3)
+        CaptionSamples(records, tokenizer=tokenizer, transform=None, captions="weighted", captions_per_image=n)
+        for n in (2, 3)
     )
     for epoch in range(20):
         assert sorted(item.text_index for item in two.__getitems__([(epoch, 0)])) == [0, 1]

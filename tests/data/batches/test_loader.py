@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch.utils.data import Dataset
 
-from velm.data.batches.loader import RESTARTS, ResumableLoader
+from velm.data.bad_samples import BadSample
+from velm.data.batches.loader import RESTARTS, LoadedBatch, Loader, ResumableLoader
 from velm.data.batches.samplers import ImageBatchSampler
 from velm.errors import DataError, WorkerDiedError
 
@@ -100,16 +101,16 @@ def mortal(folder, deaths):
 def test_a_killed_worker_is_replaced_and_the_batches_are_the_same(tmp_path):
     source = mortal(tmp_path, deaths=2)
     with pytest.warns(
-        UserWarning, match=r"for want of memory. The workers are started anew .*data.num_workers below 1"
+        UserWarning, match=r"because memory ran out. The workers are restarted .*data.num_workers below 1"
     ):
         assert [epoch(source, number) for number in range(2)] == [epoch(loader(), number) for number in range(2)]
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:.*started anew")
+@pytest.mark.filterwarnings("ignore:.*workers are restarted")
 def test_workers_that_die_again_and_again_end_it(tmp_path):
     source = mortal(tmp_path, deaths=RESTARTS + 1)
-    with pytest.raises(WorkerDiedError, match=r"DataLoader worker .*killed it.* or give the job more memory"):
+    with pytest.raises(WorkerDiedError, match=r"DataLoader worker .*killed by the .*or give the job more memory"):
         epoch(source, 0)
     assert epoch(source, 1) == epoch(loader(), 1)
 
@@ -147,3 +148,43 @@ def test_as_many_batches_of_another_size_are_no_such_place():
     assert len(of(13)) == len(of(14)) == 3
     with pytest.raises(DataError, match=r"after 2 of the 3 batches of an epoch, and an epoch has 3 others now"):
         of(13).load_state_dict({**of(14).state_dict(), "taken": 2})
+
+
+# --- bad samples travel beside the batch
+
+
+class Partly(Keys):
+    """Every third sample cannot be read."""
+
+    def __getitems__(self, keys):
+        return [BadSample(f"{key}", "unreadable", lost=0) if key % 3 == 0 else key for key in keys]
+
+
+def readable(samples):
+    return torch.tensor([sample for sample in samples if not isinstance(sample, BadSample)])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_bad_samples_come_beside_their_batch(workers):
+    source = Loader(Partly(), sampler=range(12), batch_size=4, collate_fn=readable, num_workers=workers)
+    taken = [(batch.tolist(), [bad_sample.path for bad_sample in source.take_bad_samples()]) for batch in source]
+    assert taken == [([1, 2], ["0", "3"]), ([4, 5, 7], ["6"]), ([8, 10, 11], ["9"])]
+    assert source.take_bad_samples() == []
+    assert sum(len(batch) for batch in source) == 8
+    assert len(source.take_bad_samples()) == 4  # of a whole epoch
+
+
+def test_a_loader_that_is_made_again_yields_the_same():
+    source = Loader(Partly(), sampler=range(4), batch_size=4, collate_fn=readable)
+    again = Loader(Partly(), sampler=range(4), batch_size=4, collate_fn=source.collate_fn)
+    assert [batch.tolist() for batch in again] == [[1, 2]]
+    assert len(again.take_bad_samples()) == 2
+
+
+def test_pinning_pins_the_batch_and_keeps_its_bad_samples():
+    class Pinnable:
+        def pin_memory(self):
+            return "pinned"
+
+    bad_samples = [BadSample("a", "unreadable")]
+    assert LoadedBatch(Pinnable(), bad_samples).pin_memory() == LoadedBatch("pinned", bad_samples)

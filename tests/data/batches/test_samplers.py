@@ -5,7 +5,7 @@ import warnings
 import numpy as np
 import pytest
 
-from velm.data.batches.samplers import ImageBatchSampler, _dealt
+from velm.data.batches.samplers import ImageBatchSampler, _deal
 
 
 def images(count: int, captions: int) -> np.ndarray:
@@ -145,7 +145,7 @@ def test_dealing_is_always_possible(seed: int) -> None:
     _, image = np.unique(ragged(seed), return_inverse=True)
     count = int(np.bincount(image).max())
     sizes = np.full(count, len(image) // count) + (np.arange(count) < len(image) % count)
-    order = _dealt(image, sizes, np.random.default_rng(seed))
+    order = _deal(image, sizes, np.random.default_rng(seed))
     assert sorted(order) == list(range(len(image)))
     for batch in np.split(image[order], np.cumsum(sizes)[:-1]):
         assert len(set(batch.tolist())) == len(batch)

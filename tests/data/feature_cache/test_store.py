@@ -17,7 +17,7 @@ from torch import Tensor
 
 from velm.data.base import Record
 from velm.data.batches.collate import Collate
-from velm.data.batches.samples import CaptionItems
+from velm.data.batches.samples import CaptionSamples
 from velm.data.feature_cache.store import FeatureReader, Images, remove_left_behind, write_features
 from velm.data.images.transforms import EvalTransform
 from velm.data.text.word import WordTokenizer
@@ -87,8 +87,8 @@ def test_a_batch_carries_them(tmp_path: Path) -> None:
     tokenizer = WordTokenizer()
     tokenizer.train(text for record in records() for text in record.texts)
     reader = written(tmp_path / "key")
-    items = CaptionItems(
-        records(), tokenizer=tokenizer, transform=EvalTransform(image_size=4), per_image=2, features=reader
+    items = CaptionSamples(
+        records(), tokenizer=tokenizer, transform=EvalTransform(image_size=4), captions_per_image=2, features=reader
     )
     batch = Collate(tokenizer.pad_id, reader)(items.__getitems__([2, 4, 1]))
     assert batch.images is None

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from tiny import csv_table
 
-from velm.data.batches.samples import CaptionItems
+from velm.data.batches.samples import CaptionSamples
 from velm.data.formats.mixture import Mixture, shares
 from velm.data.text.bpe import ByteTokenizer
 from velm.errors import ConfigError, DataError
@@ -68,7 +68,7 @@ def test_it_is_a_sequence_with_counts() -> None:
 @pytest.mark.parametrize("captions", ["random", "all", "first"])
 def test_a_repeated_image_is_one_image_to_sampler_and_loss(captions: Any) -> None:
     train = mixture().split("train")
-    items = CaptionItems(train, tokenizer=ByteTokenizer(), transform=None, captions=captions)
+    items = CaptionSamples(train, tokenizer=ByteTokenizer(), transform=None, captions=captions)
     ids = np.array([train[int(place)].image_id for place in items._place_of])
     same = ids[:, None] == ids
     assert np.array_equal(items.image_of[:, None] == items.image_of, same)

@@ -355,7 +355,7 @@ class Faults(lightning.Callback):
         self.causes: list[str] = []
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Batch, batch_idx: int) -> None:
-        self.causes += [bad_sample.cause for bad_sample in batch.bad_samples]
+        self.causes += [bad_sample.cause for bad_sample in trainer.train_dataloader.take_bad_samples()]
 
 
 @pytest.mark.parametrize(

@@ -296,7 +296,7 @@ def test_a_worker_killed_once(folder: Path, whole: Path, told: Told) -> None:
     killed = faults({"WorkerKilled": {"step": 3}})
     code, said, seconds = run(folder, "worker", "--data.num_workers=1", killed)
     assert code == 0
-    assert "The workers are started anew and go on with the next batch (1 of 3" in said
+    assert "The workers are restarted and continue with the next batch (1 of 3" in said
     assert_same(folder / "worker", whole)
     told("a loader's worker killed", "started anew by itself; same bits", 0, seconds)
 

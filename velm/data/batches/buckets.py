@@ -1,4 +1,4 @@
-"""Batches of sentences of like length: little padding, and a budget of tokens in place of a number of samples."""
+"""Batches of captions of similar length: little padding, and optionally a token budget instead of a batch size."""
 
 from __future__ import annotations
 
@@ -8,34 +8,34 @@ import numpy as np
 
 from velm.data.base import text_only
 from velm.data.batches.samplers import ImageBatchSampler
-from velm.data.batches.samples import CaptionItems
+from velm.data.batches.samples import CaptionSamples
 
-__all__ = ["LengthBatchSampler", "sentence_lengths"]
+__all__ = ["LengthBatchSampler", "sample_lengths"]
 
 
 class LengthBatchSampler(ImageBatchSampler):
-    """Batches of neighbours by length; which neighbours, and which batch comes when, differs from epoch to epoch.
+    """Batches of samples of similar length; their composition and order differ from epoch to epoch.
 
-    Samples are sorted by length, those of equal length at random, and cut into global batches:
+    Samples are sorted by length, ties at random, and cut into global batches, which are shuffled:
 
         lengths          4 4 4 5 5 6 | 6 7 7 9 | 12 14        budget 24, padded: 6 x 4, 4 x 6, 2 x 12
         order of epoch   [6 7 7 9] [12 14] [4 4 4 5 5 6]
 
-    A sample's length is that of the longest sentence it may come with, so that the sizes are the same in every epoch,
-    and so is the number of batches. Every sample comes once an epoch, but for a random rest that a whole number of
-    processes or, without a budget, of batches leaves over.
+    A sample's length is that of the longest text it may have, so the sizes and number of batches are the same in every
+    epoch. Every sample occurs once per epoch, except a random remainder of the division by the number of processes or,
+    without a budget, by the global batch size.
 
     Args:
         lengths: int (samples,), tokens.
-        image_of: int (samples,), the image that each sample shows, each only once.
-        batch_size: samples in a batch of one rank, where there is no budget.
-        max_tokens: budget of one rank's batch: samples times the longest of them, padding included; None for none.
+        image_of: int (samples,), the image of each sample, all distinct.
+        batch_size: samples per batch and rank without a budget.
+        max_tokens: budget per batch and rank: samples times the longest length, padding included. None: `batch_size`.
         seed: of the order.
-        rank: which of the `world_size` processes this is.
+        rank: of this process.
         world_size: number of processes that share a global batch.
 
     Raises:
-        ValueError: an image has several samples, which could meet in a batch; or one sample alone is above the budget.
+        ValueError: an image has several samples, which could share a batch; or a single sample exceeds the budget.
     """
 
     def __init__(
@@ -57,8 +57,8 @@ class LengthBatchSampler(ImageBatchSampler):
     def _plan(self) -> None:
         if self._image is not None and int(self._image.max()) + 1 < self._samples:
             raise ValueError(
-                "bucket_by_length and max_tokens need each image once an epoch, and this split shows some more "
-                "often: its sentences of like length would meet in a batch. Set captions to random, weighted or first."
+                "bucket_by_length and max_tokens need each image once per epoch, and this split repeats some: their "
+                "captions of similar length would share a batch. Set captions to random, weighted or first."
             )
         if self.max_tokens is None:
             super()._plan()
@@ -66,11 +66,11 @@ class LengthBatchSampler(ImageBatchSampler):
         if len(self.lengths) < self.world_size:
             raise ValueError(f"{self.world_size} processes cannot share {len(self.lengths)} samples. Use fewer.")
         rest = len(self.lengths) % self.world_size
-        ceilings = np.sort(self.lengths)[rest:]  # however the rest falls, what is i-th of the others is at most this
+        ceilings = np.sort(self.lengths)[rest:]  # upper bound of the i-th shortest, whichever samples are left out
         longest = int(ceilings[-1])
         if longest > self.max_tokens:
             raise ValueError(
-                f"max_tokens is {self.max_tokens}, and one sample alone has {longest} tokens: raise it, or lower "
+                f"max_tokens is {self.max_tokens}, but a single sample has {longest} tokens: raise it, or lower "
                 f"max_length."
             )
         self._sizes = np.array(_within_budget(ceilings, self.max_tokens, self.world_size))
@@ -85,10 +85,10 @@ class LengthBatchSampler(ImageBatchSampler):
 
 
 def _within_budget(lengths: np.ndarray, budget: int, world_size: int) -> list[int]:
-    """Sizes of global batches, multiples of `world_size`, of sorted `lengths`, each as large as the budget allows."""
+    """Sizes of global batches over sorted `lengths`: multiples of `world_size`, the largest within the budget."""
     sizes, start = [], 0
     while start < len(lengths):
-        low, high = 1, (len(lengths) - start) // world_size  # samples of one rank; the product grows with them
+        low, high = 1, (len(lengths) - start) // world_size  # samples per rank, by bisection
         while low < high:
             middle = (low + high + 1) // 2
             fits = middle * lengths[start + middle * world_size - 1] <= budget
@@ -98,19 +98,25 @@ def _within_budget(lengths: np.ndarray, budget: int, world_size: int) -> list[in
     return sizes
 
 
-def sentence_lengths(items: CaptionItems) -> np.ndarray:
-    """int (samples,): tokens of a sample, bos and eos included, with the longest of the sentences it may come with.
+def sample_lengths(samples: CaptionSamples) -> np.ndarray:
+    """int (samples,): tokens of the longest text that a sample may have, bos and eos included.
 
-    Targets count too, and `captions_per_image` sentences count one after another. Every sentence is tokenized once.
+    Targets count as texts; `captions_per_image` captions count one after another. Tokenizes every text once.
     """
 
     def tokens(text: str) -> int:
-        length = items.tokenizer.length(text)
-        return length if items.max_length is None else min(length, items.max_length)
+        length = samples.tokenizer.length(text)
+        return length if samples.max_length is None else min(length, samples.max_length)
 
-    found = []
-    for record in (text_only(items.records, place) for place in range(len(items.records))):
+    lengths: list[int] = []
+    for record in (text_only(samples.records, index) for index in range(len(samples.records))):
         pairs = zip(record.texts, record.targets or record.texts, strict=True)
         each = [max(tokens(text), tokens(target)) if record.targets else tokens(text) for text, target in pairs]
-        found += each if items.captions == "all" else each[:1] if items.captions == "first" else [max(each)]
-    return np.array(found, dtype=np.int64) * items.per_image
+        match samples.captions:
+            case "all":
+                lengths += each
+            case "first":
+                lengths += each[:1]
+            case _:
+                lengths.append(max(each))
+    return np.array(lengths, dtype=np.int64) * samples.captions_per_image

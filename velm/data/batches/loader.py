@@ -1,67 +1,116 @@
-"""A loader that can go on in the middle of an epoch, also when the system kills one of its workers."""
+"""Data loaders that report bad samples, restart killed workers and resume in the middle of an epoch."""
 
 from __future__ import annotations
 
-import signal
-import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
 
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, default_collate
 from torch.utils.data import Dataset as TorchDataset
 
+from velm._compat import disable_worker_signal_handler
+from velm.data.bad_samples import BadSample
 from velm.data.batches.samplers import ImageBatchSampler
 from velm.errors import DataError, WorkerDiedError
 from velm.outputs import Batch
 
-__all__ = ["RESTARTS", "Loader", "ResumableLoader"]
+__all__ = ["RESTARTS", "LoadedBatch", "Loader", "ResumableLoader"]
 
 RESTARTS = 3
-"""How often in an epoch workers are started anew before it is given up."""
+"""How many times per epoch killed workers are restarted."""
+
+
+@dataclass
+class LoadedBatch:
+    """What workers send to the main process.
+
+    Attributes:
+        batch: the collated samples.
+        bad_samples: the samples that could not be read.
+    """
+
+    batch: Any
+    bad_samples: list[BadSample]
+
+    def pin_memory(self) -> LoadedBatch:
+        return LoadedBatch(self.batch.pin_memory(), self.bad_samples)
+
+
+class _CollateLoaded:
+    """Collates the samples that could be read and lists the others beside the batch."""
+
+    def __init__(self, collate: Callable[[Any], Any]) -> None:
+        self.collate = collate
+
+    def __call__(self, samples: Sequence[Any]) -> LoadedBatch:
+        bad_samples = [sample for sample in samples if isinstance(sample, BadSample)]
+        return LoadedBatch(self.collate(samples), bad_samples)
 
 
 class Loader(DataLoader[Batch]):
-    """A `DataLoader` that speaks of a dead worker where a batch is asked for, and nowhere else.
+    """A `DataLoader` that yields batches and collects their bad samples for `take_bad_samples`.
 
-    torch's own handler of SIGCHLD raises wherever the main process happens to be, in the middle of an optimizer's step
-    too. Without it a death is noticed within 5 seconds, by the loader that waits for the worker.
-    """
-
-    def _get_iterator(self) -> Any:
-        if self.num_workers == 0 or threading.current_thread() is not threading.main_thread():
-            return super()._get_iterator()
-        previous = signal.getsignal(signal.SIGCHLD)
-        try:
-            return super()._get_iterator()
-        finally:
-            signal.signal(signal.SIGCHLD, previous if previous is not None else signal.SIG_DFL)
-
-    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]  # a generator: nothing is fetched before it is asked
-        try:
-            yield from super().__iter__()
-        except RuntimeError as error:
-            if not _of_dead_worker(error):
-                raise
-            raise _given_up(error, self.num_workers) from None
-
-
-class ResumableLoader(Loader):
-    """A `DataLoader` whose state is the number of batches taken from the epoch.
-
-    What comes next is a function of (seed, epoch, place) alone (`ImageBatchSampler`, `CaptionItems`), so that is all
-    there is to remember: batches that workers have made ahead are made again, by as many workers as there are then.
-
-        epoch   [ 0 | 1 | 2 | 3 | 4 | ... ]
-        state         taken: 2 ^ next, also in another process, or with new workers when one has died
-
-    `waited` is how many seconds whoever iterates has waited for batches, since the loader was made.
+    A killed worker raises where the next batch is requested, never in the middle of an optimizer step.
 
     Args:
         dataset: the samples.
-        batch_sampler: their order; it is told where to begin.
-        **options: those of `DataLoader`.
+        collate_fn: samples and bad samples to a batch.
+        **options: of `DataLoader`.
+    """
+
+    def __init__(
+        self, dataset: TorchDataset, *, collate_fn: Callable[[Any], Any] | None = None, **options: Any
+    ) -> None:
+        if not isinstance(collate_fn, _CollateLoaded):  # else Lightning makes this loader again
+            collate_fn = _CollateLoaded(collate_fn or default_collate)
+        super().__init__(dataset, collate_fn=collate_fn, **options)
+        self._bad_samples: list[BadSample] = []
+
+    def take_bad_samples(self) -> list[BadSample]:
+        """The bad samples of the batches yielded since the last call."""
+        bad_samples, self._bad_samples = self._bad_samples, []
+        return bad_samples
+
+    def _batches(self) -> Iterator[Batch]:
+        disable_worker_signal_handler()
+        loaded: LoadedBatch
+        for loaded in DataLoader.__iter__(self):
+            self._bad_samples += loaded.bad_samples
+            yield loaded.batch
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]  # a generator: fetches when the first is requested
+        """
+        Raises:
+            WorkerDiedError: the system has killed a worker.
+        """
+        try:
+            yield from self._batches()
+        except RuntimeError as error:
+            if not _is_dead_worker(error):
+                raise
+            raise _worker_died(error, self.num_workers) from None
+
+
+class ResumableLoader(Loader):
+    """A `Loader` whose state is the number of batches yielded in the epoch.
+
+    Batches are a function of (seed, epoch, index) alone (`ImageBatchSampler`, `CaptionSamples`), so this number is all
+    that resuming needs: batches that workers had prefetched are made again, by any number of workers.
+
+        epoch   [ 0 | 1 | 2 | 3 | 4 | ... ]
+        state         taken: 2 ^ next, also in another process, or with new workers after one was killed
+
+    Attributes:
+        taken: batches yielded in this epoch.
+        waited: seconds spent waiting for batches since the loader was made.
+
+    Args:
+        dataset: the samples.
+        batch_sampler: their order; it skips the batches already taken.
+        **options: of `Loader`.
     """
 
     batch_sampler: ImageBatchSampler
@@ -70,65 +119,65 @@ class ResumableLoader(Loader):
         super().__init__(dataset, batch_sampler=batch_sampler, **options)
         self.taken = 0
         self.waited = 0.0
-        self._begin_at = 0
+        self._first = 0
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
         """
         Raises:
             WorkerDiedError: the system has killed a worker more than `RESTARTS` times in this epoch.
         """
-        self.taken, self._begin_at = self._begin_at, 0
+        self.taken, self._first = self._first, 0
         for deaths in range(RESTARTS + 1):
             self.batch_sampler.skip(self.taken)
             try:
-                asked = perf_counter()
-                for batch in DataLoader.__iter__(self):
-                    self.waited += perf_counter() - asked
+                requested = perf_counter()
+                for batch in self._batches():
+                    self.waited += perf_counter() - requested
                     self.taken += 1
                     yield batch
-                    asked = perf_counter()
+                    requested = perf_counter()
                 return
             except RuntimeError as error:
-                if not _of_dead_worker(error):
+                if not _is_dead_worker(error):
                     raise
-                self._iterator = None  # persistent workers: the rest of them end with it
+                self._iterator = None  # ends the other persistent workers
                 if deaths == RESTARTS:
-                    raise _given_up(error, self.num_workers) from None
+                    raise _worker_died(error, self.num_workers) from None
                 warnings.warn(
-                    f"{_first_line(error)} The workers are started anew and go on with the next batch "
-                    f"({deaths + 1} of {RESTARTS} times in this epoch). {_advice(self.num_workers)}",
+                    f"{_first_line(error)} The workers are restarted and continue with the next batch "
+                    f"({deaths + 1} of {RESTARTS} restarts in this epoch). {_advice(self.num_workers)}",
                     stacklevel=2,
                 )
 
     def state_dict(self) -> dict[str, int]:
-        """{'taken': batches handed out since the epoch began, 'of': batches of an epoch, 'plan': their hash}."""
+        """{'taken': batches yielded since the epoch began, 'of': batches per epoch, 'plan': hash of their sizes}."""
         return {"taken": self.taken, "of": len(self), "plan": self.batch_sampler.plan}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Begin the next iteration behind the batches that were taken; a whole epoch begins anew.
+        """Begin the next iteration after the batches taken, or a new epoch if all were.
 
         Raises:
-            DataError: the epoch is cut into other batches now, so that there is no such place in it.
+            DataError: the epoch is cut into other batches now, so the position does not exist.
         """
         taken, of = state["taken"], state["of"]
-        whole = taken in (0, of)
+        at_boundary = taken in (0, of)
         same = of == len(self) and state.get("plan", self.batch_sampler.plan) == self.batch_sampler.plan
-        if not whole and not same:
+        if not at_boundary and not same:
             has = f"{len(self)} now" if of != len(self) else f"{len(self)} others now"
             raise DataError(
                 f"The run stopped after {taken} of the {of} batches of an epoch, and an epoch has {has}: the "
-                f"data, the batch_size or the number of devices has changed. Set them as they were (batch_size times "
-                f"devices is what counts), or go on from a checkpoint of an epoch's end."
+                f"data, the batch_size or the number of devices has changed. Restore them (batch_size times devices "
+                f"is what counts), or resume from a checkpoint of an epoch's end."
             )
-        self._begin_at = 0 if whole else taken
+        self._first = 0 if at_boundary else taken
 
 
-def _of_dead_worker(error: RuntimeError) -> bool:
+def _is_dead_worker(error: RuntimeError) -> bool:
     return str(error).startswith("DataLoader worker (pid")
 
 
 def _first_line(error: RuntimeError) -> str:
-    return f"{str(error).splitlines()[0].rstrip('. ')}: the system has killed it, most often for want of memory."
+    return f"{str(error).splitlines()[0].rstrip('. ')}: killed by the system, most often because memory ran out."
 
 
 def _advice(workers: int) -> str:
@@ -138,5 +187,5 @@ def _advice(workers: int) -> str:
     )
 
 
-def _given_up(error: RuntimeError, workers: int) -> WorkerDiedError:
+def _worker_died(error: RuntimeError, workers: int) -> WorkerDiedError:
     return WorkerDiedError(f"{_first_line(error)} {_advice(workers)}")

@@ -1,4 +1,4 @@
-"""Batches in which an image occurs at most once: a caption of the same image is no negative."""
+"""Batches in which each image occurs at most once: another caption of the same image is not a negative."""
 
 from __future__ import annotations
 
@@ -13,32 +13,33 @@ from torch.utils.data import Sampler
 
 __all__ = ["ImageBatchSampler"]
 
-TOGETHER = 2**20  # samples that are looked at together for conflicts
+CHUNK = 2**20  # samples checked for conflicts at a time, which bounds memory
 
 
 class ImageBatchSampler(Sampler[list]):
     """Lists of (epoch, sample) pairs for a `DataLoader`'s `batch_sampler`.
 
-    The order is a function of (seed, epoch) alone, so workers need no state and any rank can tell every
-    other's. All ranks cut the same global batches, `batch_size * world_size` samples with no image twice,
-    and take their own part of each:
+    The order is a function of (seed, epoch) alone, so workers and ranks share no state. All ranks cut the same global
+    batches, `batch_size * world_size` samples without a repeated image, and take their part of each:
 
         epoch    [ global batch 0 | global batch 1 | ... ]        the same on every rank
         batch 0  [ rank 0 | rank 1 ]
 
-    The number of batches is the same in every epoch and on every rank. Where images are too few for
-    batches of the size asked for, batches are smaller (with a warning when shuffled), never absent.
+    Every epoch and rank has the same number of batches. With too few images for `batch_size`, batches are smaller
+    (with a warning when shuffled).
 
     Args:
-        image_of: int (samples,), the image that each sample shows.
-        batch_size: samples in a batch of one rank.
+        image_of: int (samples,), the image of each sample.
+        batch_size: samples per batch and rank.
         seed: of the order.
-        shuffle: another order each epoch; else images come as they are listed, each one's second caption
-            after every image's first.
-        drop_last: every batch has exactly `batch_size` samples, and a random rest sits the epoch out; else
-            every sample comes once an epoch and the sizes of batches differ by at most one.
-        rank: which of the `world_size` processes this is.
+        shuffle: another order each epoch; otherwise images come as listed, all first captions before the second ones.
+        drop_last: every batch has exactly `batch_size` samples and a random rest is left out of the epoch; otherwise
+            every sample occurs once per epoch and batch sizes differ by at most one.
+        rank: of this process.
         world_size: number of processes that share a global batch.
+
+    Raises:
+        ValueError: an option is out of range, or the samples are too few for the processes.
     """
 
     def __init__(
@@ -62,51 +63,51 @@ class ImageBatchSampler(Sampler[list]):
         self.rank, self.world_size = rank, world_size
         self.epoch = 0
         self._skipped = 0
-        self._samples, self._image = len(image_of), _numbered(np.asarray(image_of))
+        self._samples, self._image = len(image_of), _number_images(np.asarray(image_of))
         self._plan()
 
     def _plan(self) -> None:
-        """Fix the sizes of the global batches, once for all epochs."""
-        samples, wanted = self._samples, self.batch_size * self.world_size
+        """Set the sizes of the global batches, the same in all epochs."""
+        samples, size = self._samples, self.batch_size * self.world_size
         counts = np.ones(1, int) if self._image is None else np.bincount(self._image)
         images, most = samples if self._image is None else len(counts), int(counts.max())
-        count = samples // wanted if self.drop_last else math.ceil(samples / wanted)
-        enough = count >= most and samples >= wanted
+        count = samples // size if self.drop_last else math.ceil(samples / size)
+        enough = count >= most and samples >= size
         if count >= most:
-            used = count * wanted if self.drop_last else samples
+            used = count * size if self.drop_last else samples
         else:  # an image with k samples needs k batches
             count, used = most, samples
         self._sizes = np.full(count, used // count) + (np.arange(count) < used % count)
         if self._sizes.min() < self.world_size:
             raise ValueError(
                 f"{self.world_size} processes cannot share a batch of {self._sizes.min()}: the split has {images} "
-                f"images and {samples} samples, and no image may be twice in a batch. Use fewer processes."
+                f"images and {samples} samples, and no image may occur twice in a batch. Use fewer processes."
             )
         if self.shuffle and not enough:
             per = f" on each of {self.world_size} processes" if self.world_size > 1 else ""
             warnings.warn(
                 f"batch_size {self.batch_size}{per} is more than this split can fill: it has {images} images and "
-                f"{samples} samples, up to {most} of one image, and no image may be twice in a batch. "
-                f"Batches hold {self._sizes.max()} samples instead of {wanted}.",
+                f"{samples} samples, up to {most} of one image, and no image may occur twice in a batch. "
+                f"Batches hold {self._sizes.max()} samples instead of {size}.",
                 stacklevel=4,
             )
 
     @property
     def plan(self) -> int:
-        """A hash of how an epoch is cut: the same where the same samples come in the same global batches."""
+        """Hash of the sizes of the global batches: equal if epochs consist of the same global batches."""
         return zlib.crc32(np.asarray([self._samples, *self._sizes], dtype=np.int64).tobytes())
 
     def set_epoch(self, epoch: int) -> None:
-        """The order that the next iteration takes."""
+        """Set the epoch of the next iteration."""
         self.epoch = epoch
 
     def skip(self, batches: int) -> None:
-        """Leave out the first batches of the next iteration, and only of that."""
+        """Skip the first batches of the next iteration only."""
         self._skipped = batches
 
     @property
     def sampler(self) -> ImageBatchSampler:
-        """Itself: Lightning calls `set_epoch` on a batch sampler's `sampler`."""
+        """This object: Lightning calls `set_epoch` on a batch sampler's `sampler`."""
         return self
 
     def __len__(self) -> int:
@@ -118,7 +119,7 @@ class ImageBatchSampler(Sampler[list]):
             yield [(epoch, sample) for sample in np.array_split(batch, self.world_size)[self.rank].tolist()]
 
     def global_batches(self, epoch: int) -> list[np.ndarray]:
-        """The samples of every global batch of an epoch; each row is shared out among the ranks."""
+        """The samples of every global batch of an epoch, int (samples,) each, before they are split over the ranks."""
         return list(self._batches(epoch))
 
     def _batches(self, epoch: int) -> Iterator[np.ndarray]:
@@ -132,21 +133,21 @@ class ImageBatchSampler(Sampler[list]):
         rng = np.random.default_rng((self.seed, epoch)) if self.shuffle else None
         used = int(self._sizes.sum())
         if used == self._samples:
-            return self._spread_out(self._image, used, rng)
-        kept = np.arange(self._samples)
-        kept = kept[:used] if rng is None else np.sort(rng.permutation(kept)[:used])
-        return kept[self._spread_out(None if self._image is None else self._image[kept], used, rng)]
+            return self._arrange(self._image, used, rng)
+        samples = np.arange(self._samples)
+        samples = samples[:used] if rng is None else np.sort(rng.permutation(samples)[:used])
+        return samples[self._arrange(None if self._image is None else self._image[samples], used, rng)]
 
-    def _spread_out(self, image: np.ndarray | None, total: int, rng: np.random.Generator | None) -> np.ndarray:
-        """int (total,), the order of samples that show these images; None, each its own."""
+    def _arrange(self, image: np.ndarray | None, total: int, rng: np.random.Generator | None) -> np.ndarray:
+        """int (total,), the order of samples of these images; None: each sample has its own."""
         if image is None:
-            return _spread_single(total, rng)
-        order = _repaired(_spread(image, rng), image, self._sizes)
-        return _dealt(image, self._sizes, rng) if order is None else order
+            return _spread_distinct(total, rng)
+        order = _resolve_conflicts(_spread(image, rng), image, self._sizes)
+        return _deal(image, self._sizes, rng) if order is None else order
 
 
-def _numbered(image_of: np.ndarray) -> np.ndarray | None:
-    """int (samples,), images numbered from 0 by their size, no gaps; None where each sample shows a larger one."""
+def _number_images(image_of: np.ndarray) -> np.ndarray | None:
+    """int (samples,), images renumbered 0, 1, ... without gaps; None if all samples have distinct, ascending images."""
     steps = image_of[1:] > image_of[:-1]
     if steps.all():
         return None
@@ -156,7 +157,7 @@ def _numbered(image_of: np.ndarray) -> np.ndarray | None:
 
 
 def _spread(image: np.ndarray, rng: np.random.Generator | None) -> np.ndarray:
-    """An order in which the n samples of an image fall one into each n-th of the epoch."""
+    """An order with one of an image's n samples in each n-th of the epoch."""
     total = len(image)
     shuffled = np.arange(total)
     if rng is not None:
@@ -166,69 +167,71 @@ def _spread(image: np.ndarray, rng: np.random.Generator | None) -> np.ndarray:
     starts = np.cumsum(counts) - counts
     owner = image[by_image]
     when = np.full(total, 0.5) if rng is None else rng.random(total)
-    when += np.arange(total) - starts[owner]  # the sample is its image's n-th
+    when += np.arange(total) - starts[owner]  # number of the sample among its image's
     when /= counts[owner]
     return by_image[np.argsort(when, kind="stable")]
 
 
-def _spread_single(total: int, rng: np.random.Generator | None) -> np.ndarray:
-    """`_spread` of as many images as samples, in the same order without looking at them."""
+def _spread_distinct(total: int, rng: np.random.Generator | None) -> np.ndarray:
+    """The order of `_spread` for distinct images, without an array of them."""
     if rng is None:
         return np.arange(total)
-    rng.shuffle(np.empty(total, np.uint8))  # as many random numbers as `_spread` draws before
+    rng.shuffle(np.empty(total, np.uint8))  # draws the numbers that `_spread` draws: same seed, same order
     return np.argsort(rng.random(total), kind="stable")
 
 
 def _conflicts(order: np.ndarray, image: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """Places in `order` whose image is already in their batch."""
-    images, found = int(image.max()) + 1, [np.zeros(0, np.int64)]
-    together = max(1, TOGETHER // int(sizes.max()))  # batches
+    """Positions in `order` whose image occurs before in the same batch."""
+    images, conflicts = int(image.max()) + 1, [np.zeros(0, np.int64)]
+    step = max(1, CHUNK // int(sizes.max()))  # batches
     ends = np.concatenate([[0], np.cumsum(sizes)])
-    for first in range(0, len(sizes), together):
-        some = sizes[first : first + together]
-        start, end = ends[first], ends[first + len(some)]
-        key = np.repeat(np.arange(len(some)), some) * images + image[order[start:end]]
+    for first in range(0, len(sizes), step):
+        chunk = sizes[first : first + step]
+        start, end = ends[first], ends[first + len(chunk)]
+        key = np.repeat(np.arange(len(chunk)), chunk) * images + image[order[start:end]]
         by_key = np.argsort(key, kind="stable")
-        found.append(start + by_key[1:][key[by_key][1:] == key[by_key][:-1]])
-    return np.concatenate(found)
+        conflicts.append(start + by_key[1:][key[by_key][1:] == key[by_key][:-1]])
+    return np.concatenate(conflicts)
 
 
-def _repaired(order: np.ndarray, image: np.ndarray, sizes: np.ndarray) -> np.ndarray | None:
-    """`order` with each conflict swapped for the nearest place that suits both; None if one finds no place."""
-    places = _conflicts(order, image, sizes)
-    if not len(places):
+def _resolve_conflicts(order: np.ndarray, image: np.ndarray, sizes: np.ndarray) -> np.ndarray | None:
+    """Swap each conflicting sample with the nearest later one that fits both batches; None if there is none."""
+    conflicts = _conflicts(order, image, sizes)
+    if not len(conflicts):
         return order
     order, total, ends = order.copy(), len(order), np.cumsum(sizes)
-    members: dict[int, set[int]] = {}  # images of the batches that were looked at
+    members: dict[int, set[int]] = {}  # images by batch, filled on demand
 
     def images_of(batch: int) -> set[int]:
         if batch not in members:
             members[batch] = set(image[order[ends[batch] - sizes[batch] : ends[batch]]].tolist())
         return members[batch]
 
-    for place in places.tolist():
-        here, mine = int(np.searchsorted(ends, place, side="right")), int(image[order[place]])
+    for position in conflicts.tolist():
+        batch, own_image = int(np.searchsorted(ends, position, side="right")), int(image[order[position]])
         for step in range(1, total):
-            other = (place + step) % total
-            there, theirs = int(np.searchsorted(ends, other, side="right")), int(image[order[other]])
-            if there != here and mine not in images_of(there) and theirs not in images_of(here):
+            other = (position + step) % total
+            other_batch, other_image = int(np.searchsorted(ends, other, side="right")), int(image[order[other]])
+            fits = own_image not in images_of(other_batch) and other_image not in images_of(batch)
+            if other_batch != batch and fits:
                 break
         else:
             return None
-        order[place], order[other] = order[other], order[place]
-        images_of(here).add(theirs)  # `mine` stays: its first sample is still here
-        images_of(there).remove(theirs)
-        images_of(there).add(mine)
+        order[position], order[other] = order[other], order[position]
+        images_of(batch).add(other_image)  # `own_image` remains: its first sample is still in the batch
+        images_of(other_batch).remove(other_image)
+        images_of(other_batch).add(own_image)
     return order if not len(_conflicts(order, image, sizes)) else None
 
 
-def _dealt(image: np.ndarray, sizes: np.ndarray, rng: np.random.Generator | None) -> np.ndarray:
+def _deal(image: np.ndarray, sizes: np.ndarray, rng: np.random.Generator | None) -> np.ndarray:
     """Deal the samples, image by image, round the batches like cards: always possible, less random.
 
-    No image has more samples than there are batches, and sizes differ by at most one, larger ones first.
+    Requires at most as many samples of an image as there are batches, and sizes that differ by at most one, larger
+    ones first.
     """
-    names = np.arange(image.max() + 1)
-    shuffled = names if rng is None else rng.permutation(names)
+    images = np.arange(image.max() + 1)
+    shuffled = images if rng is None else rng.permutation(images)
     by_image = np.argsort(shuffled[image], kind="stable")
     batch_of = np.arange(len(image)) % len(sizes)
     return by_image[np.argsort(batch_of, kind="stable")]

@@ -1,7 +1,8 @@
-"""Records to samples: which sentence, which crop, and what stands in for a sample that cannot be read."""
+"""Records to samples: which caption, which crop, and which sample replaces one that cannot be read."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -12,31 +13,32 @@ from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
 
 from velm.data.bad_samples import BadSample, text_problem
-from velm.data.base import Record, first_records, image_name, text_counts
+from velm.data.base import Record, first_records, image_name, text_counts, text_only
 from velm.data.text.base import Tokenizer
 from velm.errors import DataError
 
 if TYPE_CHECKING:
     from velm.data.feature_cache.store import FeatureReader
 
-__all__ = ["DRAWN", "CaptionItems", "Captions", "Item", "cut"]
+__all__ = ["RANDOM_CAPTIONS", "CaptionSamples", "Captions", "Sample", "check_lengths", "truncate"]
 
 Captions = Literal["random", "weighted", "all", "first"]
-DRAWN = ("random", "weighted")  # one sample an image, its sentences by turns
-ATTEMPTS = 100  # samples drawn in place of a bad one; bad every time only where nearly all of them are
+RANDOM_CAPTIONS = ("random", "weighted")
+"""Modes with one sample per image whose caption differs from epoch to epoch."""
+ATTEMPTS = 100  # replacements tried for one bad sample; all fail only if nearly every sample is bad
 
 
 @dataclass
-class Item:
-    """One sample.
+class Sample:
+    """One image with one caption.
 
     Attributes:
-        image: uint8 (3, H, W), None where the record has no image; where images come encoded, int64 (), its row
-            in the `FeatureReader`.
+        image: uint8 (3, H, W), None if the record has no image; with cached features int64 (), its row in the
+            `FeatureReader`.
         tokens: bos ... eos.
-        target: bos ... eos of what to write, None where it is `tokens`.
-        image_id: the place in its split of the first record that shows the image.
-        text_index: which of the record's texts this is.
+        target: bos ... eos of the text to generate, None if it is `tokens`.
+        image_id: index in the split of the first record that shows the image.
+        text_index: index of the caption among the record's texts.
     """
 
     image: Tensor | None
@@ -46,28 +48,31 @@ class Item:
     text_index: int
 
 
-class CaptionItems(TorchDataset):
-    """The samples of a split, by number or by (epoch, number).
+class CaptionSamples(TorchDataset):
+    """The samples of a split, indexed by sample number or by (epoch, sample number).
 
-    Which caption of an image comes, and how the image is cropped, are functions of (seed, epoch, sample):
-    the number of workers changes nothing, and workers need not be told of a new epoch.
+    The caption of an image and its crop are functions of (seed, epoch, sample): the number of workers has no effect,
+    and workers need not know the epoch.
 
     Args:
-        records: one per image; where some are repeated, `records.image_indices`, int (records,), tells which are
-            the same.
-        tokenizer: makes ids of sentences.
-        transform: `transform(image, rng) -> uint8 (3, H, W)`; None leaves images out.
-        captions: 'random', one sample an image, another of its captions each epoch until all have come;
-            'weighted', one sample an image, a caption drawn each epoch by the weights of its record (alike where it
-            has none); 'all', one sample a caption; 'first', one sample an image, always its first caption.
+        records: one per image. Repeated images are given by `records.image_indices`, int (records,), equal for
+            records with the same image.
+        tokenizer: encodes captions.
+        transform: `transform(image, rng) -> uint8 (3, H, W)`; None: samples have no images.
+        captions: 'random': one sample per image with a new caption each epoch until all have been used; 'weighted':
+            one sample per image, its caption drawn each epoch by the record's weights (uniform without weights);
+            'all': one sample per caption; 'first': one sample per image with its first caption.
         seed: of captions and crops.
-        max_length: tokens, bos and eos included; longer sentences are cut before their eos. None cuts nothing.
-        has_target: whether samples carry targets; None, where the record has them.
-        per_image: how many captions of an image come with it in a step, which encodes the image once for all of
-            them; with 'random' and 'weighted'. An image with fewer repeats some.
-        replace: whether another sample stands in for one that cannot be read, so that batches keep their size; else
-            it is left out.
-        features: of the same records, where images come encoded; `transform` then does nothing.
+        max_length: tokens, bos and eos included; longer captions are truncated before eos. None: no limit.
+        has_target: whether samples have targets; None: if the record has them.
+        captions_per_image: captions per image and step, for 'random' and 'weighted'; the image is encoded once for
+            all of them. Images with fewer captions repeat some.
+        replace: draw another sample for one that cannot be read, which preserves the batch size; otherwise leave
+            it out.
+        features: cached features of the same records; `transform` is not called then.
+
+    Raises:
+        ValueError: an option is out of range.
     """
 
     def __init__(
@@ -80,140 +85,174 @@ class CaptionItems(TorchDataset):
         seed: int = 0,
         max_length: int | None = None,
         has_target: bool | None = None,
-        per_image: int = 1,
+        captions_per_image: int = 1,
         replace: bool = True,
         features: FeatureReader | None = None,
     ) -> None:
         if captions not in get_args(Captions):
             raise ValueError(f"captions must be one of {', '.join(get_args(Captions))}; got {captions!r}.")
-        if per_image < 1 or (per_image > 1 and captions not in DRAWN):
+        if captions_per_image < 1 or (captions_per_image > 1 and captions not in RANDOM_CAPTIONS):
             raise ValueError(
-                f"captions_per_image is {per_image} with captions: {captions}; it is at least 1, and above 1 only with "
-                f"captions: random or weighted (all: every caption is a sample of its own)."
+                f"captions_per_image is {captions_per_image} with captions: {captions}; it is at least 1, and above 1 "
+                f"only with captions: random or weighted (all: every caption is a sample of its own)."
             )
         if max_length is not None and max_length < 3:
             raise ValueError(f"max_length must be at least 3 tokens (bos, a word, eos), got {max_length}.")
         self.records, self.tokenizer, self.transform = records, tokenizer, transform
         self.captions, self.seed, self.max_length, self.has_target = captions, seed, max_length, has_target
-        self.per_image, self.replace, self.features = per_image, replace, features
-        self._place_of = np.arange(len(records))
+        self.captions_per_image, self.replace, self.features = captions_per_image, replace, features
+        self._record_index = np.arange(len(records))  # by sample
         if captions == "all":
             counts = text_counts(records)
-            self._place_of = np.repeat(self._place_of, counts)
-            self._first_sample = np.cumsum(counts) - counts  # of each record
+            self._record_index = np.repeat(self._record_index, counts)
+            self._first_sample = np.cumsum(counts) - counts  # by record
         self._image_index = first_records(records)
 
     def __len__(self) -> int:
-        return len(self._place_of)
+        return len(self._record_index)
 
     @property
     def image_of(self) -> np.ndarray:
-        """int (samples,), the first record that shows the same image."""
-        return self._image_index[self._place_of]
+        """int (samples,), index of the first record with the sample's image."""
+        return self._image_index[self._record_index]
 
-    def __getitem__(self, key: int | tuple[int, int]) -> Item:
-        return self._together(*_epoch_and_sample(key))[0]
+    def __getitem__(self, key: int | tuple[int, int]) -> Sample:
+        return self._read(*_epoch_and_sample(key))[0]
 
-    def __getitems__(self, keys: Sequence[int | tuple[int, int]]) -> list[Item | BadSample]:
-        """`per_image` items for each key, neighbours that share one image; a `DataLoader` asks for batches here.
+    def __getitems__(self, keys: Sequence[int | tuple[int, int]]) -> list[Sample | BadSample]:
+        """`captions_per_image` adjacent samples per key, which share one image; `DataLoader` calls this per batch.
 
-        A sample that cannot be read gives a bad_sample, then with `replace` the items of another, drawn at random as a
-        function of (seed, epoch, sample): no other sample, batch or rank is touched by it.
+        A sample that cannot be read gives a `BadSample`, followed with `replace` by the samples of a random other one,
+        a function of (seed, epoch, sample): the other samples, batches and ranks are unaffected.
+
+        Raises:
+            DataError: `ATTEMPTS` samples in a row cannot be read.
         """
-        return [each for key in keys for each in self._readable(*_epoch_and_sample(key))]
+        return [sample for key in keys for sample in self._read_or_replace(*_epoch_and_sample(key))]
 
-    def _readable(self, epoch: int, sample: int) -> list[Item | BadSample]:
-        bad_samples: list[Item | BadSample] = []
-        for each in islice(chain([sample], self._others(epoch, sample)), ATTEMPTS):
+    def _read_or_replace(self, epoch: int, sample: int) -> list[Sample | BadSample]:
+        bad_samples: list[Sample | BadSample] = []
+        for candidate in islice(chain([sample], self._replacements(epoch, sample)), ATTEMPTS):
             try:
-                return bad_samples + self._together(epoch, each)
-            except Exception as error:  # whatever a codec, a disk or somebody's dataset raises
-                bad_sample = self._fault(each, error)
+                return bad_samples + self._read(epoch, candidate)
+            except Exception as error:  # codecs, disks and users' datasets raise anything
+                bad_sample = self._bad_sample(candidate, error)
                 bad_samples.append(bad_sample)
             if not self.replace:
                 return bad_samples
         raise DataError(f"{ATTEMPTS} samples in a row cannot be read. The last, {bad_sample.path}: {bad_sample.cause}")
 
-    def _others(self, epoch: int, sample: int) -> Iterator[int]:
-        """Samples that stand in for one, each for the one before."""
+    def _replacements(self, epoch: int, sample: int) -> Iterator[int]:
         rng = np.random.default_rng((self.seed, 3, epoch, sample))
         while True:
             yield int(rng.integers(len(self)))
 
-    def _fault(self, sample: int, error: Exception) -> BadSample:
+    def _bad_sample(self, sample: int, error: Exception) -> BadSample:
         cause = str(error) if isinstance(error, DataError) else f"{type(error).__name__}: {error}"
-        place = int(self._place_of[sample])
+        index = int(self._record_index[sample])
         try:
-            return BadSample(image_name(self.records[place]), cause, lost=0)
-        except Exception:  # it is the record that cannot be read
-            return BadSample(f"record {place}", cause, lost=0)
+            return BadSample(image_name(self.records[index]), cause, lost=0)
+        except Exception:  # the record itself cannot be read
+            return BadSample(f"record {index}", cause, lost=0)
 
-    def _together(self, epoch: int, sample: int) -> list[Item]:
-        place = int(self._place_of[sample])
-        record = self.records[place]
-        image = self._image(record, epoch, sample, place)
+    def _read(self, epoch: int, sample: int) -> list[Sample]:
+        """`captions_per_image` samples that share one image."""
+        index = int(self._record_index[sample])
+        record = self.records[index]
+        image = self._image(record, epoch, sample, index)
         if self.captions == "weighted":
-            indices = self._weighted(record, epoch, place)
+            text_indices = self._draw_by_weight(record, epoch, index)
         else:
-            indices = [self._text_index(len(record.texts), epoch, n, sample, place) for n in range(self.per_image)]
-        for index in indices:
-            wrong = text_problem(record.texts[index])
-            if wrong is not None:  # in data that is not checked when it is opened
-                raise DataError(f"sentence {index + 1} {wrong}")
+            count = len(record.texts)
+            text_indices = [self._text_index(count, epoch, n, sample, index) for n in range(self.captions_per_image)]
+        for text_index in text_indices:
+            problem = text_problem(record.texts[text_index])
+            if problem is not None:  # only in datasets that do not check their captions
+                raise DataError(f"sentence {text_index + 1} {problem}")
         return [
-            Item(
+            Sample(
                 image=image,
-                tokens=self._ids(record.texts[index]),
-                target=self._target(record, index),
-                image_id=int(self._image_index[place]),
-                text_index=index,
+                tokens=self._encode(record.texts[text_index]),
+                target=self._target(record, text_index),
+                image_id=int(self._image_index[index]),
+                text_index=text_index,
             )
-            for index in indices
+            for text_index in text_indices
         ]
 
-    def _text_index(self, count: int, epoch: int, number: int, sample: int, place: int) -> int:
-        """Which caption is the epoch's `number`-th of this sample."""
+    def _text_index(self, count: int, epoch: int, number: int, sample: int, index: int) -> int:
+        """Index of the sample's `number`-th caption of the epoch, out of `count`."""
         if self.captions == "all":
-            return sample - int(self._first_sample[place])
+            return sample - int(self._first_sample[index])
         if self.captions == "first" or count == 1:
             return 0
-        lap, turn = divmod(epoch * self.per_image + number, count)  # within a lap each caption comes once
-        return int(np.random.default_rng((self.seed, 1, lap, place)).permutation(count)[turn])
+        lap, turn = divmod(epoch * self.captions_per_image + number, count)  # each caption occurs once per lap
+        return int(np.random.default_rng((self.seed, 1, lap, index)).permutation(count)[turn])
 
-    def _weighted(self, record: Record, epoch: int, place: int) -> list[int]:
-        """Captions drawn by their weights, none twice where there are enough."""
-        count, rng = len(record.texts), np.random.default_rng((self.seed, 4, epoch, place))
+    def _draw_by_weight(self, record: Record, epoch: int, index: int) -> list[int]:
+        """Caption indices drawn by weight, without replacement if enough have a weight above 0."""
+        count, rng = len(record.texts), np.random.default_rng((self.seed, 4, epoch, index))
         weights = np.ones(count) if record.weights is None else np.asarray(record.weights, dtype=np.float64)
         if not weights.sum() > 0:
-            raise DataError("all of its sentences have the weight 0")
-        repeat = bool(np.count_nonzero(weights) < self.per_image)
-        drawn: list[int] = rng.choice(count, self.per_image, replace=repeat, p=weights / weights.sum()).tolist()
+            raise DataError("all of its captions have the weight 0")
+        repeat = bool(np.count_nonzero(weights) < self.captions_per_image)
+        drawn: list[int] = rng.choice(
+            count, self.captions_per_image, replace=repeat, p=weights / weights.sum()
+        ).tolist()
         return drawn
 
-    def _image(self, record: Record, epoch: int, sample: int, place: int) -> Tensor | None:
+    def _image(self, record: Record, epoch: int, sample: int, index: int) -> Tensor | None:
         if self.transform is None or record.image is None:
             return None
         if self.features is not None:
-            return self.features.row(int(self._image_index[place]))
+            return self.features.row(int(self._image_index[index]))
         return self.transform(record.image, np.random.default_rng((self.seed, 2, epoch, sample)))
 
     def _target(self, record: Record, text_index: int) -> list[int] | None:
         if record.targets is not None and self.has_target is not False:
-            return self._ids(record.targets[text_index])
+            return self._encode(record.targets[text_index])
         if self.has_target:
-            raise DataError(f"Image {record.image_id!r} has no target to write; the data must name a target column.")
+            raise DataError(f"Image {record.image_id!r} has no target; the data must name a target column.")
         return None
 
-    def _ids(self, text: str) -> list[int]:
-        return cut(self.tokenizer.encode(text), self.max_length)
+    def _encode(self, text: str) -> list[int]:
+        return truncate(self.tokenizer.encode(text), self.max_length)
 
 
 def _epoch_and_sample(key: int | tuple[int, int]) -> tuple[int, int]:
     return key if isinstance(key, tuple) else (0, key)
 
 
-def cut(ids: list[int], max_length: int | None) -> list[int]:
-    """A sentence of at most `max_length` tokens that still ends with its eos."""
+def truncate(ids: list[int], max_length: int | None) -> list[int]:
+    """The first ids of `bos ... eos`, at most `max_length`, with eos at the end."""
     if max_length is None or len(ids) <= max_length:
         return ids
     return [*ids[: max_length - 1], ids[-1]]
+
+
+def check_lengths(records: Sequence[Record], tokenizer: Tokenizer, max_length: int, limit: int = 10_000) -> int:
+    """Count the texts and targets longer than `max_length` tokens, which are truncated; warns if there are any.
+
+    Args:
+        limit: maximum number of records to read, evenly spaced over the split.
+
+    Returns:
+        the number of long texts among the records read.
+    """
+    indices = np.unique(np.linspace(0, len(records) - 1, min(limit, len(records))).round().astype(int))
+    lengths = np.array(
+        [
+            tokenizer.length(text)
+            for record in (text_only(records, index) for index in indices.tolist())
+            for text in (*record.texts, *(record.targets or ()))
+        ]
+    )
+    long, longest = int((lengths > max_length).sum()), int(lengths.max())
+    if long:
+        warnings.warn(
+            f"{long} of {len(lengths)} captions ({100 * long / len(lengths):.1f}%) are longer than max_length = "
+            f"{max_length} tokens (bos and eos included) and are truncated; the longest has {longest}. "
+            f"Set max_length to {longest} to keep them whole.",
+            stacklevel=2,
+        )
+    return long

@@ -19,7 +19,7 @@ from torch import nn
 
 from velm import _compat
 from velm.data.batches.collate import Collate
-from velm.data.batches.samples import CaptionItems, Item
+from velm.data.batches.samples import CaptionSamples, Sample
 from velm.outputs import Batch
 from velm.training.data import VisionLanguageData
 from velm.training.recovery.resume import run_seed
@@ -103,7 +103,7 @@ def subject_of(config: Mapping[str, Any]) -> Subject:
     return Subject(config, build_data({**options, **small}))
 
 
-def _chosen(items: CaptionItems) -> list[int]:
+def _chosen(items: CaptionSamples) -> list[int]:
     """Sample numbers of a b c d | a b e e, letters being images; of eight images where sentences are single.
 
     Halves share images, and a half has one twice.
@@ -121,12 +121,12 @@ def _chosen(items: CaptionItems) -> list[int]:
     return [a[0], b[0], c[0], d[-1], a[1], b[1], e[0], e[1]]
 
 
-def _read(items: CaptionItems, number: int) -> Item:
+def _read(items: CaptionSamples, number: int) -> Sample:
     """A sample, or the one that stands in for it."""
-    return next(each for each in items.__getitems__([number]) if isinstance(each, Item))
+    return next(each for each in items.__getitems__([number]) if isinstance(each, Sample))
 
 
-def _length(sample: Item) -> int:
+def _length(sample: Sample) -> int:
     return len(sample.tokens if sample.target is None else sample.target)
 
 

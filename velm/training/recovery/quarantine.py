@@ -1,4 +1,4 @@
-"""What of a run's data cannot be used: written down once each, and the end of the run where it is too much."""
+"""Logs bad samples to quarantine.jsonl and stops the run when their share exceeds `data.max_bad`."""
 
 from __future__ import annotations
 
@@ -24,10 +24,11 @@ FILE = "quarantine.jsonl"
 
 
 class Quarantine(Callback):
-    """Keeps `quarantine.jsonl` in the run's folder: {"path": ..., "cause": ..., "step": ...}, a line a bad_sample.
+    """Writes `quarantine.jsonl` in the run's folder: {"path": ..., "cause": ..., "step": ...}, one line per bad sample.
 
-    What a split's opening finds is there before the first step, what reading finds with the step that found it. On
-    several devices rank 0 writes for all, every `log_every_n_steps` steps; a resumed run adds to the file.
+    Bad samples found while a split is opened are written before the first step, those found by reading with the step
+    that found them: the loaders collect them beside the batches (`Loader.take_bad_samples`). On several devices rank 0
+    writes for all, every `log_every_n_steps` steps; a resumed run appends.
 
     Args:
         folder: of the run.
@@ -61,7 +62,7 @@ class Quarantine(Callback):
     def on_train_batch_end(
         self, trainer: lightning.Trainer, pl_module: Any, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
-        self._pending += [("train", bad_sample) for bad_sample in batch.bad_samples]
+        self._take_from("train", trainer.train_dataloader)
         if trainer.world_size == 1 or (batch_idx + 1) % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             self._check(trainer)
 
@@ -74,7 +75,10 @@ class Quarantine(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        self._pending += [("val", bad_sample) for bad_sample in batch.bad_samples]
+        self._take_from("val", trainer.val_dataloaders)
+
+    def _take_from(self, split: str, loader: Any) -> None:
+        self._pending += [(split, bad_sample) for bad_sample in loader.take_bad_samples()]
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         self._check(trainer)
