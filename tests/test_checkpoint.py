@@ -161,7 +161,7 @@ def test_no_pretrained_weights_are_touched(write_checkpoint, monkeypatch):
 def test_portable_options_replace_those_of_the_spec(write_checkpoint, tiny_config):
     checkpoint = read_checkpoint(write_checkpoint())
     model = build_from_checkpoint(checkpoint)
-    model.image_encoder.portable_spec = {"depth": 3}
+    model.image_encoder.portable_config = {"depth": 3}
     entry = pack_again(model, checkpoint)
     assert entry["config"]["image_encoder"] == {**tiny_config["image_encoder"], "depth": 3}
 

@@ -14,7 +14,7 @@ from velm import registry
 from velm.decoders.base import Decoder
 from velm.decoders.transformer import TransformerDecoder
 from velm.encoders.base import TextEncoder
-from velm.encoders.decoder import DecoderTextEncoder, WordsReader
+from velm.encoders.decoder import DecoderTextEncoder, UnimodalDecoder
 from velm.errors import ConfigError
 from velm.generation import generate
 from velm.generation.config import GenerationConfig
@@ -273,7 +273,7 @@ class Sums(Decoder):
 class Halved(TextEncoder):
     """A plugin's text encoder that goes on from any decoder in its own way."""
 
-    def __init__(self, *, decoder: WordsReader) -> None:
+    def __init__(self, *, decoder: UnimodalDecoder) -> None:
         super().__init__()
         self.read, self.dim = decoder.read_words, decoder.words_dim
 

@@ -25,7 +25,7 @@ from velm.errors import CheckpointError
 from velm.model import VisionLanguageModel, build_model
 from velm.model.build import needs_of
 from velm.outputs import EMBEDS
-from velm.pretrained.weights import portable_spec, skip_pretrained
+from velm.pretrained.weights import portable_config, skip_pretrained
 from velm.registry import split_config, tokenizers
 from velm.registry.manifest import make_manifest, require_parts
 from velm.version import __version__
@@ -106,7 +106,7 @@ def pack(
 
     Args:
         model: the model as built. A part that it was built without is stored as None. Its parts may have
-            `portable_spec`, options that rebuild them without the folder or the hub their pretrained weights came
+            `portable_config`, options that rebuild them without the folder or the hub their pretrained weights came
             from; these replace the options in `config`.
         config: the model config, with vocab_size, pad_id and the losses; it decides whether the model is `aligned`.
         tokenizer: trained.
@@ -149,7 +149,7 @@ def _stored_config(model: VisionLanguageModel, config: Mapping[str, Any]) -> dic
             stored[part] = None
         else:
             name, options = split_config(config[part], part)
-            stored[part] = {"name": name, **options, **portable_spec(built)}
+            stored[part] = {"name": name, **options, **portable_config(built)}
     return stored
 
 

@@ -84,9 +84,9 @@ def test_rebuilt_without_the_folder(tmp_path):
     spec = {"model_name": str(folder), "vocab_size": 35, "pad_id": 34, "memory_dim": 12}
     decoder = HFDecoder(**spec).eval()
     folder.rename(tmp_path / "gone")
-    assert str(tmp_path) not in json.dumps(decoder.portable_spec)
+    assert str(tmp_path) not in json.dumps(decoder.portable_config)
     with skip_pretrained():
-        rebuilt = HFDecoder(**{**spec, **decoder.portable_spec}).eval()
+        rebuilt = HFDecoder(**{**spec, **decoder.portable_config}).eval()
     rebuilt.load_state_dict(decoder.state_dict())
     tokens, memory = torch.randint(0, 35, (1, 4)), torch.randn(1, 3, 12)
     assert torch.equal(decoder(tokens, memory), rebuilt(tokens, memory))

@@ -87,8 +87,8 @@ distributed._gather = gather
         "processes",
         "contrastive: gathered without gradient. What other processes' samples ask of the text encoder",
         """
-from velm.losses.tiled.peers import Peers
-Peers.own_sum = lambda self, whole: whole.unflatten(0, (self.size, -1))[self.rank]
+from velm.losses.tiled.ranks import RankGroup
+RankGroup.reduce_scatter = lambda self, values: values.unflatten(0, (self.size, -1))[self.rank]
 """,
     ),
     "double averaging": (

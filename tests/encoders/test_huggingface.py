@@ -116,7 +116,7 @@ def test_text_tower_from_a_folder_of_a_whole_clip(clip_folder, no_network):
     output = encoder(tokens, tokens != 32)
     expected = whole.text_model(tokens.clamp(max=31)).pooler_output  # at the first eos
     assert torch.allclose(output.pooled, expected, atol=1e-6)
-    assert encoder.portable_spec["config"]["vocab_size"] == 33
+    assert encoder.portable_config["config"]["vocab_size"] == 33
 
 
 def test_roberta_numbers_positions_as_it_was_trained(tmp_path, no_network):
@@ -147,14 +147,14 @@ def test_rebuilt_without_the_folder(clip_folder, no_network):
         with skip_pretrained():  # the folder's weights are not read
             assert not torch.equal(*(next(iter(m.parameters())) for m in (built, cls(**spec))))
         hidden = clip_folder.rename(clip_folder.parent / "gone")
-        json.dumps(built.portable_spec)
+        json.dumps(built.portable_config)
         with skip_pretrained():
-            rebuilt = cls(**{**spec, **built.portable_spec}).eval()
+            rebuilt = cls(**{**spec, **built.portable_config}).eval()
         hidden.rename(clip_folder)
         rebuilt.load_state_dict(built.state_dict())
         assert torch.equal(built(*inputs).pooled, rebuilt(*inputs).pooled)
         assert getattr(built, "image_mean", None) == getattr(rebuilt, "image_mean", None)
-        assert str(clip_folder.parent) not in json.dumps(built.portable_spec)
+        assert str(clip_folder.parent) not in json.dumps(built.portable_config)
 
 
 def test_frozen_stays_frozen():

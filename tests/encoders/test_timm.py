@@ -68,7 +68,7 @@ def test_weights_file_projection_and_rebuild_without_the_file(tmp_path):
     rebuilt.load_state_dict(encoder.state_dict())
     images = torch.randn(1, 3, 64, 64)
     assert torch.equal(encoder(images).pooled, rebuilt(images).pooled)
-    assert encoder.portable_spec == {"pretrained": False, "weights": None}
+    assert encoder.portable_config == {"pretrained": False, "weights": None}
 
 
 def test_pixels_are_normalised_as_the_model_expects():

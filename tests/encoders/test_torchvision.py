@@ -206,5 +206,5 @@ def test_the_shared_mobilenet_weights_load():
     state = torch.load(WEIGHTS, weights_only=True)
     encoder = TorchvisionEncoder(model_name="mobilenet_v2", weights=str(WEIGHTS), trainable="none")
     assert encoder.dim == 1280
-    assert encoder.portable_spec == {"weights": None}
+    assert encoder.portable_config == {"weights": None}
     assert torch.equal(encoder.trunk.model.features[18][1].running_var, state["features.18.1.running_var"].float())

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from velm.layers.attention import Attention, attention_mask, in_autocast, in_products, products_are_faster
+from velm.layers.attention import Attention, attention_mask, cast_for_autocast, matmul_attention, matmul_is_faster
 
 
 def reference(attention, x, memory, allowed):
@@ -102,7 +102,7 @@ def test_products_are_the_fused_kernel(causal, masked):
     mask = (torch.rand(2, 1, 5, 5) < 0.5) | torch.eye(5, dtype=torch.bool) if masked else None
     options = {"attn_mask": mask, "dropout_p": 0.0, "is_causal": causal}
     results = []
-    for attend in (in_products, torch.nn.functional.scaled_dot_product_attention):
+    for attend in (matmul_attention, torch.nn.functional.scaled_dot_product_attention):
         value = attend(query, keys, values, **options)
         results.append((value, *torch.autograd.grad(value.square().sum(), (query, keys, values))))
     for ours, theirs in zip(*results, strict=True):
@@ -111,26 +111,26 @@ def test_products_are_the_fused_kernel(causal, masked):
 
 def test_products_drop_weights():
     query, keys, values = torch.randn(1, 1, 50, 8), torch.zeros(1, 1, 50, 8), torch.ones(1, 1, 50, 8)
-    dropped = in_products(query, keys, values, attn_mask=None, dropout_p=0.5, is_causal=False)
+    dropped = matmul_attention(query, keys, values, attn_mask=None, dropout_p=0.5, is_causal=False)
     assert 0.7 < dropped.mean() < 1.3
     assert dropped.std() > 0
 
 
 def test_products_are_for_short_sequences_that_are_learnt_in_bfloat16():
     short = torch.randn(1, 1, 8, 4, dtype=torch.bfloat16, requires_grad=True)
-    assert products_are_faster(short, short)
-    assert not products_are_faster(short.float(), short)
-    assert not products_are_faster(short.detach(), short)
+    assert matmul_is_faster(short, short)
+    assert not matmul_is_faster(short.float(), short)
+    assert not matmul_is_faster(short.detach(), short)
     with torch.no_grad():
-        assert not products_are_faster(short, short)
+        assert not matmul_is_faster(short, short)
     long = torch.randn(1, 1, 300, 4, dtype=torch.bfloat16, requires_grad=True)
-    assert not products_are_faster(long, long)
-    assert not products_are_faster(short.to("meta"), short.to("meta"))
+    assert not matmul_is_faster(long, long)
+    assert not matmul_is_faster(short.to("meta"), short.to("meta"))
 
 
 def test_autocast_casts_the_input_once():
     x = torch.randn(2, 3)
-    assert in_autocast(x) is x
+    assert cast_for_autocast(x) is x
     with torch.autocast("cpu", torch.bfloat16):
-        assert in_autocast(x).dtype == torch.bfloat16
-        assert in_autocast(x.double()).dtype == torch.float64
+        assert cast_for_autocast(x).dtype == torch.bfloat16
+        assert cast_for_autocast(x.double()).dtype == torch.float64

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from velm.layers.beam_memory import Shared
+from velm.layers.beam_memory import BeamMemory
 
 
 @pytest.mark.parametrize(
@@ -9,14 +9,14 @@ from velm.layers.beam_memory import Shared
 )
 def test_select_reads_what_the_rows_read(rows):
     tensor = torch.arange(3.0)[:, None].expand(3, 2)
-    once = Shared((tensor,), tensor[:, :1] > 0).select(torch.tensor(rows, dtype=torch.int64))
+    once = BeamMemory((tensor,), tensor[:, :1] > 0).select(torch.tensor(rows, dtype=torch.int64))
     assert once.tensors[0].repeat_interleave(once.copies, 0)[:, 0].tolist() == rows
     assert once.mask.repeat_interleave(once.copies, 0)[:, 0].tolist() == [row > 0 for row in rows]
 
 
 def test_beams_within_their_sentence_copy_nothing():
     tensor = torch.randn(2, 3)
-    shared = Shared((tensor,)).select(torch.tensor([0, 0, 0, 1, 1, 1]))
+    shared = BeamMemory((tensor,)).select(torch.tensor([0, 0, 0, 1, 1, 1]))
     moved = shared.select(torch.tensor([2, 0, 0, 4, 3, 5]))
     assert moved.tensors[0] is tensor
     assert moved.copies == 3
@@ -25,5 +25,5 @@ def test_beams_within_their_sentence_copy_nothing():
 
 
 def test_group_puts_beams_beside_their_memory():
-    shared = Shared((torch.zeros(2, 1),), copies=3)
+    shared = BeamMemory((torch.zeros(2, 1),), copies=3)
     assert shared.group(torch.arange(6)).tolist() == [[0, 1, 2], [3, 4, 5]]

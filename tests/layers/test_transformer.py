@@ -23,8 +23,8 @@ def test_remembering_equals_the_whole():
     whole = block(x, causal=True, memory=memory, memory_mask=mask)
     keys_values, past = block.memory_keys_values(memory), None
     for t in range(4):
-        step, past = block.remember(x[:, t : t + 1], past)
-        step = block.think(block.look(step, keys_values, mask))
+        step, past = block.self_attend_step(x[:, t : t + 1], past)
+        step = block.feed_forward(block.cross_attend(step, keys_values, mask))
         torch.testing.assert_close(step, whole[:, t : t + 1], rtol=0, atol=1e-10)
 
 

@@ -16,7 +16,7 @@ from torch.nn.functional import normalize
 from velm.losses.alignment import ContrastiveLoss, SigmoidLoss, TripletLoss
 from velm.losses.base import Loss
 from velm.losses.captioning import CaptioningLoss
-from velm.losses.tiled import walk
+from velm.losses.tiled import tiles
 from velm.losses.weighted import WeightedLosses
 from velm.outputs import Batch, VisionLanguageOutput
 
@@ -87,7 +87,7 @@ def formula(name: str, size: int, rows: int, number: int) -> float:
 
 def worker(rank: int, folder: Path) -> None:
     torch.set_num_threads(1)
-    walk.tile_size = lambda _: (4, 5)
+    tiles.tile_size = lambda _: (4, 5)
     store = f"file://{folder}/store"
     limit = datetime.timedelta(seconds=60)
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=4, timeout=limit)

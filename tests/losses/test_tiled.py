@@ -11,8 +11,8 @@ from torch.nn.functional import logsigmoid, normalize
 
 from velm.losses.alignment import ContrastiveLoss, SigmoidLoss, TripletLoss
 from velm.losses.base import Loss
-from velm.losses.tiled import walk
-from velm.losses.tiled.walk import Matches, Walk, with_gradient
+from velm.losses.tiled import tiles as tiled
+from velm.losses.tiled.tiles import Matches, TiledScores, with_gradient
 from velm.outputs import Batch, VisionLanguageOutput
 
 IDS = {
@@ -61,7 +61,7 @@ CASES = {
 
 @pytest.fixture(autouse=True, params=[(4, 7), (64, 64)], ids=["small tiles", "one tile"])
 def tiles(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(walk, "tile_size", lambda _: request.param)
+    monkeypatch.setattr(tiled, "tile_size", lambda _: request.param)
 
 
 def embeddings(rows: int, dtype: torch.dtype = torch.float64, spread: float = 1.0) -> list[Tensor]:
@@ -190,7 +190,7 @@ def test_without_gradient_the_value_is_the_same(name: str) -> None:
 @pytest.mark.parametrize("name", CASES)
 def test_a_second_derivative_is_refused(name: str) -> None:
     loss, (image, text) = CASES[name][0](), embeddings(4, torch.float32)
-    with pytest.raises(RuntimeError, match="no second derivative, which create_graph=True asks for"):
+    with pytest.raises(RuntimeError, match="no second derivative, which create_graph=True requests"):
         torch.autograd.grad(run(loss, image, text, [0, 1, 2, 3]), image, create_graph=True)
 
 
@@ -204,7 +204,7 @@ def test_matches_are_those_of_the_whole_comparison(ids: list[int]) -> None:
     assert torch.equal(found, rows[:, None] == columns)
     assert len(places.rows) == int(found.sum()) == places.bounds[-1]
     image, text = torch.ones(len(rows), 1), torch.ones(len(columns), 1)
-    for tile in Walk(image, text, rows, columns, (4, 7))():
+    for tile in TiledScores(image, text, rows, columns, (4, 7))():
         inside = torch.zeros_like(tile.scores, dtype=torch.bool)
         inside[tile.at] = True
         assert torch.equal(inside, found[tile.rows, tile.columns])
@@ -212,7 +212,7 @@ def test_matches_are_those_of_the_whole_comparison(ids: list[int]) -> None:
 
 @pytest.mark.parametrize("name", CASES)
 def test_no_tensor_has_a_number_a_pair(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(walk, "tile_size", lambda _: (16, 16))
+    monkeypatch.setattr(tiled, "tile_size", lambda _: (16, 16))
     rows, largest = 160, [0]
 
     class Watch(torch.utils._python_dispatch.TorchDispatchMode):
@@ -230,8 +230,8 @@ def test_no_tensor_has_a_number_a_pair(name: str, monkeypatch: pytest.MonkeyPatc
 
 
 def test_what_is_computed_is_what_autograd_gets() -> None:
-    def square(x: Tensor, wanted: tuple[bool, ...]) -> tuple[Tensor, tuple[Tensor | None, ...]]:
-        return x.square().sum(), (2 * x if wanted[0] else None,)
+    def square(x: Tensor, needs_grad: tuple[bool, ...]) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+        return x.square().sum(), (2 * x if needs_grad[0] else None,)
 
     x = torch.tensor([1.0, 2.0], requires_grad=True)
     with_gradient(square, x).backward()

@@ -104,7 +104,7 @@ class HFDecoder(Decoder):
             self.output_projection.requires_grad_(False)
         elif trainable != "all":
             raise ValueError(f"trainable is 'all' or 'cross'; got {trainable!r}.")
-        self.portable_spec: dict[str, Any] = {"config": hub.portable_config(language), "pretrained": False}
+        self.portable_config: dict[str, Any] = {"config": hub.portable_config(language), "pretrained": False}
         self.train(self.training)
 
     def forward(self, tokens: Tensor, memory: Tensor, memory_mask: Tensor | None = None) -> Tensor:

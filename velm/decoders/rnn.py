@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from velm.decoders.base import Decoder, DecoderState
-from velm.layers.beam_memory import Shared
+from velm.layers.beam_memory import BeamMemory
 from velm.outputs import DecoderOutput
 
 
@@ -26,7 +26,7 @@ class RNNState(DecoderState):
 
     hidden: Tensor
     cell: Tensor
-    memory: Shared
+    memory: BeamMemory
     attention: Tensor | None = None
 
     def select(self, rows: Tensor) -> RNNState:
@@ -142,7 +142,7 @@ class RNNDecoder(Decoder):
             content = memory_mask[:, :, None].to(values.dtype)
             mean = (values * content).sum(dim=1) / content.sum(dim=1).clamp(min=1)
         hidden, *rest = self.initial(mean).tanh().split(values.shape[2], dim=1)
-        return RNNState(hidden, rest[0] if rest else hidden, Shared((self.key(values), values), memory_mask))
+        return RNNState(hidden, rest[0] if rest else hidden, BeamMemory((self.key(values), values), memory_mask))
 
     def step(self, token: Tensor, state: DecoderState) -> tuple[Tensor, RNNState]:
         assert isinstance(state, RNNState)
@@ -160,7 +160,7 @@ class RNNDecoder(Decoder):
         hidden, cell = _gru(x, recurrent, state.hidden) if self.cell == "gru" else _lstm(x + recurrent, state.cell)
         return replace(state, hidden=hidden, cell=cell, attention=alpha), context
 
-    def _look(self, query: Tensor, memory: Shared) -> tuple[Tensor, Tensor]:
+    def _look(self, query: Tensor, memory: BeamMemory) -> tuple[Tensor, Tensor]:
         """Attention float (R, N) and context float (R, dim) for queries float (R, A)."""
         (keys, values), mask = memory.tensors, memory.mask
         scores = (keys[:, None] + memory.group(query)[:, :, None]).tanh() @ self.score.to(keys.dtype)

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from velm.decoders.base import Decoder, DecoderState
 from velm.layers.attention import KeysValues
-from velm.layers.beam_memory import Shared
-from velm.layers.kv_cache import Growing
+from velm.layers.beam_memory import BeamMemory
+from velm.layers.kv_cache import KVCache
 from velm.layers.positions import LearnedPositions
 from velm.layers.transformer import TransformerBlock
 from velm.outputs import DecoderOutput
@@ -29,8 +29,8 @@ class TransformerState(DecoderState):
     """
 
     decoder: TransformerDecoder
-    memory: Shared
-    past: tuple[Growing, ...] = ()
+    memory: BeamMemory
+    past: tuple[KVCache, ...] = ()
     length: int = 0
     query: Tensor | None = None
 
@@ -131,9 +131,9 @@ class TransformerDecoder(Decoder):
             return DecoderOutput(self(tokens, memory, memory_mask, words))
         memory, last = self.memory_norm(memory), self._layers()[-1]
         words = self.read_words(tokens) if words is None else words
-        query = last.listen(self._below(words, memory, memory_mask), causal=True)
+        query = last.self_attend(self._below(words, memory, memory_mask), causal=True)
         keys_values = last.memory_keys_values(memory)
-        x = last.think(last.look(query, keys_values, memory_mask))
+        x = last.feed_forward(last.cross_attend(query, keys_values, memory_mask))
         return DecoderOutput(self.norm(x), last.weights(query, keys_values, memory_mask))
 
     def read_words(self, tokens: Tensor) -> Tensor:
@@ -148,20 +148,20 @@ class TransformerDecoder(Decoder):
         looking = self._layers()[self.unimodal_depth :]
         keys_values = [tensor for block in looking for tensor in block.memory_keys_values(memory)]
         keys_values = [tensor.contiguous() for tensor in keys_values]  # read at every step: an eighth faster over 255
-        return TransformerState(self, Shared(tuple(keys_values), memory_mask))
+        return TransformerState(self, BeamMemory(tuple(keys_values), memory_mask))
 
     def step(self, token: Tensor, state: DecoderState) -> tuple[Tensor, TransformerState]:
         assert isinstance(state, TransformerState)
         x = query = self._embed(token[:, None], start=state.length)
         past = []
         for index, block in enumerate(self._layers()):
-            x, remembered = block.remember(x, state.past[index] if state.past else None)
+            x, remembered = block.self_attend_step(x, state.past[index] if state.past else None)
             past.append(remembered)
             if index >= self.unimodal_depth:
                 query, grouped = x, state.memory.group(x[:, 0])  # a sentence's beams are queries of one memory
-                looked = block.look(grouped, self.keys_values(state.memory, index), state.memory.mask)
+                looked = block.cross_attend(grouped, self.keys_values(state.memory, index), state.memory.mask)
                 x = looked.flatten(0, 1)[:, None]
-            x = block.think(x)
+            x = block.feed_forward(x)
         logits = self.output_projection(self.norm(x[:, 0]))
         return logits, replace(state, past=tuple(past), length=state.length + 1, query=query)
 
@@ -173,7 +173,7 @@ class TransformerDecoder(Decoder):
         grouped = state.memory.group(state.query[:, 0])
         return self._layers()[-1].weights(grouped, keys_values, state.memory.mask).flatten(0, 1)
 
-    def keys_values(self, memory: Shared, block: int) -> KeysValues:
+    def keys_values(self, memory: BeamMemory, block: int) -> KeysValues:
         """Of what `start` made of a memory, the part of one block; block `unimodal_depth` is the first that has any."""
         place = 2 * (block - self.unimodal_depth)
         return memory.tensors[place], memory.tensors[place + 1]

@@ -10,10 +10,10 @@ from velm.encoders.base import TextEncoder
 from velm.layers.pooling import Pooling
 from velm.outputs import EncoderOutput
 
-__all__ = ["DecoderTextEncoder", "WordsReader"]
+__all__ = ["DecoderTextEncoder", "UnimodalDecoder"]
 
 
-class WordsReader(Protocol):
+class UnimodalDecoder(Protocol):
     """What is wanted of a decoder; see `velm.decoders.base.Decoder`."""
 
     words_dim: int | None
@@ -36,7 +36,7 @@ class DecoderTextEncoder(TextEncoder):
         pooling: last (eos) or mean over the words.
     """
 
-    def __init__(self, *, decoder: WordsReader, pooling: Literal["last", "mean"] = "last") -> None:
+    def __init__(self, *, decoder: UnimodalDecoder, pooling: Literal["last", "mean"] = "last") -> None:
         super().__init__()
         if decoder.words_dim is None:
             raise ValueError(f"{type(decoder).__name__} has no part that reads the words without the memory.")

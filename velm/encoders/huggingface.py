@@ -72,7 +72,7 @@ class HFImageEncoder(ImageEncoder):
         self.projection = nn.Identity() if dim is None else nn.Linear(width, dim)
         self.pooling = None if pooling == "own" else Pooling(pooling, self.dim)
         hub.freeze(self.model, trainable, used)
-        self.portable_spec: dict[str, Any] = {
+        self.portable_config: dict[str, Any] = {
             "config": hub.portable_config(vision),
             "pretrained": False,
             "image_mean": list(self.image_mean),
@@ -170,7 +170,7 @@ class HFTextEncoder(TextEncoder):
         places = getattr(text, "max_position_embeddings", None)
         taken = 0 if self.padding_idx is None else self.padding_idx + 1
         self.max_length = None if places is None else int(places) - taken
-        self.portable_spec: dict[str, Any] = {"config": hub.portable_config(text), "pretrained": False}
+        self.portable_config: dict[str, Any] = {"config": hub.portable_config(text), "pretrained": False}
         self.train(self.training)
 
     def forward(self, tokens: Tensor, mask: Tensor) -> EncoderOutput:

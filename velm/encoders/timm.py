@@ -60,7 +60,7 @@ class TimmEncoder(ImageEncoder):
         self.dim = width if dim is None else dim
         self.projection = nn.Identity() if dim is None else nn.Linear(width, dim)
         self.pooling = None if pooling == "class" else Pooling(pooling, self.dim)
-        self.portable_spec: dict[str, Any] = {"pretrained": False, "weights": None}
+        self.portable_config: dict[str, Any] = {"pretrained": False, "weights": None}
         self._freeze(trainable)
 
     def forward(self, images: Tensor) -> EncoderOutput:

@@ -75,7 +75,7 @@ class TorchvisionEncoder(ImageEncoder):
         self.dim = width if dim is None else dim
         self.projection = nn.Identity() if dim is None else nn.Linear(width, dim)
         self.pooling = Pooling(pooling, self.dim)
-        self.portable_spec: dict[str, Any] = {"weights": None}
+        self.portable_config: dict[str, Any] = {"weights": None}
         if isinstance(model, _HALVES):
             self.image_mean = self.image_std = (0.5, 0.5, 0.5)
 

@@ -1,4 +1,4 @@
-"""Multi-head attention, over itself or over a memory, whole or one position at a time."""
+"""Multi-head attention: self-attention and cross-attention, over whole sequences or one token at a time."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from torch import Tensor, nn
 KeysValues = tuple[Tensor, Tensor]
 """Keys and values, each float (B, heads, N, D / heads)."""
 
-MOST_PAIRS = 256**2
-"""Queries times keys up to which torch's fused kernel loses in bfloat16 on a CPU, for its backward pass."""
+MATMUL_MAX_SCORES = 256**2
+"""Queries times keys up to which `matmul_attention` is used; see `matmul_is_faster`."""
 
 
 def attention_mask(mask: Tensor | None, causal: bool, queries: int) -> Tensor | None:
-    """Key padding (bool (B, N) or None) and causality in one mask bool (B, 1, 1 or T, N).
+    """Combine key padding (bool (B, N) or None) and causality into one mask, bool (B, 1, 1 or T, N).
 
-    Query t of T sees key n of N where n <= t + N - T: the last query sees every key.
+    Query t of T sees key n of N if n <= t + N - T: the last query sees every key.
     """
     if mask is None:
         return None
@@ -29,17 +29,21 @@ def attention_mask(mask: Tensor | None, causal: bool, queries: int) -> Tensor | 
     return mask[:, None, None, :] & seen
 
 
-def products_are_faster(query: Tensor, keys: Tensor) -> bool:
-    """Whether `in_products` takes less time, forward and backward, than torch's fused kernel."""
+def matmul_is_faster(query: Tensor, keys: Tensor) -> bool:
+    """Whether `matmul_attention` trains faster than torch's fused kernel: bfloat16 on a CPU, short sequences.
+
+    The fused kernel's backward pass takes 11 ms a layer of CLIP's ViT-B/32 there; matmul, softmax, matmul take 3 to 4 ms
+    forward and backward (docs/performance.md; `python -m benchmarks clip_step coca_step`).
+    """
     pairs = query.shape[2] * keys.shape[2]
     trained = torch.is_grad_enabled() and query.requires_grad
-    return trained and query.device.type == "cpu" and query.dtype == torch.bfloat16 and pairs <= MOST_PAIRS
+    return trained and query.device.type == "cpu" and query.dtype == torch.bfloat16 and pairs <= MATMUL_MAX_SCORES
 
 
-def in_products(
+def matmul_attention(
     query: Tensor, keys: Tensor, values: Tensor, *, attn_mask: Tensor | None, dropout_p: float, is_causal: bool
 ) -> Tensor:
-    """`F.scaled_dot_product_attention` as two matrix products with a softmax between, which holds all T x N weights."""
+    """`F.scaled_dot_product_attention` as matmul, softmax, matmul; stores all T x N weights."""
     scores = (query * query.shape[-1] ** -0.5) @ keys.transpose(-2, -1)
     if is_causal:
         attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
@@ -51,8 +55,8 @@ def in_products(
     return weights.to(values.dtype) @ values
 
 
-def in_autocast(x: Tensor) -> Tensor:
-    """x as autocast would cast it for a matrix product; x itself where autocast is off."""
+def cast_for_autocast(x: Tensor) -> Tensor:
+    """Cast x as autocast does for a matrix product; x itself if autocast is off."""
     kind = x.device.type
     if x.dtype != torch.float32 or not torch.is_autocast_enabled(kind):
         return x
@@ -62,13 +66,13 @@ def in_autocast(x: Tensor) -> Tensor:
 class Attention(nn.Module):
     """Scaled dot-product attention with `heads` heads (Vaswani et al. 2017, equation 1).
 
-    A query that may look at nothing gets the zero vector before the output map, never NaN.
+    A query whose keys are all masked gets the zero vector before the output projection, never NaN.
 
     Args:
-        dim: width of the queries and of the result.
+        dim: width of queries and output.
         heads: number of heads; divides `dim`.
         dropout: probability of dropping an attention weight.
-        memory_dim: width of what is attended over; None: the queries' own sequence, so `dim`.
+        memory_dim: width of the sequence attended over; None: `dim`.
     """
 
     def __init__(self, dim: int, *, heads: int, dropout: float = 0.0, memory_dim: int | None = None) -> None:
@@ -89,30 +93,30 @@ class Attention(nn.Module):
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
     def keys_values(self, memory: Tensor) -> KeysValues:
-        """Keys and values of a memory float (B, N, memory_dim), to be computed once and used often."""
+        """Project a memory, float (B, N, memory_dim), to keys and values."""
         return self.split(self.key_value(memory))
 
     def split(self, key_value: Tensor) -> KeysValues:
-        """Keys and values of what `key_value` made, float (B, N, 2 D), as views."""
+        """Split the output of `key_value`, float (B, N, 2 D), into keys and values, as views."""
         keys, values = key_value.chunk(2, dim=-1)
         return self._split(keys), self._split(values)
 
     def forward(
         self, x: Tensor, memory: Tensor | None = None, *, mask: Tensor | None = None, causal: bool = False
     ) -> Tensor:
-        """Attend from x (B, T, dim) over `memory` (B, N, memory_dim), or over x itself when it is None.
+        """Attend from x over `memory`, or over x itself if it is None.
 
         Args:
             x: float (B, T, dim).
             memory: float (B, N, memory_dim).
-            mask: bool (B, N), True where there is something to look at; None when everywhere.
+            mask: bool (B, N), True on content; None: all positions are content.
             causal: position t sees positions 0 ... t only.
         """
-        x = in_autocast(x)  # once, and not for queries, keys and values each
+        x = cast_for_autocast(x)  # once instead of for queries, keys and values
         return self.attend(x, self.keys_values(x if memory is None else memory), mask=mask, causal=causal)
 
     def attend(self, x: Tensor, keys_values: KeysValues, *, mask: Tensor | None = None, causal: bool = False) -> Tensor:
-        """`forward` over keys and values computed before. Causal: the last of x sees every key."""
+        """`forward` over precomputed keys and values. Causal: the last query sees every key."""
         keys, values = keys_values
         square = causal and x.shape[1] == keys.shape[2]
         if causal and not square and mask is None:
@@ -120,9 +124,9 @@ class Attention(nn.Module):
         allowed = attention_mask(mask, causal, x.shape[1])
         seen = None if allowed is None else allowed.any(dim=-1, keepdim=True)
         if allowed is not None and seen is not None:
-            allowed = allowed | ~seen  # a softmax over nothing is NaN: look everywhere, and zero it below
+            allowed = allowed | ~seen  # softmax over no key is NaN: attend to all keys, zero the result below
         query = self._split(self.query(x))
-        attend = in_products if products_are_faster(query, keys) else F.scaled_dot_product_attention
+        attend = matmul_attention if matmul_is_faster(query, keys) else F.scaled_dot_product_attention
         attended = attend(
             query,
             keys,
@@ -136,9 +140,9 @@ class Attention(nn.Module):
         return self.output(attended.transpose(1, 2).flatten(2))
 
     def weights(self, x: Tensor, keys_values: KeysValues, *, mask: Tensor | None = None) -> Tensor:
-        """Where x (B, T, dim) looks, averaged over heads: float (B, T, N), rows summing to 1.
+        """Attention weights of x (B, T, dim), averaged over heads: float (B, T, N), rows summing to 1.
 
-        A row that may look at nothing is all zeros.
+        A row whose keys are all masked is zero.
         """
         query, keys = self._split(self.query(x)), keys_values[0]
         scores = query @ keys.transpose(-2, -1) * query.shape[-1] ** -0.5

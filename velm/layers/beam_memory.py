@@ -1,4 +1,4 @@
-"""A memory that many rows read without a copy each: the beams of one image share its keys."""
+"""`BeamMemory`: encoder memory shared by the beams of one image, without a copy for each beam."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Shared:
-    """Tensors of G memories, read by R = G * copies rows; row r reads memory r // copies.
+class BeamMemory:
+    """Tensors of G memories read by R = G * copies rows; row r reads memory r // copies.
 
     Attributes:
         tensors: each (G, ...).
-        mask: bool (G, N) of the memories; None where there is content everywhere.
-        copies: how many neighbouring rows read the same memory.
+        mask: bool (G, N), True on content; None: all positions are content.
+        copies: number of neighbouring rows (beams) that read the same memory.
     """
 
     tensors: tuple[Tensor, ...]
@@ -26,10 +26,10 @@ class Shared:
         """(R, ...) to (G, copies, ...)."""
         return rows.unflatten(0, (-1, self.copies))
 
-    def select(self, rows: Tensor) -> Shared:
-        """The memories of the rows listed in int64 (R,), shared again where neighbours allow it.
+    def select(self, rows: Tensor) -> BeamMemory:
+        """The memories of the rows listed in int64 (R,), shared where neighbouring rows read the same one.
 
-        Beams that move within their own sentence copy nothing.
+        Nothing is copied while beams are reordered within their own image.
         """
         owners = (rows // self.copies).cpu()
         memories, counts = owners.unique_consecutive(return_counts=True)
@@ -37,12 +37,12 @@ class Shared:
         if not bool((counts == copies).all()):
             memories, copies = owners, 1
         if torch.equal(memories, torch.arange(len(self.tensors[0]))):
-            return Shared(self.tensors, self.mask, copies)
+            return BeamMemory(self.tensors, self.mask, copies)
         index = memories.to(rows.device)
         mask = None if self.mask is None else self.mask.index_select(0, index)
-        return Shared(tuple(tensor.index_select(0, index) for tensor in self.tensors), mask, copies)
+        return BeamMemory(tuple(tensor.index_select(0, index) for tensor in self.tensors), mask, copies)
 
-    def first(self, count: int) -> Shared:
-        """The first `count` memories, as views; for rows that have a memory each."""
+    def first(self, count: int) -> BeamMemory:
+        """The first `count` memories, as views; only where each row has its own memory."""
         mask = None if self.mask is None else self.mask[:count]
-        return Shared(tuple(tensor[:count] for tensor in self.tensors), mask, self.copies)
+        return BeamMemory(tuple(tensor[:count] for tensor in self.tensors), mask, self.copies)

@@ -1,4 +1,4 @@
-"""A sequence that grows at its end without being copied each time: keys and values of the words so far."""
+"""`KVCache`: the keys and values of the tokens decoded so far."""
 
 from __future__ import annotations
 
@@ -7,67 +7,66 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["Growing"]
+__all__ = ["KVCache"]
 
-ROOM = 16
-"""Places that the first room has; a room that is full is followed by one twice as large."""
+INITIAL_CAPACITY = 16
+"""Tokens that fit in the first buffer; a full buffer is replaced by one of twice the size."""
 
 
 @dataclass
-class _Room:
-    """float (capacity, R, D), of which the first `filled` places are taken."""
+class _Buffer:
+    """float (capacity, R, D), of which the first `filled` tokens are written."""
 
     tensor: Tensor
     filled: int
 
 
 @dataclass(frozen=True)
-class Growing:
-    """A vector at each of t places for R rows: float (t, R, D).
+class KVCache:
+    """An append-only sequence of vectors, float (t, R, D), for t tokens of R rows.
 
-    `append` and `select` leave it as it is. What is appended goes behind the end of the room that the two then share;
-    whoever comes second copies:
+    `append` and `select` return a new cache and leave this one unchanged. Appending writes behind the end of a buffer
+    that both caches share; a second append to the same cache (a branch) copies:
 
-        a b c . .   one.append(d)     a b c d .   the same room
-                    one.append(e)     a b c e .   another
+        a b c . .   first = cache.append(d)    a b c d .   same buffer
+                    second = cache.append(e)   a b c e .   copy
 
-    With gradients on, both copy, so that gradients pass.
+    With gradients enabled every append copies, so that gradients flow.
     """
 
-    room: _Room
+    buffer: _Buffer
     length: int
 
     @classmethod
-    def of(cls, first: Tensor) -> Growing:
-        """With one place, float (R, D)."""
-        return cls(_Room(first[None], 1), 1)
+    def of(cls, first: Tensor) -> KVCache:
+        """A cache of one token, float (R, D)."""
+        return cls(_Buffer(first[None], 1), 1)
 
     @property
     def tensor(self) -> Tensor:
         """float (t, R, D), a view."""
-        return self.room.tensor[: self.length]
+        return self.buffer.tensor[: self.length]
 
-    def append(self, new: Tensor) -> Growing:
-        """With one more place, float (R, D)."""
+    def append(self, new: Tensor) -> KVCache:
+        """The cache with one more token, float (R, D)."""
         if torch.is_grad_enabled():
-            return Growing(_Room(torch.cat([self.tensor, new[None]]), self.length + 1), self.length + 1)
-        room = self.room
-        foreign = room.tensor.is_inference() and not torch.is_inference_mode_enabled()  # may not be written into
-        if room.filled != self.length or self.length == len(room.tensor) or foreign:
-            room = self._empty(new.shape[0], max(ROOM, 2 * self.length))
-            room.tensor[: self.length] = self.tensor
-        room.tensor[self.length] = new
-        room.filled += 1
-        return Growing(room, self.length + 1)
+            return KVCache(_Buffer(torch.cat([self.tensor, new[None]]), self.length + 1), self.length + 1)
+        buffer = self.buffer
+        read_only = buffer.tensor.is_inference() and not torch.is_inference_mode_enabled()
+        if buffer.filled != self.length or self.length == len(buffer.tensor) or read_only:
+            buffer = self._new_buffer(new.shape[0], max(INITIAL_CAPACITY, 2 * self.length))
+            buffer.tensor[: self.length] = self.tensor
+        buffer.tensor[self.length] = new
+        buffer.filled += 1
+        return KVCache(buffer, self.length + 1)
 
-    def select(self, rows: Tensor) -> Growing:
-        """The rows listed in int64 (R',), with as much room."""
+    def select(self, rows: Tensor) -> KVCache:
+        """The cache of the rows listed in int64 (R',), with the same capacity."""
         if torch.is_grad_enabled():
-            return Growing(_Room(self.tensor.index_select(1, rows), self.length), self.length)
-        room = self._empty(len(rows), len(self.room.tensor))
-        torch.index_select(self.tensor, 1, rows, out=room.tensor[: self.length])
-        return Growing(room, self.length)
+            return KVCache(_Buffer(self.tensor.index_select(1, rows), self.length), self.length)
+        buffer = self._new_buffer(len(rows), len(self.buffer.tensor))
+        torch.index_select(self.tensor, 1, rows, out=buffer.tensor[: self.length])
+        return KVCache(buffer, self.length)
 
-    def _empty(self, rows: int, capacity: int) -> _Room:
-        """Room for as many places as there are, and more."""
-        return _Room(self.room.tensor.new_empty(capacity, rows, self.room.tensor.shape[2]), self.length)
+    def _new_buffer(self, rows: int, capacity: int) -> _Buffer:
+        return _Buffer(self.buffer.tensor.new_empty(capacity, rows, self.buffer.tensor.shape[2]), self.length)

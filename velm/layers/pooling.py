@@ -1,4 +1,4 @@
-"""From one vector a position to one vector for the whole; positions without content never count."""
+"""Pooling: (B, N, D) to (B, D); masked positions never count."""
 
 from __future__ import annotations
 
@@ -35,16 +35,16 @@ def first(features: Tensor, mask: Tensor | None = None) -> Tensor:
 
 
 def last(features: Tensor, mask: Tensor | None = None) -> Tensor:
-    """The last position with content, eos in a sentence: (B, D)."""
+    """The last position with content, eos in a text: (B, D)."""
     if mask is None:
         return features[:, -1]
-    places = torch.arange(mask.shape[1], device=mask.device)
-    index = (places * mask).amax(dim=1)
+    positions = torch.arange(mask.shape[1], device=mask.device)
+    index = (positions * mask).amax(dim=1)
     return features[torch.arange(len(features), device=features.device), index]
 
 
 class AttentionPooling(nn.Module):
-    """A learned query chooses where to look, head by head (Lee et al. 2019, "Set Transformer", section 3.2).
+    """Attention with one learned query (Lee et al. 2019, "Set Transformer", section 3.2).
 
     Args:
         dim: width D, divisible by heads.
@@ -63,12 +63,12 @@ class AttentionPooling(nn.Module):
 
 
 class Pooling(nn.Module):
-    """The pooling of that name: `mean`, `max`, `first`, `last`, `attention`.
+    """Pooling by name: `mean`, `max`, `first`, `last`, `attention`.
 
     Args:
-        name: which.
+        name: one of the above.
         dim: width D.
-        heads: of `attention` only.
+        heads: attention heads, for `attention` only.
     """
 
     def __init__(self, name: PoolingName, dim: int, heads: int = 4) -> None:

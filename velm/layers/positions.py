@@ -1,7 +1,6 @@
-"""Where a vector sits: sine and learned positions, along a sentence and over the grid of an image.
+"""Position embeddings, sinusoidal and learned: 1-D for the tokens of a text, 2-D for the grid of an image.
 
-A sentence numbers its tokens 0 ... T - 1, an image its cells by row and column. Learned positions of an image
-live on a grid of their own, and are resized to the grid they meet.
+Learned image positions have a fixed grid and are resized to the grid of the input.
 """
 
 from __future__ import annotations
@@ -20,32 +19,32 @@ __all__ = [
 ]
 
 
-def sine(places: Tensor, dim: int, temperature: float = 10_000.0) -> Tensor:
-    """Sines and cosines of a place at dim / 2 wavelengths (Vaswani et al. 2017, section 3.5).
+def sine(positions: Tensor, dim: int, temperature: float = 10_000.0) -> Tensor:
+    """Sines and cosines of a position at dim / 2 wavelengths (Vaswani et al. 2017, section 3.5).
 
     Args:
-        places: float or int (...), in tokens or cells.
+        positions: float or int (...), in tokens or cells.
         dim: even.
         temperature: the wavelengths run from 2 pi to nearly 2 pi times this.
 
     Returns:
-        (..., dim), first the sines, then the cosines; float64 for float64 places, else float32.
+        (..., dim), first the sines, then the cosines; float64 for float64 positions, else float32.
     """
     if dim % 2:
         raise ValueError(f"Sine positions need an even dim (a sine and a cosine each); dim is {dim}.")
-    places = places if places.dtype == torch.float64 else places.float()  # bfloat16 cannot count past 256
-    steps = torch.arange(dim // 2, device=places.device, dtype=places.dtype)
-    angles = places[..., None] * temperature ** (-2 * steps / dim)
+    positions = positions if positions.dtype == torch.float64 else positions.float()  # bfloat16 counts to 256 only
+    steps = torch.arange(dim // 2, device=positions.device, dtype=positions.dtype)
+    angles = positions[..., None] * temperature ** (-2 * steps / dim)
     return torch.cat([angles.sin(), angles.cos()], dim=-1)
 
 
 def sine_grid(grid: tuple[int, int], dim: int, like: Tensor, temperature: float = 10_000.0) -> Tensor:
-    """Positions of every cell of a grid, row by row: half of `dim` tells the row, half the column.
+    """Positions of every cell of a grid, in row-major order: half of `dim` encodes the row, half the column.
 
     Args:
         grid: (H', W'), in cells.
         dim: divisible by 4.
-        like: lends its device and dtype.
+        like: gives device and dtype.
         temperature: as in `sine`.
 
     Returns:
@@ -61,7 +60,7 @@ def sine_grid(grid: tuple[int, int], dim: int, like: Tensor, temperature: float 
 
 
 def check_grid_dim(dim: int) -> None:
-    """Raise early where `sine_grid` would fail."""
+    """Raise a ValueError unless `dim` is divisible by 4."""
     if dim % 4:
         raise ValueError(
             f"2-D sine positions need a dim divisible by 4 (sine and cosine of row and column); dim is {dim}."
@@ -80,16 +79,16 @@ class SinePositions(nn.Module):
     def forward(self, like: Tensor, start: int = 0) -> Tensor:
         """Positions start ... start + T - 1 for `like` (..., T, D), in its dtype, on its device."""
         wide = torch.float64 if like.dtype == torch.float64 else torch.float32
-        places = torch.arange(start, start + like.shape[-2], device=like.device, dtype=wide)
-        return sine(places, self.dim).to(like.dtype)
+        positions = torch.arange(start, start + like.shape[-2], device=like.device, dtype=wide)
+        return sine(positions, self.dim).to(like.dtype)
 
 
 class LearnedPositions(nn.Module):
-    """(T, D) positions of T tokens, one learned vector a place.
+    """(T, D) positions of T tokens, one learned vector for each.
 
     Args:
         dim: width D.
-        max_length: number of places, in tokens.
+        max_length: number of positions, in tokens.
     """
 
     def __init__(self, dim: int, max_length: int) -> None:
@@ -103,7 +102,7 @@ class LearnedPositions(nn.Module):
         if stop > len(self.weight):
             raise ValueError(
                 f"{stop} tokens, but there are positions for max_length {len(self.weight)} tokens only: "
-                "shorten the sentences or raise max_length."
+                "shorten the texts or raise max_length."
             )
         return self.weight[start:stop]
 
@@ -121,11 +120,11 @@ class SineGridPositions(nn.Module):
 
 
 class LearnedGridPositions(nn.Module):
-    """(N, D) positions learned on a grid of their own, resized bicubically to the grid asked for.
+    """(N, D) positions learned on a fixed grid, resized bicubically to the grid of the input.
 
     Args:
         dim: width D.
-        grid: cells along a side of the grid of their own.
+        grid: cells along a side of the learned grid.
     """
 
     def __init__(self, dim: int, grid: int) -> None:
@@ -138,7 +137,7 @@ class LearnedGridPositions(nn.Module):
     def forward(self, grid: tuple[int, int], like: Tensor) -> Tensor:
         weight: Tensor = self.weight
         if tuple(weight.shape[-2:]) != tuple(grid):
-            # antialias, so that a smaller grid skips no learned vector; wide, since half has no kernel
+            # antialias: a smaller grid skips no learned vector; wide: half precision has no kernel
             wide = weight if weight.dtype == torch.float64 else weight.float()
             weight = F.interpolate(wide, size=grid, mode="bicubic", align_corners=False, antialias=True)
         return weight[0].flatten(1).T.to(like.dtype)

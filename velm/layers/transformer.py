@@ -5,29 +5,31 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from velm.layers.attention import Attention, KeysValues
-from velm.layers.kv_cache import Growing
+from velm.layers.kv_cache import KVCache
 
 
 class MLP(nn.Sequential):
-    """Linear, GELU, linear: D to D by way of `hidden`."""
+    """Linear, GELU, linear: D to `hidden` to D."""
 
     def __init__(self, dim: int, hidden: int, dropout: float = 0.0) -> None:
         super().__init__(nn.Linear(dim, hidden), nn.GELU(), nn.Dropout(dropout), nn.Linear(hidden, dim))
 
 
 class TransformerBlock(nn.Module):
-    """Self-attention, attention over a memory where there is one, MLP; each normalised before, added after.
+    """Self-attention, cross-attention (with `memory_dim`) and MLP, each a pre-norm residual branch.
 
-        x ── + ─ norm ─ self-attention ── + ─ norm ─ memory attention ── + ─ norm ─ MLP ── +
+        x = x + self_attention(norm(x))
+        x = x + cross_attention(norm(x), memory)
+        x = x + mlp(norm(x))
 
-    Pre-norm (Xiong et al. 2020) trains without a long warm-up; whoever stacks blocks adds a last norm.
+    Pre-norm (Xiong et al. 2020, arXiv 2002.04745) trains without a long warm-up. A stack of blocks needs a final norm.
 
     Args:
         dim: width.
         heads: number of attention heads; divides `dim`.
         mlp_ratio: hidden width of the MLP as a multiple of `dim`.
-        dropout: probability, on what each of the parts adds.
-        memory_dim: width of the memory; None: a block without memory attention.
+        dropout: probability, on the output of each branch.
+        memory_dim: width of the memory; None: no cross-attention.
     """
 
     def __init__(
@@ -63,9 +65,9 @@ class TransformerBlock(nn.Module):
 
         Args:
             x: float (B, T, dim).
-            mask: bool (B, T), True on content; None when everything is.
+            mask: bool (B, T), True on content; None: all positions are content.
             causal: position t sees positions 0 ... t only.
-            memory: float (B, N, memory_dim); for a block that was built with a `memory_dim`.
+            memory: float (B, N, memory_dim); required if the block has a `memory_dim`, else None.
             memory_mask: bool (B, N).
 
         Returns:
@@ -76,45 +78,50 @@ class TransformerBlock(nn.Module):
                 f"memory is {'missing' if memory is None else 'given'} but the block was built "
                 f"{'with' if memory is None else 'without'} a memory_dim."
             )
-        x = self.listen(x, mask, causal)
+        x = self.self_attend(x, mask, causal)
         if memory is not None:
-            x = self.look(x, self.memory_keys_values(memory), memory_mask)
-        return self.think(x)
+            x = self.cross_attend(x, self.memory_keys_values(memory), memory_mask)
+        return self.feed_forward(x)
 
-    def listen(self, x: Tensor, mask: Tensor | None = None, causal: bool = False) -> Tensor:
-        """The part that attends over the sequence itself."""
+    def self_attend(self, x: Tensor, mask: Tensor | None = None, causal: bool = False) -> Tensor:
+        """Self-attention over a whole sequence, float (B, T, dim)."""
         return x + self.dropout(self.attention(self.attention_norm(x), mask=mask, causal=causal))
 
-    def remember(self, x: Tensor, past: Growing | None) -> tuple[Tensor, Growing]:
-        """`listen` for the next position alone, x (B, 1, dim), after a `past`; and the past with it in.
+    def self_attend_step(self, x: Tensor, past: KVCache | None) -> tuple[Tensor, KVCache]:
+        """`self_attend` for the next token only.
 
-        The past holds keys and values side by side, float (t, B, 2 * dim).
+        Args:
+            x: float (B, 1, dim).
+            past: keys and values of the earlier tokens, concatenated, (t, B, 2 * dim); None before the first.
+
+        Returns:
+            float (B, 1, dim), and the cache with this token appended.
         """
-        x_normed = self.attention_norm(x)
-        new = self.attention.key_value(x_normed)[:, 0]
-        past = Growing.of(new) if past is None else past.append(new)
+        normed = self.attention_norm(x)
+        new = self.attention.key_value(normed)[:, 0]
+        past = KVCache.of(new) if past is None else past.append(new)
         keys_values = self.attention.split(past.tensor.transpose(0, 1))
-        return x + self.dropout(self.attention.attend(x_normed, keys_values)), past
+        return x + self.dropout(self.attention.attend(normed, keys_values)), past
 
     def memory_keys_values(self, memory: Tensor) -> KeysValues:
-        """What `look` and `weights` take, computed once for a memory float (B, N, memory_dim)."""
-        return self._over_memory()[1].keys_values(memory)
+        """Keys and values of a memory float (B, N, memory_dim) for `cross_attend` and `weights`, computed once."""
+        return self._cross_attention()[1].keys_values(memory)
 
-    def look(self, x: Tensor, keys_values: KeysValues, memory_mask: Tensor | None = None) -> Tensor:
-        """The part that attends over the memory."""
-        norm, attention = self._over_memory()
+    def cross_attend(self, x: Tensor, keys_values: KeysValues, memory_mask: Tensor | None = None) -> Tensor:
+        """Attention of x (B, T, dim) over the memory."""
+        norm, attention = self._cross_attention()
         return x + self.dropout(attention.attend(norm(x), keys_values, mask=memory_mask))
 
     def weights(self, x: Tensor, keys_values: KeysValues, memory_mask: Tensor | None = None) -> Tensor:
-        """Where `look` looks, averaged over heads: float (B, T, N)."""
-        norm, attention = self._over_memory()
+        """Attention weights of `cross_attend`, averaged over heads: float (B, T, N)."""
+        norm, attention = self._cross_attention()
         return attention.weights(norm(x), keys_values, mask=memory_mask)
 
-    def think(self, x: Tensor) -> Tensor:
-        """The part that works on each position alone."""
+    def feed_forward(self, x: Tensor) -> Tensor:
+        """The MLP, position by position."""
         return x + self.dropout(self.mlp(self.mlp_norm(x)))
 
-    def _over_memory(self) -> tuple[nn.LayerNorm, Attention]:
+    def _cross_attention(self) -> tuple[nn.LayerNorm, Attention]:
         assert self.memory_norm is not None, "built without memory_dim"
         assert self.memory_attention is not None
         return self.memory_norm, self.memory_attention

@@ -103,12 +103,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
     ) -> Tensor:
         kind = hidden.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
-        wanted = dict(zip(("hidden", "weight", "bias"), ctx.needs_input_grad, strict=False))
+        needs_grad = dict(zip(("hidden", "weight", "bias"), ctx.needs_input_grad, strict=False))
         wide = torch.float64 if dtype == torch.float64 else torch.float32
         total = torch.zeros((), dtype=wide, device=hidden.device)
-        d_hidden = torch.empty_like(hidden) if wanted["hidden"] else None
-        d_weight = torch.zeros_like(weight) if wanted["weight"] else None
-        d_bias = torch.zeros_like(bias) if bias is not None and wanted["bias"] else None
+        d_hidden = torch.empty_like(hidden) if needs_grad["hidden"] else None
+        d_weight = torch.zeros_like(weight) if needs_grad["weight"] else None
+        d_bias = torch.zeros_like(bias) if bias is not None and needs_grad["bias"] else None
         with torch.autocast(kind, enabled=False):
             matrix = weight.to(dtype)
             for start in range(0, len(hidden), size):

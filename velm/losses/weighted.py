@@ -1,24 +1,25 @@
-"""Several losses with their weights, as `losses:` of a YAML lists them."""
+"""The losses under `losses:` of a config, and their weighted sum."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch import distributed as dist
 
 from velm import registry
 from velm.errors import ConfigError
 from velm.losses.base import Loss
-from velm.outputs import EMBEDS, Batch, VisionLanguageOutput
+from velm.outputs import Batch, VisionLanguageOutput
 
 __all__ = ["WeightedLosses", "build_losses"]
 
 
 class WeightedLosses(nn.ModuleDict):
-    """Losses by name; called, it gives their weighted sum and each of them, unweighted.
+    """Losses by name; `forward` returns their weighted sum and each unweighted value.
 
     Args:
         losses: by name.
@@ -35,19 +36,39 @@ class WeightedLosses(nn.ModuleDict):
 
     @property
     def requires(self) -> frozenset[str]:
-        """What the model has to compute for them."""
+        """The outputs that the model computes for them."""
         return frozenset().union(*(loss.requires for loss in self.named().values()))
 
     @property
     def share(self) -> bool:
-        """Whether all that look at embeddings take a device's own rows; see `Loss`."""
-        looking = [loss for loss in self.named().values() if not EMBEDS.isdisjoint(loss.requires)]
-        return all(getattr(loss, "shares", False) for loss in looking)
+        """Whether every alignment loss distributes its own work, so that embeddings need not be gathered."""
+        return all(loss.shares for loss in self.named().values() if loss.aligns)
 
-    def forward(self, output: VisionLanguageOutput, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """The sum, float (), and {name: float ()}."""
-        parts = {name: loss(output, batch) for name, loss in self.items()}
+    def forward(
+        self, output: VisionLanguageOutput, batch: Batch, group: dist.ProcessGroup | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The weighted sum, float (), and the losses {name: float ()}; see `each` for the arguments."""
+        parts = self.each(self, output, batch, group)
         return self.weighted(parts), parts
+
+    def each(
+        self,
+        names: Iterable[str],
+        output: VisionLanguageOutput,
+        batch: Batch,
+        group: dist.ProcessGroup | None = None,
+    ) -> dict[str, Tensor]:
+        """The losses `names`, {name: float ()}.
+
+        Args:
+            names: which losses.
+            output: of the whole batch; with a group, of this rank's rows.
+            batch: likewise.
+            group: passed to losses with `shares`; None: the batch is complete.
+        """
+        losses = self.named()
+        passed = {name: (group,) if group is not None and losses[name].shares else () for name in names}
+        return {name: losses[name](output, batch, *extra) for name, extra in passed.items()}
 
     def weighted(self, parts: Mapping[str, Tensor]) -> Tensor:
         """The weighted sum, float (), of the losses {name: float ()}."""
@@ -55,10 +76,10 @@ class WeightedLosses(nn.ModuleDict):
 
 
 def build_losses(losses: Mapping[str, Mapping[str, Any] | None]) -> WeightedLosses:
-    """Losses from `{name: {weight: 1.0, options}}`.
+    """Build losses from `{name: {weight: 1.0, options}}`.
 
     Raises:
-        ConfigError: an unknown loss or option, or a weight that is negative, infinite or no number.
+        ConfigError: an unknown loss or option, or a weight that is not a finite number >= 0.
     """
     modules, weights = {}, {}
     for name, options in losses.items():
@@ -75,5 +96,5 @@ def build_losses(losses: Mapping[str, Mapping[str, Any] | None]) -> WeightedLoss
 
 
 def _key(name: str) -> str:
-    """What a loss is called in logs and checkpoints: its name; of a dotted path, `my_pkg.losses:Focal`, the class."""
+    """The name of a loss in logs and checkpoints; of a dotted path, `my_pkg.losses:Focal`, the class name."""
     return name.rpartition(":")[2].replace(".", "_")

@@ -2,7 +2,7 @@
 
 A bridge to somebody else's models asks `pretrained_allowed()` before it opens a weights file or a hub. What it
 must know besides its weights to be built again elsewhere (a configuration that lies in a folder) it states as
-`portable_spec`, options that replace those of its spec when a checkpoint is written.
+`portable_config`, options that replace those of its spec when a checkpoint is written.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ def pretrained_allowed() -> bool:
     return _allowed.get()
 
 
-def portable_spec(part: nn.Module) -> dict[str, Any]:
+def portable_config(part: nn.Module) -> dict[str, Any]:
     """Options to put over a part's spec so that it can be built where its weights file or folder is absent."""
-    return dict(getattr(part, "portable_spec", {}))
+    return dict(getattr(part, "portable_config", {}))
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:

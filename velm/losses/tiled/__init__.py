@@ -1,1 +1,1 @@
-"""Sums over all pairs of B images and B texts, made tile by tile: nothing B x B exists, on one device or on many."""
+"""Sums over all pairs of B images and B texts, computed tile by tile: no B x B matrix is stored, on any rank."""

@@ -1,6 +1,6 @@
-"""InfoNCE, each match against the negatives, in two walks over the tiles: norms, then gradients.
+"""InfoNCE over several matches a row, in two passes over the tiles: log-normalisers, then gradients.
 
-With logits l = t s, negatives' norms n_i = log sum_{j outside P(i)} exp(l_ij) of row i and n'_j of column j,
+With logits l = t s, log-normalisers of the negatives n_i = log sum_{j outside P(i)} exp(l_ij) of row i and n'_j of column j,
 
     L = 1 / 2B  sum over matches (i, p) of  softplus(n_i - l_ip) / |P(i)| + softplus(n'_p - l_ip) / |P(p)|
 
@@ -16,94 +16,99 @@ import math
 
 import torch
 from torch import Tensor
+from torch import distributed as dist
 from torch.nn.functional import logsigmoid
 
-from velm.losses.tiled.peers import Peers
-from velm.losses.tiled.walk import Walk
+from velm.losses.tiled.ranks import RankGroup
+from velm.losses.tiled.tiles import TiledScores
 
 __all__ = ["contrastive"]
 
 
 def contrastive(
-    image: Tensor, text: Tensor, scale: Tensor, *, ids: Tensor, group: object = None, wanted: tuple[bool, ...]
-) -> tuple[Tensor, tuple[Tensor | None, ...]]:
-    """`velm.losses.ContrastiveLoss` and its gradients; texts meet all images, which stay where they are.
+    image: Tensor, text: Tensor, scale: Tensor, *, ids: Tensor, group: dist.ProcessGroup | None = None,
+    needs_grad: tuple[bool, ...],
+) -> tuple[Tensor, tuple[Tensor | None, ...]]:  # fmt: skip
+    """`velm.losses.ContrastiveLoss` and its gradients. Texts are gathered; each rank scores its own images.
 
     Args:
-        image: float (b, E), this rank's.
-        text: float (b, E), this rank's.
+        image: float (b, E), rows of this rank.
+        text: float (b, E), rows of this rank.
         scale: float (), t.
-        ids: int (b,), this rank's.
-        group: the process group whose ranks hold the batch between them; None if this is all of it.
-        wanted: for which of image, text and scale a gradient is made.
+        ids: int (b,), image ids of this rank.
+        group: the ranks that share the batch; None if this process holds all of it.
+        needs_grad: whether to compute the gradient of image, text and scale.
 
     Returns:
-        L of the whole batch, float (); and its gradients, those of image and text summed over the ranks' losses.
+        L of the whole batch, float (), and its gradients; those of image and text are of the sum of L over ranks, as a
+        gather with gradient gives them.
     """
-    peers = Peers(group)  # type: ignore[arg-type]
-    texts, all_ids = peers.gather(text), peers.gather(ids)
-    walk, t, factor = Walk(image, texts, ids, all_ids), float(scale), 1 / (2 * len(all_ids))
-    value, shifts, pull = _terms(walk, t, _share(all_ids, image.dtype), peers)
-    if not any(wanted):
+    ranks = RankGroup(group)
+    texts, all_ids = ranks.gather(text), ranks.gather(ids)
+    scores, t, factor = TiledScores(image, texts, ids, all_ids), float(scale), 1 / (2 * len(all_ids))
+    value, shifts, pull = _terms(scores, t, _match_weights(all_ids, image.dtype), ranks)
+    if not any(needs_grad):
         return value * factor, (None, None, None)
-    d_image, d_texts = _gradients(walk, t, shifts, pull, (wanted[0] or wanted[2], wanted[1]), t * factor)
+    d_image, d_texts = _gradients(scores, t, shifts, pull, (needs_grad[0] or needs_grad[2], needs_grad[1]), t * factor)
     d_scale = None
-    if wanted[2]:
+    if needs_grad[2]:
         assert d_image is not None
-        d_scale = peers.sum(torch.dot(image.flatten(), d_image.flatten()) / t).to(scale.dtype)
-    d_text = None if d_texts is None else peers.own_sum(d_texts)
-    d_image = d_image if wanted[0] else None
-    if peers.size > 1:
-        d_image, d_text = (g if g is None else g.mul_(peers.size) for g in (d_image, d_text))
+        d_scale = ranks.sum(torch.dot(image.flatten(), d_image.flatten()) / t).to(scale.dtype)
+    d_text = None if d_texts is None else ranks.reduce_scatter(d_texts)
+    d_image = d_image if needs_grad[0] else None
+    if ranks.size > 1:
+        d_image, d_text = (g if g is None else g.mul_(ranks.size) for g in (d_image, d_text))
     return value * factor, (d_image, d_text, d_scale)
 
 
-def _share(ids: Tensor, dtype: torch.dtype) -> Tensor:
+def _match_weights(ids: Tensor, dtype: torch.dtype) -> Tensor:
     """1 / |P(i)|, float (B,)."""
     ordered = ids.sort().values
     count = torch.searchsorted(ordered, ids, right=True) - torch.searchsorted(ordered, ids)
     return count.to(dtype).reciprocal()
 
 
-def _terms(walk: Walk, scale: float, share: Tensor, peers: Peers) -> tuple[Tensor, tuple[Tensor, Tensor], Tensor]:
-    """2B L; the shifts a (b,) of rows and a' (B,) of columns; and 2B dL/dl of the matches (M,)."""
-    rows, columns, logits = _norms(walk, scale)
-    columns = peers.logsumexp(columns)
-    i, j = walk.matches.rows, walk.matches.columns
+def _terms(
+    scores: TiledScores, scale: float, weights: Tensor, ranks: RankGroup
+) -> tuple[Tensor, tuple[Tensor, Tensor], Tensor]:
+    """2B L; the shifts a (b,) of rows and a' (B,) of columns; 2B dL/dl of the matches (M,)."""
+    rows, columns, logits = _norms(scores, scale)
+    columns = ranks.logsumexp(columns)
+    i, j = scores.matches.rows, scores.matches.columns
     by_row, by_column = rows[i] - logits, columns[j] - logits
-    value = -((logsigmoid(-by_row) + logsigmoid(-by_column)) * share[j]).sum()
-    pull_row, pull_column = by_row.sigmoid() * share[j], by_column.sigmoid() * share[j]
+    value = -((logsigmoid(-by_row) + logsigmoid(-by_column)) * weights[j]).sum()
+    pull_row, pull_column = by_row.sigmoid() * weights[j], by_column.sigmoid() * weights[j]
     weight_row = torch.zeros_like(rows).index_add_(0, i, pull_row)
     weight_column = torch.zeros_like(columns).index_add_(0, j, pull_column)
-    value, weight_column = peers.sum(torch.cat([value[None], weight_column])).tensor_split([1])
+    value, weight_column = ranks.sum(torch.cat([value[None], weight_column])).tensor_split([1])
     shifts = _shift(rows, weight_row), _shift(columns, weight_column)
     return value.squeeze(0), shifts, (pull_row + pull_column).neg_()
 
 
 def _shift(norm: Tensor, weight: Tensor) -> Tensor:
-    """a = n - log w; inf where nothing is to be pushed away."""
+    """a = n - log w; inf where w is 0: no gradient on the negatives."""
     return torch.where(weight > 0, norm - weight.log(), math.inf)
 
 
-def _norms(walk: Walk, scale: float) -> tuple[Tensor, Tensor, Tensor]:
-    """The negatives' norms of rows (b,) and columns (B,), -inf where there are none; logits of the matches (M,)."""
-    rows = walk.image.new_full((len(walk.image),), -math.inf)
-    columns = walk.image.new_full((len(walk.text),), -math.inf)
-    logits = walk.image.new_empty(len(walk.matches.rows))
-    for tile in walk(scale):
-        logits[tile.matches] = tile.take(-math.inf)
-        for norms, part in zip((rows[tile.rows], columns[tile.columns]), _log_sums(walk, tile.scores), strict=True):
+def _norms(scores: TiledScores, scale: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Log-normalisers of rows (b,) and columns (B,), -inf without negatives; logits of the matches (M,)."""
+    rows = scores.image.new_full((len(scores.image),), -math.inf)
+    columns = scores.image.new_full((len(scores.text),), -math.inf)
+    logits = scores.image.new_empty(len(scores.matches.rows))
+    for tile in scores(scale):
+        logits[tile.matches] = tile.pop_matches(-math.inf)
+        for norms, part in zip((rows[tile.rows], columns[tile.columns]), _log_sums(scores, tile.scores), strict=True):
             torch.logaddexp(norms, part, out=norms)
     return rows, columns, logits
 
 
-def _log_sums(walk: Walk, logits: Tensor) -> tuple[Tensor, Tensor]:
-    """logsumexp along each axis: from one exponential of each number where that loses nothing, else from two."""
+def _log_sums(scores: TiledScores, logits: Tensor) -> tuple[Tensor, Tensor]:
+    """logsumexp along each axis, from one exp of the tile if nothing underflows, else from two."""
     peak = logits.amax()
-    shared = torch.sub(logits, peak, out=walk.buffer(1, *logits.shape)).exp_()
+    shared = torch.sub(logits, peak, out=scores.buffer(1, *logits.shape)).exp_()
     sums = shared.sum(1), shared.sum(0)
     info = torch.finfo(logits.dtype)
-    # then all that has underflowed is below rounding; not so in a row far below the peak, nor in one that is nan
+    # above it, underflowed terms are below rounding; a row far below the peak, or with nan, is not
     least = info.tiny / info.eps * max(logits.shape)
     if torch.stack([each.amin() for each in sums]).amin() > least:
         return sums[0].log_().add_(peak), sums[1].log_().add_(peak)
@@ -111,19 +116,24 @@ def _log_sums(walk: Walk, logits: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _gradients(
-    walk: Walk, scale: float, shifts: tuple[Tensor, Tensor], pull: Tensor, wanted: tuple[bool, bool], factor: float
+    scores: TiledScores,
+    scale: float,
+    shifts: tuple[Tensor, Tensor],
+    pull: Tensor,
+    needs_grad: tuple[bool, bool],
+    factor: float,
 ) -> tuple[Tensor | None, Tensor | None]:
     """factor * G @ text and factor * G.T @ image, where G is 2B dL/dl."""
-    d_image = torch.zeros_like(walk.image) if wanted[0] else None
-    d_text = torch.zeros_like(walk.text) if wanted[1] else None
-    for tile in walk(scale):
-        tile.take(-math.inf)
-        other = walk.buffer(1, *tile.scores.shape)
+    d_image = torch.zeros_like(scores.image) if needs_grad[0] else None
+    d_text = torch.zeros_like(scores.text) if needs_grad[1] else None
+    for tile in scores(scale):
+        tile.pop_matches(-math.inf)
+        other = scores.buffer(1, *tile.scores.shape)
         torch.sub(tile.scores, shifts[0][tile.rows, None], out=other).exp_()
         tile.scores.sub_(shifts[1][tile.columns]).exp_().add_(other)
-        tile.put(pull[tile.matches])
+        tile.set_matches(pull[tile.matches])
         if d_image is not None:
-            d_image[tile.rows].addmm_(tile.scores, walk.text[tile.columns], alpha=factor)
+            d_image[tile.rows].addmm_(tile.scores, scores.text[tile.columns], alpha=factor)
         if d_text is not None:
-            d_text[tile.columns].addmm_(tile.scores.T, walk.image[tile.rows], alpha=factor)
+            d_text[tile.columns].addmm_(tile.scores.T, scores.image[tile.rows], alpha=factor)
     return d_image, d_text

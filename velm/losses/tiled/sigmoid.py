@@ -1,4 +1,4 @@
-"""SigLIP's loss in one walk: every pair stands for itself, so its gradient is at hand with its value.
+"""SigLIP's loss in one pass over the tiles: the pairs are independent, so value and gradient come together.
 
 With logits l = t s + b, and q = -l at matches and l elsewhere,  L = 1/B sum softplus(q),  dL/dq = sigmoid(q) / B.
 """
@@ -7,86 +7,93 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch import distributed as dist
 from torch.nn.functional import logsigmoid
 
-from velm.losses.tiled.peers import Peers
-from velm.losses.tiled.walk import Tile, Walk
+from velm.losses.tiled.ranks import RankGroup
+from velm.losses.tiled.tiles import Tile, TiledScores
 
 __all__ = ["sigmoid"]
 
 
 def sigmoid(
-    image: Tensor, text: Tensor, scale: Tensor, bias: Tensor, *, ids: Tensor, group: object = None,
-    wanted: tuple[bool, ...],
+    image: Tensor, text: Tensor, scale: Tensor, bias: Tensor, *, ids: Tensor,
+    group: dist.ProcessGroup | None = None, needs_grad: tuple[bool, ...],
 ) -> tuple[Tensor, tuple[Tensor | None, ...]]:  # fmt: skip
-    """`velm.losses.SigmoidLoss` and its gradients; texts go round a ring, so that no rank holds more than two shares.
+    """`velm.losses.SigmoidLoss` and its gradients. Texts travel round a ring of ranks (arXiv 2303.15343, section 3.3).
 
-    As in arXiv 2303.15343, section 3.3; the gradient of a share of texts travels with it and ends at its owner.
+    No rank holds more than two ranks' texts. Their gradient travels with them and ends at their owner.
 
     Args:
-        image: float (b, E), this rank's.
-        text: float (b, E), this rank's.
+        image: float (b, E), rows of this rank.
+        text: float (b, E), rows of this rank.
         scale: float (), t.
         bias: float (), b.
-        ids: int (b,), this rank's.
-        group: the process group whose ranks hold the batch between them; None if this is all of it.
-        wanted: for which of image, text, scale and bias a gradient is made.
+        ids: int (b,), image ids of this rank.
+        group: the ranks that share the batch; None if this process holds all of it.
+        needs_grad: whether to compute the gradient of image, text, scale and bias.
 
     Returns:
-        L of the whole batch, float (); and its gradients, those of image and text summed over the ranks' losses.
+        L of the whole batch, float (), and its gradients; those of image and text are of the sum of L over ranks, as a
+        gather with gradient gives them.
     """
-    peers = Peers(group)  # type: ignore[arg-type]
-    factor = 1 / (peers.size * len(image))
+    ranks = RankGroup(group)
+    factor = 1 / (ranks.size * len(image))
     t, b = float(scale), float(bias)
-    d_image = torch.zeros_like(image) if wanted[0] or wanted[2] else None
-    d_text = torch.zeros_like(text) if wanted[1] else None
+    d_image = torch.zeros_like(image) if needs_grad[0] or needs_grad[2] else None
+    d_text = torch.zeros_like(text) if needs_grad[1] else None
     sums = image.new_zeros(2)  # of softplus(q) and of dL/dl
     texts, their_ids = text, ids
-    for step in range(peers.size):
-        last = step == peers.size - 1
-        passing = None if last else peers.pass_on([texts, their_ids])
-        sums += _share(Walk(image, texts, ids, their_ids), (t, b), (d_image, d_text), any(wanted), t * factor)
-        if passing is not None:
-            texts, their_ids = passing.wait()
+    for step in range(ranks.size):
+        last = step == ranks.size - 1
+        exchange = None if last else ranks.ring_exchange([texts, their_ids])
+        scores = TiledScores(image, texts, ids, their_ids)
+        sums += _add_pairs(scores, (t, b), (d_image, d_text), any(needs_grad), t * factor)
+        if exchange is not None:
+            texts, their_ids = exchange.wait()
         if d_text is not None:
-            d_text = peers.pass_on([d_text]).wait()[0]
+            d_text = ranks.ring_exchange([d_text]).wait()[0]
     slope = torch.zeros_like(sums[0])
-    if wanted[2]:
+    if needs_grad[2]:
         assert d_image is not None
         slope = torch.dot(image.flatten(), d_image.flatten()) / t
-    value, d_bias, d_scale = peers.sum(torch.cat([sums * factor, slope[None]])).unbind()
-    d_image = d_image if wanted[0] else None
-    if peers.size > 1:
-        d_image, d_text = (g if g is None else g.mul_(peers.size) for g in (d_image, d_text))
+    value, d_bias, d_scale = ranks.sum(torch.cat([sums * factor, slope[None]])).unbind()
+    d_image = d_image if needs_grad[0] else None
+    if ranks.size > 1:
+        d_image, d_text = (g if g is None else g.mul_(ranks.size) for g in (d_image, d_text))
     d_scale, d_bias = d_scale.to(scale.dtype, copy=True), d_bias.to(bias.dtype, copy=True)
-    return value, (d_image, d_text, d_scale if wanted[2] else None, d_bias if wanted[3] else None)
+    return value, (d_image, d_text, d_scale if needs_grad[2] else None, d_bias if needs_grad[3] else None)
 
 
-def _share(
-    walk: Walk, line: tuple[float, float], gradients: tuple[Tensor | None, Tensor | None], wanted: bool, factor: float
+def _add_pairs(
+    scores: TiledScores,
+    line: tuple[float, float],
+    gradients: tuple[Tensor | None, Tensor | None],
+    needs_grad: bool,
+    factor: float,
 ) -> Tensor:
-    """Sums of softplus(q) and of its slope by l over the pairs of the walk, float (2,); adds to the gradients."""
+    """Sums of softplus(q) and of its derivative by l over the pairs, float (2,); adds to the gradients in place."""
     d_image, d_text = gradients
     values, slopes = [], []
-    for tile in walk(*line):
-        tile.put(tile.take(0).neg_())
-        values.append(_softplus_and_slope(walk, tile))
-        if not wanted:
+    for tile in scores(*line):
+        tile.set_matches(tile.pop_matches(0).neg_())
+        values.append(_softplus_and_slope(scores, tile))
+        if not needs_grad:
             continue
-        tile.put(tile.take(0).neg_())
+        tile.set_matches(tile.pop_matches(0).neg_())
         slopes.append(tile.scores.sum())
         if d_image is not None:
-            d_image[tile.rows].addmm_(tile.scores, walk.text[tile.columns], alpha=factor)
+            d_image[tile.rows].addmm_(tile.scores, scores.text[tile.columns], alpha=factor)
         if d_text is not None:
-            d_text[tile.columns].addmm_(tile.scores.T, walk.image[tile.rows], alpha=factor)
+            d_text[tile.columns].addmm_(tile.scores.T, scores.image[tile.rows], alpha=factor)
     value = torch.stack(values).sum()
-    return torch.stack([value, torch.stack(slopes).sum() if wanted else torch.zeros_like(value)])
+    return torch.stack([value, torch.stack(slopes).sum() if needs_grad else torch.zeros_like(value)])
 
 
-def _softplus_and_slope(walk: Walk, tile: Tile) -> Tensor:
-    """The tile's sum of softplus(q), q its scores, which become sigmoid(q)."""
-    q, other = tile.scores, walk.buffer(1, *tile.scores.shape)
-    if q.amax() < 1:  # 1 - sigmoid(q) is exact enough, and one logarithm cheaper
+def _softplus_and_slope(scores: TiledScores, tile: Tile) -> Tensor:
+    """Sum of softplus(q) over the tile's scores q, which become sigmoid(q) in place."""
+    q, other = tile.scores, scores.buffer(1, *tile.scores.shape)
+    if q.amax() < 1:  # -log(1 - sigmoid(q)) is exact enough, and one logarithm cheaper
         return torch.neg(q.sigmoid_(), out=other).log1p_().sum().neg()
     value = logsigmoid(torch.neg(q, out=other)).sum().neg()
     q.sigmoid_()

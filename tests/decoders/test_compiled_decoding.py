@@ -1,14 +1,23 @@
-"""Stepping in place writes what the decoder writes, in one graph for all places."""
+"""examples/compiled_decoding.py: a fixed-size cache decodes what the decoder decodes, in one graph for all steps."""
 
 from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 
-from velm.decoders.static import StaticDecoder
 from velm.decoders.transformer import TransformerDecoder
 from velm.generation import GenerationConfig, generate
 from velm.testing import check_decoder
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "compiled_decoding.py"
+_spec = importlib.util.spec_from_file_location("compiled_decoding", EXAMPLE)
+sys.modules["compiled_decoding"] = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(sys.modules["compiled_decoding"])
+StaticDecoder = sys.modules["compiled_decoding"].StaticDecoder
 
 OPTIONS = {"vocab_size": 12, "memory_dim": 6, "dim": 8, "depth": 2, "heads": 2}
 IDS = {"bos_id": 1, "eos_id": 2, "pad_id": 0}
@@ -29,7 +38,7 @@ def test_it_keeps_the_contract():
 
 
 @pytest.mark.parametrize("config", [{}, {"num_beams": 4, "num_return": 3}, {"num_beams": 3, "must_include": [[5]]}])
-def test_it_writes_the_same(decoder, config):
+def test_it_decodes_the_same(decoder, config):
     memory, mask = torch.randn(6, 4, 6, dtype=torch.float64), torch.rand(6, 4) < 0.8
     mask[:, 0] = True
     config = GenerationConfig(max_length=9, **config)
@@ -41,7 +50,7 @@ def test_it_writes_the_same(decoder, config):
 
 
 @pytest.mark.parametrize(("beams", "most"), [(1, 1), (4, 2)])
-def test_one_graph_for_every_place(decoder, beams, most):
+def test_one_graph_for_every_position(decoder, beams, most):
     """fullgraph: a break is an error; the backend is called once a graph."""
     graphs = []
     torch._dynamo.reset()
@@ -57,13 +66,13 @@ def test_one_graph_for_every_place(decoder, beams, most):
     assert torch.equal(tokens, generate(decoder, memory, config=config, **IDS).tokens)
 
 
-def test_room(decoder):
-    with pytest.raises(ValueError, match="length 0 is too small; there is room for at least 1 token"):
+def test_length_is_checked(decoder):
+    with pytest.raises(ValueError, match="length 0 is too small; it is at least 1 token"):
         StaticDecoder(decoder, length=0)
     static = StaticDecoder(decoder, length=2, backend=None)
     assert StaticDecoder(decoder, length=99, backend=None).max_length == 16
     state = static.start(torch.randn(1, 4, 6, dtype=torch.float64))
     for _ in range(2):
         _, state = static.step(torch.tensor([1]), state)
-    with pytest.raises(ValueError, match="3 tokens, but there is room for length 2 only"):
+    with pytest.raises(ValueError, match="3 tokens, but length is 2"):
         static.step(torch.tensor([1]), state)

@@ -1,4 +1,13 @@
-"""A Transformer decoder that steps in place: room for a whole sentence from the start, so that a step is one graph."""
+"""Decode with a fixed-size KV cache, so that torch.compile makes one graph of every decoding step.
+
+Meant for a GPU, where a step launches many small kernels; on a CPU it is slower than the decoder itself. Use:
+
+    import velm
+    from compiled_decoding import StaticDecoder
+
+    pipeline = velm.load("best.ckpt", device="cuda")
+    pipeline.model.decoder = StaticDecoder(pipeline.model.decoder, length=32)  # tokens, bos included
+"""
 
 from __future__ import annotations
 
@@ -11,7 +20,7 @@ from torch import Tensor
 
 from velm.decoders.base import Decoder, DecoderState
 from velm.decoders.transformer import TransformerDecoder, TransformerState
-from velm.layers.beam_memory import Shared
+from velm.layers.beam_memory import BeamMemory
 from velm.outputs import DecoderOutput
 
 __all__ = ["StaticDecoder"]
@@ -19,23 +28,23 @@ __all__ = ["StaticDecoder"]
 
 @dataclass(frozen=True)
 class StaticState(DecoderState):
-    """Keys and values of everything seen so far, and room for what is to come.
+    """Keys and values of the tokens so far, in buffers for a whole sequence.
 
-    A step writes into `past`: of a state that has been stepped on, only the state that came of it may be stepped.
+    A step writes into `past` in place: only the newest state of a sequence may be stepped.
 
     Attributes:
-        decoder: whose state it is.
-        memory: keys and values of the memory for each block that looks at it, the lowest first.
+        decoder: the decoder of this state.
+        memory: keys and values of the memory for each block with cross-attention, the lowest first.
         past: float (depth, 2, R, heads, length, D / heads).
-        place: int64 (1,), tokens fed.
+        position: int64 (1,), number of tokens fed.
         length: the same as a number.
-        query: float (R, 1, D), what the last block asked the memory in the last step; None before the first.
+        query: float (R, 1, D), input of the last block's cross-attention in the last step; None before the first.
     """
 
     decoder: TransformerDecoder
-    memory: Shared
+    memory: BeamMemory
     past: Tensor
-    place: Tensor
+    position: Tensor
     length: int = 0
     query: Tensor | None = None
 
@@ -50,16 +59,15 @@ class StaticState(DecoderState):
 
 
 class StaticDecoder(Decoder):
-    """A TransformerDecoder whose step has the same shapes at every place, compiled.
+    """A TransformerDecoder whose step has the same shapes at every position, compiled.
 
-    Writes what the decoder itself writes; no gradient comes of stepping. Meant for a GPU, where a step is many small
-    kernels to launch; on a CPU it is slower than the decoder itself, whose time goes into matrix products. The first
-    step of a shape compiles, which takes seconds to minutes: greedy search has one shape, beam search two; sentences
-    that leave the batch make the number of rows a variable, once.
+    Generates the same captions as the decoder; steps carry no gradient. The first step of a shape compiles, which takes
+    seconds to minutes: greedy search has one shape, beam search two; finished captions that leave the batch make the
+    number of rows dynamic, once.
 
     Args:
-        decoder: shares its weights.
-        length: longest sequence in tokens, bos included; room for it is reserved. Never more than the decoder's own.
+        decoder: the decoder to step; weights are shared.
+        length: longest sequence in tokens, bos included; at most the decoder's own `max_length`.
         backend: of torch.compile; None: not compiled.
     """
 
@@ -70,12 +78,12 @@ class StaticDecoder(Decoder):
     ) -> None:
         super().__init__()
         if length < 1:
-            raise ValueError(f"length {length} is too small; there is room for at least 1 token.")
+            raise ValueError(f"length {length} is too small; it is at least 1 token.")
         self.decoder, self.output_projection = decoder, decoder.output_projection
         self.max_length = min(length, decoder.max_length)
-        self._run = self._in_place
+        self._run = self._step
         if backend is not None:
-            self._run = torch.compile(self._in_place, fullgraph=True, backend=backend)
+            self._run = torch.compile(self._step, fullgraph=True, backend=backend)
 
     def forward(self, tokens: Tensor, memory: Tensor, memory_mask: Tensor | None = None) -> Tensor:
         return self.decoder(tokens, memory, memory_mask)
@@ -94,23 +102,23 @@ class StaticDecoder(Decoder):
     def step(self, token: Tensor, state: DecoderState) -> tuple[Tensor, StaticState]:
         assert isinstance(state, StaticState)
         if state.length >= self.max_length:
-            raise ValueError(f"{state.length + 1} tokens, but there is room for length {self.max_length} only.")
-        logits, query = self._run(token.contiguous(), state.place, state.past, state.memory)
-        return logits, replace(state, place=state.place + 1, length=state.length + 1, query=query)
+            raise ValueError(f"{state.length + 1} tokens, but length is {self.max_length}.")
+        logits, query = self._run(token.contiguous(), state.position, state.past, state.memory)
+        return logits, replace(state, position=state.position + 1, length=state.length + 1, query=query)
 
-    def _in_place(self, token: Tensor, place: Tensor, past: Tensor, memory: Shared) -> tuple[Tensor, Tensor]:
+    def _step(self, token: Tensor, position: Tensor, past: Tensor, memory: BeamMemory) -> tuple[Tensor, Tensor]:
         """Logits float (R, V) and the last block's query float (R, 1, D); the token's keys go into `past`."""
         decoder = self.decoder
-        x = query = decoder.embedding(token[:, None]) + decoder.positions.weight[place]
-        seen = (torch.arange(past.shape[4], device=place.device) <= place).expand(len(token), -1)
+        x = query = decoder.embedding(token[:, None]) + decoder.positions.weight[position]
+        seen = (torch.arange(past.shape[4], device=position.device) <= position).expand(len(token), -1)
         for index, block in enumerate(decoder._layers()):
             normed = block.attention_norm(x)
             keys, values = past[index, 0], past[index, 1]
-            for room, new in zip((keys, values), block.attention.keys_values(normed), strict=True):
-                room.index_copy_(2, place, new)
+            for buffer, new in zip((keys, values), block.attention.keys_values(normed), strict=True):
+                buffer.index_copy_(2, position, new)
             x = x + block.attention.attend(normed, (keys, values), mask=seen)
             if index >= decoder.unimodal_depth:
                 query, grouped = x, memory.group(x[:, 0])
-                x = block.look(grouped, decoder.keys_values(memory, index), memory.mask).flatten(0, 1)[:, None]
-            x = block.think(x)
+                x = block.cross_attend(grouped, decoder.keys_values(memory, index), memory.mask).flatten(0, 1)[:, None]
+            x = block.feed_forward(x)
         return decoder.output_projection(decoder.norm(x[:, 0])), query

@@ -1,4 +1,4 @@
-"""Tiles of a matrix that is never whole, where its matches lie, and a function that carries its own gradient."""
+"""A score matrix computed in tiles, the positions of its matches, and a function that computes its own gradient."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ __all__ = ["Matches", "Tile", "Walk", "with_gradient"]
 
 
 def tile_size(device: torch.device) -> tuple[int, int]:
-    """Rows and columns of a tile: what one core's second cache holds; several threads want to meet less often."""
+    """Rows and columns of a tile: one core's L2 cache; with several threads larger, for fewer synchronisations."""
     if device.type != "cpu":
         return 4096, 4096
     return (512, 1024) if torch.get_num_threads() == 1 else (2048, 2048)
 
 
 class Matches:
-    """Where row_ids[i] == column_ids[j], found by sorting: O(B log B + M) for M matches, never B x B.
+    """Pairs (i, j) with row_ids[i] == column_ids[j], by sorting: O(B log B + M) for M matches, never B x B.
 
     Args:
         row_ids: int (b,).
@@ -28,8 +28,8 @@ class Matches:
 
     Attributes:
         rows: int64 (M,), ordered by tile, tiles row by row.
-        columns: int64 (M,), alike.
-        bounds: where in `rows` each tile's matches begin, and M.
+        columns: int64 (M,), in the same order.
+        bounds: index of each tile's first match, and M.
     """
 
     def __init__(self, row_ids: Tensor, column_ids: Tensor, size: tuple[int, int]) -> None:
@@ -47,48 +47,48 @@ class Matches:
 
 
 class Tile:
-    """A part of the matrix, with the matches inside.
+    """A block of the score matrix and its matches.
 
     Attributes:
-        rows, columns: which part it is.
+        rows, columns: its slices of the matrix.
         scores: float (rows, columns), scale * image @ text.T + bias; overwritten by the next tile.
-        matches: which of the walk's matches lie in it.
+        matches: slice of `Matches` that lies in it.
     """
 
-    def __init__(self, rows: slice, columns: slice, scores: Tensor, matches: slice, places: Matches) -> None:
+    def __init__(self, rows: slice, columns: slice, scores: Tensor, matches: slice, pairs: Matches) -> None:
         self.rows, self.columns, self.scores, self.matches = rows, columns, scores, matches
-        self._places = places
+        self._pairs = pairs
 
     @property
     def at(self) -> tuple[Tensor, Tensor]:
-        """Rows and columns of the matches inside the tile."""
-        inside = self._places.rows[self.matches] - self.rows.start
-        return inside, self._places.columns[self.matches] - self.columns.start
+        """Rows and columns of the matches, relative to the tile."""
+        inside = self._pairs.rows[self.matches] - self.rows.start
+        return inside, self._pairs.columns[self.matches] - self.columns.start
 
-    def take(self, value: float) -> Tensor:
-        """The scores of the matches, float (m,), which `value` replaces."""
+    def pop_matches(self, value: float) -> Tensor:
+        """The scores of the matches, float (m,); overwrites them with `value`."""
         if self.matches.start == self.matches.stop:
             return self.scores.new_empty(0)
         at = self.at
-        taken = self.scores[at]
+        scores = self.scores[at]
         self.scores[at] = value
-        return taken
+        return scores
 
-    def put(self, values: Tensor) -> None:
-        """Replace the scores of the matches by float (m,)."""
+    def set_matches(self, values: Tensor) -> None:
+        """Overwrite the scores of the matches with float (m,)."""
         if len(values):
             self.scores[self.at] = values
 
 
-class Walk:
-    """The tiles of scale * image @ text.T + bias, as often as wanted.
+class TiledScores:
+    """scale * image @ text.T + bias as an iterator of tiles; each call computes them again.
 
     Args:
         image: float (b, E), the rows.
         text: float (B, E), the columns.
         row_ids: int (b,).
         column_ids: int (B,).
-        size: rows and columns of a tile; by the kind of device if left out.
+        size: rows and columns of a tile; None: by device.
     """
 
     def __init__(
@@ -116,10 +116,10 @@ class Walk:
                 number += 1
 
     def buffer(self, number: int, rows: int, columns: int) -> Tensor:
-        """Room for a tile, the same at every call."""
+        """Scratch memory of a tile, the same at every call."""
         if number not in self._buffers:
-            room = min(self.size[0], len(self.image)) * min(self.size[1], len(self.text))
-            self._buffers[number] = self.image.new_empty(room)
+            numel = min(self.size[0], len(self.image)) * min(self.size[1], len(self.text))
+            self._buffers[number] = self.image.new_empty(numel)
         return self._buffers[number][: rows * columns].view(rows, columns)
 
 
@@ -127,15 +127,15 @@ Computation = Callable[..., tuple[Tensor, tuple[Tensor | None, ...]]]
 
 
 def with_gradient(compute: Computation, *inputs: Tensor) -> Tensor:
-    """The value of `compute`, whose gradient it makes itself, as a function of `inputs` that autograd knows.
+    """The value of `compute` as an autograd function of `inputs`; `compute` returns the gradient with the value.
 
     Args:
-        compute: takes the inputs, detached, and `wanted`, a tuple of bool that says which of them need a gradient;
-            returns the value, float (), and a gradient or None for each of them, which nobody else holds.
+        compute: takes the detached inputs and `needs_grad`, a bool for each; returns the value, float (), and for each
+            input its gradient or None. The gradients are modified in place later.
         inputs: float tensors.
 
     Raises:
-        RuntimeError: in the backward pass, if a second derivative is asked for.
+        RuntimeError: in the backward pass, if a second derivative is requested.
     """
     if not torch.is_grad_enabled():
         inputs = tuple(tensor.detach() for tensor in inputs)
@@ -144,26 +144,26 @@ def with_gradient(compute: Computation, *inputs: Tensor) -> Tensor:
 
 
 class _WithGradient(torch.autograd.Function):
-    """Gradients are made in the forward pass, while there is something to make them from, and handed out once.
+    """Gradients are computed in the forward pass and scaled in place in the backward pass.
 
-    Handed out, they are scaled in place; a second backward pass through a retained graph makes them anew.
+    A second backward pass through a retained graph computes them again.
     """
 
     @staticmethod
     def forward(ctx: Any, compute: Computation, *inputs: Tensor) -> Tensor:
-        ctx.compute, ctx.wanted = compute, ctx.needs_input_grad[1:]
+        ctx.compute, ctx.needs_grad = compute, ctx.needs_input_grad[1:]
         ctx.save_for_backward(*inputs)
-        value, ctx.gradients = compute(*(tensor.detach() for tensor in inputs), wanted=ctx.wanted)
+        value, ctx.gradients = compute(*(tensor.detach() for tensor in inputs), needs_grad=ctx.needs_grad)
         return value
 
     @staticmethod
     def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():
             raise RuntimeError(
-                "A loss in tiles has no second derivative, which create_graph=True asks for. For a gradient penalty "
+                "A tiled loss has no second derivative, which create_graph=True requests. For a gradient penalty "
                 "write the loss with plain torch operations."
             )
         gradients, ctx.gradients = ctx.gradients, None
         if gradients is None:
-            _, gradients = ctx.compute(*(tensor.detach() for tensor in ctx.saved_tensors), wanted=ctx.wanted)
+            _, gradients = ctx.compute(*(tensor.detach() for tensor in ctx.saved_tensors), needs_grad=ctx.needs_grad)
         return (None, *(g if g is None else g.mul_(scale) for g in gradients))
