@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # run as a script: the folde
 
 from benchmarks.workloads.contrastive import inputs, ours
 
-LOSSES = ("contrastive", "sigmoid", "triplet")
+LOSSES = ("contrastive", "sigmoid")
 
 
 def main() -> None:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from velm.model import build_model as build_model
     from velm.pipeline import Pipeline as Pipeline
     from velm.pipeline import load as load
+    from velm.registry import balancing_policies as balancing_policies
     from velm.registry import datasets as datasets
     from velm.registry import image_encoders as image_encoders
     from velm.registry import text_encoders as text_encoders
@@ -45,6 +46,7 @@ _HOME = {
     "build_model": "velm.model",
     "Pipeline": "velm.pipeline",
     "load": "velm.pipeline",
+    "balancing_policies": "velm.registry",
     "image_encoders": "velm.registry",
     "text_encoders": "velm.registry",
     "datasets": "velm.registry",

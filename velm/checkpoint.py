@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from velm.errors import CheckpointError
 from velm.model import VisionLanguageModel, build_model
 from velm.model.build import needs_of
-from velm.outputs import EMBEDS
+from velm.outputs import aligns
 from velm.pretrained.weights import portable_config, skip_pretrained
 from velm.registry import split_config, tokenizers
 from velm.registry.manifest import make_manifest, require_parts
@@ -162,7 +162,7 @@ def aligned_by_losses(config: Mapping[str, Any]) -> bool:
 
     Both encoders do not suffice: a translator with memory [image, text] has them without an alignment loss.
     """
-    return not config.get("losses") or bool(EMBEDS & needs_of(config["losses"]))
+    return not config.get("losses") or aligns(needs_of(config["losses"]))
 
 
 def logit_scale_of(losses: nn.ModuleDict, state: Mapping[str, Tensor]) -> float | None:

@@ -1,30 +1,32 @@
-"""What flows between the rooms, and the letters its shapes are written in.
+"""The training batch and the outputs of encoders, decoders and the model.
 
-B batch, N image positions (or memory positions), T tokens, D width of an encoder, E joint embedding,
+Shapes: B batch, N image positions (or memory positions), T tokens, D width of an encoder, E joint embedding,
 V vocabulary, H x W pixels. Masks are bool and True where there is content.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from velm.errors import MissingOutputError
+
 
 @dataclass
 class EncoderOutput:
-    """What an image or a text encoder makes of its input.
+    """The output of an image or a text encoder.
 
     Attributes:
         features: float (B, N, D), one vector for each position; (B, T, D) from a text encoder.
-        pooled: float (B, D), one vector for the whole.
-        mask: bool (B, N), True where `features` holds content; None when every position does.
-        grid: (H', W') with H' * W' == N when the positions lie on an image, row by row; else None.
-        words: float (B, T, D), what the decoder has made of the words, where the text encoder goes on from that and the
-            decoder may go on from it too; else None.
+        pooled: float (B, D), one vector for the whole image or text.
+        mask: bool (B, N), True on content; None: all positions are content.
+        grid: (H', W') with H' * W' == N if the positions form a grid over the image, in row-major order; else None.
+        words: float (B, T, D), output of the decoder's unimodal blocks (CoCa), from which the decoder continues; None
+            from a text encoder that does not share them.
     """
 
     features: Tensor
@@ -34,7 +36,7 @@ class EncoderOutput:
     words: Tensor | None = None
 
     def select(self, rows: Tensor) -> EncoderOutput:
-        """The output of the samples `rows` (int64 (R,)), as they are listed."""
+        """The output of the samples `rows`, int64 (R,)."""
         mask = None if self.mask is None else self.mask[rows]
         words = None if self.words is None else self.words[rows]
         return EncoderOutput(self.features[rows], self.pooled[rows], mask, self.grid, words)
@@ -42,14 +44,14 @@ class EncoderOutput:
 
 @dataclass
 class EncodedImages:
-    """What a frozen image encoder made of images, as it is kept: in half precision.
+    """Cached output of a frozen image encoder, in half precision.
 
     Attributes:
-        features: float16 (B, N, D); N is 0 where only `pooled` is asked for.
+        features: float16 (B, N, D); N is 0 if only `pooled` is needed.
         pooled: float16 (B, D).
         mask: bool (B, N) or None, as of `EncoderOutput`.
         grid: (H', W') or None, as of `EncoderOutput`.
-        dtypes: those of `features` and `pooled` as they came from the encoder.
+        dtypes: the encoder's dtypes of `features` and `pooled`.
     """
 
     features: Tensor
@@ -59,24 +61,24 @@ class EncodedImages:
     dtypes: tuple[torch.dtype, torch.dtype] = (torch.float32, torch.float32)
 
     def output(self) -> EncoderOutput:
-        """As the encoder gave it, up to what half precision has rounded."""
+        """The encoder's output in its dtypes, rounded to half precision."""
         features, pooled = self.features.to(self.dtypes[0]), self.pooled.to(self.dtypes[1])
         return EncoderOutput(features, pooled, self.mask, self.grid)
 
     def map(self, function: Callable[[Tensor], Tensor]) -> EncodedImages:
-        """The same with every tensor replaced by `function` of it."""
+        """A copy with `function` applied to every tensor."""
         mask = None if self.mask is None else function(self.mask)
         return EncodedImages(function(self.features), function(self.pooled), mask, self.grid, self.dtypes)
 
 
 @dataclass
 class DecoderOutput:
-    """What a decoder makes of a whole sentence under teacher forcing.
+    """The output of a decoder for a whole caption under teacher forcing.
 
     Attributes:
-        hidden: float (B, T, D'), to be multiplied by the output projection.
-        attention: float (B, T, N), where each step looked, rows summing to 1; None if not at hand.
-        penalty: float (), a regulariser that the captioning loss adds as it is; None when there is none.
+        hidden: float (B, T, D'), the input of the output projection.
+        attention: float (B, T, N), weights over the memory at each step, rows summing to 1; None if not computed.
+        penalty: float (), a regulariser that the captioning loss adds, a mean over samples; None: no regulariser.
     """
 
     hidden: Tensor
@@ -89,20 +91,18 @@ class Batch:
     """A training batch; `batch[:n]` is its first n samples.
 
     Attributes:
-        images: uint8 (B, 3, H, W) as read, or float already normalised; None without images, and where they come
-            encoded. See `image_rows`.
+        images: uint8 (B, 3, H, W), or float if already normalised; None without images or with `encoded`. See
+            `image_rows`.
         tokens: int64 (B, T), bos ... eos, padded.
         mask: bool (B, T), True on bos ... eos.
         image_ids: int64 (B,), equal where two samples show the same image.
-        target_tokens: int64 (B, S), bos ... eos, the sentence to write; None where it is `tokens`.
+        target_tokens: int64 (B, S), bos ... eos, the caption to predict; None: `tokens`.
         target_mask: bool (B, S).
-        target_count: float (), the number of predicted tokens that a mean is taken over, where that is not
-            simply this batch's own (several devices: their mean).
-        image_rows: int64 (B,), the row of `images` or `encoded` that each sample shows, where samples share images
-            and there are fewer of these than B; None where each has its own.
-        encoded: the images as a frozen encoder has seen them, in place of `images`.
-        group: the torch.distributed group whose ranks hold the rows of the batch between them, this rank's being
-            here; None where the batch is whole.
+        target_count: float (), tokens that the captioning loss divides by; None: those predicted in this batch. With
+            several ranks it is their mean, with micro-batches that of the whole batch.
+        image_rows: int64 (B,), the row of `images` or `encoded` of each sample, if samples share images; None: row i is
+            that of sample i.
+        encoded: cached encoder outputs in place of `images`.
     """
 
     images: Tensor | None
@@ -114,7 +114,6 @@ class Batch:
     target_count: Tensor | None = None
     image_rows: Tensor | None = None
     encoded: EncodedImages | None = None
-    group: Any = None
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -128,33 +127,33 @@ class Batch:
         return self._map(lambda tensor: tensor[rows] if tensor.dim() else tensor)
 
     def predicted(self) -> Tensor:
-        """How many tokens a decoder is to predict, int64 (): those of the targets, or of the texts, but for bos."""
+        """Number of tokens that the decoder predicts, int64 (): those of the targets, or of the texts, without bos."""
         mask = self.mask if self.target_mask is None else self.target_mask
         assert mask is not None
         return mask[:, 1:].sum()
 
-    def pieces(self, size: int) -> list[Batch]:
-        """The batch in pieces of `size` samples, the last one may have fewer.
+    def micro_batches(self, size: int) -> list[Batch]:
+        """Split into micro-batches of `size` samples; the last one may have fewer.
 
-        Each has the images that it shows, and sentences padded to its own longest.
+        Each holds only its own images, and texts padded to its own longest.
         """
-        return [self._piece(slice(start, start + size)) for start in range(0, len(self), size)]
+        return [self._micro_batch(slice(start, start + size)) for start in range(0, len(self), size)]
 
-    def _piece(self, rows: slice) -> Batch:
+    def _micro_batch(self, rows: slice) -> Batch:
         if self.image_rows is None:
-            shown, image_rows = rows, None  # no copy of the images
+            images, image_rows = rows, None  # slicing copies nothing
         else:
-            shown, image_rows = self.image_rows[rows].unique(return_inverse=True)
-        piece = replace(
+            images, image_rows = self.image_rows[rows].unique(return_inverse=True)
+        result = replace(
             self,
-            images=None if self.images is None else self.images[shown],
-            encoded=None if self.encoded is None else self.encoded.map(lambda tensor: tensor[shown]),
+            images=None if self.images is None else self.images[images],
+            encoded=None if self.encoded is None else self.encoded.map(lambda tensor: tensor[images]),
             image_rows=image_rows,
             image_ids=self.image_ids[rows],
         )
-        piece.tokens, piece.mask = _trimmed(self.tokens, self.mask, rows)
-        piece.target_tokens, piece.target_mask = _trimmed(self.target_tokens, self.target_mask, rows)
-        return piece
+        result.tokens, result.mask = _trim(self.tokens, self.mask, rows)
+        result.target_tokens, result.target_mask = _trim(self.target_tokens, self.target_mask, rows)
+        return result
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
@@ -163,8 +162,8 @@ class Batch:
         return self._map(lambda tensor: tensor.pin_memory())
 
 
-def _trimmed(tokens: Tensor | None, mask: Tensor | None, rows: slice) -> tuple[Tensor | None, Tensor | None]:
-    """Some of the sentences, without the columns that hold only padding."""
+def _trim(tokens: Tensor | None, mask: Tensor | None, rows: slice) -> tuple[Tensor | None, Tensor | None]:
+    """Rows of texts, without the columns that hold only padding."""
     if tokens is None or mask is None:
         return None, None
     longest = int(mask[rows].sum(dim=1).max())
@@ -172,29 +171,103 @@ def _trimmed(tokens: Tensor | None, mask: Tensor | None, rows: slice) -> tuple[T
 
 
 @dataclass
-class VisionLanguageOutput:
-    """Everything a loss may ask for; what the model did not compute is None.
+class JointEmbeddings:
+    """Images and texts in the joint space, row i a pair.
 
     Attributes:
-        image_embeds: float (B, E), L2-normalised.
-        text_embeds: float (B, E), L2-normalised.
-        image: the image encoder's output.
-        text: the text encoder's output.
-        decoder: hidden states (B, T - 1, D') that predict `labels`.
-        labels: int64 (B, T - 1), the target without its bos; padding holds `IGNORE`.
-        output_projection: linear D' -> V, not yet multiplied.
+        image: float (B, E), L2-normalised.
+        text: float (B, E), L2-normalised.
     """
 
-    image_embeds: Tensor | None = None
-    text_embeds: Tensor | None = None
+    image: Tensor
+    text: Tensor
+
+
+@dataclass
+class NextTokenPrediction:
+    """The decoder's hidden states under teacher forcing and the tokens that they predict.
+
+    Attributes:
+        decoder: hidden states (B, T - 1, D') that predict `labels`.
+        labels: int64 (B, T - 1), the target without its bos; padding holds `IGNORE`.
+        output_projection: linear D' -> V; the logits are not computed yet.
+    """
+
+    decoder: DecoderOutput
+    labels: Tensor
+    output_projection: nn.Linear
+
+
+@dataclass
+class VisionLanguageOutput:
+    """The model's output; `needs` of the model's forward says what is computed.
+
+    A loss reads `image_embeds`, `text_embeds`, `decoder`, `labels` and `output_projection`. Reading one that was not
+    computed raises a MissingOutputError.
+
+    Attributes:
+        image: the image encoder's output; None if no loss needs it.
+        text: the text encoder's output; None if no loss needs it.
+        embeddings: of an aligned model; None if no loss needs them.
+        prediction: of a model with a decoder; None if no loss needs it.
+    """
+
     image: EncoderOutput | None = None
     text: EncoderOutput | None = None
-    decoder: DecoderOutput | None = None
-    labels: Tensor | None = None
-    output_projection: nn.Linear | None = None
+    embeddings: JointEmbeddings | None = None
+    prediction: NextTokenPrediction | None = None
+
+    def has(self, name: str) -> bool:
+        """Whether `image_embeds`, `text_embeds` or `decoder` was computed."""
+        return (self.embeddings if name in EMBEDS else self.prediction) is not None
+
+    @property
+    def image_embeds(self) -> Tensor:
+        """float (B, E), L2-normalised."""
+        return self._embeddings("image_embeds").image
+
+    @property
+    def text_embeds(self) -> Tensor:
+        """float (B, E), L2-normalised."""
+        return self._embeddings("text_embeds").text
+
+    @property
+    def decoder(self) -> DecoderOutput:
+        """Hidden states (B, T - 1, D') that predict `labels`."""
+        return self._prediction("decoder").decoder
+
+    @property
+    def labels(self) -> Tensor:
+        """int64 (B, T - 1), the target without its bos; padding holds `IGNORE`."""
+        return self._prediction("labels").labels
+
+    @property
+    def output_projection(self) -> nn.Linear:
+        """Linear D' -> V."""
+        return self._prediction("output_projection").output_projection
+
+    def _embeddings(self, name: str) -> JointEmbeddings:
+        if self.embeddings is None:
+            raise MissingOutputError(
+                f"The output has no {name}: they need an image_encoder and a text_encoder, and a loss with {name} in "
+                f"its `requires`."
+            )
+        return self.embeddings
+
+    def _prediction(self, name: str) -> NextTokenPrediction:
+        if self.prediction is None:
+            raise MissingOutputError(
+                f"The output has no {name}: it needs a decoder, and a loss with 'decoder' in its `requires`."
+            )
+        return self.prediction
 
 
-IGNORE = -100  # torch's own default ignore_index of cross-entropy
+IGNORE = -100  # torch's default ignore_index of cross-entropy
 
 EMBEDS = frozenset({"image_embeds", "text_embeds"})
-"""What a loss asks for that compares images with sentences."""
+"""The outputs that an alignment loss requires, one of them or both."""
+
+
+def aligns(requires: Iterable[str]) -> bool:
+    """Whether a loss that requires these outputs is an alignment loss: it reads an image or a text embedding."""
+    return not EMBEDS.isdisjoint(requires)

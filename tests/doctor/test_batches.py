@@ -84,11 +84,11 @@ def test_first_loss_is_what_the_losses_say() -> None:
     import torch
 
     from velm.losses.alignment import ContrastiveLoss
-    from velm.outputs import Batch, VisionLanguageOutput
+    from velm.outputs import Batch, JointEmbeddings, VisionLanguageOutput
 
     batch = Batch(images=None, tokens=None, mask=None, image_ids=torch.arange(6).repeat_interleave(2))
     same = torch.ones(12, 1)
-    loss = ContrastiveLoss()(VisionLanguageOutput(image_embeds=same, text_embeds=same), batch)
+    loss = ContrastiveLoss()(VisionLanguageOutput(embeddings=JointEmbeddings(same, same)), batch)
     told = first_loss(["contrastive"], rows=12, per_image=2, vocab_size=9)
     assert told is not None
     assert loss.item() == pytest.approx(told.value["contrastive"])

@@ -274,7 +274,7 @@ def test_the_batch_has_images_in_both_halves_and_unequal_lengths(config: Path) -
     ids = batch.image_ids.tolist()
     assert set(ids[:4]) & set(ids[4:])
     assert len(set(ids)) < len(ids) == 8
-    first, second = (half.predicted() for half in batch.pieces(4))
+    first, second = (half.predicted() for half in batch.micro_batches(4))
     assert first > second
 
 
@@ -321,7 +321,7 @@ def test_a_loss_without_parameters_cannot_tell_two_faults_apart(config: Path) ->
 def test_halves_that_know_nothing_of_each_other_are_named(config: Path, loss: str, message: str) -> None:
     case = Case(config)
     case.task.zero_grad()
-    for half in case.batch.pieces(4):
+    for half in case.batch.micro_batches(4):
         (case.task.losses[loss](case.task.model(half), half) / 2).backward()
     alone = {name: p.grad for name, p in case.task.named_parameters() if p.grad is not None}
     assert message in fault_of(case.task, case.batch, case.expected, {**case.expected, loss: alone})

@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy, normalize
 from velm.errors import MissingOutputError
 from velm.losses.alignment import ContrastiveLoss, SigmoidLoss, TripletLoss
 from velm.losses.base import Loss
-from velm.outputs import Batch, VisionLanguageOutput
+from velm.outputs import Batch, JointEmbeddings, VisionLanguageOutput
 
 LOSSES: list[type[Loss]] = [ContrastiveLoss, SigmoidLoss, TripletLoss]
 
@@ -20,7 +20,7 @@ LOSSES: list[type[Loss]] = [ContrastiveLoss, SigmoidLoss, TripletLoss]
 def run(loss: Loss, image: Tensor, text: Tensor, ids: list[int] | Tensor | None = None) -> Tensor:
     ids = torch.arange(len(image)) if ids is None else torch.as_tensor(ids)
     batch = Batch(images=None, tokens=None, mask=None, image_ids=ids)
-    value: Tensor = loss(VisionLanguageOutput(image_embeds=image, text_embeds=text), batch)
+    value: Tensor = loss(VisionLanguageOutput(embeddings=JointEmbeddings(image, text)), batch)
     return value
 
 
@@ -102,13 +102,13 @@ def test_half_precision_embeddings_are_compared_in_full(kind: type[Loss]) -> Non
 @pytest.mark.parametrize("kind", LOSSES)
 def test_missing_embeddings_are_named(kind: type[Loss]) -> None:
     batch = Batch(images=None, tokens=None, mask=None, image_ids=torch.arange(2))
-    with pytest.raises(MissingOutputError, match=r"needs text_embeds.*a text_encoder"):
-        kind()(VisionLanguageOutput(image_embeds=torch.eye(2)), batch)
+    with pytest.raises(MissingOutputError, match=r"needs image_embeds, text_embeds.*an image_encoder and a text_enc"):
+        kind()(VisionLanguageOutput(), batch)
 
 
 @pytest.mark.parametrize("kind", LOSSES)
 def test_every_row_needs_its_image(kind: type[Loss]) -> None:
-    with pytest.raises(ValueError, match="image_embeds has 2, text_embeds 2, image_ids 3"):
+    with pytest.raises(ValueError, match=r"got image_embeds 2, text_embeds 2, image_ids 3\. Gather all three"):
         run(kind(), torch.eye(2), torch.eye(2), [0, 1, 2])
 
 
@@ -214,3 +214,16 @@ def test_triplet_pays_two_margins_at_no_information() -> None:
 def test_bad_options_are_refused(make: type[Loss], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize(
+    ("requires", "expected"),
+    [({"image_embeds", "text_embeds"}, True), ({"image_embeds"}, True), ({"decoder", "text_embeds"}, True),
+     ({"decoder"}, False), ((), False)],
+)  # fmt: skip
+def test_a_loss_of_one_side_aligns_as_well(requires: set[str], expected: bool) -> None:
+    class Custom(TripletLoss):
+        pass
+
+    Custom.requires = frozenset(requires)
+    assert Custom().aligns is expected

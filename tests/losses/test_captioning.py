@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from velm.errors import MissingOutputError
 from velm.losses.captioning import CaptioningLoss, linear_cross_entropy
-from velm.outputs import IGNORE, Batch, DecoderOutput, VisionLanguageOutput
+from velm.outputs import IGNORE, Batch, DecoderOutput, NextTokenPrediction, VisionLanguageOutput
 
 B, T, D, V = 3, 7, 5, 11
 
@@ -28,20 +28,15 @@ def output(bias: bool = True, dtype: torch.dtype = torch.float64, padding: bool 
         labels[0, 4:] = IGNORE
         labels[2, 1:] = IGNORE
     hidden = torch.randn(B, T, D, dtype=dtype, requires_grad=True)
-    return VisionLanguageOutput(decoder=DecoderOutput(hidden), labels=labels, output_projection=projection)
+    return VisionLanguageOutput(prediction=NextTokenPrediction(DecoderOutput(hidden), labels, projection))
 
 
 def reference(out: VisionLanguageOutput, smoothing: float = 0.0) -> Tensor:
-    assert out.decoder is not None
-    assert out.labels is not None
-    assert out.output_projection is not None
     logits = out.output_projection(out.decoder.hidden).flatten(0, 1)
     return cross_entropy(logits, out.labels.flatten(), ignore_index=IGNORE, label_smoothing=smoothing)
 
 
 def gradients(value: Tensor, out: VisionLanguageOutput) -> tuple[Tensor, ...]:
-    assert out.decoder is not None
-    assert out.output_projection is not None
     return torch.autograd.grad(value, [out.decoder.hidden, *out.output_projection.parameters()])
 
 
@@ -70,7 +65,6 @@ def test_gradcheck() -> None:
 
 def test_no_information_is_log_v() -> None:
     out = output()
-    assert out.output_projection is not None
     for parameter in out.output_projection.parameters():
         nn.init.zeros_(parameter)
     assert CaptioningLoss()(out, batch()).item() == pytest.approx(torch.tensor(V).log().item(), rel=1e-6)
@@ -79,17 +73,14 @@ def test_no_information_is_log_v() -> None:
 def test_padding_changes_nothing() -> None:
     out = output()
     longer = output()
-    assert out.decoder is not None
-    assert out.labels is not None
     noise = torch.randn(B, 2, D, dtype=torch.float64)
-    longer.decoder = DecoderOutput(torch.cat([out.decoder.hidden, noise], 1))
-    longer.labels = torch.cat([out.labels, torch.full((B, 2), IGNORE)], 1)
+    longer.prediction.decoder = DecoderOutput(torch.cat([out.decoder.hidden, noise], 1))
+    longer.prediction.labels = torch.cat([out.labels, torch.full((B, 2), IGNORE)], 1)
     assert torch.equal(CaptioningLoss()(out, batch()), CaptioningLoss()(longer, batch()))
 
 
 def test_target_count_replaces_the_own_number_of_tokens() -> None:
     out = output()
-    assert out.labels is not None
     own = int((out.labels != IGNORE).sum())
     loss = CaptioningLoss()
     assert loss(out, batch(torch.tensor(2.0 * own))).item() == pytest.approx(loss(out, batch()).item() / 2)
@@ -97,7 +88,6 @@ def test_target_count_replaces_the_own_number_of_tokens() -> None:
 
 def test_the_decoders_penalty_is_added() -> None:
     out = output()
-    assert out.decoder is not None
     plain = CaptioningLoss()(out, batch())
     out.decoder.penalty = torch.tensor(0.25, dtype=torch.float64, requires_grad=True)
     value = CaptioningLoss()(out, batch())
@@ -107,8 +97,7 @@ def test_the_decoders_penalty_is_added() -> None:
 
 def test_nothing_to_predict_costs_nothing() -> None:
     out = output()
-    assert out.labels is not None
-    out.labels = torch.full_like(out.labels, IGNORE)
+    out.prediction.labels = torch.full_like(out.labels, IGNORE)
     value = CaptioningLoss()(out, batch())
     assert value == 0
     assert all((g == 0).all() for g in gradients(value, out))
@@ -127,7 +116,6 @@ def test_bfloat16_autocast_is_near_full_precision() -> None:
 def test_two_backward_passes_of_one_graph() -> None:
     out = output()
     value = CaptioningLoss()(out, batch())
-    assert out.decoder is not None
     first, second = (torch.autograd.grad(value * k, out.decoder.hidden, retain_graph=True)[0] for k in (1.0, 3.0))
     assert torch.allclose(3 * first, second)
 
@@ -147,11 +135,9 @@ class _Largest(TorchDispatchMode):
 def largest_tensor(tokens: int, loss: CaptioningLoss | None, vocabulary: int) -> int:
     """The largest tensor made, or all that autograd keeps, whichever is more."""
     projection = nn.Linear(4, vocabulary)
-    out = VisionLanguageOutput(
-        decoder=DecoderOutput(torch.randn(2, tokens // 2, 4, requires_grad=True)),
-        labels=torch.randint(vocabulary, (2, tokens // 2)),
-        output_projection=projection,
-    )
+    decoder = DecoderOutput(torch.randn(2, tokens // 2, 4, requires_grad=True))
+    labels = torch.randint(vocabulary, (2, tokens // 2))
+    out = VisionLanguageOutput(prediction=NextTokenPrediction(decoder, labels, projection))
     kept: list[int] = []
 
     def keep(tensor: Tensor) -> Tensor:
@@ -185,8 +171,7 @@ def test_a_missing_decoder_is_named() -> None:
 
 def test_hidden_states_and_labels_must_meet() -> None:
     out = output()
-    assert out.labels is not None
-    out.labels = out.labels[:, 1:]
+    out.prediction.labels = out.labels[:, 1:]
     with pytest.raises(ValueError, match=r"\(3, 7\) \(batch, tokens\) and the labels \(3, 6\)"):
         CaptioningLoss()(out, batch())
 

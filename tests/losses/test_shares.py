@@ -13,19 +13,17 @@ from torch import Tensor
 from torch import distributed as dist
 from torch.nn.functional import normalize
 
-from velm.losses.alignment import ContrastiveLoss, SigmoidLoss, TripletLoss
+from velm.losses.alignment import ContrastiveLoss, SigmoidLoss
 from velm.losses.base import Loss
 from velm.losses.captioning import CaptioningLoss
 from velm.losses.tiled import tiles
 from velm.losses.weighted import WeightedLosses
-from velm.outputs import Batch, VisionLanguageOutput
+from velm.outputs import Batch, JointEmbeddings, VisionLanguageOutput
 
 CASES: dict[str, Any] = {
     "contrastive": ContrastiveLoss,
     "contrastive_100": lambda: ContrastiveLoss(temperature=0.01),
     "sigmoid": SigmoidLoss,
-    "triplet": TripletLoss,
-    "triplet_all": lambda: TripletLoss(hardest=False),
 }
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 IDS = {"distinct": list(range(24)), "shared": [i % 9 for i in range(24)], "one": [0] * 24}
@@ -37,11 +35,11 @@ def result(loss: Loss, dtype: torch.dtype, ids: list[int], rows: slice, group: A
     generator = torch.Generator().manual_seed(0)
     whole = (normalize(torch.randn(24, WIDTH, generator=generator, dtype=torch.float64), dim=1) for _ in range(2))
     image, text = (each.to(dtype)[rows].requires_grad_() for each in whole)
-    batch = Batch(images=None, tokens=None, mask=None, image_ids=torch.tensor(ids)[rows], group=group)
-    value = loss.to(dtype)(VisionLanguageOutput(image_embeds=image, text_embeds=text), batch)
+    batch = Batch(images=None, tokens=None, mask=None, image_ids=torch.tensor(ids)[rows])
+    value = loss.to(dtype)(VisionLanguageOutput(embeddings=JointEmbeddings(image, text)), batch, group)
     with torch.no_grad():
-        output = VisionLanguageOutput(image_embeds=image, text_embeds=text)
-        torch.testing.assert_close(loss(output, batch), value)
+        output = VisionLanguageOutput(embeddings=JointEmbeddings(image, text))
+        torch.testing.assert_close(loss(output, batch, group), value)
     inputs = [image, text, *loss.parameters()]
     return [value.detach(), *torch.autograd.grad(value, inputs)]
 
@@ -79,10 +77,7 @@ def formula(name: str, size: int, rows: int, number: int) -> float:
     pair = 2 * WIDTH * number + 8  # a text, its gradient, its image's id
     if name.startswith("contrastive"):
         return (size - 1) * rows * (pair + 6 * number) + 2 * (size - 1) / size * 2 * number
-    if name == "sigmoid":
-        return (size - 1) * rows * pair + rows * WIDTH * number + 2 * (size - 1) / size * 3 * number
-    extra = 3 * number + 16 if name == "triplet" else 3 * number
-    return (size - 1) * rows * (pair + extra) + 2 * (size - 1) / size * number
+    return (size - 1) * rows * pair + rows * WIDTH * number + 2 * (size - 1) / size * 3 * number
 
 
 def worker(rank: int, folder: Path) -> None:
@@ -103,8 +98,8 @@ def worker(rank: int, folder: Path) -> None:
             with pytest.MonkeyPatch.context() as patch:
                 counted = Counted(patch)
                 image, text = (torch.ones(rows, WIDTH, requires_grad=True) for _ in range(2))
-                batch = Batch(images=None, tokens=None, mask=None, image_ids=torch.arange(rows) + rank, group=group)
-                make()(VisionLanguageOutput(image_embeds=image, text_embeds=text), batch).backward()
+                batch = Batch(images=None, tokens=None, mask=None, image_ids=torch.arange(rows) + rank)
+                make()(VisionLanguageOutput(embeddings=JointEmbeddings(image, text)), batch, group).backward()
                 found[f"{name} bytes"] = [torch.tensor(counted.total)]
         torch.save(found, folder / f"{size}_{rank}.pt")
     dist.destroy_process_group()

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from velm.decoders.base import Decoder, DecoderState
 from velm.encoders.base import ImageEncoder, TextEncoder
-from velm.errors import ConfigError, PluginError, UnknownNameError
+from velm.errors import ConfigError, MissingOutputError, PipelineError, PluginError, UnknownNameError
 from velm.model import ALL_OUTPUTS, VisionLanguageModel, build_model
 from velm.model.build import needs_of
 from velm.outputs import IGNORE, Batch, EncoderOutput
@@ -150,8 +150,8 @@ def test_only_what_the_losses_need_is_computed(
     model = parts("image")
     output = model(batch, needs_of({key: {} for key in losses}))
     assert (model.image_encoder.seen, model.text_encoder.seen) == (images_seen, texts_seen)
-    assert (output.decoder is not None) == (output.labels is not None) == (len(model.decoder.fed) == 1) == writes
-    assert (output.image_embeds is not None) == (output.text_embeds is not None) == (losses != ["captioning"])
+    assert (output.prediction is not None) == (len(model.decoder.fed) == 1) == writes
+    assert (output.embeddings is not None) == (losses != ["captioning"])
 
 
 def test_everything_is_computed_when_nothing_is_said(batch: Batch) -> None:
@@ -192,7 +192,7 @@ def test_dropout_before_the_joint_space_is_for_training_only(batch: Batch) -> No
 
 def test_a_batch_without_images_still_gives_the_rest(batch: Batch) -> None:
     output = parts("text")(replace(batch, images=None))
-    assert output.image_embeds is None
+    assert output.embeddings is None
     assert output.decoder.hidden.shape == (3, 4, 1)
 
 
@@ -226,7 +226,7 @@ def test_two_sources_are_projected_to_one_width_and_stand_side_by_side(batch: Ba
 
 
 def test_a_source_that_the_batch_lacks_is_an_error(batch: Batch) -> None:
-    with pytest.raises(ValueError, match=r"attends over \('image', 'text'\); the batch gave \['text'\]"):
+    with pytest.raises(ValueError, match=r"attends over \('image', 'text'\); the batch has \['text'\]"):
         parts("image", "text")(replace(batch, images=None), {"decoder"})
 
 
@@ -336,7 +336,7 @@ def test_a_part_that_no_loss_trains_is_left_out_with_a_warning(
             "The model has no option 'embed_dims'. Did you mean 'embed_dim'? Its options: image_encoder, ",
         ),
         ({"qqq": 3}, "The model has no option 'qqq'. Its options: "),
-        ({"memory": ["image"]}, "memory lists 'image', 'text' or both; got ['image']."),
+        ({"memory": ["sound"]}, "memory lists 'image', 'text' or both; got ['sound']."),
         ({"memory": ["text", "text"]}, "memory lists 'image', 'text' or both; got ['text', 'text']."),
         ({"image_encoder": None}, "memory lists 'image', but the model has no image_encoder."),
         (
@@ -378,3 +378,22 @@ def test_unknown_parts_losses_and_plugins_are_refused() -> None:
         build(losses={"constrastive": {}})
     with pytest.raises(PluginError, match=r"The plugin 'no_such_module' cannot be imported"):
         build(plugins=["no_such_module"])
+
+
+def test_what_was_not_computed_is_named(batch: Batch) -> None:
+    output = parts("image")(batch, ())
+    with pytest.raises(MissingOutputError, match=r"no image_embeds: they need an image_encoder and a text_encoder"):
+        _ = output.image_embeds
+    with pytest.raises(MissingOutputError, match=r"no labels: it needs a decoder"):
+        _ = output.labels
+
+
+def test_a_part_that_the_model_lacks_is_named(batch: Batch) -> None:
+    model = parts("image")
+    model.image_encoder = model.text_encoder = model.decoder = None
+    with pytest.raises(PipelineError, match="no image_encoder: give it one under `model:`"):
+        model.encode_image(batch.images)
+    with pytest.raises(PipelineError, match="no text_encoder: give it one under `model:`"):
+        model.encode_text(batch.tokens, batch.mask)
+    with pytest.raises(PipelineError, match="no decoder: give it one under `model:`"):
+        model._decoder()

@@ -116,7 +116,7 @@ def test_folders_are_read_once_and_again_when_distributions_come_or_go(
     assert "late" not in image_encoders.names()
 
 
-def test_six_kinds_are_public_and_each_has_the_builtin_names() -> None:
+def test_every_kind_is_public_and_each_has_the_builtin_names() -> None:
     expected = {
         "image_encoders": ["cnn", "hf/*", "timm/*", "torchvision/*", "vit"],
         "text_encoders": ["decoder", "hf/*", "rnn", "transformer"],
@@ -138,6 +138,7 @@ def test_six_kinds_are_public_and_each_has_the_builtin_names() -> None:
             "webdataset",
         ],
         "tokenizers": ["bpe", "byte", "hf/*", "word"],
+        "balancing_policies": ["fixed", "projection", "uncertainty"],
     }
     assert list(registry.KINDS) == list(expected)
     for kind, names in expected.items():
@@ -209,7 +210,7 @@ def test_a_dotted_path_that_leads_nowhere_says_where_python_looks() -> None:
 
 
 def test_a_path_to_something_else_than_a_class_is_refused() -> None:
-    with pytest.raises(PluginError, match=r"leads to json:dumps, which is no class but <function dumps"):
+    with pytest.raises(PluginError, match=r"names json:dumps, which is not a class but <function dumps"):
         image_encoders.build("json:dumps")
 
 
@@ -477,7 +478,7 @@ def test_what_a_constructor_refuses_is_told_with_its_name() -> None:
     with pytest.raises(ConfigError) as error:
         image_encoders.build({"name": Refuses})
     assert message(error) == (
-        f"The image encoder '{Refuses.__module__}:Refuses' cannot be built so: dim 100 is not divisible by heads 8"
+        f"The image encoder '{Refuses.__module__}:Refuses' cannot be built: dim 100 is not divisible by heads 8"
     )
     with pytest.raises(UnicodeError, match="of its own"):
         image_encoders.build({"name": Refuses, "kind": "other"})

@@ -185,7 +185,7 @@ def _look_at_batches(
     from velm.data.base import text_counts
     from velm.doctor import batches as look
     from velm.model.build import needs_of
-    from velm.outputs import EMBEDS
+    from velm.outputs import aligns
     from velm.training.run import count_devices
 
     data, trainer, model = config["data"], config["trainer"], config["model"]
@@ -210,7 +210,7 @@ def _look_at_batches(
     rows, losses = samples * data["captions_per_image"], model["losses"] or {}
     told = [look.steps(total), look.warmup(model["optimizer"]["warmup"], total)]
     if task is not None:
-        aligning = [name for name in losses if EMBEDS & needs_of({name: {}})]
+        aligning = [name for name in losses if aligns(needs_of({name: {}}))]
         told.append(look.accumulation(accumulate, aligning))
         if aligning:
             ids = [record.image_id for record in (records[place] for place in range(len(records)))]

@@ -32,8 +32,8 @@ def attention_mask(mask: Tensor | None, causal: bool, queries: int) -> Tensor | 
 def matmul_is_faster(query: Tensor, keys: Tensor) -> bool:
     """Whether `matmul_attention` trains faster than torch's fused kernel: bfloat16 on a CPU, short sequences.
 
-    The fused kernel's backward pass takes 11 ms a layer of CLIP's ViT-B/32 there; matmul, softmax, matmul take 3 to 4 ms
-    forward and backward (docs/performance.md; `python -m benchmarks clip_step coca_step`).
+    There the fused kernel's backward pass takes 11 ms a layer; matmul, softmax, matmul take 3 to 4 ms forward and
+    backward (docs/performance.md; `python -m benchmarks clip_step coca_step`).
     """
     pairs = query.shape[2] * keys.shape[2]
     trained = torch.is_grad_enabled() and query.requires_grad

@@ -47,8 +47,8 @@ class _AlignmentLoss(Loss):
         image, text, ids = output.image_embeds, output.text_embeds, batch.image_ids
         if not len(image) == len(text) == len(ids):
             raise ValueError(
-                f"{type(self).__name__} needs one row per pair: got image_embeds {len(image)}, text_embeds {len(text)}, "
-                f"image_ids {len(ids)}. Gather all three across ranks, or none."
+                f"{type(self).__name__} needs one row per pair: got image_embeds {len(image)}, text_embeds "
+                f"{len(text)}, image_ids {len(ids)}. Gather all three across ranks, or none."
             )
         # bfloat16 similarities differ in steps of 0.004, which a scale of 100 turns into 0.4 nats
         image, text = full_precision(image), full_precision(text)

@@ -1,4 +1,4 @@
-"""Captioning: -log P(y | X, W) a token, without ever holding the logits of all tokens."""
+"""Captioning loss: cross-entropy of the next token, computed in chunks so that the full logits are never stored."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ __all__ = ["CaptioningLoss", "linear_cross_entropy"]
 class CaptioningLoss(Loss):
     """Cross-entropy of the next token, in nats, averaged over the predicted tokens (eos included).
 
-    Padding is left out before anything is multiplied, and the output projection is applied to a few hundred
-    tokens at a time. Where the batch says `target_count`, the sum is divided by that instead of by its own
-    number of tokens, so that the mean over several devices is exact. The decoder's own penalty is added.
+    Padding is removed before the output projection, which is applied to `chunk_size` tokens at a time. If the batch has
+    a `target_count`, the sum is divided by that instead of by its own number of tokens, so that the mean over several
+    ranks is exact. The decoder's penalty is added.
 
     Args:
-        label_smoothing: the share of the target spread over the whole vocabulary, in [0, 1)
+        label_smoothing: fraction of the target distribution spread over the vocabulary, in [0, 1)
             (arXiv 1512.00567).
-        chunk_size: tokens whose logits exist at the same time; changes memory and speed, not the result.
+        chunk_size: tokens whose logits exist at the same time; affects memory and speed only.
     """
 
     requires = frozenset({"decoder"})
@@ -41,9 +41,6 @@ class CaptioningLoss(Loss):
     def forward(self, output: VisionLanguageOutput, batch: Batch) -> Tensor:
         self.check(output)
         decoder, labels, projection = output.decoder, output.labels, output.output_projection
-        assert decoder is not None
-        assert labels is not None
-        assert projection is not None
         if decoder.hidden.shape[:2] != labels.shape:
             raise ValueError(
                 f"The decoder's hidden states are {tuple(decoder.hidden.shape[:2])} (batch, tokens) and the "
@@ -68,7 +65,7 @@ def linear_cross_entropy(
     label_smoothing: float = 0.0,
     chunk_size: int = 512,
 ) -> Tensor:
-    """`cross_entropy(hidden @ weight.T + bias, labels, reduction="sum")`, its logits made in chunks.
+    """`cross_entropy(hidden @ weight.T + bias, labels, reduction="sum")`, with the logits in chunks.
 
     Args:
         hidden: float (n, D').
@@ -78,17 +75,17 @@ def linear_cross_entropy(
         label_smoothing: as in `CaptioningLoss`.
         chunk_size: rows of `hidden` multiplied at a time.
     """
-    if not torch.is_grad_enabled():  # the gradient is made in the forward pass: say that nobody wants it
+    if not torch.is_grad_enabled():  # the forward pass computes gradients: skip that
         hidden, weight, bias = hidden.detach(), weight.detach(), None if bias is None else bias.detach()
     result: Tensor = _LinearCrossEntropy.apply(hidden, weight, bias, labels, label_smoothing, chunk_size)
     return result
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
-    """Each chunk's gradient is made while its logits are at hand, and scaled in the backward pass.
+    """Computes the gradient of each chunk with its logits in the forward pass; the backward pass scales it.
 
-    Making the logits again in the backward pass (a checkpoint) costs a third matrix product of four;
-    torch's own `linear_cross_entropy` is younger than the torch we support, and slower on a CPU.
+    Recomputing the logits in the backward pass (a checkpoint) costs a fourth matrix product beside three; torch's
+    `linear_cross_entropy` needs a newer torch than VELM supports and is slower on a CPU.
     """
 
     @staticmethod
@@ -122,7 +119,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                     d_weight += gradient.T @ rows
                 if d_bias is not None:
                     d_bias += gradient.sum(0)
-        ctx.save_for_backward(d_hidden, d_weight, d_bias)  # which a checkpoint around it can let go of
+        ctx.save_for_backward(d_hidden, d_weight, d_bias)  # a checkpoint around it can free them
         return total
 
     @staticmethod
@@ -133,7 +130,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 
 def _chunk(rows: Tensor, matrix: Tensor, bias: Tensor | None, labels: Tensor, smooth: float) -> tuple[Tensor, Tensor]:
-    """The summed loss of a few rows, and its gradient by their logits: softmax minus the smoothed target."""
+    """The summed loss of a few rows, and its gradient by their logits: softmax minus smoothed target."""
     logits = full_precision(rows @ matrix.T)
     if bias is not None:
         logits += bias

@@ -10,21 +10,32 @@ from torch.nn import functional as F
 
 from velm.decoders.base import Decoder
 from velm.encoders.base import ImageEncoder, TextEncoder
-from velm.outputs import EMBEDS, IGNORE, Batch, DecoderOutput, EncoderOutput, VisionLanguageOutput
+from velm.errors import PipelineError
+from velm.outputs import (
+    EMBEDS,
+    IGNORE,
+    Batch,
+    DecoderOutput,
+    EncoderOutput,
+    JointEmbeddings,
+    NextTokenPrediction,
+    VisionLanguageOutput,
+    aligns,
+)
 
 ALL_OUTPUTS = EMBEDS | {"decoder"}
 
 
 class VisionLanguageModel(nn.Module):
-    """Encoders that meet in a joint space, and a decoder that attends over what they see.
+    """Image and text encoder with projections into a joint space, and a decoder with cross-attention over them.
 
     Args:
-        image_encoder: pixels to vectors; None where there are no images.
-        text_encoder: tokens to vectors; None where no sentence is read.
-        decoder: writes sentences; None for alignment only.
-        embed_dim: E, width of the joint space; the projections exist when both encoders do.
-        memory: what the decoder attends over: 'image', 'text' or both, in this order.
-        embed_dropout: probability of zeroing a number of `pooled` before the projections into the joint space.
+        image_encoder: pixels to features; None: no images.
+        text_encoder: tokens to features; None: no texts are read.
+        decoder: generates captions; None: alignment only.
+        embed_dim: E, width of the joint space; the projections exist if both encoders do.
+        memory: what the decoder attends over: 'image', 'text' or both, concatenated in this order.
+        embed_dropout: dropout probability on `pooled` before the projections.
         pad_id: the padding token.
     """
 
@@ -59,40 +70,40 @@ class VisionLanguageModel(nn.Module):
         self.embed_dropout = nn.Dropout(embed_dropout)
         if decoder is not None and len(self.memory_sources) > 1:
             widths = {source: self._encoder(source).dim for source in self.memory_sources}
-            width = min(widths.values())  # beside a CNN's 1,280, words of 128 were hardly learnt to be read
+            width = min(widths.values())  # at a CNN's 1,280, text features of width 128 were hardly learnt
             self.memory_projections = nn.ModuleDict({s: nn.Linear(w, width) for s, w in widths.items()})
 
     def _encoder(self, source: str) -> ImageEncoder | TextEncoder:
         encoder = {"image": self.image_encoder, "text": self.text_encoder}[source]
-        assert encoder is not None  # build_model has checked
+        if encoder is None:
+            raise PipelineError(f"This model has no {source}_encoder: give it one under `model:` and train it.")
         return encoder
 
     def forward(self, batch: Batch, needs: Collection[str] = ALL_OUTPUTS) -> VisionLanguageOutput:
         """Compute what the losses need.
 
         Args:
-            batch: images and sentences on the model's device.
+            batch: images and texts on the model's device.
             needs: which of 'image_embeds', 'text_embeds', 'decoder' to compute.
         """
-        align = self.aligned and bool(EMBEDS & set(needs))
-        write = self.decoder is not None and "decoder" in needs
+        align = self.aligned and aligns(needs)
+        predict = self.decoder is not None and "decoder" in needs
         output = VisionLanguageOutput()
-        if align or (write and "image" in self.memory_sources):
+        if align or (predict and "image" in self.memory_sources):
             output.image = self._image(batch)
-        if batch.tokens is not None and (align or (write and "text" in self.memory_sources)):
+        if batch.tokens is not None and (align or (predict and "text" in self.memory_sources)):
             assert batch.mask is not None
             output.text = self.encode_text(batch.tokens, batch.mask)
         if align and output.image is not None and output.text is not None:
-            output.image_embeds = self.embed_image(output.image)
-            output.text_embeds = self.embed_text(output.text)
-        if write:
+            output.embeddings = JointEmbeddings(self.embed_image(output.image), self.embed_text(output.text))
+        if predict:
             words = None if output.text is None or batch.target_tokens is not None else output.text.words
-            output.decoder, output.labels = self._decode(batch, *self.memory(output.image, output.text), words)
-            output.output_projection = self._decoder().output_projection
+            decoder, labels = self._decode(batch, *self.memory(output.image, output.text), words)
+            output.prediction = NextTokenPrediction(decoder, labels, self._decoder().output_projection)
         return output
 
     def _image(self, batch: Batch) -> EncoderOutput | None:
-        """What is seen on a batch's images, each encoded once and shown by as many samples as share it."""
+        """Features of a batch's images, each encoded once and repeated for the samples that share it."""
         if batch.encoded is not None:
             image = batch.encoded.output()
         elif batch.images is not None:
@@ -102,18 +113,27 @@ class VisionLanguageModel(nn.Module):
         return image if batch.image_rows is None else image.select(batch.image_rows)
 
     def encode_image(self, images: Tensor) -> EncoderOutput:
-        """Images to features: uint8 (B, 3, H, W) as read, or float already normalised."""
-        assert self.image_encoder is not None
+        """Encode images: uint8 (B, 3, H, W), or float if already normalised.
+
+        Raises:
+            PipelineError: the model has no image encoder.
+        """
+        encoder = self._encoder("image")
         if images.dtype == torch.uint8:
             pixels = images.to(self.image_scale.dtype)
-            # (p / 255 - mean) / std in one pass and in place: `pixels` is a copy, of another type
+            # (p / 255 - mean) / std in one pass, in place: `pixels` is a copy
             images = torch.addcmul(self.image_shift, pixels, self.image_scale, out=pixels)
-        return self.image_encoder(images)
+        output: EncoderOutput = encoder(images)
+        return output
 
     def encode_text(self, tokens: Tensor, mask: Tensor) -> EncoderOutput:
-        """Sentences to features: tokens int64 (B, T), mask bool (B, T)."""
-        assert self.text_encoder is not None
-        return self.text_encoder(tokens, mask)
+        """Encode texts: tokens int64 (B, T), mask bool (B, T).
+
+        Raises:
+            PipelineError: the model has no text encoder.
+        """
+        output: EncoderOutput = self._encoder("text")(tokens, mask)
+        return output
 
     def embed_image(self, image: EncoderOutput) -> Tensor:
         """Joint embedding float (B, E), L2-normalised, in float32 at least."""
@@ -124,43 +144,48 @@ class VisionLanguageModel(nn.Module):
         return _normalized(self.text_projection(self.embed_dropout(text.pooled)))
 
     def memory(self, image: EncoderOutput | None, text: EncoderOutput | None) -> tuple[Tensor, Tensor | None]:
-        """What the decoder attends over: float (B, N, memory_dim) and mask bool (B, N) or None."""
+        """The decoder's memory: float (B, N, memory_dim) and mask bool (B, N) or None.
+
+        Raises:
+            ValueError: a source of the memory is missing.
+        """
         sources = {"image": image, "text": text}
         outputs = [(source, sources[source]) for source in self.memory_sources]
-        given = [(source, output) for source, output in outputs if output is not None]
-        if len(given) < len(outputs):
-            raise ValueError(f"The decoder attends over {self.memory_sources}; the batch gave {[s for s, _ in given]}.")
-        if len(given) == 1:
-            return given[0][1].features, given[0][1].mask
-        features = [self.memory_projections[source](output.features) for source, output in given]
-        masks = [_mask_of(output) for _, output in given]
+        present = [(source, output) for source, output in outputs if output is not None]
+        if len(present) < len(outputs):
+            raise ValueError(
+                f"The decoder attends over {self.memory_sources}; the batch has {[source for source, _ in present]}."
+            )
+        if len(present) == 1:
+            return present[0][1].features, present[0][1].mask
+        features = [self.memory_projections[source](output.features) for source, output in present]
+        masks = [_mask_of(output) for _, output in present]
         return torch.cat(features, dim=1), torch.cat(masks, dim=1)
 
     def _decoder(self) -> Decoder:
-        assert self.decoder is not None
+        if self.decoder is None:
+            raise PipelineError("This model has no decoder: give it one under `model:` and train it with captioning.")
         return self.decoder
 
     def _decode(
         self, batch: Batch, memory: Tensor, mask: Tensor | None, words: Tensor | None = None
     ) -> tuple[DecoderOutput, Tensor]:
-        """The one place where input and target are shifted: bos a b eos -> (bos a b) predicts (a b eos).
+        """Shift inputs and labels by one token: bos a b eos becomes inputs (bos a b) and labels (a b eos).
 
-        Where another sentence of the batch is longer, eos is not fed either: whatever a decoder makes of what it is fed
-        (a penalty), padding never changes it.
+        In a padded row eos is not an input either, so that padding never changes the decoder's penalty.
 
         Args:
             batch, memory, mask: see `forward` and `memory`.
-            words: float (B, T, D), what the decoder has made of the sentence already. There eos was read wherever it
-                stands; it is the last word of its sentence, and no position before it, where words are predicted, has
-                seen it.
+            words: float (B, T, D), output of the decoder's unimodal blocks for the same tokens. There eos was an input
+                in every row; it is the last token, and no position that predicts a token has seen it.
         """
-        sentence, content = batch.target_tokens, batch.target_mask
-        if sentence is None:
-            sentence, content = batch.tokens, batch.mask
-        assert sentence is not None
+        tokens, content = batch.target_tokens, batch.target_mask
+        if tokens is None:
+            tokens, content = batch.tokens, batch.mask
+        assert tokens is not None
         assert content is not None
-        over = ~content[:, 1:]
-        inputs, labels = sentence[:, :-1].masked_fill(over, self.pad_id), sentence[:, 1:].masked_fill(over, IGNORE)
+        padding = ~content[:, 1:]
+        inputs, labels = tokens[:, :-1].masked_fill(padding, self.pad_id), tokens[:, 1:].masked_fill(padding, IGNORE)
         shared = {} if words is None else {"words": words[:, :-1]}
         return self._decoder().decode(inputs, memory, mask, **shared), labels
 

@@ -25,7 +25,7 @@ from velm import _compat
 from velm._compat import FakeTensorMode, TorchDispatchMode
 from velm.errors import ConfigError
 from velm.losses.weighted import build_losses
-from velm.outputs import EMBEDS, Batch, VisionLanguageOutput
+from velm.outputs import Batch, JointEmbeddings, VisionLanguageOutput
 from velm.planning.step import Costs
 from velm.pretrained.weights import skip_pretrained
 from velm.training.memory.recompute import blocks_of
@@ -160,7 +160,7 @@ def _step(task: VisionLanguageTask, batch: Batch, precision: str, fake: bool) ->
             stack.enter_context(mode)
         output = task.model(batch, task.needs)
         parts = [loss(output, batch) for loss in task.losses.named().values() if not _of_pairs(loss)]
-        embeds = [e for e in (output.image_embeds, output.text_embeds) if e is not None]
+        embeds = [] if output.embeddings is None else [output.image_embeds, output.text_embeds]
         size = sum(e.numel() * e.element_size() for e in embeds)
         total = torch.stack([*parts, *(e.sum() for e in embeds)]).sum()
         del output, parts, embeds
@@ -172,7 +172,7 @@ def _step(task: VisionLanguageTask, batch: Batch, precision: str, fake: bool) ->
 
 def _of_pairs(loss: Any) -> bool:
     """Whether a loss compares the samples of a batch and needs nothing else of them."""
-    return "decoder" not in loss.requires and loss.requires >= EMBEDS
+    return bool(loss.aligns) and "decoder" not in loss.requires
 
 
 def _losses_of_pairs(task: VisionLanguageTask) -> tuple[Any, Any]:
@@ -184,7 +184,7 @@ def _losses_of_pairs(task: VisionLanguageTask) -> tuple[Any, Any]:
     for rows in PAIRS:
         embeds = [F.normalize(torch.randn(rows, width), dim=1).requires_grad_() for _ in range(2)]
         batch = Batch(images=None, tokens=None, mask=None, image_ids=torch.arange(rows))
-        output = VisionLanguageOutput(image_embeds=embeds[0], text_embeds=embeds[1])
+        output = VisionLanguageOutput(embeddings=JointEmbeddings(*embeds))
         with FlopCounterMode(display=False) as flops, PeakMemory() as peak:
             losses(output, batch)[0].backward()
         found.append((peak.peak, flops.get_total_flops()))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Collection
 from dataclasses import replace
 from typing import Any
 
@@ -11,8 +11,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+from velm.errors import MissingOutputError
 from velm.losses.base import Loss
-from velm.outputs import IGNORE, Batch, DecoderOutput, VisionLanguageOutput
+from velm.outputs import (
+    IGNORE,
+    Batch,
+    DecoderOutput,
+    JointEmbeddings,
+    NextTokenPrediction,
+    VisionLanguageOutput,
+    aligns,
+)
 from velm.testing.laws import ALL, Outputs, Subject, different, dtype_kept, state_restored
 from velm.testing.report import Report
 
@@ -61,6 +70,19 @@ def check_loss(loss: Any) -> Report:
     return report
 
 
+class _RequiredOutput(VisionLanguageOutput):
+    """Raises if a loss reads an embedding that it does not require."""
+
+    def __init__(self, required: Collection[str]) -> None:
+        super().__init__()
+        self.required = required
+
+    def _embeddings(self, name: str) -> JointEmbeddings:
+        if name not in self.required:
+            raise MissingOutputError(f"The loss reads {name}, which is not in its `requires`.")
+        return super()._embeddings(name)
+
+
 def _case(module: Any, rows: Any, dtype: torch.dtype) -> tuple[VisionLanguageOutput, Batch, dict[str, Tensor]]:
     """What the loss requires, the batch, and the leaves that a gradient should reach."""
     generator = torch.Generator().manual_seed(0)
@@ -81,21 +103,17 @@ def _case(module: Any, rows: Any, dtype: torch.dtype) -> tuple[VisionLanguageOut
     with torch.no_grad():
         projection.weight.copy_(torch.randn(WORDS, WIDTH, generator=generator))
         projection.bias.zero_()
-    made: dict[str, Callable[[], dict[str, Any]]] = {
-        "image_embeds": lambda: {"image_embeds": normalize(leaves["image_embeds"], dim=-1)},
-        "text_embeds": lambda: {"text_embeds": normalize(leaves["text_embeds"], dim=-1)},
-        "decoder": lambda: {
-            "decoder": DecoderOutput(leaves["decoder"]),
-            "labels": labels,
-            "output_projection": projection,
-        },
-    }
     required = sorted(module.requires)
-    if unknown := [name for name in required if name not in made]:
-        raise ValueError(f"requires names {unknown}; expected some of {sorted(made)}")
-    fields = {key: value for name in required for key, value in made[name]().items()}
+    if unknown := [name for name in required if name not in leaves]:
+        raise ValueError(f"requires names {unknown}; expected some of {sorted(leaves)}")
+    output = _RequiredOutput(required)
+    if aligns(required):
+        embeds = [normalize(leaves[name], dim=-1) for name in ("image_embeds", "text_embeds")]
+        output.embeddings = JointEmbeddings(*embeds)
+    if "decoder" in required:
+        output.prediction = NextTokenPrediction(DecoderOutput(leaves["decoder"]), labels, projection)
     batch = Batch(None, tokens, mask, torch.tensor(IMAGE_IDS)[rows])
-    return VisionLanguageOutput(**fields), batch, {name: leaves[name] for name in required}
+    return output, batch, {name: leaves[name] for name in required}
 
 
 def _scalar(value: Any) -> str | None:
@@ -113,8 +131,8 @@ def _adds_up(module: Loss) -> str | None:
         output, batch, _ = _case(module, rows, torch.float64)
         return module(output, replace(batch, target_count=torch.tensor(float(count))))
 
-    labels = _case(module, ALL, torch.float64)[0].labels
-    count = 1 if labels is None else int((labels != IGNORE).sum())
+    prediction = _case(module, ALL, torch.float64)[0].prediction
+    count = 1 if prediction is None else int((prediction.labels != IGNORE).sum())
     gap = different({"the loss": of(slice(0, 1)) + of(slice(1, None))}, {"the loss": of(ALL)})
     return gap and (
         f"the pieces' losses add up to something else than the whole batch's: {gap}. Divide a sum by "

@@ -197,8 +197,9 @@ class VisionLanguageTask(lightning.LightningModule):
         gather = Gather(self)
         if self.micro_batch_size is not None and len(batch) > self.micro_batch_size:
             return micro_batch_losses(self.model, self.losses, batch, self.micro_batch_size, gather)
-        output, batch = gather.all(self.model(batch, self.needs), batch, share=self.losses.share)
-        return self.losses(output, batch)
+        share = self.losses.share
+        output, batch = gather.all(self.model(batch, self.needs), batch, share=share)
+        return self.losses(output, batch, gather.group if share else None)
 
     def on_after_backward(self) -> None:
         self.weighted_losses = {}  # frees the graph

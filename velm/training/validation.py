@@ -47,10 +47,10 @@ class SplitScores:
         total, parts = self.losses(output, batch)
         self.image_ids += batch.image_ids.tolist()
         counts = [len(batch), 0, 0]
-        if output.image_embeds is not None:
+        if output.embeddings is not None:
             self.image_embeds.append(output.image_embeds.float())
             counts[1] = len(batch)
-        if output.decoder is not None:
+        if output.prediction is not None:
             rows = (batch.image_ids < self.config.captions).nonzero().flatten()
             self._caption(batch.image_ids, output.image, output.text, rows)
             counts[2] = len(rows)

@@ -196,7 +196,7 @@ def test_activations_of_pieces_are_not_kept() -> None:
 @pytest.mark.parametrize("shared", [False, True])
 def test_pieces_of_a_batch_are_its_samples(size: int, shared: bool) -> None:
     batch = whole_batch(shared)
-    pieces = batch.pieces(size)
+    pieces = batch.micro_batches(size)
     assert [len(piece) for piece in pieces] == [min(size, 7 - start) for start in range(0, 7, size)]
     assert torch.cat([piece.image_ids for piece in pieces]).tolist() == batch.image_ids.tolist()
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from velm.doctor.laws.compare import farthest
 from velm.doctor.laws.outcome import Verdict
 from velm.doctor.laws.subject import Subject, trainer_of
-from velm.outputs import EMBEDS, Batch
+from velm.outputs import Batch, aligns
 from velm.pipeline import Pipeline
 from velm.pipeline.loading import load
 from velm.training.data import VisionLanguageData
@@ -32,7 +32,7 @@ def check_checkpoint(subject: Subject) -> Verdict:
         loaded = load(Path(name) / "one.ckpt")
         saved = Pipeline(
             model=task.model, tokenizer=data.tokenizer, transform=data.eval_transform, max_length=data.max_length,
-            aligned=bool(EMBEDS & task.needs),
+            aligned=aligns(task.needs),
         )  # fmt: skip
         weights = {name: value.clone() for name, value in loaded.model.state_dict().items()}
         figure, where = farthest(saved.model.state_dict(), weights)
@@ -83,10 +83,12 @@ def _outputs(saved: Pipeline, loaded: Pipeline, batch: Batch) -> dict[str, float
     found: list[Mapping[str, Tensor]] = []
     for pipeline in (saved, loaded):
         output = pipeline.model(batch)
-        given = {"image embeddings": output.image_embeds, "text embeddings": output.text_embeds}
-        if output.decoder is not None and output.output_projection is not None:
-            given["logits"] = output.output_projection(output.decoder.hidden)
-        found.append({name: value for name, value in given.items() if value is not None})
+        values: dict[str, Tensor] = {}
+        if output.embeddings is not None:
+            values |= {"image embeddings": output.image_embeds, "text embeddings": output.text_embeds}
+        if output.prediction is not None:
+            values["logits"] = output.output_projection(output.decoder.hidden)
+        found.append(values)
     return {name: farthest({name: value}, {name: found[1][name]})[0] for name, value in found[0].items()}
 
 

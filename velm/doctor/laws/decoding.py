@@ -83,8 +83,6 @@ def _loss(
     name: str, loss: CaptioningLoss, output: VisionLanguageOutput, trained: float, sentences: _Sentences
 ) -> tuple[float, str | None]:
     """How far the loss is from its formula, relative to it, and what may have gone wrong."""
-    assert output.decoder is not None
-    assert output.labels is not None
     penalty = 0.0 if output.decoder.penalty is None else float(output.decoder.penalty)
     expected = sentences.loss(loss.label_smoothing) + penalty
     apart = abs(trained - expected) / abs(expected)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from velm.doctor.laws.compare import ROUNDING, farthest, gap, gradients
-from velm.outputs import EMBEDS, Batch
+from velm.outputs import Batch
 from velm.training.task import VisionLanguageTask
 
 __all__ = ["fault_of"]
@@ -41,7 +41,7 @@ def fault_of(
     ambiguous = len(alone) == 1 and not _own(expected[next(iter(alone.values()))], next(iter(alone)))
     if all(_is(factor, HALF) for factor in whole.values()):
         twice = "averaged twice: every gradient is half of what it is to be, with two processes."
-        aligning = bool(EMBEDS & task.losses.named()[next(iter(alone))].requires)
+        aligning = task.losses.named()[next(iter(alone))].aligns
         return f"{twice} Or gathered without gradient: the loss has no parameter that would tell." if (
             ambiguous and aligning
         ) else twice  # fmt: skip
@@ -52,7 +52,7 @@ def fault_of(
 
 def _of_loss(task: VisionLanguageTask, batch: Batch, name: str, expected: Gradients, found: Gradients) -> str:
     """The fault of one loss."""
-    aligning = bool(EMBEDS & task.losses.named()[name].requires)
+    aligning = task.losses.named()[name].aligns
     towers = set(expected) - set(_own(expected, name))
     factor = _factor(*({n: g for n, g in side.items() if n in towers} for side in (expected, found)))
     if aligning and (_is(factor, HALF) or _is(factor, 0.0)):
@@ -102,6 +102,6 @@ def _is(factor: float | None, value: float) -> bool:
 def _mean_of_halves(task: VisionLanguageTask, batch: Batch, name: str) -> dict[str, Tensor]:
     """The gradient where each half of the batch knows nothing of the other."""
     task.zero_grad()
-    for half in batch.pieces(len(batch) // 2):
+    for half in batch.micro_batches(len(batch) // 2):
         (HALF * task.losses.named()[name](task.model(half, task.needs), half)).backward()
     return gradients(task)

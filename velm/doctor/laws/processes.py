@@ -109,7 +109,7 @@ def _worker(rank: int, port: int, name: str) -> None:
         if task.micro_batch_size is not None:
             task.micro_batch_size = PIECE
         keep = _Keep(cases_of(task), rank)
-        mine = job["batch"].pieces(SAMPLES // WORLD)[rank]
+        mine = job["batch"].micro_batches(SAMPLES // WORLD)[rank]
         strategy = DDPStrategy(process_group_backend="gloo", find_unused_parameters=True, gradient_as_bucket_view=True)
         trainer = trainer_of(folder, devices=WORLD, strategy=strategy, max_epochs=1, callbacks=[keep])
         trainer.fit(task, DataLoader(_Again(mine, len(keep.cases)), batch_size=None))

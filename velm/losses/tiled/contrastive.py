@@ -1,6 +1,6 @@
 """InfoNCE over several matches a row, in two passes over the tiles: log-normalisers, then gradients.
 
-With logits l = t s, log-normalisers of the negatives n_i = log sum_{j outside P(i)} exp(l_ij) of row i and n'_j of column j,
+With logits l = t s, negatives' log-normalisers n_i = log sum_{j outside P(i)} exp(l_ij) of row i, n'_j of column j,
 
     L = 1 / 2B  sum over matches (i, p) of  softplus(n_i - l_ip) / |P(i)| + softplus(n'_p - l_ip) / |P(p)|
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["Matches", "Tile", "Walk", "with_gradient"]
+__all__ = ["Matches", "Tile", "TiledScores", "with_gradient"]
 
 
 def tile_size(device: torch.device) -> tuple[int, int]:

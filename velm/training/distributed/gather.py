@@ -8,7 +8,7 @@ import lightning
 from torch import Tensor
 from torch import distributed as dist
 
-from velm.outputs import IGNORE, Batch, VisionLanguageOutput
+from velm.outputs import IGNORE, Batch, JointEmbeddings, VisionLanguageOutput
 
 __all__ = ["Gather", "gather_list"]
 
@@ -27,6 +27,11 @@ class Gather:
     def __init__(self, module: lightning.LightningModule) -> None:
         self.module, self.world_size = module, module.trainer.world_size
 
+    @property
+    def group(self) -> dist.ProcessGroup | None:
+        """The process group of all ranks, for losses that share the work; None on one rank."""
+        return dist.group.WORLD if self.world_size > 1 else None
+
     def all(
         self, output: VisionLanguageOutput, batch: Batch, *, share: bool = False
     ) -> tuple[VisionLanguageOutput, Batch]:
@@ -35,9 +40,9 @@ class Gather:
         Args:
             output: this rank's.
             batch: this rank's.
-            share: the losses exchange embeddings themselves: they get the process group instead.
+            share: the losses exchange embeddings themselves, given `group`: embeddings and ids stay this rank's.
         """
-        if output.labels is not None and self.world_size > 1:
+        if output.prediction is not None and self.world_size > 1:
             batch = replace(batch, target_count=self.token_count((output.labels != IGNORE).sum()))
         return self.embeds(output, batch, share=share)
 
@@ -45,15 +50,12 @@ class Gather:
         self, output: VisionLanguageOutput, batch: Batch, *, share: bool = False
     ) -> tuple[VisionLanguageOutput, Batch]:
         """The part of `all` that concerns embeddings; unchanged where the output has none."""
-        if self.world_size == 1 or output.image_embeds is None or output.text_embeds is None:
+        if self.world_size == 1 or share or output.embeddings is None:
             return output, batch
-        if share:
-            return output, replace(batch, group=dist.group.WORLD)
         ids = self.module.all_gather(batch.image_ids)
         assert isinstance(ids, Tensor)
-        image_embeds = _gather(self.module, output.image_embeds)
-        text_embeds = _gather(self.module, output.text_embeds)
-        output = replace(output, image_embeds=image_embeds, text_embeds=text_embeds)
+        image, text = (_gather(self.module, each) for each in (output.image_embeds, output.text_embeds))
+        output = replace(output, embeddings=JointEmbeddings(image, text))
         return output, replace(batch, image_ids=ids.flatten(0, 1))
 
     def token_count(self, count: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ from torch.utils.checkpoint import checkpoint
 from velm import _compat
 from velm.losses.weighted import WeightedLosses
 from velm.model import VisionLanguageModel
-from velm.outputs import EMBEDS, IGNORE, Batch, DecoderOutput, VisionLanguageOutput
+from velm.outputs import IGNORE, Batch, DecoderOutput, JointEmbeddings, VisionLanguageOutput
 from velm.training.distributed.gather import Gather
 from velm.training.memory.recompute import recompute_contexts
 
@@ -62,47 +62,48 @@ def micro_batch_losses(
 
     def forward(micro_batch: Batch) -> tuple[VisionLanguageOutput, dict[str, Tensor]]:
         output = model(micro_batch, requires)
-        if output.decoder is not None and output.decoder.penalty is not None:  # a mean over samples
+        if output.prediction is not None and output.decoder.penalty is not None:  # a mean over samples
             fraction = len(micro_batch) / samples
-            output.decoder = replace(output.decoder, penalty=output.decoder.penalty * fraction)
+            output.prediction.decoder = replace(output.decoder, penalty=output.decoder.penalty * fraction)
         return _select(output, required_later), {name: loss(output, micro_batch) for name, loss in additive.items()}
 
-    micro_batches = batch.pieces(size)
+    micro_batches = batch.micro_batches(size)
     if keep_activations:
         results = [forward(micro_batch) for micro_batch in micro_batches]
     else:
         again = partial(checkpoint, forward, use_reentrant=False, context_fn=partial(recompute_contexts, model))
         results = [again(micro_batch) for micro_batch in micro_batches]
     output, batch = gather.embeds(_concatenate([output for output, _ in results]), batch, share=losses.share)
-    output.output_projection = getattr(model.decoder, "output_projection", None)
     parts = {name: torch.stack([values[name] for _, values in results]).sum() for name in additive}
-    parts |= {name: loss(output, batch) for name, loss in others.items()}
+    parts |= losses.each(others, output, batch, gather.group if losses.share else None)
     return losses.weighted(parts), {name: parts[name] for name in named}
 
 
 def _select(output: VisionLanguageOutput, required: frozenset[str]) -> VisionLanguageOutput:
     """The embeddings, and the hidden states if required; nothing else that holds activations."""
-    selected = VisionLanguageOutput(image_embeds=output.image_embeds, text_embeds=output.text_embeds)
-    if "decoder" in required and output.decoder is not None:
-        selected.decoder = DecoderOutput(output.decoder.hidden, penalty=output.decoder.penalty)
-        selected.labels = output.labels
+    selected = VisionLanguageOutput(embeddings=output.embeddings)
+    if "decoder" in required and output.prediction is not None:
+        decoder = DecoderOutput(output.decoder.hidden, penalty=output.decoder.penalty)
+        selected.prediction = replace(output.prediction, decoder=decoder)
     return selected
 
 
 def _concatenate(outputs: list[VisionLanguageOutput]) -> VisionLanguageOutput:
     """The outputs of micro-batches as one output of all their samples."""
     result = VisionLanguageOutput()
-    for name in ("image_embeds", "text_embeds"):
-        embeds = [getattr(output, name) for output in outputs]
-        setattr(result, name, None if embeds[0] is None else torch.cat(embeds))
-    decoders = [output.decoder for output in outputs if output.decoder is not None]
-    labels = [output.labels for output in outputs if output.labels is not None]
-    if decoders:
-        longest = max(part.shape[1] for part in labels)
-        hidden = [F.pad(part.hidden, (0, 0, 0, longest - part.hidden.shape[1])) for part in decoders]
-        penalties = [part.penalty for part in decoders if part.penalty is not None]
-        result.decoder = DecoderOutput(torch.cat(hidden), penalty=torch.stack(penalties).sum() if penalties else None)
-        result.labels = torch.cat([F.pad(part, (0, longest - part.shape[1]), value=IGNORE) for part in labels])
+    embeddings = [output.embeddings for output in outputs if output.embeddings is not None]
+    if embeddings:
+        image, text = torch.cat([each.image for each in embeddings]), torch.cat([each.text for each in embeddings])
+        result.embeddings = JointEmbeddings(image, text)
+    predictions = [output.prediction for output in outputs if output.prediction is not None]
+    if predictions:
+        longest = max(each.labels.shape[1] for each in predictions)
+        decoders = [each.decoder for each in predictions]
+        hidden = [F.pad(each.hidden, (0, 0, 0, longest - each.hidden.shape[1])) for each in decoders]
+        penalties = [each.penalty for each in decoders if each.penalty is not None]
+        decoder = DecoderOutput(torch.cat(hidden), penalty=torch.stack(penalties).sum() if penalties else None)
+        labels = [F.pad(each.labels, (0, longest - each.labels.shape[1]), value=IGNORE) for each in predictions]
+        result.prediction = replace(predictions[0], decoder=decoder, labels=torch.cat(labels))
     return result
 
 
@@ -113,7 +114,7 @@ def warn_about_negatives(losses: WeightedLosses, accumulate: int) -> None:
         losses: what is trained.
         accumulate: the Trainer's accumulate_grad_batches.
     """
-    aligning = [name for name, loss in losses.named().items() if loss.requires >= EMBEDS]
+    aligning = [name for name, loss in losses.named().items() if loss.aligns]
     if accumulate > 1 and aligning:
         warnings.warn(
             f"accumulate_grad_batches: {accumulate} adds up gradients, but {' and '.join(aligning)} still compares an "
