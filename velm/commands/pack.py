@@ -1,4 +1,4 @@
-"""`velm pack`: a dataset as tar shards, which read fast from any disk and travel well."""
+"""`velm pack`: write a dataset as tar shards, which are fast to read and easy to copy."""
 
 from __future__ import annotations
 
@@ -10,17 +10,18 @@ from typing import Any
 
 from velm.errors import ConfigError, DataError
 from velm.registry import datasets, load_plugins, split_config
+from velm.util import progress_bar
 
 __all__ = ["main"]
 
-USUAL = ("train", "val", "test")
+DEFAULT_SPLITS = ("train", "val", "test")
 
 
 def main(argv: Sequence[str]) -> int:
     """Run `velm pack`; prints what was written.
 
     Raises:
-        ConfigError, PluginError, DataError: nothing can be packed; `velm` prints the message.
+        ConfigError, PluginError, DataError: nothing can be packed.
     """
     args = _parser().parse_args(argv)
     spec = _spec(args.dataset)
@@ -32,7 +33,7 @@ def main(argv: Sequence[str]) -> int:
 
     manifest = pack(
         spec, args.output, splits=splits, shard_size=args.shard_size, workers=args.workers, plugins=plugins,
-        progress=_show_progress if sys.stderr.isatty() else None,
+        progress=progress_bar("shards"),
     )  # fmt: skip
     for split in splits:
         shards = [shard for shard in manifest["shards"] if shard["split"] == split]
@@ -57,24 +58,26 @@ def _spec(text: str) -> dict[str, Any]:
 
 
 def _splits(spec: dict[str, Any]) -> list[str]:
-    """The usual splits that can be opened; why another cannot is said, since it may be a fault and not a lack."""
+    """Those of train, val and test that can be opened; prints why the others cannot."""
     dataset = datasets.build(spec)
-    found = []
-    for split in USUAL:
+    available = []
+    for split in DEFAULT_SPLITS:
         try:
             dataset.split(split)
-            found.append(split)
+            available.append(split)
         except DataError as error:
             print(f"velm pack: the split {split!r} is left out: {error}", file=sys.stderr)
-    if not found:
-        raise DataError(f"The dataset has none of the splits {', '.join(USUAL)}. Name its own: --splits mine,other.")
-    return found
+    if not available:
+        raise DataError(
+            f"The dataset has none of the splits {', '.join(DEFAULT_SPLITS)}. Name its own: --splits mine,other."
+        )
+    return available
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="velm pack",
-        description="Write a dataset as tar shards with a manifest. An interrupted pack goes on where it stopped.",
+        description="Write a dataset as tar shards with a manifest. An interrupted pack resumes where it stopped.",
         allow_abbrev=False,
     )
     parser.add_argument("--dataset", required=True, metavar="SPEC", help="'{name: csv, path: captions.csv}'")
@@ -87,7 +90,3 @@ def _parser() -> argparse.ArgumentParser:
         "--plugins", metavar="A,B.py", help="modules or .py files whose decorators register the dataset"
     )
     return parser
-
-
-def _show_progress(done: int, total: int) -> None:
-    print(f"\r{done}/{total} shards", end="\n" if done == total else "", file=sys.stderr, flush=True)

@@ -14,7 +14,7 @@ from tiny import image_bytes, write_tar
 
 from velm.data.base import EncodedImage
 from velm.data.feature_cache.fingerprint import fingerprint
-from velm.data.shards.tar import Stretch
+from velm.data.shards.tar import FileSlice
 
 
 def of(*images: Any) -> str:
@@ -54,7 +54,7 @@ def test_pixels_by_themselves() -> None:
 
 def test_images_of_a_shard_by_their_place_and_the_shard(tmp_path: Path) -> None:
     shard = write_tar(tmp_path / "a.tar", {"1.jpg": image_bytes(1), "2.jpg": image_bytes(2)})
-    one, two = (EncodedImage("x", Stretch(shard, offset, 9)) for offset in (512, 1024))
+    one, two = (EncodedImage("x", FileSlice(shard, offset, 9)) for offset in (512, 1024))
     known = of(one)
     assert known == of(one) != of(two)
     assert known != of(EncodedImage("y", one.load))

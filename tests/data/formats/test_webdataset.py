@@ -188,7 +188,7 @@ def test_shards_that_are_none_and_names_that_lead_out(tmp_path: Path) -> None:
     Path(paths[1]).write_bytes(b"no tar " * 200)
     with pytest.raises(DataError, match=r"4 of 7 records .*") as raised:
         WebDataset(train=paths).split("train")
-    assert "1.tar' is no tar file" in str(raised.value)
+    assert "1.tar' is not a tar file" in str(raised.value)
     assert "0.tar/../../evil.jpg: the member's name leads out of the shard; do not unpack it" in str(raised.value)
     with pytest.warns(UserWarning, match="4 of 7"):
         assert len(tolerant(train=paths).split("train")) == 3

@@ -104,10 +104,13 @@ def test_without_torchvisions_codec_pil_decodes(monkeypatch: pytest.MonkeyPatch)
         raise RuntimeError("decode_jpeg: torchvision not compiled with libjpeg support")
 
     monkeypatch.setattr(torch.ops.image, "decode_jpeg", missing)
-    encoded_image = EncodedImage("a.jpg", lambda: encoded(noise(50, 37)))
-    assert torch.equal(
-        read_pixels(encoded_image, 37), torch.from_numpy(np.array(read_image(encoded_image))).permute(2, 0, 1)
-    )
+    decoding._torchvision_decodes.cache_clear()
+    image = EncodedImage("a.jpg", lambda: encoded(noise(50, 37)))
+    expected = torch.from_numpy(np.array(read_image(image))).permute(2, 0, 1)
+    with pytest.warns(UserWarning, match=r"torchvision cannot decode JPEG \(RuntimeError: .*libjpeg support\)") as said:
+        assert all(torch.equal(read_pixels(image, 37), expected) for _ in range(3))
+    assert len(said) == 1
+    decoding._torchvision_decodes.cache_clear()
 
 
 def test_a_image_is_fetched_once() -> None:

@@ -105,7 +105,7 @@ def test_an_interrupted_pack_goes_on_where_it_stopped(
 
     def stopping(*task: Any) -> dict[str, Any]:
         if len(written) == stopped_after:
-            Path(f"{task[4]}.part").write_bytes(b"half a shard")
+            Path(f"{task[4]}.1.part").write_bytes(b"half a shard")
             raise KeyboardInterrupt
         written.append(task[4])
         return real(*task)
@@ -165,7 +165,7 @@ def test_a_repeated_image_is_packed_as_often_and_known_to_be_the_same(tmp_path: 
     pack(spec, str(tmp_path / "pack"), splits=["train"])
     source, packed = (d.split("train") for d in (datasets.build(spec), WebDataset(path=str(tmp_path / "pack"))))
     assert [told(r) for r in packed] == [told(r) for r in source]
-    assert packed.images.tolist() == source.images.tolist()
+    assert packed.image_indices.tolist() == source.image_indices.tolist()
 
 
 def test_shards_can_be_packed_again(tmp_path: Path) -> None:
@@ -198,7 +198,7 @@ def test_another_folder_is_not_written_into(tmp_path: Path) -> None:
     pack(spec, str(out), shard_size=4)
     before = files(out)
     for other, options in (({**spec, "target_column": None}, {}), (spec, {"shard_size": 5})):
-        with pytest.raises(DataError, match=r"holds a pack of something else: .*in shards of 4; asked for is"):
+        with pytest.raises(DataError, match=r"holds a pack of another dataset or shard size: .*in shards of 4; req"):
             pack(other, str(out), **{"shard_size": 4, **options})
     with pytest.raises(DataError, match=r"other splits, or the data has changed since: 5 shards of 11 .*, 3 of 9 now"):
         pack(spec, str(out), shard_size=4, splits=["train"])

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from velm.data.shards.tar import Stretch, index_tar
+from velm.data.shards.tar import FileSlice, index_tar
 from velm.errors import DataError
 
 CONTENTS = {
@@ -39,7 +39,7 @@ def test_members_are_where_tarfile_finds_them(tmp_path: Path, dialect: int) -> N
         found = [(m.name.removeprefix("./"), m.offset_data, m.size) for m in tar]
     rows = zip(index.names.to_pylist(), index.offsets.tolist(), index.sizes.tolist(), strict=True)
     assert list(rows) == found
-    read = [Stretch(path, offset, size)() for _, offset, size in found]
+    read = [FileSlice(path, offset, size)() for _, offset, size in found]
     assert read == list(CONTENTS.values())
     assert index.broken is None
 
@@ -97,10 +97,10 @@ def test_names_that_lead_out_are_refused(tmp_path: Path, name: str) -> None:
 def test_what_is_no_tar_says_so(tmp_path: Path) -> None:
     path = tmp_path / "a.tar"
     path.write_bytes(b"just text" * 200)
-    with pytest.raises(DataError, match="is no tar file"):
+    with pytest.raises(DataError, match="is not a tar file"):
         index_tar(str(path))
     path.write_bytes(b"too short")
-    with pytest.raises(DataError, match="is no tar file"):
+    with pytest.raises(DataError, match="is not a tar file"):
         index_tar(str(path))
     path.write_bytes(gzip.compress(Path(write(tmp_path / "b.tar", CONTENTS)).read_bytes()))
     with pytest.raises(DataError, match=r"is compressed, .* gunzip"):
@@ -129,8 +129,8 @@ def test_an_extended_header_of_nonsense_is_damage(tmp_path: Path, record: bytes)
 def test_a_stretch_is_equal_after_its_journey_to_a_worker(tmp_path: Path) -> None:
     path = tmp_path / "a"
     path.write_bytes(b"0123456789")
-    stretch = Stretch(str(path), 2, 3)
+    stretch = FileSlice(str(path), 2, 3)
     assert pickle.loads(pickle.dumps(stretch)) == stretch
     assert stretch() == b"234"
     with pytest.raises(DataError, match="ends before byte 12"):
-        Stretch(str(path), 5, 7)()
+        FileSlice(str(path), 5, 7)()

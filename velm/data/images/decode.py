@@ -1,16 +1,18 @@
-"""Image files to upright RGB: every kind of file that PIL reads, and plain JPEG faster than PIL does.
+"""Image files to upright RGB: any format that PIL reads, with a fast path for plain JPEG.
 
-A big JPEG is decoded at the smallest of the codec's scales (a half, a quarter, an eighth) that still holds every pixel
-asked for. A plain one that is decoded whole goes through torchvision: the codec is libjpeg-turbo in both and the pixels
-are the same, but PIL keeps them four bytes wide and copies them to three.
+A large JPEG is decoded at the smallest scale of the codec (1/2, 1/4, 1/8) that preserves the requested size. A plain
+JPEG decoded at full scale goes through torchvision: both use libjpeg-turbo and give the same pixels, but PIL stores
+them in four bytes each and copies them to three.
 """
 
 from __future__ import annotations
 
 import io
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -18,23 +20,22 @@ import torch
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from velm import _compat
 from velm.data.base import EncodedImage, no_image_message
 from velm.errors import DataError
+from velm.util import describe_error
 
 __all__ = ["read_image", "read_pixels"]
-
-RGB = 3  # torchvision's ImageReadMode.RGB
 
 
 def read_image(image: Any, minimum: int | None = None) -> Image.Image:
     """An upright RGB image.
 
-    Transparent parts become white, 16-bit values keep their high byte, EXIF rotation is carried out.
+    Transparency is blended with white, 16-bit values keep their high byte, EXIF orientation is applied.
 
     Args:
         image: a path, an `EncodedImage`, a PIL image, or a uint8 array (H, W), (H, W, 3) or (H, W, 4).
-        minimum: pixels that the shorter side must keep; a JPEG may be decoded smaller down to it. None
-            decodes every pixel.
+        minimum: pixels that the shorter side must retain if a JPEG is decoded at a smaller scale. None: full scale.
 
     Raises:
         DataError: the image cannot be read; the message names it and the cause.
@@ -43,22 +44,22 @@ def read_image(image: Any, minimum: int | None = None) -> Image.Image:
         return _to_rgb(_from_array(image))
     if isinstance(image, Image.Image):
         return _to_rgb(ImageOps.exif_transpose(image))
-    with _faults_named(image):
+    with _named_errors(image):
         return _upright(_bytes(image), minimum)
 
 
 def read_pixels(image: Any, minimum: int) -> Tensor:
-    """The same image as `read_image`'s as uint8 (3, H, W), channels last in memory."""
+    """As `read_image`, as uint8 (3, H, W), channels last in memory."""
     if isinstance(image, np.ndarray | Image.Image):
         return _pixels(read_image(image))
-    with _faults_named(image):
+    with _named_errors(image):
         encoded = _bytes(image)
         pixels = _plain_jpeg(encoded, minimum)
         return _pixels(_upright(encoded, minimum)) if pixels is None else pixels
 
 
 @contextmanager
-def _faults_named(image: Any) -> Iterator[None]:
+def _named_errors(image: Any) -> Iterator[None]:
     if not isinstance(image, str | os.PathLike | EncodedImage):
         raise DataError(f"An image is a path, a PIL image or a uint8 array, not {type(image).__name__}.")
     name = image.name if isinstance(image, EncodedImage) else os.fspath(image)
@@ -66,7 +67,7 @@ def _faults_named(image: Any) -> Iterator[None]:
         yield
     except FileNotFoundError as error:
         raise DataError(no_image_message(name)) from error
-    except UnidentifiedImageError as error:  # its own words name the buffer's address
+    except UnidentifiedImageError as error:  # its message contains the buffer's address
         raise DataError(f"Cannot read image {name!r}: UnidentifiedImageError: cannot identify image file") from error
     except Exception as error:  # codecs fail in many ways: OSError, SyntaxError, struct.error, bombs ...
         raise DataError(f"Cannot read image {name!r}: {type(error).__name__}: {error}") from error
@@ -89,44 +90,58 @@ def _upright(encoded: bytes, minimum: int | None) -> Image.Image:
 
 
 def _scale(width: int, height: int, minimum: int) -> int:
-    """How many times smaller a JPEG is decoded."""
+    """Divisor of the scale at which a JPEG is decoded."""
     return next((scale for scale in (8, 4, 2) if min(width, height) // scale >= minimum), 1)
 
 
 def _plain_jpeg(encoded: bytes, minimum: int) -> Tensor | None:
-    """uint8 (3, H, W); None where it is anything but a sound colour JPEG that lies upright and is decoded whole."""
+    """uint8 (3, H, W); None unless it is an intact, upright colour JPEG to be decoded at full scale."""
     try:
         size = _plain_size(encoded)
-        if size is None or _scale(*size, minimum) > 1:
+        if size is None or _scale(*size, minimum) > 1 or not _torchvision_decodes():
             return None
-        import torchvision.io  # noqa: F401 - brings the operator; a second, which other images need not wait for
-
-        # The operator itself: the function around it warns at every image that it will go one day.
-        return torch.ops.image.decode_jpeg(torch.frombuffer(bytearray(encoded), dtype=torch.uint8), RGB, False)
-    except Exception:  # a broken file, a rare kind of JPEG, a torchvision without the codec
+        return _compat.decode_jpeg(encoded)
+    except Exception:  # a damaged file or a rare variant: PIL decodes it or names the cause
         return None
 
 
+@cache
+def _torchvision_decodes() -> bool:
+    """Whether torchvision can decode a JPEG; warns once per process if not."""
+    sample = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(sample, "JPEG")
+    try:
+        _compat.decode_jpeg(sample.getvalue())
+    except Exception as error:
+        warnings.warn(
+            f"torchvision cannot decode JPEG ({describe_error(error)}): PIL decodes all images, which takes about "
+            f"twice as long. Install a torchvision that matches torch.",
+            stacklevel=2,
+        )
+        return False
+    return True
+
+
 def _plain_size(encoded: bytes) -> tuple[int, int] | None:
-    """(width, height) by the header of a JPEG of three colours that lies upright; PIL takes longer for it."""
-    place = 2 if encoded.startswith(b"\xff\xd8\xff") else len(encoded)
-    while place < len(encoded) and encoded[place] == 0xFF:
-        marker, length = encoded[place + 1], _two(encoded, place + 2)
-        if marker in (0xC0, 0xC1, 0xC2):  # baseline, extended, progressive: bits, height, width, colours
-            plain = encoded[place + 4] == 8 and encoded[place + 9] == 3
-            return (_two(encoded, place + 7), _two(encoded, place + 5)) if plain else None
-        if marker == 0xE1 and _turned(encoded[place + 4 : place + 2 + length]):
+    """(width, height) from the header of an upright 3-channel JPEG, else None; faster than `Image.open`."""
+    position = 2 if encoded.startswith(b"\xff\xd8\xff") else len(encoded)
+    while position < len(encoded) and encoded[position] == 0xFF:
+        marker, length = encoded[position + 1], _two(encoded, position + 2)
+        if marker in (0xC0, 0xC1, 0xC2):  # baseline, extended, progressive: bits, height, width, channels
+            plain = encoded[position + 4] == 8 and encoded[position + 9] == 3
+            return (_two(encoded, position + 7), _two(encoded, position + 5)) if plain else None
+        if marker == 0xE1 and _may_be_rotated(encoded[position + 4 : position + 2 + length]):
             return None
-        place += 2 + length
+        position += 2 + length
     return None
 
 
-def _two(encoded: bytes, place: int) -> int:
-    return encoded[place] << 8 | encoded[place + 1]
+def _two(encoded: bytes, position: int) -> int:
+    return encoded[position] << 8 | encoded[position + 1]
 
 
-def _turned(metadata: bytes) -> bool:
-    """Whether EXIF, or XMP for all we know, asks for another orientation."""
+def _may_be_rotated(metadata: bytes) -> bool:
+    """Whether EXIF sets another orientation, or XMP may do so."""
     if not metadata.startswith(b"Exif\0\0"):
         return b"Orientation" in metadata
     exif = Image.Exif()

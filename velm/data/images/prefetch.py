@@ -1,4 +1,4 @@
-"""Images read by threads, batch by batch, one batch ahead of what is used."""
+"""Batches of images decoded by threads, one batch ahead."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ __all__ = ["read_batches"]
 
 
 def read_batches(images: Sequence[Any], transform: Callable[[Any], Tensor], batch_size: int) -> Iterator[Tensor]:
-    """Stacked images uint8 (b, 3, H, W) in the order given; at most two batches are in memory.
+    """Stacked images uint8 (b, 3, H, W) in order; at most two batches are in memory.
 
-    Codecs let go of Python's lock, so threads serve as well as processes do, and start at once.
+    Codecs release the GIL, so threads are as fast as processes and start at once.
 
     Args:
-        images: whatever the transform takes; an item is asked for when its batch is read.
+        images: inputs of `transform`; an item is read when its batch is.
         transform: image to uint8 (3, H, W).
-        batch_size: images in a batch, at least 1; the last one may be smaller.
+        batch_size: images per batch, at least 1; the last one may be smaller.
 
     Raises:
-        DataError: an image cannot be read, when its batch is asked for.
+        DataError: an image of the requested batch cannot be read.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size {batch_size} is too small; it is at least 1.")

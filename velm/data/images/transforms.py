@@ -1,7 +1,7 @@
 """Images to uint8 tensors: decoding and geometry only.
 
-Values stay bytes until they are on the device, where the model normalises them: a quarter of the traffic
-between processes.
+Values stay uint8 until they are on the device, where the model normalises them: a quarter of the traffic between
+processes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Resize = Literal["crop", "squash"]
 RATIO = (3 / 4, 4 / 3)  # of a random crop's sides, as in Szegedy et al. 2015
 
 
-def _resized(pixels: Tensor, box: tuple[int, int, int, int], size: int) -> Tensor:
+def _resize(pixels: Tensor, box: tuple[int, int, int, int], size: int) -> Tensor:
     """The box (left, top, width, height) of uint8 (3, H, W) as uint8 (3, size, size), antialiased."""
     left, top, width, height = box
     part = pixels[None, :, top : top + height, left : left + width]
@@ -40,12 +40,11 @@ def _check(image_size: int, resize: str) -> None:
 
 
 class EvalTransform:
-    """The same square for the same image, always.
+    """A deterministic square of the image.
 
     Args:
         image_size: side of the square, pixels.
-        resize: 'crop' keeps the aspect ratio and takes the largest square in the middle; 'squash' keeps the
-            whole image and squeezes it.
+        resize: 'crop': the largest central square; 'squash': the whole image, aspect ratio ignored.
     """
 
     def __init__(self, *, image_size: int, resize: Resize = "crop") -> None:
@@ -53,26 +52,26 @@ class EvalTransform:
         self.image_size, self.resize = image_size, resize
 
     def __call__(self, image: Any, rng: np.random.Generator | None = None) -> Tensor:
-        """An image (see `read_image`) as uint8 (3, image_size, image_size); `rng` changes nothing."""
+        """An image (see `read_image`) as uint8 (3, image_size, image_size); `rng` is unused."""
         pixels = read_pixels(image, minimum=self.image_size)
         height, width = pixels.shape[1:]
-        return _resized(pixels, _whole(width, height, self.resize), self.image_size)
+        return _resize(pixels, _central_box(width, height, self.resize), self.image_size)
 
     def config(self) -> dict[str, Any]:
-        """What `transform_from_config` needs; goes into the checkpoint."""
+        """Options for `transform_from_config`; stored in the checkpoint."""
         return {"image_size": self.image_size, "resize": self.resize}
 
 
 class TrainTransform:
-    """A square of the image that differs with the random generator it is given.
+    """A random square of the image.
 
     Args:
         image_size: side of the square, pixels.
         resize: as of `EvalTransform`; with 'squash' a random box keeps the image's own aspect ratio on
             average, with 'crop' it is square on average.
-        crop_scale: smallest and largest part of the image's area in a random box, in (0, 1]; None takes what
-            `EvalTransform` takes.
-        flip: mirror half of the images. Off by default: captions say 'left' and 'right'.
+        crop_scale: smallest and largest fraction of the image's area in a random box, in (0, 1]; None: the box of
+            `EvalTransform`.
+        flip: mirror half of the images. Off by default: captions mention 'left' and 'right'.
         color_jitter: brightness, contrast and saturation are each multiplied by up to 1 -+ this; in [0, 1].
     """
 
@@ -103,16 +102,16 @@ class TrainTransform:
         pixels = read_pixels(image, minimum=math.ceil(self.image_size / shorter))
         height, width = pixels.shape[1:]
         if self.crop_scale is None:
-            box = _whole(width, height, self.resize)
+            box = _central_box(width, height, self.resize)
         else:
             box = _random_box(width, height, self.resize, area, ratio, rng)
-        pixels = _resized(pixels, box, self.image_size)
+        pixels = _resize(pixels, box, self.image_size)
         if self.flip and rng.random() < 0.5:
             pixels = pixels.flip(-1)
-        return _jittered(pixels, self.color_jitter, rng) if self.color_jitter > 0 else pixels
+        return _jitter(pixels, self.color_jitter, rng) if self.color_jitter > 0 else pixels
 
 
-def _whole(width: int, height: int, resize: str) -> tuple[int, int, int, int]:
+def _central_box(width: int, height: int, resize: str) -> tuple[int, int, int, int]:
     if resize == "squash":
         return 0, 0, width, height
     side = min(width, height)
@@ -122,7 +121,7 @@ def _whole(width: int, height: int, resize: str) -> tuple[int, int, int, int]:
 def _random_box(
     width: int, height: int, resize: str, area: float, ratio: float, rng: np.random.Generator
 ) -> tuple[int, int, int, int]:
-    """A box of a part of the area; `ratio` is of its sides in pixels, or relative to the image's ('squash')."""
+    """A random box; `ratio` is width / height in pixels ('crop') or relative to the image's ('squash')."""
     middle = math.sqrt(width * height)
     unit = (middle, middle) if resize == "crop" else (width, height)
     box_width = min(width, max(1, round(unit[0] * math.sqrt(area * ratio))))
@@ -131,7 +130,7 @@ def _random_box(
     return int(left), int(top), box_width, box_height
 
 
-def _jittered(pixels: Tensor, strength: float, rng: np.random.Generator) -> Tensor:
+def _jitter(pixels: Tensor, strength: float, rng: np.random.Generator) -> Tensor:
     brightness, contrast, saturation = rng.uniform(1 - strength, 1 + strength, 3)
     values = pixels.float() * brightness
     grey = (values * torch.tensor([0.299, 0.587, 0.114])[:, None, None]).sum(0, keepdim=True)
@@ -141,5 +140,5 @@ def _jittered(pixels: Tensor, strength: float, rng: np.random.Generator) -> Tens
 
 
 def transform_from_config(config: dict[str, Any]) -> EvalTransform:
-    """The transform that a checkpoint's images were validated with."""
+    """The evaluation transform of a checkpoint."""
     return EvalTransform(**config)

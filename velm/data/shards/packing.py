@@ -1,4 +1,4 @@
-"""A dataset written as tar shards: in parallel, by checksum resumable, the same bytes every time."""
+"""Write a dataset as tar shards: parallel, resumable by checksum, byte-for-byte reproducible."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import json
 import multiprocessing
 import os
 import tarfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import lru_cache
 from typing import Any
@@ -17,14 +17,14 @@ from velm.data.base import EncodedImage, Record, image_name, no_image_message
 from velm.data.shards.urls import MANIFEST, read_manifest
 from velm.errors import DataError
 from velm.registry import datasets, load_plugins, split_config
+from velm.util import Progress, write_atomically
 from velm.version import __version__
 
 __all__ = ["file_of", "pack", "write_shard"]
 
-#: How the files of each kind begin, and what their names end in.
+#: (first bytes, file extension) of image formats.
 KINDS = ((b"\xff\xd8\xff", "jpg"), (b"\x89PNG\r\n", "png"), (b"GIF8", "gif"), (b"BM", "bmp"), (b"II*\0", "tif"),
          (b"MM\0*", "tif"))  # fmt: skip
-Progress = Callable[[int, int], None]
 
 
 def pack(
@@ -37,22 +37,22 @@ def pack(
     plugins: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Write `output/train-00000.tar` and so on, and a manifest; shards that are whole already are kept.
+    """Write `output/train-00000.tar` ... and a manifest; complete shards of an earlier run are skipped.
 
     Args:
-        dataset: its spec.
-        output: folder; it is made, or holds an earlier run of the same pack.
-        splits: which of the dataset's, all of which there must be.
-        shard_size: samples in a shard.
-        workers: processes; 1 does without another.
+        dataset: part config of the dataset.
+        output: folder, created if missing; may hold an interrupted run of the same pack.
+        splits: of the dataset; all must exist.
+        shard_size: samples per shard.
+        workers: processes; 1: this process only.
         plugins: modules or .py files whose decorators register the dataset.
-        progress: told how many shards are done, and of how many.
+        progress: called with (shards done, all shards).
 
     Returns:
         the manifest.
 
     Raises:
-        DataError: the folder holds something else, or the data is not what it should be.
+        DataError: the folder holds something else, or the data is invalid.
     """
     if shard_size < 1 or workers < 1:
         raise DataError(f"shard_size {shard_size} and workers {workers} must be at least 1.")
@@ -73,7 +73,7 @@ def pack(
 
 
 def _plan(spec: dict[str, Any], splits: Sequence[str], shard_size: int) -> dict[str, Any]:
-    """The manifest before anything is written."""
+    """The manifest before any shard is written."""
     shards = []
     for split in splits:
         total = len(_open(json.dumps(spec), split))
@@ -86,31 +86,34 @@ def _plan(spec: dict[str, Any], splits: Sequence[str], shard_size: int) -> dict[
 
 
 def _resumed(output: str, plan: dict[str, Any]) -> dict[str, Any]:
-    """The plan, with what an earlier run of it has written and what still is as it was written."""
-    found = read_manifest(output)
-    if found is None:
+    """The plan, with the unchanged shards of an earlier run marked as written."""
+    existing = read_manifest(output)
+    if existing is None:
         if os.path.isdir(output) and os.listdir(output):
             raise DataError(f"{output!r} is not empty and holds no pack. Choose another folder, or empty it.")
         os.makedirs(output, exist_ok=True)
         return plan
-    if (found["dataset"], found["shard_size"]) != (plan["dataset"], plan["shard_size"]):
+    if (existing["dataset"], existing["shard_size"]) != (plan["dataset"], plan["shard_size"]):
         raise DataError(
-            f"{output!r} holds a pack of something else: {json.dumps(found['dataset'])} in shards of "
-            f"{found['shard_size']}; asked for is {json.dumps(plan['dataset'])} in shards of {plan['shard_size']}. "
+            f"{output!r} holds a pack of another dataset or shard size: {json.dumps(existing['dataset'])} in shards of "
+            f"{existing['shard_size']}; requested: {json.dumps(plan['dataset'])} in shards of {plan['shard_size']}. "
             f"Choose another folder, or empty it."
         )
-    parts = [[(s["name"], s["samples"] + len(s["left_out"])) for s in each["shards"]] for each in (found, plan)]
+    parts = [[(s["name"], s["samples"] + len(s["left_out"])) for s in each["shards"]] for each in (existing, plan)]
     if parts[0] != parts[1]:
         raise DataError(
             f"{output!r} holds a pack of other splits, or the data has changed since: {len(parts[0])} shards of "
             f"{sum(n for _, n in parts[0])} samples there, {len(parts[1])} of {sum(n for _, n in parts[1])} now. "
             f"Choose another folder, or empty it."
         )
-    for shard in found["shards"]:
+    for name in os.listdir(output):
+        if name.endswith(".part"):  # of an interrupted run
+            os.remove(os.path.join(output, name))
+    for shard in existing["shards"]:
         path = os.path.join(output, shard["name"])
         if not os.path.exists(path) or os.path.getsize(path) != shard["bytes"] or _sha256(path) != shard["sha256"]:
             shard["bytes"] = shard["sha256"] = None
-    return found
+    return existing
 
 
 def _written(
@@ -121,7 +124,7 @@ def _written(
     workers: int,
     plugins: Sequence[str],
 ) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The number of each shard as it is done, and what `write_shard` tells of it."""
+    """(shard number, result of `write_shard`) in the order of completion."""
     tasks = [
         (json.dumps(spec), shard["split"], _number(shard["name"]) * shard_size,
          shard["samples"] + len(shard["left_out"]), os.path.join(output, shard["name"]), tuple(plugins))
@@ -131,7 +134,7 @@ def _written(
         for number, task in enumerate(tasks):
             yield number, write_shard(*task)
         return
-    spawn = multiprocessing.get_context("spawn")  # a fork would take this process's threads for granted
+    spawn = multiprocessing.get_context("spawn")  # a fork would copy locks but not the threads that hold them
     pool = ProcessPoolExecutor(min(workers, len(tasks)), mp_context=spawn)
     try:
         futures = {pool.submit(write_shard, *task): number for number, task in enumerate(tasks)}
@@ -144,39 +147,38 @@ def _written(
 def write_shard(
     spec: str, split: str, start: int, samples: int, path: str, plugins: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """Write a shard under another name and rename it when it is whole.
+    """Write one shard atomically.
 
     Args:
-        spec: of the dataset, as JSON.
+        spec: part config of the dataset, as JSON.
         split: of the dataset.
-        start: number of the first record.
-        samples: how many records.
+        start: index of the first record.
+        samples: number of records.
         path: of the shard.
         plugins: modules or .py files whose decorators register the dataset.
 
     Returns:
-        'samples' that are in it, 'left_out': [{'path': ..., 'cause': ...}] without an image that is one, 'bytes' and
-        'sha256' of it.
+        'samples' written, 'left_out': [{'path': ..., 'cause': ...}] for records without a valid image, 'bytes' and
+        'sha256' of the file.
     """
     load_plugins(plugins)
     records = _open(spec, split)
-    partial = f"{path}.part"
     left_out = []
-    with tarfile.open(partial, "w", format=tarfile.USTAR_FORMAT) as tar:
+    with write_atomically(path) as partial, tarfile.open(partial, "w", format=tarfile.USTAR_FORMAT) as tar:
         for number in range(start, start + samples):
             try:
                 members = _members(f"{number:09d}", records[number])
-            except DataError as error:  # one bad file is no reason to have no shards
+            except DataError as error:  # a bad file does not stop the pack
                 left_out.append({"path": image_name(records[number]), "cause": str(error)})
                 continue
             for name, content in members.items():
-                member = tarfile.TarInfo(name)  # no time, no owner: the same data gives the same bytes
+                member = tarfile.TarInfo(name)  # no time, no owner: reproducible bytes
                 member.size = len(content)
                 tar.addfile(member, io.BytesIO(content))
-    told = {"samples": samples - len(left_out), "left_out": left_out}
-    written = {**told, "bytes": os.path.getsize(partial), "sha256": _sha256(partial)}
-    os.replace(partial, path)
-    return written
+    return {
+        "samples": samples - len(left_out), "left_out": left_out,
+        "bytes": os.path.getsize(path), "sha256": _sha256(path),
+    }  # fmt: skip
 
 
 def _number(name: str) -> int:
@@ -186,32 +188,32 @@ def _number(name: str) -> int:
 
 @lru_cache(maxsize=8)
 def _open(spec: str, split: str) -> Sequence[Record]:
-    """A split, opened once in each process."""
+    """A split, opened once per process."""
     records: Sequence[Record] = datasets.build(json.loads(spec)).split(split)
     return records
 
 
 def _members(key: str, record: Record) -> dict[str, bytes]:
     content, ending = file_of(record)
-    told: dict[str, Any] = {"image_id": record.image_id, "texts": list(record.texts)}
+    described: dict[str, Any] = {"image_id": record.image_id, "texts": list(record.texts)}
     if record.targets is not None:
-        told["targets"] = list(record.targets)
+        described["targets"] = list(record.targets)
     return {
         f"{key}.{ending}": content,
-        f"{key}.json": json.dumps(told, ensure_ascii=False).encode(),
+        f"{key}.json": json.dumps(described, ensure_ascii=False).encode(),
         f"{key}.txt": record.texts[0].encode(),
     }
 
 
 def file_of(record: Record) -> tuple[bytes, str]:
-    """The file of a record's image as it is, and what its name should end in; pixels become a PNG.
+    """The unchanged file of a record's image and its extension; arrays and PIL images are encoded as PNG.
 
     Raises:
-        DataError: there is no image, or it is of no kind that is known.
+        DataError: there is no image, or its format is unknown.
     """
     image = record.image
     if image is None:
-        raise DataError(f"Record {record.image_id!r} has no image; shards are made of images and their sentences.")
+        raise DataError(f"Record {record.image_id!r} has no image; shards consist of images and their captions.")
     if isinstance(image, str | os.PathLike | EncodedImage):
         content = image.load() if isinstance(image, EncodedImage) else _content(image)
         ending = "webp" if content[:4] == b"RIFF" and content[8:12] == b"WEBP" else None
@@ -245,7 +247,5 @@ def _sha256(path: str) -> str:
 
 def _write_manifest(output: str, manifest: dict[str, Any]) -> None:
     path = os.path.join(output, MANIFEST)
-    with open(f"{path}.part", "w", encoding="utf-8") as file:
-        json.dump(manifest, file, indent=1, ensure_ascii=False)
-        file.write("\n")
-    os.replace(f"{path}.part", path)
+    with write_atomically(path) as partial:
+        partial.write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from velm.data.bad_samples import BadSample
 from velm.data.base import EncodedImage
-from velm.data.shards.tar import Stretch
+from velm.data.shards.tar import FileSlice
 from velm.data.tables.records import TableRecords, codes
 from velm.data.tables.rows import ROW
 from velm.errors import DataError
@@ -34,7 +34,7 @@ class ShardImages:
         self._paths, self._shard, self._names, self._offsets, self._sizes = paths, shard, names, offsets, sizes
 
     def __call__(self, index: int) -> EncodedImage:
-        stretch = Stretch(self._paths[self._shard[index]], int(self._offsets[index]), int(self._sizes[index]))
+        stretch = FileSlice(self._paths[self._shard[index]], int(self._offsets[index]), int(self._sizes[index]))
         return EncodedImage(self._names[index].as_py(), stretch)
 
 

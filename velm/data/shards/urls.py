@@ -1,4 +1,4 @@
-"""Shards by name: brace ranges written out, remote ones fetched, and the manifest that `velm pack` leaves."""
+"""Shard names: brace ranges, download of remote shards, and the manifest of `velm pack`."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import json
 import os
 import re
 import shutil
-import tempfile
 from collections.abc import Sequence
 from typing import Any
 
 from velm.data.tables.records import existing_path
 from velm.errors import DataError, MissingPackageError
+from velm.util import write_atomically
 
 __all__ = ["MANIFEST", "expand", "local_path", "read_manifest", "short_names"]
 
@@ -21,7 +21,7 @@ RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
 
 def expand(names: str | Sequence[str]) -> list[str]:
-    """Every shard that is meant: 'a-{00..02}.tar' is 'a-00.tar', 'a-01.tar', 'a-02.tar'.
+    """The shards of names with brace ranges: 'a-{00..02}.tar' is 'a-00.tar', 'a-01.tar', 'a-02.tar'.
 
     Raises:
         DataError: a range ends before it begins.
@@ -41,7 +41,7 @@ def expand(names: str | Sequence[str]) -> list[str]:
 
 
 def short_names(shards: Sequence[str]) -> list[str]:
-    """What messages and image ids call each shard: its path without the folder that they all are in."""
+    """Shard paths relative to their common folder, for messages and image ids."""
     first, last = min(shards), max(shards)
     same = next((i for i, pair in enumerate(zip(first, last, strict=False)) if pair[0] != pair[1]), len(first))
     common = first[:same].rpartition("/")[0]
@@ -49,11 +49,11 @@ def short_names(shards: Sequence[str]) -> list[str]:
 
 
 def local_path(shard: str, cache: str | None) -> str:
-    """The shard itself, or for a URL its copy in the folder `cache`, fetched if it is not there yet.
+    """The path of a local shard, or of the copy of a remote one in `cache`, downloaded if missing.
 
     Raises:
-        DataError: there is no such file, or it cannot be fetched.
-        MissingPackageError: the URL needs a package that is not installed; the message names the extra.
+        DataError: the file does not exist or cannot be fetched.
+        MissingPackageError: the URL's protocol needs a package that is not installed; the message names the extra.
     """
     if "://" not in shard:
         return existing_path(shard)
@@ -67,32 +67,24 @@ def local_path(shard: str, cache: str | None) -> str:
 
 
 def _fetch(url: str, path: str) -> None:
-    """Write to a name of our own and rename: nobody ever sees half a shard."""
+    import fsspec  # comes with torch
+
     try:
-        import fsspec
-    except ImportError as cause:
-        raise MissingPackageError(f"{url} needs fsspec, which is not installed: pip install 'velm[remote]'") from cause
-    handle, partial = tempfile.mkstemp(dir=os.path.dirname(path), prefix=".fetching-")
-    try:
-        with os.fdopen(handle, "wb") as target, fsspec.open(url, "rb") as source:
+        with write_atomically(path) as partial, partial.open("wb") as target, fsspec.open(url, "rb") as source:
             shutil.copyfileobj(source, target, 1 << 20)
-        os.replace(partial, path)
     except ImportError as cause:  # s3:// needs s3fs, and so on
         raise MissingPackageError(
             f"{url} needs a package that is not installed: {cause}. pip install 'velm[remote]'"
         ) from cause
     except Exception as cause:  # each protocol fails in its own ways
         raise DataError(f"Cannot fetch {url}: {type(cause).__name__}: {cause}") from cause
-    finally:
-        if os.path.exists(partial):
-            os.remove(partial)
 
 
 def read_manifest(folder: str) -> dict[str, Any] | None:
-    """What `velm pack` wrote about a folder; None where it wrote nothing.
+    """The manifest that `velm pack` wrote into a folder; None without one.
 
     Raises:
-        DataError: it is not what `velm pack` writes.
+        DataError: the file is not a manifest of `velm pack`.
     """
     path = os.path.join(folder, MANIFEST)
     if not os.path.exists(path):
@@ -104,5 +96,5 @@ def read_manifest(folder: str) -> dict[str, Any] | None:
             shard["name"], shard["split"], shard["samples"], shard["left_out"], shard["sha256"]
         manifest["velm"], manifest["dataset"], manifest["shard_size"]
     except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path!r} is not written by velm pack: {type(error).__name__}: {error}") from error
+        raise DataError(f"{path!r} was not written by velm pack: {type(error).__name__}: {error}") from error
     return manifest
