@@ -219,6 +219,20 @@ def test_two_devices_write_one_run(config: Path) -> None:
     assert " distinct captions of 9" in Path("runs/tiny/panel.txt").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
+def test_two_devices_predict_every_image_once_in_the_order_of_the_split(config: Path) -> None:
+    assert fit(config, "--data.dataset.test_size=9") == 0
+    predictions = []
+    for devices in (1, 2):
+        options = [f"--trainer.devices={devices}", "--data.dataset.test_size=9", "--data.eval_batch_size=2"]
+        command = [sys.executable, "-m", "velm.cli", "predict", "--config", str(config), *options]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+        assert done.returncode == 0, done.stderr[-2000:]
+        predictions.append(Path("runs/tiny/predictions.jsonl").read_text(encoding="utf-8").splitlines())
+    assert len(predictions[0]) == 9
+    assert predictions[1] == predictions[0]
+
+
 @pytest.mark.parametrize(
     ("option", "message"),
     [

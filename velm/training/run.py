@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import lightning
 from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt
 from lightning.fabric.plugins import CheckpointIO
-from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint, ModelSummary, ProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
@@ -26,7 +26,8 @@ from velm.training.data import VisionLanguageData
 from velm.training.distributed.fsdp import register_strategy
 from velm.training.memory.allocation import keep_freed_memory
 from velm.training.monitor.alarms import Alarms
-from velm.training.monitor.loggers import CaptionPanel, EventLogger, PrintSummary, ResumableCSVLogger
+from velm.training.monitor.loggers import CaptionPanel, EventLogger, ResumableCSVLogger
+from velm.training.monitor.progress import ParameterSummary, PrintResults, ProgressLine
 from velm.training.monitor.throughput import Speed
 from velm.training.recovery.checkpoint_io import Checkpoints, exists, join
 from velm.training.recovery.nonfinite import NonFiniteGuard
@@ -39,7 +40,7 @@ from velm.training.task import VisionLanguageTask
 CLI = TypeVar("CLI", bound="VelmCLI")
 
 MONITOR = "val/score"
-"""The figure that chooses best.ckpt; `SplitScores.compute` states it."""
+"""The metric that selects best.ckpt; `SplitScores.compute` defines it."""
 
 
 class SaveConfigOfFit(SaveConfigCallback):
@@ -111,7 +112,7 @@ class VelmCLI(LightningCLI):
         if config["logger"] is None or config["logger"] is True:
             loggers = [ResumableCSVLogger(folder), EventLogger(folder.parent, name=folder.name, version="")]
             kwargs["logger"] = loggers if self.subcommand == "fit" else False
-        kwargs["callbacks"] = [*(config["callbacks"] or []), *self._callbacks(folder, config)]
+        kwargs["callbacks"] = [*_listed(config["callbacks"]), *self._callbacks(folder, config), *_printers(config)]
         self.checkpoints = Checkpoints(keep=self._get(self.config_init, "save_last_k"))
         given = _listed(config["plugins"])
         kwargs["plugins"] = [*given, *slurm(), *([] if _has_io(given, config["strategy"]) else [self.checkpoints])]
@@ -127,7 +128,12 @@ class VelmCLI(LightningCLI):
             return []
         place = str(self._get(self.config_init, "checkpoint_dir") or folder)
         guard = NonFiniteGuard(folder, self._get(self.config_init, "max_nonfinite_steps"))
-        callbacks: list[Callback] = [CaptionPanel(), PrintSummary(), Ranks(folder), Resume(place, kept=self.going_on)]
+        callbacks: list[Callback] = [
+            CaptionPanel(),
+            PrintResults(MONITOR),
+            Ranks(folder),
+            Resume(place, kept=self.going_on),
+        ]
         callbacks += [Quarantine(folder), guard, Alarms(folder)]
         if config["logger"] is not False:
             callbacks += [LearningRateMonitor(logging_interval="step"), GradientWatch(), Speed()]
@@ -145,10 +151,11 @@ class VelmCLI(LightningCLI):
         self.checkpoints.refuse_unsaved()
 
     def after_predict(self) -> None:
-        """`velm predict` writes one caption an image to predictions.jsonl in the run's folder."""
+        """Write predictions.jsonl in the run folder: one row per image, of all ranks, in the order of the split."""
+        if not self.trainer.is_global_zero:
+            return
         path = Path(self.trainer.default_root_dir) / "predictions.jsonl"
-        batches: Any = self.trainer.predict_loop.predictions
-        rows = [row for batch in batches for row in batch]
+        rows = list(self.model.predictions.values())
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
         print(f"{len(rows)} captions written to {path}")
@@ -175,10 +182,18 @@ def _listed(plugins: Any) -> list[Any]:
     return list(plugins) if isinstance(plugins, list | tuple) else [] if plugins is None else [plugins]
 
 
+def _printers(config: Any) -> list[Callback]:
+    """VELM's progress line and parameter summary, unless the user disables them or brings others."""
+    given = _listed(config["callbacks"])
+    bar = config["enable_progress_bar"] is not False and not any(isinstance(c, ProgressBar) for c in given)
+    summary = config["enable_model_summary"] is not False and not any(isinstance(c, ModelSummary) for c in given)
+    return [*([ProgressLine()] if bar else []), *([ParameterSummary()] if summary else [])]
+
+
 def _has_io(plugins: Sequence[Any], strategy: Any) -> bool:
     """Whether the user brings a way of writing checkpoints, or a strategy that writes its own."""
     given = any(isinstance(plugin, CheckpointIO) for plugin in plugins)
-    return given or getattr(strategy, "_checkpoint_io", None) is not None or "deepspeed" in str(strategy).lower()
+    return given or _compat.has_own_checkpoint_io(strategy) or "deepspeed" in str(strategy).lower()
 
 
 def main(args: ArgsType = None) -> VelmCLI:
@@ -212,6 +227,9 @@ def _cli(cls: type[CLI], args: ArgsType) -> CLI:
     warnings.filterwarnings("ignore", message=".*LightningCLI's args parameter is intended")  # it is what we mean
     warnings.filterwarnings("ignore", message=".*It is recommended to use `self.log")  # all ranks have the same figures
     warnings.filterwarnings("ignore", message=".*LeafSpec")  # Lightning's own use of torch
+    warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")  # as it should be
+    for name in ("pytorch", "fabric"):  # devices, tips and advertisements; warnings stay
+        logging.getLogger(f"lightning.{name}").setLevel(logging.WARNING)
     return cls(
         VisionLanguageTask,
         VisionLanguageData,

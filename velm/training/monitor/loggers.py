@@ -1,8 +1,7 @@
-"""What a run records besides its weights: metrics.csv, TensorBoard events, the caption panel, the closing lines."""
+"""What a run records besides its weights: metrics.csv, TensorBoard events, the caption panel."""
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import os
 import warnings
@@ -18,10 +17,7 @@ from velm.data.base import Record
 from velm.data.images.transforms import EvalTransform
 from velm.training.recovery.writing import forgiving
 
-__all__ = ["CaptionPanel", "EventLogger", "PrintSummary", "ResumableCSVLogger", "is_logged", "log_metrics",
-           "logging_interval"]  # fmt: skip
-
-HEADLINE = ("image_to_text/recall@1", "text_to_image/recall@1", "caption/bleu4", "caption/cider")
+__all__ = ["CaptionPanel", "EventLogger", "ResumableCSVLogger", "is_logged", "log_metrics", "logging_interval"]
 
 
 def logging_interval(trainer: lightning.Trainer) -> int:
@@ -131,26 +127,3 @@ class EventLogger(TensorBoardLogger):
     def finalize(self, status: str) -> None:
         with forgiving(f"{self.log_dir}/events"):
             super().finalize(status)
-
-
-class PrintSummary(Callback):
-    """Prints at the end of training where the run's files are and which command to type next."""
-
-    def on_fit_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        log_dir = trainer.log_dir  # a collective: every rank calls it
-        if log_dir is None or getattr(trainer, "fast_dev_run", False) or not trainer.is_global_zero:
-            return
-        folder = Path(log_dir)
-        with contextlib.suppress(ValueError):  # a folder elsewhere is named in full
-            folder = folder.resolve().relative_to(Path.cwd())
-        best = folder / ("best.ckpt" if (folder / "best.ckpt").exists() else "last.ckpt")
-        figures = ", ".join(
-            f"{name.removeprefix('val/')} {float(value):.3f}"
-            for name, value in sorted(trainer.callback_metrics.items())
-            if name.removeprefix("val/") in HEADLINE
-        )
-        print(f"\nLast validation: {figures or 'none'}")
-        print(f"The run is in {folder}/: config.yaml, metrics.csv, {best.name}, ...")
-        print(f"Next:  velm evaluate {best} --output {folder / 'evaluation'}")
-        if getattr(pl_module.model, "decoder", None) is not None:
-            print(f"       velm caption {best} IMAGE...")
