@@ -19,15 +19,15 @@ FAST = ["--max_length", "3"]
 
 def test_metrics_and_captions_are_written(write_checkpoint, tmp_path, capsys):
     assert velm(["evaluate", str(write_checkpoint()), "--output", str(tmp_path / "a" / "b"), *FAST]) == 0
-    figures = json.loads((tmp_path / "a" / "b" / "metrics.json").read_text())
+    scores = json.loads((tmp_path / "a" / "b" / "metrics.json").read_text())
     assert {"image_to_text/recall@1", "text_to_image/median_rank", "caption/bleu4", "caption/exact_match"} <= set(
-        figures
+        scores
     )
     rows = [json.loads(line) for line in (tmp_path / "a" / "b" / "captions.jsonl").read_text().splitlines()]
     assert len(rows) == 6
     assert set(rows[0]) == {"image_id", "caption", "references"}
     output = capsys.readouterr().out
-    for name, value in figures.items():
+    for name, value in scores.items():
         assert f"{name} " in output
         assert f"{value:.4f}" in output
     assert "6 images and" in output
@@ -50,9 +50,9 @@ def test_a_report_is_written_with_the_curves_of_the_run(write_checkpoint, tmp_pa
     report = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     for section in ("metrics", "retrieval", "captions", "confusions", "training"):
         assert f'<section id="{section}">' in report
-    figures = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    scores = json.loads((tmp_path / "out" / "metrics.json").read_text())
     intervals = json.loads((tmp_path / "out" / "intervals.json").read_text())
-    assert intervals.keys() == figures.keys() - NO_INTERVAL
+    assert intervals.keys() == scores.keys() - NO_INTERVAL
     assert str(tmp_path / "out" / "report.html") in capsys.readouterr().out
 
 
@@ -61,19 +61,19 @@ def test_another_checkpoint_beside_it(write_checkpoint, tmp_path):
     arguments = ["evaluate", str(first), "--compare", str(second), "--output", str(tmp_path / "out"), *FAST]
     assert velm([*arguments, "--rerank", "4"]) == 0
     comparison = json.loads((tmp_path / "out" / "comparison.json").read_text())
-    figures = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    scores = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert comparison["checkpoint"] == str(second)
-    assert comparison["figures"].keys() == figures.keys()
-    assert comparison["differences"].keys() == figures.keys() - NO_INTERVAL
+    assert comparison["figures"].keys() == scores.keys()
+    assert comparison["differences"].keys() == scores.keys() - NO_INTERVAL
     assert str(second) in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
 
 
 def test_reranked_metrics_on_request(write_checkpoint, tmp_path, capsys):
     arguments = ["evaluate", str(write_checkpoint()), "--output", str(tmp_path), *FAST, "--rerank", "4"]
     assert velm(arguments) == 0
-    figures = json.loads((tmp_path / "metrics.json").read_text())
+    scores = json.loads((tmp_path / "metrics.json").read_text())
     assert {"image_to_text/recall@1", "reranked/image_to_text/recall@1", "reranked/text_to_image/median_rank"} <= set(
-        figures
+        scores
     )
 
 
@@ -170,9 +170,9 @@ def test_two_checkpoints_are_measured_on_what_both_can_read(write_checkpoint, tm
     for first, second in ((blind, seeing), (seeing, blind)):
         arguments = ["evaluate", str(first), "--compare", str(second), "--output", str(out), *FAST, *broken]
         assert velm([*arguments, "--data.dataset.target_column=to", "--data.max_bad=0.5"]) == 1
-        figures = json.loads((out / "metrics.json").read_text())
+        scores = json.loads((out / "metrics.json").read_text())
         comparison = json.loads((out / "comparison.json").read_text())
-        assert figures["left_out"] == comparison["figures"]["left_out"] == 1
+        assert scores["left_out"] == comparison["figures"]["left_out"] == 1
         rows = [json.loads(line)["image_id"] for line in (out / "captions.jsonl").read_text().splitlines()]
         assert "1" not in rows
 

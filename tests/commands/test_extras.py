@@ -37,25 +37,25 @@ def folder(tmp_path):
 
 
 def test_nothing_is_there_unless_asked_for(run):
-    _, figures = run(*FAST)
-    assert {name.split("/")[0] for name in figures} == {"image_to_text", "text_to_image", "caption"}
-    assert not {"caption/novel", "caption/clip_score", "caption/meteor"} & set(figures)
+    _, scores = run(*FAST)
+    assert {name.split("/")[0] for name in scores} == {"image_to_text", "text_to_image", "caption"}
+    assert not {"caption/novel", "caption/clip_score", "caption/meteor"} & set(scores)
 
 
 def test_everything_at_once(run):
-    code, figures = run(*FAST, "--folds", "3", "--clip_score", "--novelty", "--compositional")
+    code, scores = run(*FAST, "--folds", "3", "--clip_score", "--novelty", "--compositional")
     assert code == 0
     names = {"folds/image_to_text/recall@1", "folds/text_to_image/mrr", "caption/clip_score", "caption/ref_clip_score"}
-    assert names | {"caption/novel", "compositional/order", "compositional/order/captioner"} <= set(figures)
-    assert figures["caption/novel"] == 1  # an untrained model
+    assert names | {"caption/novel", "compositional/order", "compositional/order/captioner"} <= set(scores)
+    assert scores["caption/novel"] == 1  # an untrained model
 
 
 def test_classes_have_zero_shot_figures_and_probes_when_asked_for(run, folder):
-    _, figures = run(*FAST, folder)
-    assert 0 <= figures["zero_shot/top1"] <= 1
-    assert "linear_probe/top1" not in figures
-    _, figures = run(*FAST, folder, "--probe", "--template", "{}", "--template", "a {}")
-    assert figures["linear_probe/top1"] == figures["nearest_neighbours/top1"] == 1
+    _, scores = run(*FAST, folder)
+    assert 0 <= scores["zero_shot/top1"] <= 1
+    assert "linear_probe/top1" not in scores
+    _, scores = run(*FAST, folder, "--probe", "--template", "{}", "--template", "a {}")
+    assert scores["linear_probe/top1"] == scores["nearest_neighbours/top1"] == 1
 
 
 def test_java_that_fails_loses_no_other_figure(run, monkeypatch):
@@ -69,10 +69,10 @@ def test_java_that_fails_loses_no_other_figure(run, monkeypatch):
     monkeypatch.setattr(metrics, "meteor", lambda hypotheses, references: 0.25, raising=False)
     monkeypatch.setattr(metrics, "spice", fail, raising=False)
     with pytest.warns(UserWarning, match="no network"):
-        code, figures = run(*FAST, "--meteor", "--spice")
+        code, scores = run(*FAST, "--meteor", "--spice")
     assert code == 0
-    assert figures["caption/meteor"] == 0.25
-    assert "caption/spice" not in figures
+    assert scores["caption/meteor"] == 0.25
+    assert "caption/spice" not in scores
 
 
 @pytest.mark.parametrize(

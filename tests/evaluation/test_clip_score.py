@@ -22,7 +22,7 @@ def pipeline(write_checkpoint):
     return load(write_checkpoint())
 
 
-def test_it_is_what_the_pipeline_says(pipeline):
+def test_predictions_agree_with_the_pipeline(pipeline):
     found = predict(pipeline, Shapes(test_size=4, image_size=32).split("test"), max_length=4)
     captions = ["a red circle", "", "a star", "a blue square"]
     rows = [replace(row, caption=caption) for row, caption in zip(found.captions.rows, captions, strict=True)]

@@ -110,7 +110,7 @@ def test_what_opening_found_counts_too(pipeline, readable):
         measure(pipeline, Opened(), max_bad=0.15, max_length=2)
 
 
-def test_nothing_readable_is_an_error_whatever_is_allowed(pipeline, records):
+def test_nothing_readable_is_an_error_for_any_max_bad(pipeline, records):
     broken = [records[i] for i in (0, 1, 3)]
     with pytest.raises(DataError, match=r"None of the 3 records can be read\. The first: Cannot read image"):
         predict(pipeline, broken, max_bad=1.0)

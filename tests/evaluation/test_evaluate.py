@@ -64,7 +64,7 @@ def test_the_batch_size_changes_nothing(pipeline, records):
     assert torch.allclose(one.retrieval.text_embeds, all_at_once.retrieval.text_embeds, atol=1e-5)
 
 
-def test_it_is_what_the_pipeline_says(pipeline, records):
+def test_predictions_agree_with_the_pipeline(pipeline, records):
     found = predict(pipeline, records, batch_size=3, num_beams=2)
     images = [record.image for record in records]
     retrieval = found.retrieval

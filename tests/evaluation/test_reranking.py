@@ -95,8 +95,8 @@ def test_a_captioner_that_knows_finds_everything(pipeline, records, found, monke
         return torch.tensor([0.0 if owners[text] == row else -1000.0 for text in texts])
 
     monkeypatch.setattr("velm.evaluation.reranking.likelihoods", knows)
-    figures = figures_of_ranks(rerank_candidates(pipeline, records, blind, k=21))
-    assert figures["image_to_text/recall@1"] == figures["text_to_image/recall@1"] == 1.0
+    scores = figures_of_ranks(rerank_candidates(pipeline, records, blind, k=21))
+    assert scores["image_to_text/recall@1"] == scores["text_to_image/recall@1"] == 1.0
 
 
 def test_the_scale_is_the_one_that_was_learnt(pipeline, records, found, write_checkpoint):
@@ -111,7 +111,7 @@ def test_the_scale_is_the_one_that_was_learnt(pipeline, records, found, write_ch
         assert torch.equal(ours, theirs)
 
 
-def test_figures_stand_beside_those_of_the_embeddings(pipeline, records):
+def test_reranked_metrics_are_added_to_those_of_the_embeddings(pipeline, records):
     plain = evaluate(pipeline, records, max_length=2)
     both = evaluate(pipeline, records, max_length=2, rerank=4)
     assert plain.items() <= both.items()

@@ -1,4 +1,4 @@
-"""Caption metrics equal pycocoevalcap's; the golden values were made with it, on these made-up sentences."""
+"""Caption metrics equal pycocoevalcap's; the golden values were made with it, on these made-up captions."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def test_the_order_of_images_and_references_changes_nothing(metric) -> None:  # 
     assert metric(hypotheses[::-1], back) == pytest.approx(metric(hypotheses, references), abs=1e-12)
 
 
-def test_perfect_sentences_have_perfect_scores() -> None:
+def test_perfect_captions_have_perfect_scores() -> None:
     best = [r[0] for r in REFERENCES]
     assert bleu([REFERENCES[0][0]], [REFERENCES[0]]) == pytest.approx([1.0] * 4, abs=1e-8)
     assert rouge_l(best, [[b] for b in best]) == pytest.approx(1.0)
@@ -136,23 +136,23 @@ def test_scores_of_single_captions_add_up_to_the_metrics() -> None:
 
 
 def test_empty_hypotheses_score_zero() -> None:
-    figures = caption_metrics(["", ""], [["a dog"], ["a cat"]])
-    assert figures.pop("caption/distinct") == 0.5
-    assert all(value == pytest.approx(0, abs=1e-9) for value in figures.values())
+    scores = caption_metrics(["", ""], [["a dog"], ["a cat"]])
+    assert scores.pop("caption/distinct") == 0.5
+    assert all(value == pytest.approx(0, abs=1e-9) for value in scores.values())
 
 
 def test_exact_match_ignores_case_and_punctuation() -> None:
     assert exact_match(["A dog.", "a cat"], [["the dog", "a dog !"], ["a dog"]]) == 0.5
 
 
-def test_words_can_be_cut_otherwise() -> None:
+def test_another_tokenizer() -> None:
     assert exact_match(["A dog"], [["a dog"]], tokenize=str.split) == 0
     assert exact_match(["a  dog"], [["a dog"]], tokenize=str.split) == 1
 
 
 def test_names_are_those_of_metrics_json() -> None:
-    figures = caption_metrics(HYPOTHESES, REFERENCES)
-    assert list(figures) == [
+    scores = caption_metrics(HYPOTHESES, REFERENCES)
+    assert list(scores) == [
         *(f"caption/bleu{n}" for n in range(1, 5)),
         "caption/rouge_l",
         "caption/cider",
@@ -162,7 +162,7 @@ def test_names_are_those_of_metrics_json() -> None:
         "caption/distinct2",
         "caption/length",
     ]
-    assert figures["caption/cider"] == cider_d(HYPOTHESES, REFERENCES)
+    assert scores["caption/cider"] == cider_d(HYPOTHESES, REFERENCES)
 
 
 @pytest.mark.parametrize(

@@ -43,7 +43,7 @@ def test_novelty_is_a_share_that_more_training_never_raises(hypotheses: list[str
 
 @settings(deadline=None)
 @given(SENTENCES)
-def test_figures_are_those_of_the_functions(hypotheses: list[str]) -> None:
+def test_diversity_of_words_equals_the_functions(hypotheses: list[str]) -> None:
     assert diversity_of_words([sentence.split() for sentence in hypotheses]) == {
         "caption/distinct": distinct_captions(hypotheses, tokenize=str.split),
         "caption/distinct1": distinct_n(hypotheses, 1, tokenize=str.split),

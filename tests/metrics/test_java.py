@@ -32,7 +32,7 @@ def test_without_java_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("error", [URLError("no network"), CalledProcessError(1, "java")])
-def test_what_java_needs_besides_is_told(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+def test_errors_name_what_java_needs(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     def fail() -> None:
         raise error
 

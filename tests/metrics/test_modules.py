@@ -136,7 +136,7 @@ FED: Fed = {
     ),
 }
 UNEVEN = [list(range(0, 9)), list(range(9, N))]
-LAME = [list(range(N)), []]
+EMPTY = [list(range(N)), []]
 
 
 @pytest.mark.parametrize("name", FED)
@@ -165,7 +165,7 @@ def _process(rank: int, port: int, folder: str) -> None:
     dist.init_process_group("gloo", rank=rank, world_size=2)
     found = {}
     for name, (build, feed, _) in FED.items():
-        for case, shares in (("uneven", UNEVEN), ("lame", LAME), ("doubled", [UNEVEN[0], [*UNEVEN[1], 0, 1]])):
+        for case, shares in (("uneven", UNEVEN), ("one is empty", EMPTY), ("doubled", [UNEVEN[0], [*UNEVEN[1], 0, 1]])):
             if case == "doubled" and name not in ("retrieval", "captions", "folds", "novelty"):
                 continue
             metric = build()
@@ -210,7 +210,7 @@ def test_without_ids_nothing_is_a_double() -> None:
     assert captions.compute()["caption/exact_match"] == 0.5
 
 
-def test_forward_gives_the_figures_of_a_batch() -> None:
+def test_forward_gives_the_metrics_of_a_batch() -> None:
     metric = TopKAccuracy(ks=(1,))
     assert metric(torch.eye(2), torch.tensor([0, 1])) == {"top1": 1.0}
     assert metric(torch.eye(2), torch.tensor([1, 0])) == {"top1": 0.0}
@@ -238,7 +238,7 @@ def test_probes_need_both_sets() -> None:
         metric.compute()
 
 
-def test_java_is_asked_for_and_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_java_raises_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pycocoevalcap.spice.spice", None)
     with pytest.raises(java.JavaMissingError, match="SPICE needs pycocoevalcap"):
         CaptionMetrics(java=["spice"])

@@ -97,25 +97,25 @@ def test_lists_and_arrays_are_welcome() -> None:
 
 
 def test_names_are_those_of_metrics_json() -> None:
-    figures = retrieval_metrics(*gallery())
-    assert list(figures) == [
+    scores = retrieval_metrics(*gallery())
+    assert list(scores) == [
         f"{direction}/{name}"
         for direction in ("image_to_text", "text_to_image")
         for name in ("recall@1", "recall@5", "recall@10", "median_rank", "mean_rank", "mrr")
     ]
     ranks = retrieval_ranks(*gallery())
-    assert figures["text_to_image/recall@5"] == (ranks.text_to_image <= 5).double().mean()
-    assert figures["image_to_text/median_rank"] == ranks.image_to_text.median()
+    assert scores["text_to_image/recall@5"] == (ranks.text_to_image <= 5).double().mean()
+    assert scores["image_to_text/median_rank"] == ranks.image_to_text.median()
 
 
 def test_rank_metrics_by_hand() -> None:
     ranks = RetrievalRanks(torch.tensor([1, 2, 4, 13]), torch.tensor([1, 1]))
-    figures = rank_metrics(ranks)
-    assert figures["image_to_text/median_rank"] == 2
-    assert figures["image_to_text/mean_rank"] == 5
-    assert figures["image_to_text/mrr"] == pytest.approx((1 + 1 / 2 + 1 / 4 + 1 / 13) / 4)
-    assert [figures[f"image_to_text/recall@{k}"] for k in (1, 5, 10)] == [0.25, 0.75, 0.75]
-    assert figures["text_to_image/mean_rank"] == figures["text_to_image/mrr"] == 1
+    scores = rank_metrics(ranks)
+    assert scores["image_to_text/median_rank"] == 2
+    assert scores["image_to_text/mean_rank"] == 5
+    assert scores["image_to_text/mrr"] == pytest.approx((1 + 1 / 2 + 1 / 4 + 1 / 13) / 4)
+    assert [scores[f"image_to_text/recall@{k}"] for k in (1, 5, 10)] == [0.25, 0.75, 0.75]
+    assert scores["text_to_image/mean_rank"] == scores["text_to_image/mrr"] == 1
 
 
 def test_more_noise_never_betters_a_rank() -> None:

@@ -105,7 +105,7 @@ def test_nothing_comes_from_elsewhere():
     assert "http" not in policy
 
 
-def test_what_somebody_wrote_is_text_and_nothing_else():
+def test_markup_in_data_is_shown_as_text():
     records = [dataclasses.replace(record, image_id=EVIL) for record in noise_records(3, texts=[EVIL, "a dog"])]
     found = make_evaluation(records, caption=EVIL)
     metrics = {**found.metrics, f"compositional/{EVIL}": 0.5, "caption/<i>new</i>": 0.25}
@@ -121,7 +121,7 @@ def test_what_somebody_wrote_is_text_and_nothing_else():
     assert "alert(1)" in "".join(evil.texts["title"])
 
 
-def test_the_file_can_be_written_whatever_the_names(tmp_path):
+def test_any_name_can_be_written(tmp_path):
     records = [dataclasses.replace(record, image_id=EVIL) for record in noise_records(3, texts=[EVIL])]
     write_report(
         tmp_path, [evaluated_model(f"{EVIL}/a.ckpt", make_evaluation(records, caption=EVIL))], records, split="test"
@@ -151,7 +151,7 @@ def test_of_more_images_a_part_is_shown(monkeypatch):
     assert sum(rank > 1 for rank in ranks) <= 2
 
 
-def test_a_image_that_cannot_be_read_has_a_place(tmp_path):
+def test_an_unreadable_image_has_a_placeholder(tmp_path):
     (tmp_path / "broken.jpg").write_bytes(b"no image")
     records = noise_records(4)
     for i, image in enumerate([str(tmp_path / "broken.jpg"), str(tmp_path / "gone.jpg"), None]):
@@ -161,7 +161,7 @@ def test_a_image_that_cannot_be_read_has_a_place(tmp_path):
     assert [image["name"] for image in thumbnails] == ["id0", "id1", "id2", "id3"]
 
 
-def test_what_a_model_squashes_is_shown_in_its_own_proportions():
+def test_squashed_images_are_shown_in_its_own_proportions():
     images = [np.full((h, w, 3), 99, np.uint8) for h, w in ((30, 40), (90, 60), (50, 50), (10, 900))]
     records = [Record(str(i), image, ("a dog",)) for i, image in enumerate(images)]
     squashed = Thumbnails(records, "squash")
@@ -175,7 +175,7 @@ def test_what_a_model_squashes_is_shown_in_its_own_proportions():
     assert {image["ratio"] for image in page_of(records, make_evaluation(records)).data["images"]} == {1}
 
 
-def test_what_is_left_out_is_noted_and_escaped():
+def test_unreadable_images_are_listed_and_escaped():
     records = noise_records(3)
     models = [evaluated_model("a.ckpt", make_evaluation(records))]
     page = Page(render(models, Thumbnails(records), split="test", unreadable=[f"Cannot read {EVIL}"] * 60))
@@ -186,7 +186,7 @@ def test_what_is_left_out_is_noted_and_escaped():
     assert "summary" not in Page(render(models, Thumbnails(records), split="test")).texts
 
 
-def test_what_a_model_does_not_do_is_left_out():
+def test_sections_without_content_are_left_out():
     records = noise_records(4)
     assert page_of(records, make_evaluation(records, writes=False)).ids == {"metrics", "retrieval", "confusions"}
     assert page_of(records, make_evaluation(records, aligned=False)).ids == {"metrics", "captions", "words"}
@@ -207,7 +207,7 @@ def test_nan_is_no_obstacle():
     assert page_of(records, dataclasses.replace(found, predictions=predictions, metrics=metrics)).data
 
 
-def test_compositional_figures_have_a_table_of_their_own():
+def test_compositional_metrics_have_a_table_of_their_own():
     records = noise_records(4)
     found = make_evaluation(records)
     page = page_of(records, dataclasses.replace(found, metrics=found.metrics | {"compositional/colour": 0.75}))
@@ -234,14 +234,14 @@ def test_two_checkpoints_side_by_side(tmp_path):
     assert comparison["differences"]["image_to_text/recall@1"] == [0.0, 0.0]
 
 
-def test_two_that_do_different_things_share_what_both_have():
+def test_two_different_models_share_the_sections_of_both():
     records = noise_records(4)
     page = page_of(records, make_evaluation(records), make_evaluation(records, writes=False))
     assert page.ids == {"metrics", "retrieval", "confusions", "words"}
     assert "–" in page.texts["td"]
 
 
-def test_intervals_lie_around_the_figures(tmp_path):
+def test_intervals_contain_the_metrics(tmp_path):
     records = noise_records(60)
     found = make_evaluation(records)
     write_report(tmp_path, [evaluated_model("a.ckpt", found)], records, split="test")

@@ -94,11 +94,11 @@ def measure(
         ranks[""] = metrics.retrieval_ranks(retrieval.image_embeds, retrieval.text_embeds, retrieval.image_ids)
         if rerank is not None:
             ranks["reranked/"] = rerank_candidates(pipeline, readable, retrieval, k=rerank, batch_size=batch_size)
-    found = prediction_metrics(predictions, ranks.get(""))
+    values = prediction_metrics(predictions, ranks.get(""))
     if "reranked/" in ranks:
-        found |= {f"reranked/{name}": value for name, value in rank_metrics(ranks["reranked/"]).items()}
-    found |= extra_metrics(extras, pipeline, readable, predictions, batch_size=batch_size, max_bad=max_bad)
-    return Evaluation(predictions, found, ranks, readable)
+        values |= {f"reranked/{name}": value for name, value in rank_metrics(ranks["reranked/"]).items()}
+    values |= extra_metrics(extras, pipeline, readable, predictions, batch_size=batch_size, max_bad=max_bad)
+    return Evaluation(predictions, values, ranks, readable)
 
 
 def measure_all(
@@ -142,13 +142,13 @@ def measure_all(
 
 def prediction_metrics(predictions: Predictions, ranks: RetrievalRanks | None = None) -> dict[str, float]:
     """The retrieval and caption metrics of predictions; `ranks` are computed if not given."""
-    found: dict[str, float] = {}
+    values: dict[str, float] = {}
     retrieval, captions = predictions.retrieval, predictions.captions
     if retrieval is not None:
         ranks = ranks or metrics.retrieval_ranks(retrieval.image_embeds, retrieval.text_embeds, retrieval.image_ids)
-        found |= rank_metrics(ranks)
+        values |= rank_metrics(ranks)
     if captions is not None:
-        found |= metrics.caption_metrics(captions.texts, captions.references)
+        values |= metrics.caption_metrics(captions.texts, captions.references)
     if predictions.unreadable:
-        found["left_out"] = float(len(predictions.unreadable))
-    return found
+        values["left_out"] = float(len(predictions.unreadable))
+    return values

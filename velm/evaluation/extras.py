@@ -103,22 +103,22 @@ def extra_metrics(
         batch_size: images at a time.
         max_bad: fraction of `train` that may be unreadable.
     """
-    found: dict[str, float] = {}
+    values: dict[str, float] = {}
     retrieval, captions = predictions.retrieval, predictions.captions
     if captions is not None:
-        found |= _caption_extras(extras, pipeline, records, predictions, captions, batch_size)
+        values |= _caption_extras(extras, pipeline, records, predictions, captions, batch_size)
     if retrieval is not None:
         embeds = retrieval.image_embeds
         if extras.folds is not None:
             folds = metrics.fold_metrics(embeds, retrieval.text_embeds, retrieval.image_ids, folds=extras.folds)
-            found = {f"folds/{name}": value for name, value in folds.items()} | found
+            values = {f"folds/{name}": value for name, value in folds.items()} | values
         if classes_of(records) is not None:
-            found |= zero_shot_metrics(pipeline, records, embeds, templates=extras.templates or TEMPLATES)
+            values |= zero_shot_metrics(pipeline, records, embeds, templates=extras.templates or TEMPLATES)
     if extras.probe and extras.train is not None:
-        found |= probe_metrics(pipeline, extras.train, records, batch_size=batch_size, max_bad=max_bad)
+        values |= probe_metrics(pipeline, extras.train, records, batch_size=batch_size, max_bad=max_bad)
     if extras.compositional and retrieval is not None:
-        found |= compositional_metrics(pipeline, records, retrieval, batch_size=batch_size)
-    return found
+        values |= compositional_metrics(pipeline, records, retrieval, batch_size=batch_size)
+    return values
 
 
 def novelty_metrics(captions: Captions, train: Sequence[Record]) -> dict[str, float]:
@@ -135,17 +135,17 @@ def _caption_extras(
     captions: Captions,
     batch_size: int,
 ) -> dict[str, float]:
-    found: dict[str, float] = {}
+    values: dict[str, float] = {}
     if extras.clip_score and predictions.retrieval is not None:
-        found |= clip_score_metrics(pipeline, captions, predictions.retrieval.image_embeds)
+        values |= clip_score_metrics(pipeline, captions, predictions.retrieval.image_embeds)
     if extras.judge is not None:
-        found |= judge_metrics(pipeline, captions, judge=extras.judge, records=records, batch_size=batch_size)
+        values |= judge_metrics(pipeline, captions, judge=extras.judge, records=records, batch_size=batch_size)
     if extras.novelty and extras.train is not None:
-        found |= novelty_metrics(captions, extras.train)
+        values |= novelty_metrics(captions, extras.train)
     for name in _JAVA:
         if getattr(extras, name):
             try:
-                found[f"caption/{name}"] = getattr(metrics, name)(captions.texts, captions.references)
+                values[f"caption/{name}"] = getattr(metrics, name)(captions.texts, captions.references)
             except JavaMissingError as error:  # the other metrics are still worth having
                 warnings.warn(str(error), stacklevel=2)
-    return found
+    return values

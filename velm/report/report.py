@@ -170,8 +170,8 @@ def _json(data: Any) -> str:
     return content.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
-def _lists(found: Mapping[str, tuple[float, float]]) -> dict[str, list[float]]:
-    return {name: list(interval) for name, interval in found.items()}
+def _lists(ranges: Mapping[str, tuple[float, float]]) -> dict[str, list[float]]:
+    return {name: list(interval) for name, interval in ranges.items()}
 
 
 def _write_json(path: Path, content: Any) -> None:
