@@ -51,7 +51,7 @@ def test_without_a_text_its_own_caption(write_checkpoint, scene, tmp_path, capsy
     [
         (["nowhere.png"], "nowhere.png"),
         (["scene.png", "--num_beams", "0"], "num_beams 0 is too small"),
-        (["scene.png", "--text", " "], "takes a sentence that is not empty"),
+        (["scene.png", "--text", " "], "takes text that is not empty"),
     ],
 )
 def test_bad_input_is_told_without_a_traceback(

@@ -66,7 +66,7 @@ def test_alignment_alone_takes_a_sentence(write_checkpoint, image):
 
 
 def test_what_cannot_be_explained(write_checkpoint, image):
-    with pytest.raises(PipelineError, match=r"texts\[1\] is ' '; it takes a sentence that is not empty"):
+    with pytest.raises(PipelineError, match=r"texts\[1\] is ' '; it takes text that is not empty"):
         explain(load(write_checkpoint()), image, ["a star", " "])
     with pytest.raises(PipelineError, match=r"Write \[text\]"):
         explain(load(write_checkpoint()), image, "a red circle")

@@ -1,7 +1,12 @@
+"""The rules of a config: contradictions are refused before decoding, the others hold at every step."""
+
 import pytest
 import torch
 
-from velm.generation.constraints import forbid_repeats
+from velm.generation import GenerationConfig
+from velm.generation.constraints import compile_rules, forbid_repeats
+from velm.generation.phrases import Phrases
+from velm.generation.trie import Trie
 
 PAD, BOS, EOS = 0, 1, 2
 
@@ -51,3 +56,68 @@ def test_a_sentence_that_may_write_nothing_ends(table, write):
 def test_suppressed_token_is_unknown(table, write):
     with pytest.raises(ValueError, match="token 6 is not in the vocabulary of 6 tokens"):
         write(table(), torch.zeros(1, 2, 6), suppress=(PAD, 6))
+
+
+def compiled(limit=8, name=repr, **options):
+    config = GenerationConfig(max_length=limit, **options)
+    return compile_rules(config, eos_id=EOS, suppress=(PAD, BOS), vocab_size=16, limit=limit, name=name)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"must_include": [[3, 4]], "forbidden": [[4]]}, r"must_include \(3, 4\) holds \(4,\), which is forbidden"),
+        ({"prefix": [3, 4], "forbidden": [[3, 4]]}, r"prefix \(3, 4\) holds \(3, 4\), which is forbidden"),
+        ({"answers": [[3], [5, 4]], "forbidden": [[4]]}, r"answers \(5, 4\) holds \(4,\), which is forbidden"),
+        ({"limit": 3, "answers": [[3], [3, 4, 5]]}, r"answer \(3, 4, 5\) has 4 tokens with eos; at most 3 are written"),
+        ({"answers": [[3]], "min_length": 3}, r"answer \(3,\) has 2 tokens with eos; min_length asks for 3"),
+        ({"answers": [[3], [4]], "prefix": [5]}, r"None of the 2 answers begins with the prefix \(5,\)"),
+        ({"answers": [[3], [4]], "must_include": [[5]]}, r"None of the 2 answers .* holds what must be included: \(5,"),
+        ({"limit": 2, "prefix": [3, 4]}, r"prefix \(3, 4\) has 2 tokens and leaves no room to end: at most 2 tokens"),
+        ({"limit": 4, "must_include": [[3, 4], [5, 6]]}, r"needs 5 tokens with the prefix and eos; at most 4 are wri"),
+        ({"limit": 4, "must_include": [[5, 6]], "prefix": [3, 4]}, "needs 5 tokens with the prefix and eos"),
+        ({"must_include": [[16]]}, "must_include: token 16 is not in the vocabulary of 16 tokens"),
+        ({"forbidden": [[-1]]}, "forbidden: token -1 is not in the vocabulary"),
+        ({"must_include": [[3, EOS]]}, r"must_include \(3, 2\) holds token 2, which is never written as a word"),
+        ({"forbidden": [[3, EOS]]}, r"forbidden \(3, 2\) holds token 2, which is never written as a word"),
+        ({"prefix": [PAD]}, r"prefix \(0,\) holds token 0, which is never written"),
+        ({"answers": [[BOS]]}, r"answers \(1,\) holds token 1, which is never written"),
+        ({"must_include": [[i] for i in range(3, 14)], "limit": 20}, "must_include has 11 phrases; it takes up to 10"),
+    ],
+    ids=str,
+)
+def test_contradictions(options, message):
+    with pytest.raises(ValueError, match=message):
+        compiled(**options)
+
+
+def test_what_only_the_forbidden_could_join_is_refused():
+    """3 and 4 must come, may not touch, and there is no other word to stand between them."""
+    config = GenerationConfig(must_include=[[3], [4]], forbidden=[[3, 4], [4, 3], [5]])
+    with pytest.raises(ValueError, match="cannot be written without something that is forbidden"):
+        compile_rules(config, eos_id=EOS, suppress=(PAD, BOS), vocab_size=6, limit=8)
+
+
+def test_messages_name_words():
+    with pytest.raises(ValueError, match="must_include dog holds dog, which is forbidden"):
+        compiled(must_include=[[3]], forbidden=[[3]], name=lambda tokens: "dog")
+
+
+def test_overlapping_phrases_need_less_room():
+    assert isinstance(compiled(limit=4, must_include=[[3, 4], [4, 5]]), Phrases)
+    with pytest.raises(ValueError, match="needs 4 tokens"):
+        compiled(limit=3, must_include=[[3, 4], [4, 5]])
+    assert isinstance(compiled(limit=4, prefix=[7, 3], must_include=[[3, 4]]), Phrases)
+
+
+def test_answers_left_to_choose_from():
+    rules = compiled(answers=[[3, 4], [3, 5], [6]], prefix=[3], must_include=[[5]])
+    assert isinstance(rules, Trie)
+    assert rules.tokens.tolist() == [3, 5, EOS]
+    assert compiled() is None
+    assert compiled(prefix=[3]) is None
+
+
+def test_the_decoders_own_limit_counts(table, write):
+    with pytest.raises(ValueError, match="needs 4 tokens with the prefix and eos; at most 3 are written"):
+        write(table(max_length=3), torch.zeros(1, 2, 6), must_include=[[3], [4], [5]])

@@ -85,5 +85,5 @@ def test_all_sentences_together_are_certain(table):
 
 def test_every_memory_takes_the_same_number(table):
     tokens, content = sentences(4)
-    with pytest.raises(ValueError, match="4 sentences about 3 memories: each takes the same number of them"):
+    with pytest.raises(ValueError, match="4 texts for 3 memories: each memory takes the same number"):
         log_likelihood(table(vocab_size=12), tokens, content, torch.randn(3, 2, 12))

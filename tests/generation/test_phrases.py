@@ -6,8 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from velm.generation.matcher import Matcher
-from velm.generation.phrases import NEVER, Phrases
+from velm.generation.phrases import NEVER, Matcher, Phrases
 
 PAD, BOS, EOS, WORDS = 0, 1, 2, (3, 4, 5)
 phrase = st.lists(st.sampled_from(WORDS), min_size=1, max_size=3).map(tuple)

@@ -36,10 +36,10 @@ def test_a_token_is_handed_out_when_it_is_decided(table):
 
 @pytest.mark.parametrize("config", [{"num_beams": 2}, {"temperature": 1.0, "num_return": 2}], ids=str)
 def test_what_is_decided_at_the_end_cannot_be_streamed(table, config):
-    with pytest.raises(ValueError, match=r"what is written is decided at the end only. Stream greedily"):
+    with pytest.raises(ValueError, match=r"the text is decided at the end only. Stream greedily"):
         stream(table(), torch.zeros(1, 2, 6), config=GenerationConfig(**config), **IDS)
 
 
 def test_reranking_needs_a_pipeline(table, write):
-    with pytest.raises(ValueError, match="rerank_by_alignment needs the embeddings of image and sentence"):
+    with pytest.raises(ValueError, match="rerank_by_alignment needs the embeddings of image and caption"):
         write(table(), torch.zeros(1, 2, 6), num_beams=2, rerank_by_alignment=1.0)

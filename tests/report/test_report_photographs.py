@@ -14,7 +14,7 @@ PROGRAM = find_browser()
 TABLE = Path(__file__).parents[3] / "shared" / "data" / "flickr8k" / "captions.csv"
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.filterwarnings("ignore:.*sentences are longer"),
+    pytest.mark.filterwarnings("ignore:.*(sentences|texts) are longer"),
     pytest.mark.skipif(PROGRAM is None, reason="no Chromium on this machine: apt-get install chromium"),
     pytest.mark.skipif(not TABLE.exists(), reason="no ../shared/data/flickr8k beside the repository"),
 ]

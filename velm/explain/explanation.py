@@ -16,7 +16,7 @@ from velm.explain.saliency import saliency_map
 from velm.explain.similarity import similarity_maps
 from velm.outputs import EncoderOutput
 from velm.pipeline import Pipeline
-from velm.pipeline.inputs import sentences
+from velm.pipeline.inputs import checked_texts
 
 __all__ = ["Explanation", "explain"]
 
@@ -65,7 +65,7 @@ def explain(
     """
     if pipeline.model.image_encoder is None:
         raise PipelineError("This model sees no images, so there is nothing to lay maps over.")
-    given = [] if texts is None else sentences(texts)
+    given = [] if texts is None else checked_texts(texts)
     encoded = next(pipeline.encode_images([image], batch_size=1))
     reads = pipeline.writes and "text" in pipeline.model.memory_sources
     if reads and not given:

@@ -1,4 +1,4 @@
-"""How a sentence is searched for."""
+"""The options of text generation."""
 
 from __future__ import annotations
 
@@ -13,35 +13,35 @@ _NUMBERS = ("diversity_penalty", "length_penalty", "temperature", "top_p", "min_
 
 @dataclass(frozen=True)
 class GenerationConfig:
-    """Greedy search (as it stands), beam search (`num_beams` > 1) or sampling (`temperature` given).
+    """Greedy search (the defaults), beam search (`num_beams` > 1) or sampling (with a `temperature`).
 
     Args:
-        max_length: most tokens to write, eos included, bos not; a sentence that has not ended by then is cut.
+        max_length: most tokens of a text, eos included, bos not; longer texts are cut.
         min_length: fewest tokens, eos included.
-        num_beams: hypotheses kept alive for each memory.
-        num_beam_groups: groups that the beams are dealt out to, each a beam search of its own that is kept from what
-            the groups before it write at the same place (Vijayakumar et al. 2016, arXiv 1610.02424).
-        diversity_penalty: what a token costs, in nats, for each beam of an earlier group that goes on with it at the
-            same place; it steers the search and is no part of a score.
+        num_beams: live hypotheses per memory.
+        num_beam_groups: groups of beams; each is a beam search of its own, penalised for repeating the tokens of
+            earlier groups at the same step (Vijayakumar et al. 2016, arXiv 1610.02424).
+        diversity_penalty: cost of a token, in nats, per beam of an earlier group that continues with it at the same
+            step; it steers the search and is not part of a score.
         length_penalty: a hypothesis scores sum_t log p(y_t) / length ** length_penalty, length in tokens with
-            eos (Wu et al. 2016, arXiv 1609.08144, section 7, without its constants); 0 favours short sentences,
-            1 compares the mean log p of a token, more favours long ones.
-        temperature: sample from p ** (1 / temperature); None: take the best.
-        top_k: sample among the k most probable tokens only.
-        top_p: sample among the fewest most probable tokens that have this probability together
+            eos (Wu et al. 2016, arXiv 1609.08144, section 7, without its constants); 0 favours short texts,
+            1 compares the mean log p of a token, larger values favour long texts.
+        temperature: sample from p ** (1 / temperature); None: search for the best.
+        top_k: sample among the k most probable tokens.
+        top_p: sample among the fewest most probable tokens whose probabilities sum to this
             (Holtzman et al. 2020, arXiv 1904.09751).
-        min_p: sample among the tokens at least this share as probable as the most probable one
+        min_p: sample among the tokens at least this fraction as probable as the most probable one
             (Nguyen et al. 2024, arXiv 2407.01082).
-        no_repeat_ngram: no sequence of so many tokens is written twice; 0: whatever. Gives way to `prefix`, `answers`
-            and `must_include` where they leave no other token.
-        prefix: tokens that every sentence begins with; their log p counts.
-        forbidden: phrases (token sequences) that are not written.
-        must_include: phrases of which each is written, wherever; the sentence ends in time. Beams are dealt out to
-            the hypotheses by how much is missing (Post and Vilar 2018, arXiv 1804.06609); one beam puts it off.
-        answers: the only sentences there are, without eos; None: whatever.
-        num_return: sentences for each memory: the best beams, or independent samples.
-        rerank_by_alignment: for a pipeline whose model aligns too: of all beams (or samples) those come first whose
-            score plus this times the cosine of sentence and image is best; None: the score alone.
+        no_repeat_ngram: no n-gram of this size occurs twice; 0: no rule. Dropped where `prefix`, `answers` and
+            `must_include` leave no other token.
+        prefix: tokens that every text begins with; their log p counts.
+        forbidden: phrases (token sequences) that do not occur.
+        must_include: phrases that all occur, anywhere; the text ends in time. Beams are allocated to hypotheses by how
+            much is missing (Post and Vilar 2018, arXiv 1804.06609); a single beam postpones the phrases.
+        answers: the only possible texts, without eos; None: any text.
+        num_return: texts per memory: the best beams, or independent samples.
+        rerank_by_alignment: for a pipeline whose model also aligns: order all beams (or samples) by score plus this
+            times the cosine of caption and image; None: by score.
     """
 
     max_length: int = 32
@@ -130,17 +130,17 @@ class GenerationConfig:
             )
         if self.rerank_by_alignment is not None and max(self.num_beams, self.num_return) == 1:
             raise ValueError(
-                f"rerank_by_alignment {self.rerank_by_alignment} has only one sentence to choose from; give num_beams, "
+                f"rerank_by_alignment {self.rerank_by_alignment} has only one caption to choose from; give num_beams, "
                 "or a temperature and num_return."
             )
 
     def _set_phrases(self) -> None:
-        """Tuples of tuples of ids, whatever sequences came."""
+        """Convert all phrases to tuples of ids, without duplicates."""
         object.__setattr__(self, "prefix", _ids("prefix", self.prefix))
         for name in ("forbidden", "must_include", "answers"):
-            given = getattr(self, name)
-            if given is not None:
-                phrases = tuple(dict.fromkeys(_ids(f"{name}[{i}]", phrase) for i, phrase in enumerate(given)))
+            value = getattr(self, name)
+            if value is not None:
+                phrases = tuple(dict.fromkeys(_ids(f"{name}[{i}]", phrase) for i, phrase in enumerate(value)))
                 if () in phrases:
                     raise ValueError(f"{name} has an empty phrase; each has at least one token.")
                 object.__setattr__(self, name, phrases)
@@ -150,5 +150,5 @@ class GenerationConfig:
 
 def _ids(name: str, tokens: Tokens) -> tuple[int, ...]:
     if not all(isinstance(token, int) for token in tokens):
-        raise ValueError(f"{name} is {tokens!r}; it takes token ids. A pipeline takes words: pipeline.caption(...).")
+        raise ValueError(f"{name} is {tokens!r}; it takes token ids. A pipeline takes text: pipeline.caption(...).")
     return tuple(tokens)

@@ -1,4 +1,4 @@
-"""How likely a decoder holds sentences to be that are already written."""
+"""The likelihood of given texts under a decoder."""
 
 from __future__ import annotations
 
@@ -15,31 +15,34 @@ __all__ = ["log_likelihood"]
 def log_likelihood(
     decoder: Decoder, tokens: Tensor, mask: Tensor, memory: Tensor, memory_mask: Tensor | None = None
 ) -> Tensor:
-    """log P(y | memory) of whole sentences, eos included, in nats.
+    """log P(text | memory) including eos, in nats.
 
-    The number that beam search with `length_penalty` 0 gives a sentence it has written. The decoder steps, as it does
-    when it writes, so that what many sentences attend over is held and projected once.
+    Equals the score that beam search with `length_penalty` 0 gives the text. The decoder runs step by step, as in
+    generation, so that a memory shared by many texts is stored and projected once.
 
     Args:
-        decoder: in whatever mode; it reads in eval mode and is put back.
+        decoder: runs in eval mode; its modes are restored afterwards.
         tokens: int64 (B, T), bos ... eos, padded at the end.
         mask: bool (B, T), True on bos ... eos.
-        memory: float (G, N, memory_dim), B a multiple of G: sentence r is about memory r // (B / G).
-        memory_mask: bool (G, N); None when there is content everywhere.
+        memory: float (G, N, memory_dim), B a multiple of G: text r belongs to memory r // (B / G).
+        memory_mask: bool (G, N), True on content; None: all content.
 
     Returns:
-        float (B,), in float32 at least.
+        float (B,), at least float32.
+
+    Raises:
+        ValueError: B is not a multiple of G.
     """
     if len(memory) == 0 or len(tokens) % len(memory):
-        raise ValueError(f"{len(tokens)} sentences about {len(memory)} memories: each takes the same number of them.")
+        raise ValueError(f"{len(tokens)} texts for {len(memory)} memories: each memory takes the same number of texts.")
     copies = len(tokens) // len(memory)
     with evaluating(decoder):
         state = decoder.start(memory, memory_mask)
         if copies > 1:
             state = state.select(torch.arange(len(memory), device=memory.device).repeat_interleave(copies))
         total = torch.zeros(len(tokens), device=memory.device, dtype=torch.promote_types(memory.dtype, torch.float32))
-        for word, following, content in zip(tokens.T[:-1], tokens.T[1:], mask.T[1:], strict=True):
-            logits, state = decoder.step(word, state)
+        for token, following, content in zip(tokens.T[:-1], tokens.T[1:], mask.T[1:], strict=True):
+            logits, state = decoder.step(token, state)
             log_p = logits.to(total.dtype).log_softmax(dim=1).gather(1, following[:, None])[:, 0]
             total += log_p.where(content, 0)
     return total

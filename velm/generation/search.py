@@ -1,4 +1,4 @@
-"""One search, step by step: a decoder on the contract start / step / select until every sentence has ended.
+"""The search loop: steps a decoder (start / step / select) until every text has ended.
 
 start ─ step ─ scores ─ constraints ─ best or drawn ─┬─ eos: finished
           └──────────────── select ───────────────── ┴─ others: live
@@ -6,55 +6,48 @@ start ─ step ─ scores ─ constraints ─ best or drawn ─┬─ eos: finis
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from velm.decoders.base import Decoder, DecoderState
-from velm.generation.candidates import Picked, best, best_by_need, draw, log_sum_exp
 from velm.generation.config import GenerationConfig
 from velm.generation.constraints import Constraints
-from velm.generation.hypotheses import Finished, Live
+from velm.generation.hypotheses import FinishedHypotheses, LiveHypotheses
 from velm.generation.phrases import Phrases
+from velm.generation.scores import Continuations, best, best_by_need, draw
 
 __all__ = ["Search"]
 
 
 @dataclass(frozen=True)
 class Search:
-    """What `generate` and `stream` have in common; the arguments are theirs.
+    """The loop that `generate` and `stream` share.
 
-    Groups of beams are sentences that lie next to each other: group g of sentence s is row s * groups + g.
+    A batch holds several searches per memory: one per sample, or one per group of beams. They are adjacent: group g of
+    memory m is search m * groups + g.
+
+    Args:
+        decoder: in eval mode.
+        constraints: the rules, with the config.
+        bos_id: the begin token.
+        generator: of samples.
+        return_attention: collect the decoder's attention.
+        device: of the memory.
     """
 
     decoder: Decoder
-    config: GenerationConfig
+    constraints: Constraints
     bos_id: int
-    eos_id: int
-    suppress: Sequence[int]
     generator: torch.Generator | None
     return_attention: bool
     device: torch.device
-    constraints: Constraints = field(init=False)
-
-    def __post_init__(self) -> None:
-        constraints = Constraints(
-            self.config,
-            eos_id=self.eos_id,
-            suppress=self.suppress,
-            vocab_size=self.decoder.output_projection.out_features,
-            limit=self.limit,
-            device=self.device,
-        )
-        object.__setattr__(self, "constraints", constraints)
 
     @property
-    def limit(self) -> int:
-        """Most tokens that can be written, eos included."""
-        longest = self.decoder.max_length
-        return self.config.max_length if longest is None else min(self.config.max_length, longest)
+    def config(self) -> GenerationConfig:
+        return self.constraints.config
 
     @property
     def groups(self) -> int:
@@ -62,114 +55,121 @@ class Search:
 
     @property
     def beams(self) -> int:
-        """Of a group."""
+        """Beams per group."""
         return self.config.num_beams // self.groups
 
     @property
     def copies(self) -> int:
-        """How many sentences are searched for each memory: samples or groups."""
+        """Searches per memory: samples or groups."""
         return self.groups if self.config.temperature is None else self.config.num_return
 
     def start(self, memory: Tensor, memory_mask: Tensor | None) -> DecoderState:
-        """The decoder's state, `copies` neighbouring rows a memory."""
+        """The decoder's state with `copies` adjacent rows per memory."""
         state = self.decoder.start(memory, memory_mask)
         if self.copies == 1:
             return state
         return state.select(torch.arange(len(memory), device=self.device).repeat_interleave(self.copies))
 
-    def run(self, state: DecoderState, sentences: int, finished: Finished) -> Iterator[Live]:
-        """Search for `sentences` rows of the state; after each step, what its candidates are, best first."""
-        live, done = Live.start(sentences, self.device), [False] * sentences
-        word = torch.full((sentences,), self.bos_id, device=self.device)
-        for _ in range(self.limit if sentences else 0):
-            logits, state = self.decoder.step(word, state)
-            going = ~torch.tensor(done, device=self.device)
-            candidates, parents = self._continue(live, logits, going, state)
-            ended, dead = self._ended(candidates, going)
+    def run(self, state: DecoderState, searches: int, finished: FinishedHypotheses) -> Iterator[LiveHypotheses]:
+        """Run `searches` rows of the state; yield the candidates of each step, best first."""
+        live, done = LiveHypotheses.start(searches, self.device), [False] * searches
+        token = torch.full((searches,), self.bos_id, device=self.device)
+        for _ in range(self.constraints.limit if searches else 0):
+            logits, state = self.decoder.step(token, state)
+            active = ~torch.tensor(done, device=self.device)
+            candidates, parents = self._candidates(live, logits, active, state)
+            ended, dead = self._ended(candidates, active)
             finished.add(candidates, ended, ended=True)
-            done = [enough or lost for enough, lost in zip(finished.done(candidates), dead, strict=True)]
+            done = [enough or failed for enough, failed in zip(finished.done(candidates), dead, strict=True)]
             yield candidates
             if all(done):
                 return
             width = live.width
-            live, rows, done = self._go_on(candidates, parents, done, width)
-            if width > 1 or len(rows) != len(word):
+            live, rows, done = self._continue(candidates, parents, done, width)
+            if width > 1 or len(rows) != len(token):
                 state = state.select(rows)
-            word = live.words.flatten()
+            token = live.last_tokens.flatten()
         unfinished = ~torch.tensor(done, dtype=torch.bool, device=self.device)
         finished.add(live, (live.totals > -torch.inf) & unfinished[:, None], ended=False)
 
-    def _ended(self, candidates: Live, going: Tensor) -> tuple[Tensor, list[bool]]:
-        """bool (b, C), which candidates end now, on the CPU: a step's one wait for the device; and who is lost."""
+    def _ended(self, candidates: LiveHypotheses, active: Tensor) -> tuple[Tensor, list[bool]]:
+        """Which candidates end now, bool (b, C) on the CPU, and which searches have no possible candidate.
+
+        The only synchronisation with the device in a step.
+        """
         possible = candidates.totals > -torch.inf
-        ended = (candidates.words == self.eos_id) & possible & going[:, None]
+        ended = (candidates.last_tokens == self.constraints.eos_id) & possible & active[:, None]
         ended[:, self.beams :] = False
         ended, possible = torch.stack([ended, possible]).cpu()
         return ended, (~possible.any(dim=1)).tolist()
 
-    def _continue(self, live: Live, logits: Tensor, going: Tensor, state: DecoderState) -> tuple[Live, Tensor]:
-        """Candidates, best first, and which hypothesis each of them continues, int64 (b, C)."""
+    def _candidates(
+        self, live: LiveHypotheses, logits: Tensor, active: Tensor, state: DecoderState
+    ) -> tuple[LiveHypotheses, Tensor]:
+        """The continuations, best first, and the hypothesis that each extends, int64 (b, C)."""
         scores = logits.to(torch.promote_types(logits.dtype, torch.float32))
         shape = live.totals.shape
-        everything = log_sum_exp(scores).unflatten(0, shape)  # log p is a score less this: taken off those chosen only
+        normalizer = scores.logsumexp(dim=1).unflatten(0, shape)  # log p = score - normalizer, for chosen tokens only
         scores = self.constraints(scores, live.tokens.flatten(0, 1), live.states.flatten()).unflatten(0, shape)
         if self.config.temperature is not None:
-            words = draw(scores[:, 0], self.config, self.generator)[:, None]
-            parents, added = torch.zeros_like(words), scores[:, 0].gather(1, words)
+            tokens = draw(scores[:, 0], self.config, self.generator)[:, None]
+            parents, added = torch.zeros_like(tokens), scores[:, 0].gather(1, tokens)
         elif self.groups > 1:
-            parents, words, added = self._diverse(live, scores, everything, going)
+            parents, tokens, added = self._diverse(live, scores, normalizer, active)
         else:
-            parents, words, added = self._best(live.totals - everything, scores, live.states)
-        added = added - everything.gather(1, parents)
-        states = self.constraints.advance(live.states.gather(1, parents), words)
-        looked = state.attention if self.return_attention else None
-        looked = None if looked is None else looked.unflatten(0, shape)
-        return live.extend(parents, words, added, states, looked), parents
+            parents, tokens, added = self._best(live.totals - normalizer, scores, live.states)
+        added = added - normalizer.gather(1, parents)
+        states = self.constraints.advance(live.states.gather(1, parents), tokens)
+        attention = state.attention if self.return_attention else None
+        attention = None if attention is None else attention.unflatten(0, shape)
+        return live.extend(parents, tokens, added, states, attention), parents
 
-    def _best(self, totals: Tensor, scores: Tensor, states: Tensor) -> Picked:
-        # every hypothesis may end at once: with twice the beams, enough are left to go on
+    def _best(self, totals: Tensor, scores: Tensor, states: Tensor) -> Continuations:
+        # all hypotheses may end at once: twice as many candidates as beams leave enough to continue
         count, rules = 2 * self.beams if self.config.num_beams > 1 else 1, self.constraints.rules
         if count > 1 and isinstance(rules, Phrases) and rules.requires:
             return best_by_need(totals, scores, count, rules, states)
         return best(totals, scores, count)
 
-    def _diverse(self, live: Live, scores: Tensor, everything: Tensor, going: Tensor) -> Picked:
-        """Group after group, a token costs `diversity_penalty` for each beam that went on with it (Hamming)."""
+    def _diverse(self, live: LiveHypotheses, scores: Tensor, normalizer: Tensor, active: Tensor) -> Continuations:
+        """Group by group, a token costs `diversity_penalty` per beam of earlier groups that continues with it."""
         assert self.config.diversity_penalty is not None
-        price = scores.new_zeros(len(scores) // self.groups, scores.shape[2])
-        found = []
+        penalty = scores.new_zeros(len(scores) // self.groups, scores.shape[2])
+        chosen = []
         for group in range(self.groups):
-            mine = slice(group, None, self.groups)
-            totals = live.totals[mine] - everything[mine]
-            parents, words, added = self._best(totals, scores[mine] - price[:, None], live.states[mine])
-            added = added + price.gather(1, words)
-            found.append((parents, words, added))
-            columns = self._columns(words, live.width)
-            counts = (totals.gather(1, parents) + added > -torch.inf) & (words != self.eos_id) & going[mine, None]
-            cost = self.config.diversity_penalty * counts.gather(1, columns).to(price.dtype)
-            price.scatter_add_(1, words.gather(1, columns), cost)
-        parents, words, added = (torch.stack(each, dim=1).flatten(0, 1) for each in zip(*found, strict=True))
-        return parents, words, added
+            rows = slice(group, None, self.groups)
+            totals = live.totals[rows] - normalizer[rows]
+            parents, tokens, added = self._best(totals, scores[rows] - penalty[:, None], live.states[rows])
+            added = added + penalty.gather(1, tokens)
+            chosen.append((parents, tokens, added))
+            columns = self._columns(tokens, live.width)
+            possible = totals.gather(1, parents) + added > -torch.inf
+            counts = possible & (tokens != self.constraints.eos_id) & active[rows, None]
+            cost = self.config.diversity_penalty * counts.gather(1, columns).to(penalty.dtype)
+            penalty.scatter_add_(1, tokens.gather(1, columns), cost)
+        parents, tokens, added = (torch.stack(each, dim=1).flatten(0, 1) for each in zip(*chosen, strict=True))
+        return parents, tokens, added
 
-    def _columns(self, words: Tensor, width: int) -> Tensor:
-        """Which candidates go on, int64 (b, beams): the best that do not end."""
-        columns = (words == self.eos_id).to(torch.int8).argsort(dim=1, stable=True)
+    def _columns(self, tokens: Tensor, width: int) -> Tensor:
+        """The candidates that continue, int64 (b, beams): the best without eos."""
+        columns = (tokens == self.constraints.eos_id).to(torch.int8).argsort(dim=1, stable=True)
         return columns[:, : min(self.beams, max(1, width * (self.constraints.vocab_size - 1)))]
 
-    def _go_on(
-        self, candidates: Live, parents: Tensor, done: list[bool], width: int
-    ) -> tuple[Live, Tensor, list[bool]]:
-        """The hypotheses that go on, the rows of the state that they continue, and which sentences are done.
+    def _continue(
+        self, candidates: LiveHypotheses, parents: Tensor, done: list[bool], width: int
+    ) -> tuple[LiveHypotheses, Tensor, list[bool]]:
+        """The hypotheses that continue, the rows of the state that they extend, and which searches are done.
 
-        Sentences that are done leave once they are a quarter of the batch: leaving costs a copy of the memory.
+        Memories whose searches are all done are removed once they are a quarter of the batch: removing copies the
+        state of the others.
         """
-        stay = list(range(len(done)))
+        rows_left = list(range(len(done)))
         over = [all(done[i : i + self.groups]) for i in range(0, len(done), self.groups)]
         if 4 * sum(over) >= len(over):
-            stay = [row for row in stay if not over[row // self.groups]]
-        if width == 1 == candidates.width and len(stay) == len(done):
-            return candidates, torch.arange(len(stay), device=parents.device), done
-        rows = torch.tensor(stay, dtype=torch.int64, device=parents.device)[:, None]
-        columns = self._columns(candidates.words, width)[rows[:, 0]]
+            rows_left = [row for row in rows_left if not over[row // self.groups]]
+        if width == 1 == candidates.width and len(rows_left) == len(done):
+            return candidates, torch.arange(len(rows_left), device=parents.device), done
+        rows = torch.tensor(rows_left, dtype=torch.int64, device=parents.device)[:, None]
+        columns = self._columns(candidates.last_tokens, width)[rows[:, 0]]
         continued = rows * width + parents[rows, columns]
-        return candidates.take(stay, columns), continued.flatten(), [done[row] for row in stay]
+        return candidates.take(rows_left, columns), continued.flatten(), [done[row] for row in rows_left]

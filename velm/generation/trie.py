@@ -1,4 +1,4 @@
-"""A closed set of answers as a trie: after each token, only what leads to an answer may follow."""
+"""A closed set of answers as a trie: after each token, only tokens that lead to an answer are allowed."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ __all__ = ["Trie"]
 
 
 class Trie:
-    """Nodes are beginnings of answers, node 0 the empty one; an answer is complete with eos.
+    """Nodes are prefixes of answers, node 0 the empty one; an answer is complete with eos.
 
-    The edges lie sorted by node and token, so that those of a node are neighbours and one is found by bisection: the
-    size is that of the answers, whatever the vocabulary's.
+    The edges are sorted by node and token: the edges of a node are adjacent, and one edge is found by bisection. Memory
+    grows with the answers, not with the vocabulary.
 
     Args:
         answers: token sequences without eos, none empty.
-        eos_id: the token that ends a sentence.
-        vocab_size: number of tokens.
-        device: where scores will be.
+        eos_id: the end token.
+        vocab_size: V.
+        device: of the scores.
     """
 
     def __init__(
@@ -40,20 +40,20 @@ class Trie:
         self.first = torch.searchsorted(nodes, torch.arange(len(edges) + 2)).to(device)
         self.widest = int((self.first[1:] - self.first[:-1]).max())
 
-    def advance(self, states: Tensor, words: Tensor) -> Tensor:
-        """The nodes after one more word, int64, in the shape of both; a word that leads nowhere leads to node 0."""
-        wanted = states * self.vocab_size + words
-        edge = torch.searchsorted(self.keys, wanted).clamp(max=len(self.keys) - 1)
-        return self.targets[edge].where(self.keys[edge] == wanted, 0)
+    def advance(self, states: Tensor, tokens: Tensor) -> Tensor:
+        """The nodes after one more token, int64, elementwise; a token without an edge leads to node 0."""
+        key = states * self.vocab_size + tokens
+        edge = torch.searchsorted(self.keys, key).clamp(max=len(self.keys) - 1)
+        return self.targets[edge].where(self.keys[edge] == key, 0)
 
     def forbid(self, scores: Tensor, states: Tensor, left: int) -> Tensor:
-        """Forbid, in scores float (R, V), what does not lead from the nodes int64 (R,) to an answer.
+        """Set all scores float (R, V) to -inf except those of tokens that lead from node states, int64 (R,), onwards.
 
-        `left` is not needed: the answers fit.
+        `left` is unused: every answer fits.
         """
         edge = self.first[states][:, None] + torch.arange(self.widest, device=states.device)
-        mine = edge < self.first[states + 1][:, None]
+        exists = edge < self.first[states + 1][:, None]
         tokens = self.tokens[edge.clamp(max=len(self.tokens) - 1)]
-        rows, places = mine.nonzero(as_tuple=True)
-        kept = tokens[rows, places]
-        return torch.full_like(scores, -torch.inf).index_put((rows, kept), scores[rows, kept])
+        rows, columns = exists.nonzero(as_tuple=True)
+        allowed = tokens[rows, columns]
+        return torch.full_like(scores, -torch.inf).index_put((rows, allowed), scores[rows, allowed])

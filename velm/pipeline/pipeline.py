@@ -1,4 +1,4 @@
-"""A model with its tokenizer and transform: captions, embeddings and similarities of images and sentences."""
+"""A model with its tokenizer and transform: captions, embeddings and similarities of images and texts."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from velm.errors import PipelineError
 from velm.generation import GenerationConfig
 from velm.model import VisionLanguageModel
 from velm.outputs import EncoderOutput
-from velm.pipeline.inputs import ImageInput, listed, positive, sentences, sources
-from velm.pipeline.writer import Caption, Writer, reranked
+from velm.pipeline.captioner import Caption, Captioner, reranked
+from velm.pipeline.inputs import ImageInput, as_list, checked_batch_size, checked_sources, checked_texts
 
 __all__ = ["Pipeline"]
 
@@ -28,21 +28,24 @@ __all__ = ["Pipeline"]
 class Pipeline:
     """A model with its tokenizer and transform; `velm.load` makes one from a checkpoint.
 
-    Images are paths, PIL images or uint8 arrays (H, W, 3), in lists; results come in the order of the list.
-    Work goes in batches, so that memory is bounded whatever the length of the list.
+    Images are paths, PIL images or uint8 arrays (H, W, 3), in lists; results are in the order of the list.
+    Lists are processed in batches, so that memory does not grow with their length.
 
     Args:
-        model: put on the device and into eval mode.
+        model: moved to the device and put into eval mode.
         tokenizer: the one it was trained with.
         transform: image to uint8 (3, H, W), as in validation.
-        max_length: longest sentence in tokens, bos and eos included; longer ones are cut, with a warning.
-        aligned: whether its embeddings were trained to match; None: whether it has any.
-        data: the data config it was trained with.
-        logit_scale: inverse temperature of its cosines; None where no loss learnt one.
+        max_length: longest text in tokens, bos and eos included; longer ones are cut, with a warning.
+        aligned: whether a loss trained the joint space; None: whether the model has both encoders.
+        data: the data config of the training.
+        logit_scale: learned inverse temperature of the cosines; None if no loss learned one.
         device: where to compute, e.g. 'cpu' or 'cuda'.
-        precision: '32', the weights as they are; or 'bf16', the weights made bfloat16 and everything computed in it:
-            half the memory, and about half the time on hardware that multiplies it (AMX, tensor cores). Results differ
-            in the third digit, so a caption whose words are nearly tied may be another, and may depend on the batch.
+        precision: '32', the weights as they are; or 'bf16', weights and computation in bfloat16: half the memory, and
+            about half the time on hardware that multiplies it (AMX, tensor cores). Results differ in the third digit,
+            so a caption with nearly tied tokens may differ, and may depend on the batch.
+
+    Raises:
+        PipelineError: the device or the precision does not exist.
     """
 
     def __init__(
@@ -68,7 +71,7 @@ class Pipeline:
         self.tokenizer, self.transform, self.max_length = tokenizer, transform, max_length
         self.aligned = model.aligned if aligned is None else model.aligned and aligned
         self.data, self.logit_scale = data or {}, logit_scale
-        self.writer = Writer(self.model, tokenizer, max_length)
+        self.captioner = Captioner(self.model, tokenizer, max_length)
 
     @property
     def writes(self) -> bool:
@@ -83,17 +86,21 @@ class Pipeline:
         batch_size: int = 32,
         **options: Any,
     ) -> list[str]:
-        """Write a sentence for each image, for each text, or for each pair of them.
+        """The best caption of each image, of each text, or of each pair of them.
 
         Args:
-            images: images, where the decoder attends over the image.
-            texts: sentences, where the decoder attends over the text: to be translated, answered, summed up.
-            batch_size: images at a time.
-            **options: fields of `velm.generation.GenerationConfig`: num_beams, max_length, temperature, ...; with
-                words as text: `prefix`, and the lists `forbidden`, `must_include`, `answers`.
+            images: required if the decoder attends over the image.
+            texts: required if the decoder attends over the text: to translate, answer or summarise.
+            batch_size: images or texts per batch.
+            **options: fields of `velm.generation.GenerationConfig`: num_beams, max_length, temperature, ...; phrases
+                as text: `prefix`, and the lists `forbidden`, `must_include`, `answers`.
+
+        Raises:
+            PipelineError: the model has no decoder, or an argument or option cannot be used.
+            DataError: an image cannot be read.
         """
-        found = self.caption_candidates(images, texts, batch_size=batch_size, **options)
-        return [candidates[0].text for candidates in found]
+        captions = self.caption_candidates(images, texts, batch_size=batch_size, **options)
+        return [candidates[0].text for candidates in captions]
 
     def caption_candidates(
         self,
@@ -103,23 +110,23 @@ class Pipeline:
         batch_size: int = 32,
         **options: Any,
     ) -> list[list[Caption]]:
-        """As `caption`, but `num_return` sentences each, best first, with their scores."""
+        """As `caption`, but `num_return` captions each, best first, with their scores."""
         self.require_decoder()
         config = self.generation_config(**options)
-        image_list, read = sources(self.model.memory_sources, images, texts)
-        seen = None if image_list is None else self.encode_images(image_list, batch_size=batch_size)
-        found: list[list[Caption]] = []
-        for start in range(0, len(image_list or read or ()), positive(batch_size)):
-            text = None if read is None else self.encode_texts(read[start : start + batch_size])
-            found += self.write(None if seen is None else next(seen), text, config)
-        return found
+        image_list, text_list = checked_sources(self.model.memory_sources, images, texts)
+        encoded_images = None if image_list is None else self.encode_images(image_list, batch_size=batch_size)
+        captions: list[list[Caption]] = []
+        for start in range(0, len(image_list or text_list or ()), checked_batch_size(batch_size)):
+            text = None if text_list is None else self.encode_texts(text_list[start : start + batch_size])
+            captions += self.write(None if encoded_images is None else next(encoded_images), text, config)
+        return captions
 
     def stream_caption(self, image: ImageInput | None = None, text: str | None = None, **options: Any) -> Iterator[str]:
-        """The sentence of one image (or text, or both) in pieces, each as soon as it is decided.
+        """The caption of one image (or text, or both) in parts, each as soon as it is decided.
 
         Args:
-            image: where the decoder attends over the image.
-            text: where it attends over the text.
+            image: required if the decoder attends over the image.
+            text: required if it attends over the text.
             **options: as of `caption`; greedy, or with a temperature.
         """
         self.require_decoder()
@@ -127,30 +134,30 @@ class Pipeline:
         if config.num_beams > 1 or config.num_return > 1:
             raise PipelineError("Beams and several samples are decided at the end only; stream greedily or one sample.")
         images, texts = None if image is None else [image], None if text is None else [text]
-        image_list, read = sources(self.model.memory_sources, images, texts)
-        seen = None if image_list is None else next(self.encode_images(image_list, batch_size=1))
-        return self.writer.stream(seen, None if read is None else self.encode_texts(read), config)
+        image_list, text_list = checked_sources(self.model.memory_sources, images, texts)
+        encoded_image = None if image_list is None else next(self.encode_images(image_list, batch_size=1))
+        encoded_text = None if text_list is None else self.encode_texts(text_list)
+        return self.captioner.stream(encoded_image, encoded_text, config)
 
     def embed_images(self, images: Sequence[ImageInput], *, batch_size: int = 64) -> Tensor:
         """Joint embeddings float (n, E) on the CPU, L2-normalised."""
         self.require_alignment()
-        image_list = listed(images, "images")
-        return self._joined(
-            [self.embed_image(image) for image in self.encode_images(image_list, batch_size=batch_size)]
-        )
+        image_list = as_list(images, "images")
+        batches = self.encode_images(image_list, batch_size=batch_size)
+        return self._concatenated([self.embed_image(image) for image in batches])
 
     def embed_texts(self, texts: Sequence[str], *, batch_size: int = 256) -> Tensor:
         """Joint embeddings float (n, E) on the CPU, L2-normalised."""
         self.require_alignment()
-        read = sentences(texts)
-        order = sorted(range(len(read)), key=lambda i: len(read[i]))  # alike in length: little padding
+        text_list = checked_texts(texts)
+        order = sorted(range(len(text_list)), key=lambda i: len(text_list[i]))  # similar lengths: little padding
         embeds = []
         for start in range(0, len(order), batch_size):
-            text = self.encode_texts([read[i] for i in order[start : start + batch_size]])
+            text = self.encode_texts([text_list[i] for i in order[start : start + batch_size]])
             with torch.inference_mode():
                 embeds.append(self.model.embed_text(text).cpu())
-        joined = self._joined(embeds)
-        return torch.empty_like(joined).index_copy_(0, torch.tensor(order, dtype=torch.long), joined)
+        in_order = self._concatenated(embeds)
+        return torch.empty_like(in_order).index_copy_(0, torch.tensor(order, dtype=torch.long), in_order)
 
     def score(self, images: Sequence[ImageInput], texts: Sequence[str], *, batch_size: int = 64) -> Tensor:
         """Cosine similarity float (n, m) of each of n images with each of m texts."""
@@ -159,29 +166,29 @@ class Pipeline:
     def encode_images(
         self, images: Sequence[Any], *, batch_size: int, transform: Callable[[Any], Tensor] | None = None
     ) -> Iterator[EncoderOutput]:
-        """The image encoder's output batch by batch; the next batch is read by threads meanwhile.
+        """The image encoder's output batch by batch; threads read the next batch at the same time.
 
         Args:
-            images: whatever the transform takes.
-            batch_size: images at a time.
-            transform: to uint8 (3, H, W), in place of the pipeline's own.
+            images: inputs of the transform.
+            batch_size: images per batch.
+            transform: image to uint8 (3, H, W); None: the pipeline's own.
         """
-        for pixels in read_batches(images, transform or self.transform, positive(batch_size)):
+        for pixels in read_batches(images, transform or self.transform, checked_batch_size(batch_size)):
             with torch.inference_mode():
                 encoded = self.model.encode_image(pixels.to(self.device))
             yield encoded
 
     def tokenize(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Tokens int64 (B, T) and mask bool (B, T) on the device; longer sentences are cut, with a warning."""
+        """Tokens int64 (B, T) and mask bool (B, T) on the device; texts beyond `max_length` are cut, with a warning."""
         ids = [self.tokenizer.encode(text) for text in texts]
         long = [len(tokens) for tokens in ids if len(tokens) > self.max_length]
         if long:
             warnings.warn(
-                f"{len(long)} of {len(ids)} sentences are longer than the {self.max_length} tokens the model was "
+                f"{len(long)} of {len(ids)} texts are longer than the {self.max_length} tokens the model was "
                 f"trained with (the longest has {max(long)}); they are cut.",
                 stacklevel=2,
             )
-        tokens, mask = pad_tokens([truncate(sentence, self.max_length) for sentence in ids], self.tokenizer.pad_id)
+        tokens, mask = pad_tokens([truncate(each, self.max_length) for each in ids], self.tokenizer.pad_id)
         return tokens.to(self.device), mask.to(self.device)
 
     @torch.inference_mode()
@@ -197,27 +204,28 @@ class Pipeline:
     def write(
         self, image: EncoderOutput | None, text: EncoderOutput | None, config: GenerationConfig
     ) -> list[list[Caption]]:
-        """Sentences for a batch already encoded, `config.num_return` each, best first."""
+        """Captions of an encoded batch, `config.num_return` each, best first."""
         weight = config.rerank_by_alignment
         if weight is None:
-            return self.writer.write(image, text, config)
+            return self.captioner.captions(image, text, config)
         assert image is not None
-        everything = replace(config, rerank_by_alignment=None)
+        all_beams = replace(config, rerank_by_alignment=None)
         if config.temperature is None:
-            everything = replace(everything, num_return=config.num_beams)
-        found = self.writer.write(image, text, everything)
-        texts = [caption.text for candidates in found for caption in candidates if caption.text]
-        cosines = iter((self.embed_texts(texts)[:, None] @ self._repeated(image, found)).flatten().tolist())
-        judged = [[next(cosines) if caption.text else -1.0 for caption in candidates] for candidates in found]
-        return [reranked(*each, weight, config.num_return) for each in zip(found, judged, strict=True)]
+            all_beams = replace(all_beams, num_return=config.num_beams)
+        captions = self.captioner.captions(image, text, all_beams)
+        texts = [caption.text for candidates in captions for caption in candidates if caption.text]
+        cosines = iter((self.embed_texts(texts)[:, None] @ self._repeated(image, captions)).flatten().tolist())
+        by_caption = [[next(cosines) if caption.text else -1.0 for caption in candidates] for candidates in captions]
+        return [reranked(*each, weight, config.num_return) for each in zip(captions, by_caption, strict=True)]
 
     def generation_config(self, **options: Any) -> GenerationConfig:
-        """How to write, given what was set, with words as text.
+        """The generation config of options with phrases as text, checked against the model.
 
         Raises:
-            PipelineError: an option is unknown or ill-chosen, options contradict each other, or the model cannot do so.
+            PipelineError: an option is unknown or out of range, options contradict each other, or the model lacks the
+                parts they need.
         """
-        config = self.writer.config(**options)
+        config = self.captioner.config(**options)
         if config.rerank_by_alignment is not None:
             self.require_alignment()
             if "image" not in self.model.memory_sources:
@@ -225,7 +233,7 @@ class Pipeline:
         return config
 
     def require_decoder(self) -> None:
-        """Raise PipelineError where the model cannot write."""
+        """Raise PipelineError if the model has no decoder."""
         if not self.writes:
             raise PipelineError(
                 "This model has no decoder, so it cannot write captions: it was trained for alignment only. Train one "
@@ -233,17 +241,17 @@ class Pipeline:
             )
 
     def require_alignment(self) -> None:
-        """Raise PipelineError where the model has no embeddings to compare."""
+        """Raise PipelineError if no loss trained the joint space of the model."""
         if not self.aligned:
             raise PipelineError(
-                "This model was not trained to align images with sentences, so it has no embeddings to compare. "
+                "This model was not trained to align images with texts, so it has no embeddings to compare. "
                 "Train one with image_encoder, text_encoder and `losses: {contrastive: ...}`; caption works with this."
             )
 
-    def _repeated(self, image: EncoderOutput, found: list[list[Caption]]) -> Tensor:
-        """Embeddings float (captions, E, 1), the image's for each of its candidates that says something."""
-        counts = torch.tensor([sum(bool(caption.text) for caption in candidates) for candidates in found])
+    def _repeated(self, image: EncoderOutput, captions: list[list[Caption]]) -> Tensor:
+        """The image embedding of each caption that is not empty, float (captions, E, 1)."""
+        counts = torch.tensor([sum(bool(caption.text) for caption in candidates) for candidates in captions])
         return self.embed_image(image).repeat_interleave(counts, dim=0)[:, :, None]
 
-    def _joined(self, embeds: list[Tensor]) -> Tensor:
+    def _concatenated(self, embeds: list[Tensor]) -> Tensor:
         return torch.cat(embeds) if embeds else torch.zeros(0, self.model.image_projection.out_features)

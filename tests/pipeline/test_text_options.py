@@ -1,4 +1,4 @@
-"""Words become the tokens that they are inside a sentence, whatever the tokenizer."""
+"""Phrases become the tokens they have inside a text, for every tokenizer."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 from velm.data.text.bpe import BPETokenizer, ByteTokenizer
 from velm.data.text.word import WordTokenizer
 from velm.errors import PipelineError
-from velm.pipeline.words import with_ids
+from velm.pipeline.text_options import encode_text_options
 
 TEXTS = ["a red circle", "a small blue square", "the dog, a red dog, runs"]
 
@@ -21,7 +21,7 @@ def tokenizer(request):
 
 def test_words_are_found_in_the_sentences_that_have_them(tokenizer):
     options = {"forbidden": ["red dog"], "must_include": ["dog"], "answers": ["a red dog"], "prefix": "a red"}
-    found = with_ids(tokenizer, {**options, "num_beams": 2})
+    found = encode_text_options(tokenizer, {**options, "num_beams": 2})
     sentence = tokenizer.to_ids("a red dog")
     assert found["answers"] == [sentence]
     assert found["num_beams"] == 2
@@ -41,7 +41,7 @@ def test_a_tokenizer_that_marks_the_space_before_a_word():
     tokenizer = Marking()
     tokenizer.train(TEXTS)
     inside = tokenizer.to_ids(" dog")
-    found = with_ids(tokenizer, {"forbidden": ["dog"], "must_include": ["dog"]})
+    found = encode_text_options(tokenizer, {"forbidden": ["dog"], "must_include": ["dog"]})
     assert found["forbidden"] == [[inside[0] + 100], inside]
     assert found["must_include"] == [inside]
 
@@ -49,8 +49,10 @@ def test_a_tokenizer_that_marks_the_space_before_a_word():
 def test_none_means_absent_and_a_forbidden_word_may_be_unknown():
     tokenizer = WordTokenizer()
     tokenizer.train(TEXTS)
-    assert with_ids(tokenizer, {"prefix": None, "forbidden": None, "answers": None, "top_k": None}) == {"top_k": None}
-    assert with_ids(tokenizer, {"forbidden": ["zebra", "a zebra"]}) == {"forbidden": []}
+    assert encode_text_options(tokenizer, {"prefix": None, "forbidden": None, "answers": None, "top_k": None}) == {
+        "top_k": None
+    }
+    assert encode_text_options(tokenizer, {"forbidden": ["zebra", "a zebra"]}) == {"forbidden": []}
 
 
 @pytest.mark.parametrize(
@@ -72,4 +74,4 @@ def test_errors(options, message):
     tokenizer = WordTokenizer()
     tokenizer.train(TEXTS)
     with pytest.raises(PipelineError, match=message):
-        with_ids(tokenizer, options)
+        encode_text_options(tokenizer, options)

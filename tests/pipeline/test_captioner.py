@@ -1,4 +1,4 @@
-"""Rules in words, candidates in the order of the model's own alignment, sentences in pieces."""
+"""Rules with text, reranking by the model's own alignment, captions in parts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from velm.data.text.bpe import ByteTokenizer
 from velm.errors import PipelineError
 from velm.outputs import EncoderOutput
 from velm.pipeline import load
-from velm.pipeline.writer import Writer
+from velm.pipeline.captioner import Captioner
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def captions(pipeline, images, **options):
 @pytest.mark.parametrize(
     "search", [{}, {"num_beams": 4, "num_return": 4}, {"temperature": 2.0, "num_return": 3}], ids=str
 )
-def test_rules_in_words(pipeline, images, search):
+def test_rules_as_text(pipeline, images, search):
     for text in captions(pipeline, images, must_include=["blue square", "red"], forbidden=["large", "a red"], **search):
         assert "blue square" in text
         assert "red" in text
@@ -74,7 +74,7 @@ def test_a_batch_of_one_and_of_many(pipeline, images):
     ],
     ids=str,
 )
-def test_contradictions_are_told_in_words_before_a_image_is_read(pipeline, options, message):
+def test_contradictions_are_named_as_text_before_an_image_is_read(pipeline, options, message):
     with pytest.raises(PipelineError, match=message):
         pipeline.caption(["nowhere.jpg"], **options)
 
@@ -121,24 +121,36 @@ def test_reranking_needs_both(write_checkpoint, images):
 
 
 @pytest.mark.parametrize("options", [{}, {"prefix": "a red"}, {"must_include": ["blue square"]}], ids=str)
-def test_pieces_are_the_sentence(pipeline, images, options):
-    pieces = list(pipeline.stream_caption(images[0], max_length=8, **options))
-    assert "".join(pieces) == pipeline.caption(images[:1], max_length=8, **options)[0]
-    assert len(pieces) > 2
-    assert all(pieces)
+def test_parts_join_to_the_caption(pipeline, images, options):
+    parts = list(pipeline.stream_caption(images[0], max_length=8, **options))
+    assert "".join(parts) == pipeline.caption(images[:1], max_length=8, **options)[0]
+    assert len(parts) > 2
+    assert all(parts)
 
 
-def test_a_sentence_of_a_text_in_pieces(write_checkpoint):
+def test_the_caption_of_a_text_in_parts(write_checkpoint):
     translator = load(write_checkpoint(memory=["text"], image_encoder=None, losses={"captioning": {}}))
-    pieces = translator.stream_caption(text="a red star", max_length=6)
-    assert "".join(pieces) == translator.caption(texts=["a red star"], max_length=6)[0]
+    parts = translator.stream_caption(text="a red star", max_length=6)
+    assert "".join(parts) == translator.caption(texts=["a red star"], max_length=6)[0]
 
 
 def test_half_a_character_waits(pipeline, monkeypatch):
     tokens = [*ByteTokenizer().to_ids("né!"), ByteTokenizer.eos_id]
-    monkeypatch.setattr("velm.pipeline.writer.stream", lambda *_, **__: iter(torch.tensor(tokens)[:, None]))
-    writer, image = Writer(pipeline.model, ByteTokenizer(), 16), torch.zeros(1, 4, 16)
-    assert list(writer.stream(EncoderOutput(image, image[:, 0]), None, None)) == ["n", "é", "!"]
+    monkeypatch.setattr("velm.pipeline.captioner.stream", lambda *_, **__: iter(torch.tensor(tokens)[:, None]))
+    captioner, image = Captioner(pipeline.model, ByteTokenizer(), 16), torch.zeros(1, 4, 16)
+    parts = captioner.stream(EncoderOutput(image, image[:, 0]), None, captioner.config())
+    assert list(parts) == ["n", "é", "!"]
+
+
+def test_rules_are_compiled_once_for_all_batches(pipeline, images, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(
+        "velm.generation.constraints.compile_rules", lambda config, **_: compiled.append(config.must_include)
+    )
+    pipeline.caption(images, batch_size=1, must_include=["red"], max_length=4)
+    assert len(compiled) == 1
+    pipeline.caption(images, batch_size=1, max_length=4)
+    assert len(compiled) == 2
 
 
 def test_beams_cannot_be_streamed(pipeline, images):

@@ -1,4 +1,4 @@
-"""The pipeline: order kept, batches change nothing, and what a model cannot do is said."""
+"""The pipeline: results in order, batches change nothing, and what a model cannot do is a clear error."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ def test_a_single_image_is_no_list(pipeline, single):
 
 
 def test_empty_text_and_wrong_options(pipeline, images):
-    with pytest.raises(PipelineError, match=r"texts\[1\] is ' '; it takes a sentence that is not empty"):
+    with pytest.raises(PipelineError, match=r"texts\[1\] is ' '; it takes text that is not empty"):
         pipeline.embed_texts(["a star", " "])
     with pytest.raises(PipelineError, match=r"Unknown \['num_beam'\]\. Options of writing: .*num_beams"):
         pipeline.caption(images, num_beam=5)
@@ -160,7 +160,7 @@ def test_empty_text_and_wrong_options(pipeline, images):
 
 
 def test_too_long_a_text_is_cut_with_a_warning(pipeline):
-    with pytest.warns(UserWarning, match=r"1 of 2 sentences are longer than the 16 tokens .* longest has 32"):
+    with pytest.warns(UserWarning, match=r"1 of 2 texts are longer than the 16 tokens .* longest has 32"):
         embeds = pipeline.embed_texts(["a star", "a red " * 15])
     assert torch.isfinite(embeds).all()
 

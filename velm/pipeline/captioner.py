@@ -1,0 +1,142 @@
+"""The decoder with its tokenizer: generation options with text, from encoder outputs to captions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from velm.data.text.base import Tokenizer
+from velm.errors import PipelineError
+from velm.generation import Constraints, Generated, GenerationConfig, generate, stream
+from velm.model import VisionLanguageModel
+from velm.outputs import EncoderOutput
+from velm.pipeline.text_options import encode_text_options
+
+__all__ = ["Caption", "Captioner", "reranked"]
+
+
+@dataclass(frozen=True)
+class Caption:
+    """A generated text.
+
+    Attributes:
+        text: without special tokens.
+        score: captions are ordered by it, higher is better: the sum of log p over length ** length_penalty; with
+            `rerank_by_alignment` = w, plus w * cosine.
+        log_prob: the sum of the decoder's log p of the tokens, eos included, in nats.
+        cosine: of the embeddings of caption and image; None unless reranked.
+    """
+
+    text: str
+    score: float
+    log_prob: float = -torch.inf
+    cosine: float | None = None
+
+
+class Captioner:
+    """Generates captions from encoder outputs.
+
+    Args:
+        model: on its device and in eval mode.
+        tokenizer: the one it was trained with.
+        max_length: longest text of the training in tokens, bos and eos included.
+    """
+
+    def __init__(self, model: VisionLanguageModel, tokenizer: Tokenizer, max_length: int) -> None:
+        self.model, self.tokenizer, self.max_length = model, tokenizer, max_length
+        self._constraints: Constraints | None = None
+
+    def config(self, **options: Any) -> GenerationConfig:
+        """The config of options with text; `max_length` defaults to the longest text of the training.
+
+        Rules that no text can satisfy are refused here, before any image is read.
+
+        Raises:
+            PipelineError: an option is unknown or out of range, or options contradict each other.
+        """
+        known = GenerationConfig.__dataclass_fields__
+        if options.keys() - known:
+            raise PipelineError(f"Unknown {sorted(options.keys() - known)}. Options of writing: {', '.join(known)}.")
+        options = {"max_length": self.max_length - 1, **encode_text_options(self.tokenizer, options)}  # without bos
+        try:
+            config = GenerationConfig(**options)
+            if config.num_beams > (size := self.tokenizer.vocab_size):
+                raise ValueError(f"num_beams {config.num_beams} is more than the vocabulary has tokens, {size}.")
+            if self.model.decoder is not None:
+                self.constraints(config)
+        except ValueError as error:
+            raise PipelineError(str(error)) from error
+        return config
+
+    def constraints(self, config: GenerationConfig) -> Constraints:
+        """The compiled rules of a config; those of the last config are kept."""
+        assert self.model.decoder is not None
+        device = self.model.decoder.output_projection.weight.device
+        compiled = self._constraints
+        if compiled is None or compiled.config != config or compiled.suppress.device != device:
+            compiled = self._constraints = Constraints(
+                config,
+                self.model.decoder,
+                eos_id=self.tokenizer.eos_id,
+                suppress=self._token_ids()["suppress"],
+                device=device,
+                name=lambda ids: repr(self.tokenizer.decode(ids)),
+            )
+        return compiled
+
+    @torch.inference_mode()
+    def captions(
+        self, image: EncoderOutput | None, text: EncoderOutput | None, config: GenerationConfig
+    ) -> list[list[Caption]]:
+        """Captions of an encoded batch, `config.num_return` each, best first; '' where none was found."""
+        return self._decoded(generate(*self._memory(image, text), **self._search_options(config)))
+
+    @torch.inference_mode()
+    def stream(
+        self, image: EncoderOutput | None, text: EncoderOutput | None, config: GenerationConfig
+    ) -> Iterator[str]:
+        """The caption of an encoded batch of one in parts, as soon as they are decided; their join is the caption."""
+        tokens: list[int] = []
+        yielded = ""
+        for token in stream(*self._memory(image, text), **self._search_options(config)):
+            tokens.append(int(token))
+            caption = self.tokenizer.decode(tokens)
+            if caption.startswith(yielded) and not caption.endswith("\ufffd"):  # wait for the rest of a character
+                if part := caption[len(yielded) :]:
+                    yield part
+                yielded = caption
+        if rest := self.tokenizer.decode(tokens)[len(yielded) :]:
+            yield rest
+
+    def _memory(self, image: EncoderOutput | None, text: EncoderOutput | None) -> tuple[Any, ...]:
+        """Decoder, memory and mask."""
+        assert self.model.decoder is not None
+        return self.model.decoder, *self.model.memory(image, text)
+
+    def _search_options(self, config: GenerationConfig) -> dict[str, Any]:
+        return {"config": config, "constraints": self.constraints(config), **self._token_ids()}
+
+    def _token_ids(self) -> dict[str, Any]:
+        own = self.tokenizer
+        ids = {"bos_id": own.bos_id, "eos_id": own.eos_id, "pad_id": own.pad_id}
+        return {**ids, "suppress": (own.pad_id, own.bos_id, own.unk_id)}
+
+    def _decoded(self, generated: Generated) -> list[list[Caption]]:
+        sums = generated.log_probs.sum(dim=2).tolist()
+        rows = zip(generated.tokens.tolist(), generated.scores.tolist(), sums, strict=True)
+        return [
+            [Caption(self.tokenizer.decode(t), s, p) for t, s, p in zip(*row, strict=True) if s > -torch.inf]
+            or [Caption("", -torch.inf)]
+            for row in rows
+        ]
+
+
+def reranked(captions: list[Caption], cosines: list[float], weight: float, count: int) -> list[Caption]:
+    """The `count` best captions of one image by score + weight * cosine."""
+    both = [
+        replace(c, score=c.score + weight * cosine, cosine=cosine) for c, cosine in zip(captions, cosines, strict=True)
+    ]
+    return sorted(both, key=lambda caption: caption.score, reverse=True)[:count]
