@@ -18,7 +18,7 @@ from torch import Tensor
 from velm.data.base import Record
 from velm.data.batches.collate import Collate
 from velm.data.batches.samples import CaptionSamples
-from velm.data.feature_cache.store import FeatureReader, Images, remove_left_behind, write_features
+from velm.data.feature_cache.store import FeatureReader, Images, remove_stale, write_features
 from velm.data.images.transforms import EvalTransform
 from velm.data.text.word import WordTokenizer
 from velm.errors import DataError
@@ -54,7 +54,7 @@ def written(folder: Path, positions: bool = True, encode: Any = encode) -> Featu
 
 def test_each_image_is_there_once_and_a_black_one_besides() -> None:
     images = Images(records())
-    assert images.places.tolist() == [0, 1, 3, 4]
+    assert images.indices.tolist() == [0, 1, 3, 4]
     assert [row for row, _ in images] == [0, 1, 2, 3, 4]
     assert images[4] == (4, None)
 
@@ -121,7 +121,7 @@ def test_a_batch_moves_and_slices_them() -> None:
 
 def test_what_is_not_there_yet_is_told() -> None:
     for ask in (lambda reader: reader.row(0), lambda reader: reader.read([None])):
-        with pytest.raises(RuntimeError, match=r"asked for before they are there: a VisionLanguageTask encodes"):
+        with pytest.raises(RuntimeError, match=r"requested before they were computed: a VisionLanguageTask encodes"):
             ask(FeatureReader(records()))
 
 
@@ -168,5 +168,5 @@ def test_only_what_the_dead_left_is_removed(tmp_path: Path) -> None:
     names = {f"key.{host}-{child}.part": False, f"key.{host}-{os.getppid()}.part": True, f"key.far-{child}.part": True}
     for name in names:
         (tmp_path / name).mkdir()
-    remove_left_behind(tmp_path / "key")
+    remove_stale(tmp_path / "key")
     assert {name: (tmp_path / name).is_dir() for name in names} == names

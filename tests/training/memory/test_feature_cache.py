@@ -18,6 +18,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from PIL import Image
 from torch import Tensor, nn
 
+from velm.data.feature_cache import key
 from velm.encoders.base import EncoderOutput, ImageEncoder
 from velm.errors import ConfigError
 from velm.outputs import Batch
@@ -214,7 +215,7 @@ def test_a_key_changes_with_the_encoder(change: Callable[[VisionLanguageTask], N
 
     def describe() -> dict[str, Any]:
         config = task.model_config["image_encoder"]
-        return cache.describe(task.model.image_encoder, config, "32-true", transform={}, images="")
+        return key.describe(task.model.image_encoder, config, "32-true", transform={}, images="")
 
     before = describe()
     assert describe() == before
@@ -223,12 +224,12 @@ def test_a_key_changes_with_the_encoder(change: Callable[[VisionLanguageTask], N
 
 
 def test_a_key_changes_with_the_encoders_code(monkeypatch: Any, table: Path) -> None:
-    before = cache._code(Squares)
-    monkeypatch.setattr(cache.inspect, "getfile", lambda cls: str(table))  # another file
-    assert cache._code(Squares) != before
+    before = key._code(Squares)
+    monkeypatch.setattr(key.inspect, "getfile", lambda cls: str(table))  # another file
+    assert key._code(Squares) != before
     monkeypatch.undo()
-    monkeypatch.setattr(cache, "__version__", "another")
-    assert cache._code(Squares) != before
+    monkeypatch.setattr(key, "__version__", "another")
+    assert key._code(Squares) != before
 
 
 def repainted(table: Path) -> dict[str, Any]:
@@ -279,7 +280,7 @@ def test_a_cache_that_no_longer_fits_is_written_anew(table: Path, tmp_path: Path
         np.save(path, np.load(path) * np.float16(1.5))
     capsys.readouterr()
     assert run(table, data=option).train == whole
-    assert "does not fit the encoder any more" in capsys.readouterr().out
+    assert "does not match the encoder" in capsys.readouterr().out
 
 
 def test_a_damaged_cache_is_written_anew(table: Path, tmp_path: Path) -> None:

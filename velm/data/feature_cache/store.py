@@ -1,12 +1,12 @@
-"""What a frozen image encoder makes of a split's images, kept in files and read from there, row by row.
+"""The files of a feature cache: written once by a frozen image encoder, read row by row.
 
-    <key>/ features.npy   float16 (P + 1, N, D), only where positions are kept
+    <key>/ features.npy   float16 (P + 1, N, D), only with positions
            pooled.npy     float16 (P + 1, D)
-           mask.npy       bool (P + 1, N), only where the encoder gives one
-           about.json     what the key is a hash of, the grid, the dtypes, images that cannot be read
+           mask.npy       bool (P + 1, N), only if the encoder returns one
+           about.json     description behind the key, grid, dtypes, unreadable images
 
-P is the number of distinct images; the last row is a black one, which stands for a record without an image. A
-folder is written under a name of its own and renamed when it is whole, so what has the right name is whole.
+P is the number of distinct images; the last row is a black image, for records without one. A folder is written under
+a temporary name and renamed when complete.
 """
 
 from __future__ import annotations
@@ -33,26 +33,26 @@ __all__ = ["FeatureReader", "Images", "write_features"]
 
 
 class Images(Sequence[Any]):
-    """A split's distinct images in the order they are first shown, then None: (row, image) each."""
+    """(row, image) of a split's distinct images in order of first occurrence, then (row, None)."""
 
     def __init__(self, records: Sequence[Record]) -> None:
         self.records = records
-        self.places = np.unique(first_records(records))
+        self.indices = np.unique(first_records(records))
 
     def __len__(self) -> int:
-        return len(self.places) + 1
+        return len(self.indices) + 1
 
     def __getitem__(self, row: int) -> tuple[int, Any]:  # type: ignore[override]  # no slices are asked for
         if not 0 <= row < len(self):
             raise IndexError(f"row {row} of {len(self)}")
-        return row, None if row == len(self.places) else self.records[int(self.places[row])].image
+        return row, None if row == len(self.indices) else self.records[int(self.indices[row])].image
 
 
 class Readable:
-    """A transform of (row, image) that gives black for an image that cannot be read, and remembers why.
+    """A transform of (row, image) that returns black for an unreadable image and records the cause.
 
     Attributes:
-        bad_samples: the message by row.
+        bad_samples: error message by row.
     """
 
     def __init__(self, transform: EvalTransform) -> None:
@@ -70,7 +70,7 @@ class Readable:
 
 
 class FeatureReader:
-    """A split's features by the place of a record; it is opened when they are there.
+    """Reads a split's cached features by record index; `open` it once the cache exists.
 
     Args:
         records: of the split.
@@ -82,17 +82,17 @@ class FeatureReader:
         self._positions = True
 
     def open(self, folder: Path, positions: bool) -> None:
-        """Read from a folder that `write_features` wrote.
+        """Map the files that `write_features` wrote.
 
         Args:
-            folder: whose rows are those of `self.images`.
-            positions: whether `features` is asked for, or `pooled` alone.
+            folder: with the rows of `self.images`.
+            positions: whether to read `features`, or `pooled` only.
 
         Raises:
-            OSError, ValueError: the folder is not there, damaged, or of other images.
+            OSError, ValueError: the folder is missing, damaged, or of other images.
         """
         about = json.loads((folder / "about.json").read_text(encoding="utf-8"))
-        self._faults = {int(row): message for row, message in about["bad_samples"].items()}
+        self._bad_samples = {int(row): message for row, message in about["bad_samples"].items()}
         self._grid = None if about["grid"] is None else tuple(about["grid"])
         self._dtypes = tuple(getattr(torch, name) for name in about["dtypes"])
         self._pooled = np.load(folder / "pooled.npy", mmap_mode="r")
@@ -104,7 +104,7 @@ class FeatureReader:
         self._folder, self._positions = folder, positions
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the maps, which a process that this is sent to opens anew."""
+        """Without the memory maps, which the receiving process opens itself."""
         return {"images": self.images, "_folder": self._folder, "_positions": self._positions}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -114,38 +114,38 @@ class FeatureReader:
 
     @property
     def bad_samples(self) -> dict[int, str]:
-        """Why an image cannot be read, by row."""
+        """Error message of unreadable images by row."""
         self._require_open()
-        return self._faults
+        return self._bad_samples
 
-    def row(self, place: int) -> Tensor:
-        """int64 (), where the image lies that the record at `place` is the first to show.
+    def row(self, index: int) -> Tensor:
+        """int64 (), the row of the image whose first record is `index`.
 
         Raises:
-            DataError: it could not be read when it was to be encoded.
+            DataError: the image could not be read when the cache was written.
         """
-        row = int(np.searchsorted(self.images.places, place))
+        row = int(np.searchsorted(self.images.indices, index))
         if row in self.bad_samples:
             raise DataError(self.bad_samples[row])
         return torch.tensor(row)
 
     def read(self, rows: Sequence[Tensor | None]) -> EncodedImages:
-        """The features of images by their rows, int64 () each; None is a black image."""
+        """Features of the images in `rows`, int64 () each; None: a black image."""
         self._require_open()
         last = len(self.images) - 1
-        places = np.array([last if row is None else int(row) for row in rows], dtype=np.int64)
-        pooled = torch.from_numpy(self._pooled[places])
-        features = pooled.new_empty(len(places), 0, pooled.shape[1])
+        indices = np.array([last if row is None else int(row) for row in rows], dtype=np.int64)
+        pooled = torch.from_numpy(self._pooled[indices])
+        features = pooled.new_empty(len(indices), 0, pooled.shape[1])
         if self._features is not None:
-            features = torch.from_numpy(self._features[places])
-        mask = None if self._mask is None else torch.from_numpy(self._mask[places])
+            features = torch.from_numpy(self._features[indices])
+        mask = None if self._mask is None else torch.from_numpy(self._mask[indices])
         return EncodedImages(features, pooled, mask, self._grid, self._dtypes)
 
     def _require_open(self) -> None:
         if self._folder is None:
             raise RuntimeError(
-                "The features of data.cache_features are asked for before they are there: a VisionLanguageTask "
-                "encodes the images when its fit starts; another LightningModule does without cache_features."
+                "The features of data.cache_features were requested before they were computed: a VisionLanguageTask "
+                "encodes the images when fit starts; other LightningModules need cache_features: false."
             )
 
 
@@ -160,20 +160,20 @@ def write_features(
     about: dict[str, Any],
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
-    """Encode every image once into `folder`, which is there afterwards, whole, whoever else writes it meanwhile.
+    """Encode every image once into `folder`. Atomic: safe if several processes write it.
 
     Args:
-        encode: uint8 (B, 3, H, W) on the CPU to the encoder's output, wherever that is.
-        transform: of every image.
-        batch_size: images at a time.
-        positions: keep `features`, not `pooled` alone.
-        about: what the folder's name stands for; kept beside the features.
-        progress: told (images done, images in all).
+        encode: uint8 (B, 3, H, W) on the CPU to the encoder's output, on any device.
+        transform: image to uint8 (3, H, W).
+        batch_size: images per forward pass.
+        positions: store `features` as well as `pooled`.
+        about: the description behind the folder's name; stored in about.json.
+        progress: called with (images done, all images).
 
     Raises:
-        DataError: a feature is beyond half precision, or there is no room for the files.
+        DataError: a feature exceeds half precision, or the disk has too little space.
     """
-    remove_left_behind(folder)
+    remove_stale(folder)
     part = folder.with_name(f"{folder.name}.{socket.gethostname()}-{os.getpid()}.part")
     part.mkdir(parents=True)
     try:
@@ -188,28 +188,28 @@ def write_features(
         if not folder.is_dir():
             part.rename(folder)
     except OSError:
-        if not folder.is_dir():  # else somebody else was first: theirs is as good
+        if not folder.is_dir():  # else another process was first, with the same features
             raise
     finally:
         shutil.rmtree(part, ignore_errors=True)
 
 
-def remove_left_behind(folder: Path) -> None:
-    """Remove what processes of this host began to write for `folder` and were killed over."""
+def remove_stale(folder: Path) -> None:
+    """Remove temporary folders of `folder` whose process on this host has died."""
     for part in folder.parent.glob(f"{folder.name}.{socket.gethostname()}-*.part"):
         number = part.name.removesuffix(".part").rpartition("-")[2]
-        if number.isdigit() and not _runs(int(number)):
+        if number.isdigit() and not _is_alive(int(number)):
             shutil.rmtree(part, ignore_errors=True)
 
 
-def _runs(process: int) -> bool:
+def _is_alive(process: int) -> bool:
     try:
         os.kill(process, 0)
     except ProcessLookupError:
         return False
-    except PermissionError:  # somebody else's
+    except PermissionError:  # another user's
         return True
-    return process != os.getpid()  # ours alone could be of an earlier life, in a container
+    return process != os.getpid()  # a restarted container reuses process ids
 
 
 class _Rows:
@@ -223,19 +223,19 @@ class _Rows:
         self._files: dict[str, np.ndarray] = {}
 
     def add(self, output: EncoderOutput) -> None:
-        """The next rows."""
-        kept = {"pooled": _half(output.pooled)}
+        """Append the rows of a batch."""
+        arrays = {"pooled": _half(output.pooled)}
         if self.positions:
-            kept["features"] = _half(output.features)
-            kept |= {} if output.mask is None else {"mask": output.mask.cpu()}
+            arrays["features"] = _half(output.features)
+            arrays |= {} if output.mask is None else {"mask": output.mask.cpu()}
         if not self._files:
             self.grid, self.dtypes = output.grid, [str(t.dtype)[6:] for t in (output.features, output.pooled)]
-            self._require_room(sum(rows[0].nbytes for rows in kept.values()) * self.count)
-            for name, rows in kept.items():
+            self._require_room(sum(rows[0].nbytes for rows in arrays.values()) * self.count)
+            for name, rows in arrays.items():
                 shape = (self.count, *rows.shape[1:])
                 dtype = rows.numpy().dtype
                 self._files[name] = np.lib.format.open_memmap(self.folder / f"{name}.npy", "w+", dtype, shape)
-        for name, rows in kept.items():
+        for name, rows in arrays.items():
             self._files[name][self.done : self.done + len(rows)] = rows.numpy()
         self.done += len(output.pooled)
 

@@ -1,20 +1,14 @@
-"""`data.cache_features`: what a frozen image encoder sees, computed once, before the first step.
+"""`data.cache_features`: encode every image once with a frozen image encoder before the first step.
 
-A cache is named by a hash of all that its numbers depend on, so another encoder, other weights or other images look
-for another name. What a hash cannot see (a changed library, a file swapped without its date) shows when a few of its
-images are encoded again, which is done each time before it is used.
+A cache is named by a hash of everything its numbers depend on (`velm.data.feature_cache.key`). Changes that the hash
+misses (a library, a file replaced with its old date) are detected by encoding a few images again before each use.
 """
 
 from __future__ import annotations
 
-import hashlib
-import inspect
-import json
 import os
 import shutil
-import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,36 +17,34 @@ import torch
 from torch import Tensor, nn
 
 from velm import _compat
-from velm.data.feature_cache.fingerprint import fingerprint
+from velm.data.feature_cache.key import cache_key, describe, fingerprint_images
 from velm.data.feature_cache.store import FeatureReader, Readable, write_features
 from velm.errors import ConfigError, MissingSplitError
 from velm.outputs import EncoderOutput
-from velm.version import __version__
+from velm.util import progress_bar
 
 if TYPE_CHECKING:
     from velm.data.images.transforms import EvalTransform
     from velm.model import VisionLanguageModel
 
-__all__ = ["FORMAT", "cache_folder", "describe", "prepare_features", "require_frozen"]
+__all__ = ["cache_folder", "prepare_features", "require_frozen"]
 
-FORMAT = 1
-"""The number of the files' layout; raised when older ones would be misread."""
-CHECKED = 3  # images of a cache that are encoded again before it is used
-TOLERANCE = 0.02  # of the largest feature: bfloat16 rounds to a 256th, and batches of other sizes add up otherwise
+CHECKED = 3  # images encoded again before a cache is used
+TOLERANCE = 0.02  # of the largest feature: bfloat16 has 8 bits, and the order of sums depends on the batch size
 
 
 def cache_folder(option: bool | str) -> Path:
-    """The folder that `data.cache_features` names; for True the user's cache."""
+    """The folder of `data.cache_features`; for True ~/.cache/velm/features."""
     if isinstance(option, str):
         return Path(option).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "velm" / "features"
 
 
 def require_frozen(encoder: nn.Module | None) -> None:
-    """See that an image encoder gives the same features for an image throughout training.
+    """Check that an image encoder gives the same features for an image throughout training.
 
     Raises:
-        ConfigError: there is none, some of it is trained, or it drops or averages at random; with what to set.
+        ConfigError: there is no encoder, it has trainable parameters, or it uses dropout or batch statistics.
     """
     if encoder is None:
         raise ConfigError("data.cache_features is set, but the model has no image encoder: set it to false.")
@@ -73,7 +65,7 @@ def require_frozen(encoder: nn.Module | None) -> None:
 
 
 def _random(module: nn.Module) -> bool:
-    """Whether a module in training mode depends on chance or on the rest of the batch."""
+    """Whether a module in training mode uses random numbers or batch statistics."""
     kind = type(module).__name__.lower()
     drops = _compat.is_dropout(module) or "drop" in kind or "stochasticdepth" in kind
     return _compat.is_running_norm(module) or (drops and getattr(module, "p", getattr(module, "drop_prob", 1.0)) != 0)
@@ -82,9 +74,9 @@ def _random(module: nn.Module) -> bool:
 def prepare_features(
     trainer: lightning.Trainer, model: VisionLanguageModel, encoder_config: Any, requires: frozenset[str]
 ) -> None:
-    """Open the caches of the splits that a fit reads, and encode what there is none of; a line is printed for each.
+    """Open the feature caches of the training and validation splits; encode the images of those that are missing.
 
-    One process of each machine encodes, the others wait.
+    Prints a line per split. One process per machine encodes, the others wait.
 
     Args:
         trainer: of the fit, with its data module.
@@ -111,7 +103,7 @@ def prepare_features(
 
 
 class _Cache:
-    """The cache of a split under a task as it stands."""
+    """The feature cache of one split."""
 
     def __init__(
         self,
@@ -130,49 +122,45 @@ class _Cache:
         images = (image for _, image in reader.images)
         self.about = describe(
             model.image_encoder, encoder_config, str(trainer.precision), transform=transform.config(),
-            images=fingerprint(images),
+            images=fingerprint_images(images),
         )  # fmt: skip
-        self.folder = root / self._key(self.positions)
-        if not self.positions and (root / self._key(True)).is_dir():
-            self.folder = root / self._key(True)  # has the pooled vectors too
-
-    def _key(self, positions: bool) -> str:
-        told = json.dumps({**self.about, "positions": positions}, sort_keys=True, default=str)
-        return hashlib.sha256(told.encode()).hexdigest()[:32]
+        self.folder = root / cache_key(self.about, self.positions)
+        if not self.positions and (root / cache_key(self.about, True)).is_dir():
+            self.folder = root / cache_key(self.about, True)  # has the pooled vectors too
 
     def open(self) -> None:
         self.reader.open(self.folder, self.positions)
 
     def make(self, batch_size: int) -> None:
-        """See that the folder is there and right."""
+        """Write the cache unless it exists and fits."""
         count = len(self.reader.images) - 1
         if self._fits():
-            self._say(f"{count:,} images of {self.split} are read from {self.folder}.")
+            self._print(f"{count:,} images of {self.split} are read from {self.folder}.")
         else:
             started = time.perf_counter()
             if self.folder.is_dir():
-                self._say(f"{self.folder} does not fit the encoder any more, or is damaged: it is written anew.")
+                self._print(f"{self.folder} does not match the encoder, or is damaged: it is written again.")
                 shutil.rmtree(self.folder)
-            self._say(f"{count:,} images of {self.split} are encoded once, into {self.folder} ...")
+            self._print(f"{count:,} images of {self.split} are encoded once, into {self.folder} ...")
             write_features(
                 self.folder, self.reader.images, encode=self.encode, transform=self.transform,
                 batch_size=batch_size, positions=self.positions, about={**self.about, "positions": self.positions},
-                progress=_progress() if self.trainer.is_global_zero else None,
+                progress=progress_bar("images") if self.trainer.is_global_zero else None,
             )  # fmt: skip
             size = sum(file.stat().st_size for file in self.folder.iterdir())
-            self._say(f"done in {time.perf_counter() - started:.0f} s, {size / 1e9:.2f} GB.")
+            self._print(f"done in {time.perf_counter() - started:.0f} s, {size / 1e9:.2f} GB.")
         self.open()
         if self.reader.bad_samples:
             first = next(iter(self.reader.bad_samples.values()))
-            self._say(f"{len(self.reader.bad_samples)} of {self.split} cannot be read: {first}")
+            self._print(f"{len(self.reader.bad_samples)} of {self.split} cannot be read: {first}")
 
-    def _say(self, what: str) -> None:
+    def _print(self, message: str) -> None:
         if self.trainer.is_global_zero:
-            print(f"Features: {what}")
+            print(f"Features: {message}")
 
     @torch.no_grad()
     def _fits(self) -> bool:
-        """Whether the cache is there, and a few images encoded again are as it has them."""
+        """Whether the cache exists and agrees with a few images encoded again."""
         try:
             self.open()
         except (OSError, ValueError, KeyError):
@@ -181,17 +169,19 @@ class _Cache:
         readable = [row for row in range(last) if row not in bad_samples]
         chosen = readable[:: max(1, len(readable) // CHECKED)][:CHECKED]
         transform = Readable(self.transform)
-        again = [transform(self.reader.images[row]) for row in [*chosen, *list(bad_samples)[:CHECKED]]]
+        pixels = [transform(self.reader.images[row]) for row in [*chosen, *list(bad_samples)[:CHECKED]]]
         if list(transform.bad_samples) != list(bad_samples)[:CHECKED]:
-            return False  # what could not be read then can be now, or the other way round
+            return False  # images have become readable or unreadable
         if not chosen:
             return True
-        kept = self.reader.read([torch.tensor(row) for row in chosen]).output()
-        seen = self.encode(torch.stack(again[: len(chosen)]))
-        return _close(kept.pooled, seen.pooled) and (not self.positions or _close(kept.features, seen.features))
+        cached = self.reader.read([torch.tensor(row) for row in chosen]).output()
+        encoded = self.encode(torch.stack(pixels[: len(chosen)]))
+        return _close(cached.pooled, encoded.pooled) and (
+            not self.positions or _close(cached.features, encoded.features)
+        )
 
     def encode(self, pixels: Tensor) -> EncoderOutput:
-        """As a training step does it: on its device, in its precision, with gradients on (which some encoders ask)."""
+        """Encode as a training step does: on its device, in its precision, in eval mode."""
         encoder = self.model.image_encoder
         assert encoder is not None
         modes = {module: module.training for module in encoder.modules()}
@@ -203,62 +193,8 @@ class _Cache:
         return output
 
 
-def _close(kept: Tensor, seen: Tensor) -> bool:
-    kept, seen = kept.float(), seen.detach().float().cpu()
-    return kept.shape == seen.shape and bool((kept - seen).abs().max() <= TOLERANCE * seen.abs().max() + 1e-6)
-
-
-def _progress() -> Callable[[int, int], None] | None:
-    if not sys.stderr.isatty():
-        return None
-
-    def show(done: int, total: int) -> None:
-        print(f"\r{done}/{total} images", end="\n" if done == total else "", file=sys.stderr, flush=True)
-
-    return show
-
-
-def describe(
-    encoder: Any, encoder_config: Any, precision: str, *, transform: dict[str, Any], images: str
-) -> dict[str, Any]:
-    """All that a split's features depend on, in plain Python.
-
-    Args:
-        encoder: the image encoder with its weights as they are to be used.
-        encoder_config: its part config.
-        precision: the Trainer's.
-        transform: config of what is done to every image.
-        images: the split's, by `velm.data.feature_cache.fingerprint.fingerprint`.
-    """
-    return {
-        "format": FORMAT,
-        "encoder": encoder_config,
-        "code": _code(type(encoder)),
-        "weights": _weights(encoder),
-        "normalisation": [list(encoder.image_mean), list(encoder.image_std)],
-        "transform": transform,
-        "images": images,
-        "precision": precision,
-    }
-
-
-def _code(cls: type) -> list[str]:
-    """The class, the file it is written in, VELM's version and torch's."""
-    try:
-        content = Path(inspect.getfile(cls)).read_bytes()
-    except (TypeError, OSError):  # written in a notebook
-        content = b""
-    return [f"{cls.__module__}:{cls.__qualname__}", hashlib.sha256(content).hexdigest(), __version__, torch.__version__]
-
-
-def _weights(encoder: nn.Module) -> str:
-    """A hash of every tensor of a state dict, buffers included."""
-    digest = hashlib.sha256()
-    for name, value in sorted(encoder.state_dict().items()):
-        digest.update(name.encode())
-        if isinstance(value, Tensor):
-            digest.update(f"{value.dtype} {tuple(value.shape)}".encode())
-            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-        else:
-            digest.update(repr(value).encode())
-    return digest.hexdigest()
+def _close(cached: Tensor, encoded: Tensor) -> bool:
+    cached, encoded = cached.float(), encoded.detach().float().cpu()
+    if cached.shape != encoded.shape:
+        return False
+    return bool((cached - encoded).abs().max() <= TOLERANCE * encoded.abs().max() + 1e-6)

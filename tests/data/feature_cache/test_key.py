@@ -13,12 +13,12 @@ from PIL import Image
 from tiny import image_bytes, write_tar
 
 from velm.data.base import EncodedImage
-from velm.data.feature_cache.fingerprint import fingerprint
+from velm.data.feature_cache.key import fingerprint_images
 from velm.data.shards.tar import FileSlice
 
 
 def of(*images: Any) -> str:
-    return fingerprint(images)
+    return fingerprint_images(images)
 
 
 def test_files_by_path_size_and_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
