@@ -16,6 +16,7 @@
     │       └── MissingPluginError it needs a part that is not installed
     ├── MissingOutputError
     └── RunFailedError             a run with a valid config ended early; `velm` exits with 1
+        ├── TerminatedError        the run was stopped by SIGTERM; `velm` exits with 143
         ├── NonFiniteError         too many steps in a row had NaN or inf
         └── WorkerDiedError        a DataLoader worker was killed too often
 
@@ -99,9 +100,23 @@ class MissingOutputError(InputError, ValueError):
 
 
 class RunFailedError(VelmError, RuntimeError):
-    """Training ended early although its config is valid; the message says why, what is saved and what to do."""
+    """Training ended early although its config is valid; the message says why, what is saved and what to do.
+
+    Attributes:
+        saved: path or URL of the checkpoint with the steps that were finished; None if it was not written.
+    """
 
     exit_code = 1
+
+    def __init__(self, message: str, saved: str | None = None) -> None:
+        super().__init__(message)
+        self.saved = saved
+
+
+class TerminatedError(RunFailedError):
+    """The run was stopped by SIGTERM."""
+
+    exit_code = 143  # 128 + SIGTERM, as shells report it
 
 
 class NonFiniteError(RunFailedError):

@@ -5,11 +5,12 @@ from __future__ import annotations
 import difflib
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-__all__ = ["Progress", "describe_error", "did_you_mean", "progress_bar", "write_atomically"]
+__all__ = ["Progress", "describe_error", "did_you_mean", "progress_bar", "warn_on_oserror", "write_atomically"]
 
 Progress = Callable[[int, int], None]
 """Called with (done, total) as work proceeds."""
@@ -43,6 +44,22 @@ def write_atomically(path: str | os.PathLike[str]) -> Iterator[Path]:
         with suppress(OSError):
             partial.unlink()
         raise
+
+
+_warned_files: set[str] = set()
+
+
+@contextmanager
+def warn_on_oserror(file: str | os.PathLike[str]) -> Iterator[None]:
+    """Turn an OSError (disk full, quota, network) into a warning, once per file: its loss must not end a run."""
+    try:
+        yield
+    except OSError as error:
+        if str(file) not in _warned_files:
+            _warned_files.add(str(file))
+            warnings.warn(
+                f"{file} cannot be written ({error}): training continues, and rows of it may be missing.", stacklevel=3
+            )
 
 
 def progress_bar(unit: str) -> Progress | None:

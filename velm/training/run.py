@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -19,7 +18,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from velm import _compat
-from velm.errors import BadDataError, ConfigError, RunFailedError, WorkerDiedError
+from velm.errors import BadDataError, ConfigError
 from velm.training.balancing.watch import GradientWatch
 from velm.training.config import Augmentation, OptimizerConfig, ValidationConfig, WatchConfig
 from velm.training.data import VisionLanguageData
@@ -31,10 +30,10 @@ from velm.training.monitor.progress import ParameterSummary, PrintResults, Progr
 from velm.training.monitor.throughput import Speed
 from velm.training.recovery.checkpoint_io import Checkpoints, exists, join
 from velm.training.recovery.nonfinite import NonFiniteGuard
-from velm.training.recovery.quarantine import FILE, Quarantine, write_down
-from velm.training.recovery.ranks import Ranks, meet_anew
-from velm.training.recovery.resume import TERMINATED, Resume, Terminate, slurm
-from velm.training.recovery.run_folder import begin, refuse_url, restarted, to_go_on_from
+from velm.training.recovery.quarantine import Quarantine, QuarantineFile
+from velm.training.recovery.ranks import RankWatch, new_rendezvous_port, record_errors
+from velm.training.recovery.resume import Resume, StopAllRanks, explain_failure, slurm_environments
+from velm.training.recovery.run_folder import claim_run_folder, is_torchrun_restart, refuse_url, resume_path
 from velm.training.task import VisionLanguageTask
 
 CLI = TypeVar("CLI", bound="VelmCLI")
@@ -70,8 +69,14 @@ class VelmCLI(LightningCLI):
             parser.link_arguments(f"data.{given}", f"model.{given}", apply_on="instantiate")
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        with ExitStack() as self.held:  # the folder's lock
-            super().__init__(*args, **kwargs)
+        try:
+            with ExitStack() as self.held:  # the lock of the run folder
+                super().__init__(*args, **kwargs)
+        except (Exception, SIGTERMException) as error:
+            failure = explain_failure(error, getattr(self, "trainer", None))
+            if failure is None:
+                raise
+            raise failure from error
 
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
@@ -79,17 +84,17 @@ class VelmCLI(LightningCLI):
         folder = Path(config.trainer.default_root_dir or Path("runs") / _stem(config))
         config.trainer.default_root_dir = str(folder)
         checkpoints = str(config.checkpoint_dir or folder)
-        self.going_on = bool(config.resume) or restarted()
+        self.going_on = bool(config.resume) or is_torchrun_restart()
         if self.subcommand == "fit":
             keep = self.going_on or config.ckpt_path is not None
-            lock = begin(folder, keep=keep, wait=self.going_on)
+            lock = claim_run_folder(folder, keep=keep, wait=self.going_on)
             if lock is not None:
                 self.held.callback(lock.release)
             config.resume = False  # of this start, not of the run that config.yaml tells how to do again
-            if restarted():
-                meet_anew()
+            if is_torchrun_restart():
+                new_rendezvous_port()
             if self.going_on:
-                config.ckpt_path = to_go_on_from(checkpoints, config.ckpt_path)
+                config.ckpt_path = resume_path(checkpoints, config.ckpt_path)
         elif config.ckpt_path is None:
             best = join(checkpoints, "best.ckpt")
             if not exists(best):
@@ -101,9 +106,9 @@ class VelmCLI(LightningCLI):
             super().instantiate_classes()
         except BadDataError as error:  # the vocabulary is made of the data, so it is opened before there is a Trainer
             if self.subcommand == "fit":
-                file = Path(self.config[self.subcommand].trainer.default_root_dir) / FILE
-                write_down(file, error.bad_samples)
-                raise BadDataError(f"{error} All of them: {file}", error.bad_samples) from None
+                file = QuarantineFile(Path(self.config[self.subcommand].trainer.default_root_dir))
+                file.append(error.bad_samples)
+                raise BadDataError(f"{error} All of them: {file.path}", error.bad_samples) from None
             raise
 
     def instantiate_trainer(self, **kwargs: Any) -> lightning.Trainer:
@@ -115,7 +120,11 @@ class VelmCLI(LightningCLI):
         kwargs["callbacks"] = [*_listed(config["callbacks"]), *self._callbacks(folder, config), *_printers(config)]
         self.checkpoints = Checkpoints(keep=self._get(self.config_init, "save_last_k"))
         given = _listed(config["plugins"])
-        kwargs["plugins"] = [*given, *slurm(), *([] if _has_io(given, config["strategy"]) else [self.checkpoints])]
+        kwargs["plugins"] = [
+            *given,
+            *slurm_environments(),
+            *([] if _has_io(given, config["strategy"]) else [self.checkpoints]),
+        ]
         trainer = super().instantiate_trainer(**kwargs)
         if self.subcommand == "fit" and trainer.strategy.root_device.type == "cpu":
             keep_freed_memory()
@@ -131,8 +140,8 @@ class VelmCLI(LightningCLI):
         callbacks: list[Callback] = [
             CaptionPanel(),
             PrintResults(MONITOR),
-            Ranks(folder),
-            Resume(place, kept=self.going_on),
+            RankWatch(folder),
+            Resume(place, same_run=self.going_on),
         ]
         callbacks += [Quarantine(folder), guard, Alarms(folder)]
         if config["logger"] is not False:
@@ -145,7 +154,7 @@ class VelmCLI(LightningCLI):
                 callbacks.append(ModelCheckpoint(filename="last", every_n_train_steps=steps, **shared))
             if config["limit_val_batches"] != 0:
                 callbacks.append(ModelCheckpoint(filename="best", monitor=MONITOR, mode="max", **shared))
-        return [*callbacks, Terminate()]
+        return [*callbacks, StopAllRanks()]
 
     def after_fit(self) -> None:
         self.checkpoints.refuse_unsaved()
@@ -202,24 +211,7 @@ def main(args: ArgsType = None) -> VelmCLI:
     Raises:
         RunFailedError: the run could not go on; nothing was wrong with what was typed.
     """
-    try:
-        return _cli(VelmCLI, args)
-    except SIGTERMException as stop:
-        saved = getattr(stop, "saved", None)
-        told = f"the step under way was finished and saved. Go on: --resume, or --ckpt_path {saved}"
-        unsaved = "nothing was saved since the last checkpoint. Go on from there: --resume"
-        print(f"\nTold to stop (SIGTERM): {told if saved else unsaved}")
-        sys.exit(TERMINATED)
-    except WorkerDiedError as error:
-        saved = getattr(error, "saved", None)
-        raise RunFailedError(
-            f"{error} {f'The finished steps are in {saved}. ' if saved else ''}Go on: --resume"
-        ) from None
-    except Exception as error:
-        told_by_ranks = getattr(error, "told", None)
-        if told_by_ranks is None:
-            raise
-        raise told_by_ranks from error
+    return record_errors(_cli)(VelmCLI, args)
 
 
 def _cli(cls: type[CLI], args: ArgsType) -> CLI:

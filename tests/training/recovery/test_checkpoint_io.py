@@ -11,7 +11,7 @@ import torch
 
 from velm.errors import CheckpointError, ConfigError, RunFailedError
 from velm.training.recovery import checkpoint_io as checkpoints
-from velm.training.recovery.checkpoint_io import Checkpoints, exists, join, newest_whole
+from velm.training.recovery.checkpoint_io import Checkpoints, exists, join, newest_complete
 
 
 def content(step: int) -> dict[str, Any]:
@@ -26,7 +26,7 @@ def place(request: Any, tmp_path: Path) -> str:
     ]
 
 
-def test_what_is_written_is_read(place: str) -> None:
+def test_a_checkpoint_round_trips(place: str) -> None:
     writer = Checkpoints()
     writer.save_checkpoint(content(3), join(place, "last.ckpt"))
     read = writer.load_checkpoint(join(place, "last.ckpt"))
@@ -48,12 +48,12 @@ def test_the_last_k_are_kept(place: str) -> None:
     assert writer.load_checkpoint(join(place, "last.ckpt"))["global_step"] == 11
 
 
-def test_on_a_disk_the_newest_takes_no_room(tmp_path: Path) -> None:
+def test_on_a_disk_the_newest_copy_takes_no_space(tmp_path: Path) -> None:
     Checkpoints(keep=1).save_checkpoint(content(1), tmp_path / "last.ckpt")
     assert (tmp_path / "last.ckpt").samefile(tmp_path / "step_1.ckpt")
 
 
-def test_a_full_disk_leaves_the_old_one_whole_and_is_told(tmp_path: Path) -> None:
+def test_a_full_disk_keeps_the_old_checkpoint_and_warns(tmp_path: Path) -> None:
     writer, last = Checkpoints(keep=1), tmp_path / "last.ckpt"
     writer.save_checkpoint(content(1), last)
     (tmp_path / "last.ckpt.part").symlink_to("/dev/full")
@@ -69,7 +69,7 @@ def test_a_full_disk_leaves_the_old_one_whole_and_is_told(tmp_path: Path) -> Non
     assert writer.load_checkpoint(last)["global_step"] == 3
 
 
-def test_a_store_that_fails_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_remote_store_that_fails_warns(monkeypatch: pytest.MonkeyPatch) -> None:
     from fsspec.implementations.memory import MemoryFile
 
     writer, last = Checkpoints(), f"memory://{uuid.uuid4().hex}/last.ckpt"
@@ -86,7 +86,7 @@ def test_a_store_that_fails_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("size", [0, 100, 1000])
-def test_a_damaged_one_is_named_and_so_is_the_newest_whole_one(tmp_path: Path, size: int) -> None:
+def test_the_error_of_a_damaged_checkpoint_names_the_newest_complete_one(tmp_path: Path, size: int) -> None:
     writer, last = Checkpoints(keep=3), tmp_path / "last.ckpt"
     for step in (1, 2):
         writer.save_checkpoint(content(step), last)
@@ -94,22 +94,22 @@ def test_a_damaged_one_is_named_and_so_is_the_newest_whole_one(tmp_path: Path, s
         data = damaged.read_bytes()
         damaged.unlink()
         damaged.write_bytes(data[:size])
-    with pytest.raises(CheckpointError) as told:
+    with pytest.raises(CheckpointError) as raised:
         writer.load_checkpoint(last)
-    assert f"{last} is damaged or cut short" in str(told.value)
-    assert f"The newest whole one beside it is of step 1: --ckpt_path={tmp_path}/step_1.ckpt" in str(told.value)
+    assert f"{last} is damaged or cut short" in str(raised.value)
+    assert f"The newest complete one beside it is of step 1: --ckpt_path={tmp_path}/step_1.ckpt" in str(raised.value)
     (tmp_path / "step_1.ckpt").unlink()
-    with pytest.raises(CheckpointError, match="There is no whole checkpoint beside it: begin anew"):
+    with pytest.raises(CheckpointError, match="There is no complete checkpoint beside it: start from scratch"):
         writer.load_checkpoint(last)
-    assert newest_whole(tmp_path) is None
+    assert newest_complete(tmp_path) is None
 
 
-def test_one_that_is_not_there_is_told(tmp_path: Path) -> None:
+def test_a_missing_checkpoint_is_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"There is no checkpoint .*none.ckpt. Look at --ckpt_path"):
         Checkpoints().load_checkpoint(tmp_path / "none.ckpt")
 
 
-def test_where_links_are_not_known_it_is_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_hard_links_it_is_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*paths: Any) -> None:
         raise OSError("no links here")
 
@@ -118,6 +118,6 @@ def test_where_links_are_not_known_it_is_copied(tmp_path: Path, monkeypatch: pyt
     assert (tmp_path / "step_1.ckpt").read_bytes() == (tmp_path / "last.ckpt").read_bytes()
 
 
-def test_a_url_that_nothing_opens_is_told() -> None:
+def test_the_error_of_an_unknown_url_says_what_to_install() -> None:
     with pytest.raises(ConfigError, match=r"nosuch://bucket/last.ckpt cannot be opened: .*nosuch.* pip install"):
         exists("nosuch://bucket/last.ckpt")

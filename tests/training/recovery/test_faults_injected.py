@@ -21,8 +21,7 @@ import pytest
 import torch
 from injected import STEPS, ended, faults, start, two_ranks, write_config
 
-from velm.training.recovery.lock import FILE
-from velm.training.recovery.resume import TERMINATED
+from velm.errors import TerminatedError
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
@@ -120,8 +119,8 @@ def test_a_run_that_is_ended_goes_on(
 ) -> None:
     place = f"{name}_{len(fault)}"
     code, said, seconds = run(folder, place, faults({name: options}))
-    assert code == (TERMINATED if "TERM" in fault else -SIGKILL)
-    assert ("the step under way was finished and saved" in said) == ("TERM" in fault)
+    assert code == (TerminatedError.exit_code if "TERM" in fault else -SIGKILL)
+    assert ("the current step was finished and saved" in said) == ("TERM" in fault)
     assert steps_of(folder / place) == kept
     assert run(folder, place, "--resume")[0] == 0
     assert not list((folder / place).glob("*.part"))
@@ -174,7 +173,7 @@ def test_a_damaged_checkpoint(fault: str, size: int, folder: Path, whole: Path, 
     code, said, seconds = run(folder, name, "--resume")
     assert code == 2
     assert f"{name}/last.ckpt is damaged or cut short" in said
-    assert f"The newest whole one beside it is of step 4: --ckpt_path={name}/step_4.ckpt" in said
+    assert f"The newest complete one beside it is of step 4: --ckpt_path={name}/step_4.ckpt" in said
     assert run(folder, name, f"--ckpt_path={name}/step_4.ckpt")[0] == 0
     assert_same(folder / name, whole)
     told(f"`last.ckpt` {fault}", "exit 2, names the newest whole one (`--save_last_k=2`); goes on from it", 1, seconds)
@@ -185,11 +184,11 @@ def test_a_signal_to_one_of_two_ranks(number: int, folder: Path, whole_pair: Pat
     name = f"rank_signal_{number}"
     codes, said, seconds = pair(folder, name, faults({"Signal": {"step": 5, "rank": 1, "number": number}}), within=60)
     if number == SIGTERM:
-        assert codes == [TERMINATED] * 2
+        assert codes == [TerminatedError.exit_code] * 2
         assert steps_of(folder / name) == 6
     else:
         assert codes == [1, -SIGKILL]
-        assert re.search(r"Rank 1 \(\S+, process \d+\) is gone without a word: it was killed", said[0])
+        assert re.search(r"Rank 1 \(\S+, process \d+\) disappeared without an error: it was killed", said[0])
         assert steps_of(folder / name) == 4
     assert pair(folder, name, "--resume")[0] == [0, 0]
     assert_same(folder / name, whole_pair)
@@ -219,7 +218,7 @@ def test_a_rank_that_hangs(folder: Path, told: Told) -> None:
     finally:
         processes[1].kill()
     said = (folder / "rank_hangs.0.txt").read_text(encoding="utf-8")
-    assert re.search(r"without an answer: rank 1 \(\S+, process \d+\)", said)
+    assert re.search(r"no answer from: Rank 1 \(\S+, process \d+\)", said)
     assert steps_of(folder / "rank_hangs") == 4
     told(
         "one of two ranks hangs (`--process_group_timeout=8`)",
@@ -257,7 +256,7 @@ def test_one_step_that_is_not_finite(what: str, folder: Path, told: Told) -> Non
     both = faults({"Snapshots": {}}, {"Poison": {"steps": [5], "what": what}})
     code, said, seconds = run(folder, name, both)
     assert code == 0
-    assert "1 in a row of at most 10, 1 in all" in said
+    assert "1 in a row of at most 10, 1 in total" in said
     kept = torch.load(folder / name / "snapshots.pt", weights_only=True)
     assert all(torch.equal(kept[5][key], kept[6][key]) for key in kept[5])
     assert not all(torch.equal(kept[4][key], kept[5][key]) for key in kept[5])
@@ -273,7 +272,7 @@ def test_too_many_steps_that_are_not_finite(folder: Path, told: Told) -> None:
     poison = faults({"Poison": {"steps": list(range(5, 14))}})
     code, said, seconds = run(folder, "poisoned", poison, "--max_nonfinite_steps=3")
     assert code == 1
-    assert "NaN or inf in 3 steps in a row, up to step 8: training cannot go on" in said
+    assert "NaN or inf in 3 steps in a row, up to step 8: training cannot continue" in said
     assert steps_of(folder / "poisoned") == 8
     assert len(list((folder / "poisoned" / "nonfinite").iterdir())) == 3
     weights = torch.load(folder / "poisoned" / "last.ckpt", weights_only=True)["current_model_state"]
@@ -284,7 +283,7 @@ def test_too_many_steps_that_are_not_finite(folder: Path, told: Told) -> None:
 def test_nan_on_one_of_two_ranks(folder: Path, told: Told) -> None:
     codes, said, seconds = pair(folder, "poisoned_rank", faults({"Poison": {"steps": [5], "rank": 1}}))
     assert codes == [0, 0]
-    assert all("1 in a row of at most 10, 1 in all" in text for text in said)
+    assert all("1 in a row of at most 10, 1 in total" in text for text in said)
     assert {file.name for file in (folder / "poisoned_rank" / "nonfinite").iterdir()} == {
         "step_5_rank_0.pt",
         "step_5_rank_1.pt",
@@ -334,7 +333,7 @@ def test_a_second_run_in_the_folder(folder: Path, whole: Path, told: Told) -> No
         first.kill()
         first.join()
     told("a second run in a run's folder", "refused, exit 2, names the first; nothing touched", 0, seconds)
-    assert (folder / "shared" / FILE).is_file()  # of the killed one
+    assert (folder / "shared" / "run.lock").is_file()  # of the killed run
     code, said, seconds = run(folder, "shared", "--resume")
     assert code == 0
     assert_same(folder / "shared", whole)

@@ -1,4 +1,4 @@
-"""A step with NaN or inf changes nothing, is counted, and its batch is kept; too many in a row end the run."""
+"""A step with NaN or inf is skipped, counted, and its batch saved; too many in a row end the run."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 
 class Small(lightning.LightningModule):
-    """A batch norm and a linear layer; the loss or a gradient is spoilt in the batches that are listed."""
+    """A batch norm and a linear layer; the loss or a gradient is not finite in the listed batches."""
 
-    def __init__(self, spoilt: list[int], what: str = "loss") -> None:
+    def __init__(self, bad_steps: list[int], what: str = "loss") -> None:
         super().__init__()
         self.net = nn.Sequential(nn.BatchNorm1d(4), nn.Linear(4, 1))
-        self.spoilt, self.what, self.states = set(spoilt), what, []
+        self.bad_steps, self.what, self.states = set(bad_steps), what, []
 
     def training_step(self, batch: Batch, index: int) -> torch.Tensor:
         x = batch.images.float().flatten(1)
-        if self.what == "loss" and index in self.spoilt:
+        if self.what == "loss" and index in self.bad_steps:
             x = x * math.nan
         return self.net(x).square().mean()
 
     def on_after_backward(self) -> None:
-        if self.what == "gradient" and self.trainer.fit_loop.epoch_loop.batch_idx in self.spoilt:
+        if self.what == "gradient" and self.trainer.fit_loop.epoch_loop.batch_idx in self.bad_steps:
             self.net[1].bias.grad.fill_(math.inf)
 
     def on_train_batch_end(self, *_: Any) -> None:
         state = {name: value.clone() for name, value in self.state_dict().items()}
-        for index, kept in self.optimizers().optimizer.state_dict()["state"].items():
-            state |= {f"{index}.{name}": value.clone() for name, value in kept.items()}
+        for index, saved in self.optimizers().optimizer.state_dict()["state"].items():
+            state |= {f"{index}.{name}": value.clone() for name, value in saved.items()}
         average = next(c for c in self.trainer.callbacks if isinstance(c, Averaging))._average_model
         self.states.append(state | {f"average.{n}": v.clone() for n, v in average.state_dict().items()})
 
@@ -68,7 +68,7 @@ def train(model: Small, folder: Path, limit: int | None = 10, **options: Any) ->
 
 
 @pytest.mark.parametrize("what", ["loss", "gradient"])
-def test_nothing_changes_in_a_step_that_is_left_out(what: str, tmp_path: Path) -> None:
+def test_a_skipped_step_changes_nothing(what: str, tmp_path: Path) -> None:
     model = Small([3, 7], what)
     guard = train(model, tmp_path)
     assert guard.skipped == 2
@@ -80,18 +80,18 @@ def test_nothing_changes_in_a_step_that_is_left_out(what: str, tmp_path: Path) -
         assert (len(same) == len(model.states[step])) == (step in (3, 7))
 
 
-def test_the_batch_is_kept_and_only_a_few(tmp_path: Path) -> None:
+def test_the_first_batches_are_saved(tmp_path: Path) -> None:
     guard = train(Small(list(range(2, 12))), tmp_path, limit=None)
     assert guard.skipped == 10
     assert len(list((tmp_path / "nonfinite").iterdir())) == DUMPS
-    kept = torch.load(tmp_path / "nonfinite" / "step_2_rank_0.pt", weights_only=True)
-    assert torch.equal(kept["tokens"], torch.full((3, 5), 2))
-    assert kept["images"].dtype == torch.uint8
-    assert (kept["step"], kept["epoch"]) == (2, 0)
-    assert "net.1.bias" in kept["nonfinite_gradients"]
+    saved = torch.load(tmp_path / "nonfinite" / "step_2_rank_0.pt", weights_only=True)
+    assert torch.equal(saved["tokens"], torch.full((3, 5), 2))
+    assert saved["images"].dtype == torch.uint8
+    assert (saved["step"], saved["epoch"]) == (2, 0)
+    assert "net.1.bias" in saved["nonfinite_gradients"]
 
 
-def test_of_accumulated_batches_the_one_is_kept_that_spoilt_the_step(tmp_path: Path) -> None:
+def test_of_accumulated_batches_the_one_with_nan_is_saved(tmp_path: Path) -> None:
     guard = train(Small([4]), tmp_path, accumulate_grad_batches=3)
     assert guard.skipped == 1
     assert int(torch.load(tmp_path / "nonfinite" / "step_1_rank_0.pt", weights_only=True)["tokens"][0, 0]) == 4
@@ -104,14 +104,14 @@ def test_too_many_in_a_row_end_the_run(tmp_path: Path) -> None:
         train(Small([1, 2, 4, 5, 6, 8]), tmp_path, limit=3)
 
 
-def test_the_count_goes_on_in_a_resumed_run(tmp_path: Path) -> None:
+def test_the_counts_are_in_the_checkpoint(tmp_path: Path) -> None:
     first, second = NonFiniteGuard(tmp_path), NonFiniteGuard(tmp_path)
     first.skipped, first.in_a_row = 5, 2
     second.load_state_dict(first.state_dict())
     assert (second.skipped, second.in_a_row) == (5, 2)
 
 
-def test_a_full_disk_is_no_reason_to_end(tmp_path: Path) -> None:
+def test_a_full_disk_does_not_end_the_run(tmp_path: Path) -> None:
     (tmp_path / "nonfinite").mkdir()
     (tmp_path / "nonfinite" / "step_2_rank_0.pt").symlink_to("/dev/full")
     assert train(Small([2]), tmp_path).skipped == 1

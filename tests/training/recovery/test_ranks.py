@@ -1,4 +1,4 @@
-"""What ranks know of each other: who failed, who was killed, who does not answer."""
+"""A rank names the other rank that failed, was killed or does not answer."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ from torch.distributed import TCPStore
 
 from velm.errors import RunFailedError
 from velm.training.recovery import ranks
-from velm.training.recovery.ranks import Ranks, meet_anew
+from velm.training.recovery.ranks import RankWatch, new_rendezvous_port, record_errors
+from velm.training.recovery.resume import explain_failure
 
 LOST = RuntimeError("[gloo/transport/tcp/pair.cc:545] Read error: Connection reset by peer")
 
 
 class Strategy:
-    """Of rank `rank` of two, without a process group."""
+    """A strategy without a process group."""
 
     def broadcast(self, value: Any) -> Any:
         return "the same"
@@ -31,102 +32,119 @@ class Strategy:
         pass
 
 
-def rank(folder: Path, number: int) -> tuple[Ranks, Any]:
+def rank(folder: Path, number: int) -> tuple[RankWatch, Any]:
     trainer: Any = SimpleNamespace(world_size=2, global_rank=number, strategy=Strategy())
-    mine = Ranks(folder)
-    mine.setup(trainer, None, "fit")  # type: ignore[arg-type]
-    return mine, trainer
+    watch = RankWatch(folder)
+    watch.setup(trainer, None, "fit")  # type: ignore[arg-type]
+    return watch, trainer
 
 
 @pytest.fixture(autouse=True)
-def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+def short_search(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ranks, "SEARCH", 0.3)
 
 
-def told(mine: Ranks, trainer: Any) -> str:
-    lost = RuntimeError(str(LOST))
-    mine.on_exception(trainer, None, lost)
-    assert isinstance(lost.told, RunFailedError)  # type: ignore[attr-defined]
-    return str(lost.told)  # type: ignore[attr-defined]
+def cause_of(watch: RankWatch, trainer: Any) -> str:
+    """What a rank says after its connection is lost."""
+    watch.on_exception(trainer, None, RuntimeError(str(LOST)))
+    failure = explain_failure(LOST, SimpleNamespace(callbacks=[watch]))  # type: ignore[arg-type]
+    assert type(failure) is RunFailedError
+    return str(failure)
 
 
-def pretend(folder: Path, number: int, **changes: Any) -> None:
-    row = {"attempt": "the same", "host": socket.gethostname(), "pid": os.getpid(), "error": "", "last": False}
+def write_status(folder: Path, number: int, **changes: Any) -> None:
+    row = {"attempt": "the same", "host": socket.gethostname(), "pid": os.getpid(), "error": ""}
     (folder / "ranks").mkdir(exist_ok=True)
     (folder / "ranks" / f"rank_{number}.json").write_text(json.dumps({**row, **changes}), encoding="utf-8")
 
 
-def test_the_one_that_failed_is_named_with_its_error(tmp_path: Path) -> None:
-    (mine, trainer), (other, its) = rank(tmp_path, 0), rank(tmp_path, 1)
-    other.on_exception(its, None, ValueError("no such thing\nas a second line"))
-    message = told(mine, trainer)
-    assert (
-        f"Rank 1 ({socket.gethostname()}, process {os.getpid()}) failed: ValueError: no such thing. Rank 0" in message
-    )
+def test_the_rank_that_failed_is_named_with_its_error(tmp_path: Path) -> None:
+    (watch, trainer), (other, other_trainer) = rank(tmp_path, 0), rank(tmp_path, 1)
+    other.on_exception(other_trainer, None, ValueError("no such thing\nas a second line"))
+    here = f"{socket.gethostname()}, process {os.getpid()}"
+    message = cause_of(watch, trainer)
+    assert f"Rank 1 ({here}) failed: ValueError: no such thing. Rank 0 stops: RuntimeError: [gloo" in message
     assert "the same command with --resume" in message
 
 
-def test_an_echo_is_no_culprit(tmp_path: Path) -> None:
-    (mine, trainer), (other, its) = rank(tmp_path, 0), rank(tmp_path, 1)
-    other.on_exception(its, None, RuntimeError(str(LOST)))
-    assert told(mine, trainer).startswith("No rank has written an error; without an answer: none.")
+def test_a_lost_connection_is_not_a_cause(tmp_path: Path) -> None:
+    (watch, trainer), (other, other_trainer) = rank(tmp_path, 0), rank(tmp_path, 1)
+    other.on_exception(other_trainer, None, RuntimeError(str(LOST)))
+    assert cause_of(watch, trainer).startswith("No rank reports an error; no answer from: unknown.")
 
 
-def test_the_one_that_was_killed_is_missed(tmp_path: Path) -> None:
-    gone = subprocess.Popen([sys.executable, "-c", ""])
-    gone.wait()
-    mine, trainer = rank(tmp_path, 0)
-    pretend(tmp_path, 1, pid=gone.pid)
-    assert f"process {gone.pid}) is gone without a word: it was killed" in told(mine, trainer)
+def test_without_another_rank_an_error_speaks_for_itself() -> None:
+    assert explain_failure(ValueError("no such thing"), None) is None
 
 
-def test_one_that_has_ended_by_itself_is_not_missed(tmp_path: Path) -> None:
-    gone = subprocess.Popen([sys.executable, "-c", ""])
-    gone.wait()
-    mine, trainer = rank(tmp_path, 0)
-    pretend(tmp_path, 1, pid=gone.pid, last=True)
-    assert "gone" not in told(mine, trainer)
+def test_a_killed_rank_is_named(tmp_path: Path) -> None:
+    zombie = subprocess.Popen([sys.executable, "-c", ""])  # a child of this process, as under Lightning's launcher
+    os.waitid(os.P_PID, zombie.pid, os.WEXITED | os.WNOWAIT)
+    watch, trainer = rank(tmp_path, 0)
+    write_status(tmp_path, 1, pid=zombie.pid)
+    assert f"process {zombie.pid}) disappeared without an error: it was killed" in cause_of(watch, trainer)
+    zombie.wait()
+    assert f"process {zombie.pid}) disappeared without an error: it was killed" in cause_of(watch, trainer)
 
 
-def test_the_one_that_is_silent_is_named(tmp_path: Path) -> None:
-    mine, trainer = rank(tmp_path, 0)
-    pretend(tmp_path, 1, host="elsewhere", pid=3)
-    assert "without an answer: rank 1 (elsewhere, process 3)." in told(mine, trainer)
+def test_a_rank_that_has_ended_is_not_missed(tmp_path: Path) -> None:
+    (watch, trainer), (other, other_trainer) = rank(tmp_path, 0), rank(tmp_path, 1)
+    other.teardown(other_trainer, None, "fit")  # type: ignore[arg-type]
+    assert "no answer from: unknown" in cause_of(watch, trainer)
 
 
-def test_files_of_an_earlier_attempt_say_nothing(tmp_path: Path) -> None:
-    mine, trainer = rank(tmp_path, 0)
-    pretend(tmp_path, 1, attempt="an earlier one", error="ValueError: old")
-    assert "ValueError" not in told(mine, trainer)
+def test_a_rank_that_does_not_answer_is_named(tmp_path: Path) -> None:
+    watch, trainer = rank(tmp_path, 0)
+    write_status(tmp_path, 1, host="elsewhere", pid=3)
+    assert "no answer from: Rank 1 (elsewhere, process 3)." in cause_of(watch, trainer)
+
+
+def test_files_of_an_earlier_attempt_are_ignored(tmp_path: Path) -> None:
+    watch, trainer = rank(tmp_path, 0)
+    write_status(tmp_path, 1, attempt="an earlier one", error="ValueError: old")
+    assert "ValueError" not in cause_of(watch, trainer)
 
 
 @pytest.mark.slow
-def test_a_process_that_is_kept_waiting_is_ended(tmp_path: Path) -> None:
+def test_a_rank_that_stays_blocked_is_ended(tmp_path: Path) -> None:
     code = f"""
 import time
 from pathlib import Path
 from types import SimpleNamespace
 from velm.training.recovery import ranks
-ranks.GRACE = ranks.LOOK = 0.1
+ranks.GRACE = ranks.POLL = 0.1
 strategy = SimpleNamespace(broadcast=lambda value: "the same", barrier=lambda name: None)
 trainer = SimpleNamespace(world_size=2, global_rank=0, strategy=strategy)
-ranks.Ranks(Path({str(tmp_path)!r})).setup(trainer, None, "fit")
+ranks.RankWatch(Path({str(tmp_path)!r})).setup(trainer, None, "fit")
 time.sleep(60)
 """
-    pretend(tmp_path, 1, error="OSError: the cable is out")
+    write_status(tmp_path, 1, error="OSError: the cable is out")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 1
     assert "failed: OSError: the cable is out. Rank 0 ends within" in done.stderr
 
 
-def test_processes_that_are_started_again_meet_at_another_port(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_restarted_ranks_meet_at_a_new_port(monkeypatch: pytest.MonkeyPatch) -> None:
     agent = TCPStore("127.0.0.1", 0, is_master=True)
     here = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(agent.port), "TORCHELASTIC_RESTART_COUNT": "1"}
     ports = []
     for number in ("0", "1"):
         for name, value in {**here, "TORCHELASTIC_USE_AGENT_STORE": "True", "RANK": number}.items():
             monkeypatch.setenv(name, value)
-        meet_anew()
+        new_rendezvous_port()
         ports.append(os.environ["MASTER_PORT"])
         assert os.environ["TORCHELASTIC_USE_AGENT_STORE"] == "False"
     assert ports[0] == ports[1] != str(agent.port)
+
+
+def test_torchrun_is_given_the_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        raise ValueError("no such thing")
+
+    assert record_errors(fail) is fail
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "error.json"))
+    with pytest.raises(ValueError, match="no such thing"):
+        record_errors(fail)()
+    message = json.loads((tmp_path / "error.json").read_text(encoding="utf-8"))["message"]
+    assert message["message"] == "ValueError: no such thing"
+    assert "in fail" in message["extraInfo"]["py_callstack"]

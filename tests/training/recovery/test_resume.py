@@ -16,7 +16,8 @@ from stopped import fit
 
 from velm import cli
 from velm.data.shards.packing import pack
-from velm.training.recovery.resume import TERMINATED, seed_step
+from velm.errors import TerminatedError
+from velm.training.recovery.resume import seed_step
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -95,7 +96,7 @@ def test_killed_inside_an_epoch(folder: Path, whole: Path, step: int) -> None:
 def test_told_to_stop_it_saves_the_step_under_way(folder: Path, whole: Path) -> None:
     """SIGTERM, as a cluster sends it before it takes the machine: nothing is lost."""
     where = "--trainer.default_root_dir=told"
-    assert fit(folder, where, stopped_at(4, signal.SIGTERM)) == TERMINATED
+    assert fit(folder, where, stopped_at(4, signal.SIGTERM)) == TerminatedError.exit_code
     assert torch.load(folder / "told" / "last.ckpt", weights_only=True)["global_step"] == 5
     assert fit(folder, where, "--ckpt_path=told/last.ckpt") == 0
     assert_same_run(folder / "told", whole)

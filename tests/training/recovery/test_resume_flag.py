@@ -18,7 +18,6 @@ from lightning.fabric.plugins.environments import SLURMEnvironment
 from velm import cli
 from velm.errors import ConfigError
 from velm.training.recovery.resume import Resume, slurm
-from velm.training.recovery.run_folder import to_go_on_from
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -67,13 +66,6 @@ def test_figures_of_a_run_that_never_saved_come_again() -> None:
     assert fit("--resume") == 0
     assert steps() == list(range(4))
     assert not Path("runs/run.1").exists()
-
-
-def test_the_runs_own_checkpoint_comes_before_the_one_that_is_given(tmp_path: Path) -> None:
-    assert to_go_on_from(str(tmp_path), "other.ckpt") == "other.ckpt"
-    assert to_go_on_from(str(tmp_path), None) is None
-    (tmp_path / "last.ckpt").touch()
-    assert to_go_on_from(str(tmp_path), "other.ckpt") == str(tmp_path / "last.ckpt")
 
 
 def test_checkpoints_at_a_url() -> None:

@@ -15,7 +15,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from velm.data.base import Record
 from velm.data.images.transforms import EvalTransform
-from velm.training.recovery.writing import forgiving
+from velm.util import warn_on_oserror
 
 __all__ = ["CaptionPanel", "EventLogger", "ResumableCSVLogger", "is_logged", "log_metrics", "logging_interval"]
 
@@ -56,13 +56,13 @@ class CaptionPanel(Callback):
         head = f"{where}: {distinct} distinct captions of {len(scores.captions)}"
         if folder is not None:
             panel = Path(folder) / "panel.txt"
-            with forgiving(panel):
+            with warn_on_oserror(panel):
                 panel.parent.mkdir(parents=True, exist_ok=True)
                 with panel.open("a", encoding="utf-8") as file:
                     file.write("\n".join([head, *lines, "", ""]))
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
-                with forgiving(str(logger.log_dir)):
+                with warn_on_oserror(str(logger.log_dir)):
                     self._to_tensorboard(logger, scores.records, rows, scores.captions, trainer.global_step)
 
     @staticmethod
@@ -104,7 +104,7 @@ class ResumableCSVLogger(CSVLogger):
         """Rows that cannot be written stay in memory, and the next save tries again."""
         file = Path(self.log_dir) / "metrics.csv"
         size = file.stat().st_size if file.is_file() else None
-        with forgiving(file):
+        with warn_on_oserror(file):
             try:
                 super().save()
             except OSError:
@@ -117,13 +117,13 @@ class EventLogger(TensorBoardLogger):
     """TensorBoard events; on a full disk events are lost and training continues."""
 
     def log_metrics(self, metrics: Any, step: int | None = None) -> None:
-        with forgiving(f"{self.log_dir}/events"):
+        with warn_on_oserror(f"{self.log_dir}/events"):
             super().log_metrics(metrics, step)
 
     def save(self) -> None:
-        with forgiving(f"{self.log_dir}/events"):
+        with warn_on_oserror(f"{self.log_dir}/events"):
             super().save()
 
     def finalize(self, status: str) -> None:
-        with forgiving(f"{self.log_dir}/events"):
+        with warn_on_oserror(f"{self.log_dir}/events"):
             super().finalize(status)

@@ -1,4 +1,4 @@
-"""NaN and inf: the step is left out, counted, and its batch kept to be looked at; too many in a row end the run."""
+"""Skips optimizer steps whose loss or gradient is NaN or inf, saves their batches, and stops the run after many."""
 
 from __future__ import annotations
 
@@ -20,30 +20,35 @@ from velm.outputs import Batch
 __all__ = ["Averaging", "NonFiniteGuard"]
 
 DUMPS = 5
-"""Batches that a run keeps for inspection, at most, on each rank."""
+"""Number of batches that a rank saves for inspection at most."""
 FOLDER = "nonfinite"
 
 
 class NonFiniteGuard(Callback):
-    """Leaves an optimizer step out where loss or gradient is not finite.
+    """Skips an optimizer step if its loss or gradient is not finite.
 
-    One number decides, the loss plus the norm of the whole gradient, summed over the ranks, so that all of them do the
-    same. A step that is left out changes neither weights nor the optimizer's state (without gradients AdamW neither
-    decays nor moves), nor the average of weights, nor a batch norm's statistics; the schedule goes on, as Lightning's
-    does where a step is skipped. On a GPU the decision waits for the backward pass to end, once a step.
+    The sum of the loss and the norm of the whole gradient, reduced over all ranks, decides for all of them. A skipped
+    step changes neither the weights nor the optimizer state (AdamW without gradients neither decays nor moves), nor the
+    weight average, nor the statistics of a batch norm; the schedule advances, as Lightning's does after a skipped step.
+    On a GPU the decision waits once per step for the backward pass to end.
 
-    Under `16-mixed` an inf gradient is how the scaler finds its scale: there it is the scaler that skips, and only the
-    loss is looked at here.
+    Under `16-mixed` inf gradients are how the scaler finds its scale: the scaler skips those steps, and this callback
+    checks the loss only.
 
     Args:
         folder: of the run; the first batches go to `nonfinite/step_<n>_rank_<r>.pt` in it.
-        limit: steps in a row that end the run; None for no end.
+        limit: number of skipped steps in a row that ends the run; None: no limit.
+
+    Attributes:
+        skipped: steps skipped so far.
+        in_a_row: skipped steps since the last one that was not.
+        skips_current: whether the current step is skipped.
     """
 
     def __init__(self, folder: Path, limit: int | None = 10) -> None:
         self.folder, self.limit = folder / FOLDER, limit
         self.skipped, self.in_a_row, self._dumped = 0, 0, 0
-        self.left_out = False  # the step under way
+        self.skips_current = False
         self._loss: Tensor | None = None
         self._batch: Batch | None = None
         self._culprit: Batch | None = None
@@ -55,16 +60,16 @@ class NonFiniteGuard(Callback):
         self._statistics = [(buffer, buffer.clone()) for buffer in buffers]
 
     def on_train_batch_start(self, trainer: lightning.Trainer, pl_module: Any, batch: Batch, batch_idx: int) -> None:
-        self.left_out, self._batch = False, batch
-        if self._loss is None:  # the first batch of an optimizer step
-            for buffer, kept in self._statistics:
-                kept.copy_(buffer)
+        self.skips_current, self._batch = False, batch
+        if self._loss is None:  # first micro-batch of an optimizer step
+            for buffer, backup in self._statistics:
+                backup.copy_(buffer)
 
     def on_before_backward(self, trainer: lightning.Trainer, pl_module: Any, loss: Tensor) -> None:
         loss = loss.detach().float()
         if trainer.accumulate_grad_batches > 1 and self._culprit is None and not torch.isfinite(loss):
             self._culprit = self._batch
-        self._loss = loss if self._loss is None else self._loss + loss  # neither NaN nor inf goes away by adding
+        self._loss = loss if self._loss is None else self._loss + loss  # a sum with NaN or inf stays not finite
 
     def on_before_optimizer_step(self, trainer: lightning.Trainer, pl_module: Any, optimizer: Any) -> None:
         total, self._loss = self._loss, None
@@ -78,7 +83,7 @@ class NonFiniteGuard(Callback):
         if torch.isfinite(total):
             self.in_a_row = 0
         else:
-            self._leave_out(trainer, pl_module, optimizer)
+            self._skip_step(trainer, pl_module, optimizer)
         self._culprit = None
 
     def on_train_batch_end(
@@ -86,17 +91,17 @@ class NonFiniteGuard(Callback):
     ) -> None:
         """
         Raises:
-            NonFiniteError: `limit` steps in a row were left out.
+            NonFiniteError: `limit` steps in a row were skipped.
         """
         self._batch = None
         pl_module.log("train/skipped_steps", float(self.skipped), batch_size=1)
-        if self.left_out and self.limit is not None and self.in_a_row >= self.limit:
+        if self.skips_current and self.limit is not None and self.in_a_row >= self.limit:
             raise NonFiniteError(
                 f"Loss or gradient was NaN or inf in {self.in_a_row} steps in a row, up to step {trainer.global_step}: "
-                f"training cannot go on. The weights are those before the first of them. Their batches are in "
-                f"{self.folder}: if these are sound, lower model.optimizer.lr or trainer.gradient_clip_val, or set "
-                f"trainer.precision=bf16-mixed in place of 16-mixed (32-true to be sure), and go on with --resume from "
-                f"an earlier checkpoint. The limit is --max_nonfinite_steps."
+                f"training cannot continue. The weights are those before the first of them. Their batches are in "
+                f"{self.folder}: if they look right, lower model.optimizer.lr or trainer.gradient_clip_val, or set "
+                f"trainer.precision=bf16-mixed instead of 16-mixed (or 32-true), and continue with --resume from an "
+                f"earlier checkpoint. The limit is --max_nonfinite_steps."
             )
 
     def state_dict(self) -> dict[str, int]:
@@ -105,20 +110,20 @@ class NonFiniteGuard(Callback):
     def load_state_dict(self, state: dict[str, int]) -> None:
         self.skipped, self.in_a_row = state["skipped"], state["in_a_row"]
 
-    def _leave_out(self, trainer: lightning.Trainer, pl_module: Any, optimizer: Any) -> None:
-        self.left_out, self.skipped, self.in_a_row = True, self.skipped + 1, self.in_a_row + 1
+    def _skip_step(self, trainer: lightning.Trainer, pl_module: Any, optimizer: Any) -> None:
+        self.skips_current, self.skipped, self.in_a_row = True, self.skipped + 1, self.in_a_row + 1
         named = [(name, p.grad) for name, p in pl_module.named_parameters() if p.grad is not None]
         bad = [name for name, grad in named if not bool(torch.isfinite(_local(grad)).all())]
-        for buffer, kept in self._statistics:
-            buffer.copy_(kept)
+        for buffer, backup in self._statistics:
+            buffer.copy_(backup)
         for group in optimizer.param_groups:
             for parameter in group["params"]:
                 parameter.grad = None
         file = self._dump(trainer, bad)
         warnings.warn(
             f"Step {trainer.global_step}: loss or gradient is NaN or inf (gradient of {len(bad)} of {len(named)} "
-            f"parameters{', ' + bad[0] + ' first' if bad else ''}). The step is left out, {self.in_a_row} in a row"
-            f"{'' if self.limit is None else f' of at most {self.limit}'}, {self.skipped} in all."
+            f"parameters{', ' + bad[0] + ' first' if bad else ''}). The step is skipped, {self.in_a_row} in a row"
+            f"{'' if self.limit is None else f' of at most {self.limit}'}, {self.skipped} in total."
             f"{'' if file is None else f' Its batch: {file}'}",
             stacklevel=2,
         )
@@ -129,31 +134,31 @@ class NonFiniteGuard(Callback):
             return None
         self._dumped += 1
         tensors = {f.name: getattr(batch, f.name) for f in fields(batch) if isinstance(getattr(batch, f.name), Tensor)}
-        kept: dict[str, Any] = {name: value.detach().cpu() for name, value in tensors.items()}
-        kept |= {"step": trainer.global_step, "epoch": trainer.current_epoch, "nonfinite_gradients": bad}
+        content: dict[str, Any] = {name: value.detach().cpu() for name, value in tensors.items()}
+        content |= {"step": trainer.global_step, "epoch": trainer.current_epoch, "nonfinite_gradients": bad}
         file = self.folder / f"step_{trainer.global_step}_rank_{trainer.global_rank}.pt"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            torch.save(kept, file)
-        except (OSError, RuntimeError) as error:  # disk full: no reason to end
+            torch.save(content, file)
+        except (OSError, RuntimeError) as error:  # a full disk must not end the run
             warnings.warn(f"{file} cannot be written ({error}).", stacklevel=2)
             return None
         return file
 
 
 class Averaging(WeightAveraging):
-    """Lightning's average of weights, which a step that was left out does not move."""
+    """Lightning's weight average, not updated by skipped steps."""
 
     def on_train_batch_end(
         self, trainer: lightning.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         guards = [callback for callback in trainer.callbacks if isinstance(callback, NonFiniteGuard)]  # type: ignore[attr-defined]
-        if not any(guard.left_out for guard in guards):
+        if not any(guard.skips_current for guard in guards):
             super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
 
 def _norm(gradients: list[Tensor]) -> Tensor:
-    """float (), of all of them together, sharded ones included."""
+    """float (), the 2-norm over all gradients, sharded ones included."""
     norm = torch.nn.utils.get_total_norm(gradients)
     return norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # FSDP2's DTensor
 

@@ -1,4 +1,8 @@
-"""When one of many processes fails, the others say which and why, and end."""
+"""When one rank of a run fails or disappears, the other ranks name it and its error, and end in bounded time.
+
+torchrun ends all ranks by itself; it shows an error because `record_errors` writes it to torchrun's error file. Other
+launchers (Lightning's, SLURM's) start the ranks and do not tell them about each other: there `RankWatch` does.
+"""
 
 from __future__ import annotations
 
@@ -9,46 +13,62 @@ import socket
 import sys
 import threading
 import time
-import traceback
 import uuid
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar, cast
 
 import lightning
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.exceptions import SIGTERMException
-from torch.distributed import TCPStore
+from torch.distributed import DistError, TCPStore
+from torch.distributed.elastic.multiprocessing.errors import record
 
-from velm.errors import RunFailedError
+from velm.util import describe_error, write_atomically
 
-__all__ = ["Ranks", "meet_anew"]
+__all__ = ["RankWatch", "new_rendezvous_port", "record_errors"]
 
-FOLDER = "ranks"
-LOOK = 0.5
-"""Seconds between two looks at the other ranks' files."""
+P, R = ParamSpec("P"), TypeVar("R")
+
+POLL = 0.5
+"""Seconds between two looks at the status files of the other ranks."""
 GRACE = 20.0
-"""Seconds that a process has to end by itself when another has failed; then it is ended."""
+"""Seconds that a rank has to end by itself after another one failed; then it is ended."""
 SEARCH = 3.0
-"""Seconds for which a process that lost its peers looks for the one that failed."""
-OF_PEERS = ("gloo", "nccl", "connection closed", "connection reset", "timed out", "timeout", "tcpstore", "broken pipe")
+"""Seconds for which a rank that lost its connection looks for the rank that failed."""
+CONNECTION_ERRORS = (
+    "gloo",
+    "nccl",
+    "connection closed",
+    "connection reset",
+    "timed out",
+    "timeout",
+    "tcpstore",
+    "broken pipe",
+)
+CONTINUE = "Continue from the last checkpoint: the same command with --resume (torchrun --max_restarts does so itself)."
 
 
-class Ranks(Callback):
-    """A file a rank in `ranks/`: {"host", "pid", "error", "last"}, so that every rank can tell how the others are.
+class RankWatch(Callback):
+    """Keeps a status file per rank, `ranks/rank_<n>.json`: {"attempt", "host", "pid", "error"}.
 
-    A rank that fails writes down its error. The others notice it in the collective that breaks, or, where the backend
-    keeps them waiting, by a thread that looks at the files twice a second; both name the rank and its error. A rank
-    that was killed writes nothing: on the same machine its process is missed. On machines that do not share the run's
-    folder, and for a rank that hangs, there is the process group's timeout.
+    A rank that fails writes its error; a rank that ends deletes its file. The others notice a failure in the collective
+    that breaks (gloo) or, while the backend keeps them waiting (NCCL), in a thread that polls the files. A killed rank
+    writes nothing: ranks on its machine see that its process has ended. Ranks that hang, and machines that do not share
+    the run folder, are left to the timeout of the process group.
 
     Args:
         folder: of the run.
+
+    Attributes:
+        cause: which rank ended this one, and why; None if no other rank did.
     """
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder / FOLDER
+        self.folder = folder / "ranks"
         self.rank, self.size, self.attempt = 0, 1, ""
+        self.cause: str | None = None
         self._stop = threading.Event()
 
     def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
@@ -56,93 +76,95 @@ class Ranks(Callback):
             return
         self.rank, self.size = trainer.global_rank, trainer.world_size
         self.attempt = trainer.strategy.broadcast(uuid.uuid4().hex)
-        self._write()
-        trainer.strategy.barrier("ranks")  # every file is of this attempt when the first look is taken
+        self._write("")
+        trainer.strategy.barrier("ranks")  # every file is of this attempt before the first poll
         self._stop.clear()
-        threading.Thread(target=self._watch, args=(self._stop,), daemon=True).start()
+        threading.Thread(target=self._poll, args=(self._stop,), daemon=True).start()
 
     def on_exception(self, trainer: lightning.Trainer, pl_module: Any, exception: BaseException) -> None:
-        """Write the error down; where it is only the echo of another rank's, give it that one's name."""
+        """Write the error of this rank or, if it lost its connection to another, set `cause`."""
         self._stop.set()
-        if self.size == 1 or isinstance(exception, SIGTERMException | KeyboardInterrupt):
-            self._write(last=True)
-            return
-        error = "".join(traceback.format_exception_only(type(exception), exception)).strip()
-        if not _of_peers(exception):
-            self._write(error, last=True)
-            return
-        culprit = self._search()
-        self._write(last=True)
-        whom = culprit or self._silent()
-        exception.told = RunFailedError(f"{whom} Rank {self.rank} stops: {error.splitlines()[0]}. {_GO_ON}")  # type: ignore[attr-defined]
-
-    def teardown(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
-        if not self._stop.is_set():
-            self._stop.set()
-            self._write(last=True)
-
-    def _write(self, error: str = "", last: bool = False) -> None:
-        """`last`: the process is about to end, and is not missed."""
         if self.size == 1:
             return
-        row = {"attempt": self.attempt, "host": socket.gethostname(), "pid": os.getpid(), "error": error, "last": last}
-        file = self.folder / f"rank_{self.rank}.json"
-        with contextlib.suppress(OSError):
+        if isinstance(exception, SIGTERMException | KeyboardInterrupt):
+            self._delete()
+        elif not _is_lost_connection(exception):
+            self._write(describe_error(exception))
+        else:
+            failure = self._await_failure() or self._describe_unfinished()
+            self._delete()
+            self.cause = f"{failure} Rank {self.rank} stops: {describe_error(exception)}. {CONTINUE}"
+
+    def teardown(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
+        if self.size > 1 and not self._stop.is_set():
+            self._stop.set()
+            self._delete()
+
+    def _file(self, rank: int) -> Path:
+        return self.folder / f"rank_{rank}.json"
+
+    def _write(self, error: str) -> None:
+        row = {"attempt": self.attempt, "host": socket.gethostname(), "pid": os.getpid(), "error": error}
+        with contextlib.suppress(OSError):  # a full disk does not end a run
             self.folder.mkdir(parents=True, exist_ok=True)
-            half_written = file.with_suffix(".part")
-            half_written.write_text(json.dumps(row), encoding="utf-8")
-            half_written.replace(file)
+            with write_atomically(self._file(self.rank)) as partial:
+                partial.write_text(json.dumps(row), encoding="utf-8")
 
-    def _others(self) -> dict[int, dict[str, Any]]:
-        found = {}
-        for rank in range(self.size):
+    def _delete(self) -> None:
+        with contextlib.suppress(OSError):
+            self._file(self.rank).unlink()
+
+    def _unfinished(self) -> dict[str, dict[str, Any]]:
+        """The status of the other ranks that have not ended by themselves, by 'Rank 1 (host, process 123)'."""
+        ranks = {}
+        for rank in set(range(self.size)) - {self.rank}:
             with contextlib.suppress(OSError, ValueError):
-                row = json.loads((self.folder / f"rank_{rank}.json").read_text(encoding="utf-8"))
-                if rank != self.rank and row["attempt"] == self.attempt:
-                    found[rank] = row
-        return found
+                row = json.loads(self._file(rank).read_text(encoding="utf-8"))
+                if row["attempt"] == self.attempt:
+                    ranks[f"Rank {rank} ({row['host']}, process {row['pid']})"] = row
+        return ranks
 
-    def _culprit(self) -> str | None:
-        """A sentence on the rank that failed; None where none is known to have."""
-        for rank, row in self._others().items():
-            who = f"Rank {rank} ({row['host']}, process {row['pid']})"
+    def _failure(self) -> str | None:
+        """A sentence on another rank that failed or disappeared; None if none did."""
+        for name, row in self._unfinished().items():
             if row["error"]:
-                return f"{who} failed: {row['error'].splitlines()[0].rstrip('.')}."
-            if not row["last"] and row["host"] == socket.gethostname() and not _alive(row["pid"]):
-                return f"{who} is gone without a word: it was killed, by the system for want of memory or by hand."
+                return f"{name} failed: {row['error'].rstrip('.')}."
+            if row["host"] == socket.gethostname() and _has_ended(row["pid"]):
+                return f"{name} disappeared without an error: it was killed, most often for lack of memory."
         return None
 
-    def _search(self) -> str | None:
-        until = time.monotonic() + SEARCH
-        while (culprit := self._culprit()) is None and time.monotonic() < until:
+    def _await_failure(self) -> str | None:
+        end = time.monotonic() + SEARCH
+        while (failure := self._failure()) is None and time.monotonic() < end:
             time.sleep(0.1)
-        return culprit
+        return failure
 
-    def _silent(self) -> str:
-        waiting = [f"rank {rank} ({row['host']}, process {row['pid']})" for rank, row in self._others().items()
-                   if not row["last"]]  # fmt: skip
-        return f"No rank has written an error; without an answer: {', '.join(waiting) or 'none'}."
+    def _describe_unfinished(self) -> str:
+        return f"No rank reports an error; no answer from: {', '.join(self._unfinished()) or 'unknown'}."
 
-    def _watch(self, stop: threading.Event) -> None:
-        """End the process where another rank has failed and the main thread is kept waiting."""
-        while not stop.wait(LOOK):
-            culprit = self._culprit()
-            if culprit is None:
-                continue
-            print(f"\n{culprit} Rank {self.rank} ends within {GRACE:.0f} s. {_GO_ON}", file=sys.stderr, flush=True)
-            if not stop.wait(GRACE):
-                os._exit(1)
-            return
-
-
-_GO_ON = "Go on from the last checkpoint: the same command with --resume (torchrun --max_restarts does it by itself)."
+    def _poll(self, stop: threading.Event) -> None:
+        """End the process when another rank has failed and the main thread stays blocked in a collective."""
+        while not stop.wait(POLL):
+            failure = self._failure()
+            if failure is not None:
+                print(
+                    f"\n{failure} Rank {self.rank} ends within {GRACE:.0f} s. {CONTINUE}", file=sys.stderr, flush=True
+                )
+                if not stop.wait(GRACE):
+                    os._exit(1)
+                return
 
 
-def meet_anew() -> None:
-    """Let the processes that torchrun has started again meet at a port of their own.
+def record_errors(function: Callable[P, R]) -> Callable[P, R]:
+    """Under torchrun, write what `function` raises to torchrun's error file; its summary then shows the traceback."""
+    return cast("Callable[P, R]", record(function)) if "TORCHELASTIC_ERROR_FILE" in os.environ else function
 
-    torch (2.14) keeps the first attempt's store for the later ones, where a quick rank finds the address of a dead one
-    and fails with "Connection refused". Across machines that join later, too: TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1.
+
+def new_rendezvous_port() -> None:
+    """Let the ranks that torchrun has restarted meet at a port of their own.
+
+    torch (2.14) keeps the store of the first attempt for later ones. A fast rank reads the address of a dead rank from
+    it and fails with "Connection refused". Across machines, set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 too.
     """
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         return
@@ -157,22 +179,23 @@ def meet_anew() -> None:
     os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "False"
 
 
-def _of_peers(exception: BaseException) -> bool:
-    text = f"{type(exception).__name__} {exception}".lower()
-    return isinstance(exception, RuntimeError) and any(word in text for word in OF_PEERS)
+def _is_lost_connection(exception: BaseException) -> bool:
+    """Whether a collective failed because of another rank; gloo raises plain RuntimeErrors, so their text decides."""
+    text = str(exception).lower()
+    collective = isinstance(exception, RuntimeError) and any(word in text for word in CONNECTION_ERRORS)
+    return collective or isinstance(exception, DistError)
 
 
-def _alive(pid: int) -> bool:
-    """Whether a process of this machine runs; one that has ended and waits to be asked for its code does not."""
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0]
-        return state not in "ZX"
-    except (OSError, IndexError):
-        pass
+def _has_ended(pid: int) -> bool:
+    """Whether a process of this machine has ended; False where the system cannot say (Windows)."""
+    if not hasattr(os, "waitid"):
+        return False
+    with contextlib.suppress(ChildProcessError):  # a child of this process, as Lightning launches them: may be a zombie
+        return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
-        return False
-    except PermissionError:
         return True
-    return True
+    except PermissionError:  # of another user
+        pass
+    return False

@@ -1,4 +1,4 @@
-"""Files that cannot be written are told once and end nothing."""
+"""A file that cannot be written is warned of once and does not end the run."""
 
 from __future__ import annotations
 
@@ -8,28 +8,28 @@ from pathlib import Path
 import pytest
 
 from velm.training.monitor.loggers import ResumableCSVLogger
-from velm.training.recovery.writing import forgiving
+from velm.util import warn_on_oserror
 
 
-def test_it_is_told_once_a_file(tmp_path: Path) -> None:
+def test_a_full_disk_is_warned_of_once_per_file(tmp_path: Path) -> None:
     with (
-        pytest.warns(UserWarning, match=r"a.txt cannot be written .*No space left.*training goes on"),
-        forgiving(tmp_path / "a.txt"),
+        pytest.warns(UserWarning, match=r"a.txt cannot be written .*No space left.*training continues"),
+        warn_on_oserror(tmp_path / "a.txt"),
     ):
         Path("/dev/full").write_text("a")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        with forgiving(tmp_path / "a.txt"):
+        with warn_on_oserror(tmp_path / "a.txt"):
             Path("/dev/full").write_text("a")
 
 
-def test_other_errors_are_errors(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="wrong"), forgiving(tmp_path / "b.txt"):
+def test_other_errors_are_raised(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="wrong"), warn_on_oserror(tmp_path / "b.txt"):
         raise ValueError("wrong")
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_rows_that_found_no_room_are_written_when_there_is_some(tmp_path: Path) -> None:
+def test_metrics_that_could_not_be_written_are_written_when_there_is_space(tmp_path: Path) -> None:
     logger = ResumableCSVLogger(tmp_path / "run")
     logger.log_metrics({"train/loss": 1.0}, step=0)
     file = tmp_path / "run" / "metrics.csv"
