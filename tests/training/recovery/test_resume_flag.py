@@ -17,7 +17,7 @@ from lightning.fabric.plugins.environments import SLURMEnvironment
 
 from velm import cli
 from velm.errors import ConfigError
-from velm.training.recovery.resume import Resume, slurm
+from velm.training.recovery.resume import Resume, slurm_environments
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -50,7 +50,7 @@ def test_it_begins_then_goes_on_by_the_same_command() -> None:
     assert steps() == list(range(8))
     assert not Path("runs/run.1").exists()
     assert yaml.safe_load(Path("runs/run/config.yaml").read_text(encoding="utf-8"))["resume"] is False
-    assert not Path("runs/run/run.lock").exists()
+    assert not list(Path("runs/run").glob("run.lock*"))
 
 
 def test_a_restart_by_torchrun_goes_on_without_being_asked(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,13 +91,13 @@ def test_ranks_that_see_different_checkpoints_are_told() -> None:
     strategy = SimpleNamespace(broadcast=lambda value: "runs/run/last.ckpt")
     trainer: Any = SimpleNamespace(ckpt_path=None, strategy=strategy, global_rank=3)
     with pytest.raises(
-        ConfigError, match=r"Rank 3 would go on from nothing, rank 0 from .* do not share the run's folder"
+        ConfigError, match=r"Rank 3 would resume from nothing, rank 0 from .* do not share the run folder"
     ):
         Resume("runs/run").setup(trainer, None, "fit")  # type: ignore[arg-type]
 
 
 def test_slurm_is_not_asked_to_requeue_by_lightning(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(SLURMEnvironment, "detect", staticmethod(lambda: True))
-    assert [environment.auto_requeue for environment in slurm()] == [False]
+    assert [environment.auto_requeue for environment in slurm_environments()] == [False]
     monkeypatch.setattr(SLURMEnvironment, "detect", staticmethod(lambda: False))
-    assert slurm() == []
+    assert slurm_environments() == []

@@ -29,7 +29,8 @@ from velm.util import describe_error, write_atomically
 
 __all__ = ["RankWatch", "new_rendezvous_port", "record_errors"]
 
-P, R = ParamSpec("P"), TypeVar("R")
+P = ParamSpec("P")
+R = TypeVar("R")
 
 POLL = 0.5
 """Seconds between two looks at the status files of the other ranks."""
