@@ -70,7 +70,8 @@ class Quarantine(Callback):
     """Logs the unreadable samples of a run and ends it when there are too many.
 
     Samples that opening a split rejects are logged before the first step, samples that fail to decode with the step
-    that read them: loaders collect them beside the batches (`Loader.take_bad_samples`). On several devices rank 0 writes for all ranks, every `log_every_n_steps` steps.
+    that read them: loaders collect them beside the batches (`Loader.take_bad_samples`). On several
+    devices rank 0 writes for all ranks, every `log_every_n_steps` steps.
 
     Args:
         folder: of the run.
