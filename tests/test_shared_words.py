@@ -325,5 +325,5 @@ def test_without_the_model_a_decoder_must_be_handed_over() -> None:
     with pytest.raises(ConfigError, match="The text encoder 'decoder' needs decoder"):
         registry.text_encoders.build("decoder")
     plain = TransformerDecoder(vocab_size=9, memory_dim=4, dim=8, depth=1, heads=2)
-    with pytest.raises(ValueError, match="TransformerDecoder has no part that reads the words without the memory"):
+    with pytest.raises(ValueError, match="TransformerDecoder has no blocks without cross-attention"):
         DecoderTextEncoder(decoder=plain)

@@ -354,7 +354,7 @@ def test_a_part_that_no_loss_trains_is_left_out_with_a_warning(
         ),
         (
             {"text_encoder": None, "losses": JOINT},
-            "The loss 'contrastive' aligns images and sentences: give both image_encoder and text_encoder, or take "
+            "The loss 'contrastive' aligns images and texts: give both image_encoder and text_encoder, or take "
             "'contrastive' out of `losses:` for captioning only.",
         ),
         (

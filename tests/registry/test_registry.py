@@ -390,7 +390,7 @@ def test_no_guess_where_nothing_is_near() -> None:
 @pytest.mark.parametrize("spec", [None, {}, {"name": None}, {"dim": 3}, 3, ["vit"]])
 def test_a_spec_without_a_name_is_refused(spec: Any) -> None:
     with pytest.raises(
-        ConfigError, match=r"The spec of the image encoder is a name or a mapping with a 'name'"
+        ConfigError, match=r"The config of the image encoder is a name or a mapping with a 'name'"
     ) as error:
         image_encoders.build(spec)
     assert f"got {spec!r}" in message(error)

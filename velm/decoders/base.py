@@ -1,4 +1,4 @@
-"""The contract of a decoder: a memory and the words so far in, the next word out."""
+"""`Decoder`, the contract of a decoder: memory and previous tokens in, logits of the next token out."""
 
 from __future__ import annotations
 
@@ -12,31 +12,32 @@ __all__ = ["Decoder", "DecoderState"]
 
 
 class DecoderState(ABC):
-    """What a decoder carries from one `step` to the next; row b belongs to sentence b.
+    """State of a decoder between two calls of `step`; row b belongs to caption b.
 
-    `attention`: float (B, N), where the last step looked; None if the decoder does not say.
+    Attributes:
+        attention: float (B, N), weights over the memory in the last step; None if the decoder does not provide them.
     """
 
     attention: Tensor | None = None
 
     @abstractmethod
     def select(self, rows: Tensor) -> DecoderState:
-        """The state of the sentences `rows` (int64 (R,)), repeated and reordered as they are listed."""
+        """The state of the captions `rows`, int64 (R,), repeated and reordered as listed."""
 
 
 class Decoder(nn.Module, ABC):
-    """Writes a sentence one token at a time while attending over a memory.
+    """Generates a caption token by token with attention over a memory.
 
     A subclass sets `self.output_projection` (linear D' -> V) and implements `forward`, `start` and `step`.
-    A constructor that has `vocab_size`, `pad_id` or `memory_dim` among its arguments is handed them.
+    A constructor with an argument `vocab_size`, `pad_id` or `memory_dim` receives it from the builder.
     Law: multiplying `forward`'s hidden states by the output projection equals stepping token by token.
-    `max_length` is the longest sequence (tokens, with bos) the decoder can hold; None where there is no limit.
+    `max_length` is the longest sequence in tokens, bos included; None: no limit.
 
-    A decoder whose lowest part reads the words alone may share it with alignment (`text_encoder: decoder`; CoCa). It
-    sets `words_dim` to the width W of what that part makes of them, None where there is no such part, and has two more:
-    `read_words(tokens)`, causal, float (B, T, W), and an argument `words` of `decode` that takes what came of it. Law:
-    handing `words` over changes no hidden state that predicts a word, even where they were read to the end and
-    `tokens` hold padding in place of eos.
+    A decoder whose lowest blocks have no cross-attention (unimodal blocks, CoCa) may share them with alignment through
+    `text_encoder: decoder`. It then sets `words_dim` to their output width W (None: no unimodal blocks) and has
+    `read_words(tokens)`, causal, float (B, T, W), the output of those blocks, and an argument `words` of `decode` that
+    takes this output in place of computing it. Law: passing `words` changes no hidden state that predicts a token, even
+    if `words` was computed with eos where `tokens` hold padding.
 
         tokens ── read_words ── + ── decode(..., words=...) ── hidden
                                 └─── text encoder ── pooled
@@ -53,14 +54,14 @@ class Decoder(nn.Module, ABC):
         Args:
             tokens: int64 (B, T), from bos on, padded at the end.
             memory: float (B, N, memory_dim).
-            memory_mask: bool (B, N), True where there is content; None when everywhere.
+            memory_mask: bool (B, N), True on content; None: all positions are content.
 
         Returns:
             hidden float (B, T, D'); position t has seen tokens 0 ... t and predicts t + 1.
         """
 
     def decode(self, tokens: Tensor, memory: Tensor, memory_mask: Tensor | None = None) -> DecoderOutput:
-        """`forward` with what else came of it: override to hand out attention or a penalty."""
+        """`forward` as a `DecoderOutput`; override to add attention or a penalty."""
         return DecoderOutput(self(tokens, memory, memory_mask))
 
     @abstractmethod
@@ -69,7 +70,7 @@ class Decoder(nn.Module, ABC):
 
     @abstractmethod
     def step(self, token: Tensor, state: DecoderState) -> tuple[Tensor, DecoderState]:
-        """Feed one token (int64 (B,)) a sentence; logits float (B, V) of the next one, and the new state.
+        """Feed one token per caption, int64 (B,); returns logits float (B, V) of the next one, and the new state.
 
-        The caller may write into the logits.
+        The caller may modify the logits.
         """

@@ -16,19 +16,19 @@ from velm.pretrained.freezing import eval_frozen
 
 __all__ = ["HFDecoder"]
 
-_CROSS = ("cross", "encoder_attn", "q_attn")  # weights that a language model trained alone does not have
+_CROSS = ("cross", "encoder_attn", "q_attn")  # weights that a plain language model lacks
 
 
 @dataclass
 class HFDecoderState(DecoderState):
-    """Keys and values of the tokens so far and, once, of the memory.
+    """Keys and values of the tokens so far and of the memory.
 
     Attributes:
         cache: transformers' EncoderDecoderCache; never changed in place.
         memory: float (B, N, D'), projected.
         memory_mask: int64 (B, N) or None.
         length: tokens fed so far.
-        owners: int64 (B,), which memory each row attends over.
+        owners: int64 (B,), index of the memory that each row attends over.
     """
 
     cache: Any
@@ -38,7 +38,7 @@ class HFDecoderState(DecoderState):
     owners: Tensor
 
     def select(self, rows: Tensor) -> HFDecoderState:
-        """Beams hold a copy of their memory each; while they move within their sentence, it is not copied again."""
+        """Each beam holds a copy of its memory; reordering beams within an image does not copy it again."""
         owners = self.owners.index_select(0, rows)
         if torch.equal(owners, self.owners):
             cache = _fork(self.cache, rows, same_memory=True)
@@ -51,18 +51,18 @@ class HFDecoderState(DecoderState):
 class HFDecoder(Decoder):
     """A causal language model of transformers that attends over a memory.
 
-    Pretrained weights may lack cross-attention, which is new then; everything else must be there.
+    Pretrained weights may lack cross-attention, which is then initialised at random; all others must be present.
 
     Args:
         model_name: a hub id or a folder, or with `config` a model type such as 'gpt2', 'bert', 'roberta'; the part
             after 'hf/'.
-        vocab_size: of the tokenizer; handed over. Pretrained weights want their own tokenizer, to which a few special
-            tokens may have been added (their rows are new).
-        memory_dim: width of the memory; handed over. Projected linearly where it is not the model's own.
-        pad_id: of the tokenizer; handed over.
-        config: hyper-parameters named as in the model's config.json: random weights, nothing is read.
-        pretrained: read the weights; null: yes, unless there is a config.
-        trainable: 'all'; 'cross' leaves only cross-attention and the projection of the memory to be learnt.
+        vocab_size: of the tokenizer; set by the builder. Pretrained weights need their own tokenizer, to which a few
+            special tokens may have been added (their rows are random).
+        memory_dim: width of the memory; set by the builder. Projected linearly to the model's width if they differ.
+        pad_id: of the tokenizer; set by the builder.
+        config: hyper-parameters named as in the model's config.json: random weights, nothing is downloaded.
+        pretrained: load the weights; null: yes, unless there is a config.
+        trainable: 'all', or 'cross': only cross-attention and the projection of the memory.
     """
 
     def __init__(
@@ -79,8 +79,8 @@ class HFDecoder(Decoder):
         super().__init__()
         pretrained = hub.resolve_pretrained(model_name, config, pretrained)
         decoding = {"is_decoder": True, "add_cross_attention": True}
-        given = None if config is None else {**hub.token_ids(vocab_size, pad_id), **config}
-        language = hub.read_config(model_name, given, decoding)
+        options = None if config is None else {**hub.token_ids(vocab_size, pad_id), **config}
+        language = hub.read_config(model_name, options, decoding)
         cls = _class_of(language, model_name)
         if config is not None and language.vocab_size != vocab_size:
             raise ValueError(
@@ -135,7 +135,7 @@ class HFDecoder(Decoder):
         if self.max_length is not None and past + tokens.shape[1] > self.max_length:
             raise ValueError(
                 f"{past + tokens.shape[1]} tokens, but {type(self.model).__name__} holds {self.max_length}. "
-                f"Shorten the sentences (data.max_length), or raise max_position_embeddings in its config."
+                f"Shorten the captions (data.max_length), or raise max_position_embeddings in its config."
             )
         total = past + tokens.shape[1]
         options: dict[str, Any] = {}
@@ -144,14 +144,14 @@ class HFDecoder(Decoder):
             options["position_ids"] = places.expand(len(tokens), -1)
         output = self.model(
             input_ids=tokens,
-            attention_mask=tokens.new_ones(len(tokens), total),  # padding stands at the end, where nobody looks back
-            encoder_hidden_states=memory.contiguous(),  # some models of transformers view it
+            attention_mask=tokens.new_ones(len(tokens), total),  # padding is at the end, where the causal mask hides it
+            encoder_hidden_states=memory.contiguous(),  # some models call .view on it
             encoder_attention_mask=mask,
             past_key_values=cache,
             use_cache=cache is not None,
             **options,
         )
-        return output.logits  # hidden states: the output projection was taken out
+        return output.logits  # hidden states: the output projection was removed
 
 
 def _class_of(config: Any, model_name: str) -> Any:
@@ -167,18 +167,18 @@ def _class_of(config: Any, model_name: str) -> Any:
 
 
 def _take_output(model: Any) -> nn.Linear:
-    """Take the last linear map, hidden states to words, out of `model`, which gives hidden states then."""
+    """Remove the output projection from `model`, which then returns hidden states."""
     output = model.get_output_embeddings()
     name = next((name for name, module in model.named_modules() if module is output), None)
     if name is None or not isinstance(output, nn.Linear):
-        raise ValueError(f"{type(model).__name__} has no linear map onto its words, so it cannot be a decoder here.")
+        raise ValueError(f"{type(model).__name__} has no linear output projection, so it cannot be a decoder.")
     parent, _, child = name.rpartition(".")
     setattr(model.get_submodule(parent), child, nn.Identity())
     return output
 
 
 def _position_offset(model: Any) -> int:
-    """RoBERTa numbers its positions from pad id + 1 on."""
+    """Index of the first position: RoBERTa's is pad id + 1."""
     embeddings = getattr(model.base_model, "embeddings", None)
     if not hasattr(embeddings, "create_position_ids_from_input_ids"):
         return 0
@@ -186,9 +186,9 @@ def _position_offset(model: Any) -> int:
 
 
 def _fork(cache: Any, rows: Tensor | None = None, same_memory: bool = False) -> Any:
-    """A copy of an EncoderDecoderCache that can go its own way, with `rows` of it; shares what it can.
+    """An independent copy of an EncoderDecoderCache, with `rows` of it; tensors are shared where possible.
 
-    `same_memory`: the rows attend over the memories that stand there already.
+    `same_memory`: the memories of the rows are unchanged.
     """
     from transformers import EncoderDecoderCache
 
@@ -196,7 +196,7 @@ def _fork(cache: Any, rows: Tensor | None = None, same_memory: bool = False) -> 
     for part in (cache.self_attention_cache, cache.cross_attention_cache):
         part = copy.copy(part)
         part.layers = [copy.copy(layer) for layer in part.layers]
-        if rows is not None and not (same_memory and parts):  # the second part is the memory's
+        if rows is not None and not (same_memory and parts):  # the second part is that of the memory
             part.reorder_cache(rows)
         parts.append(part)
     fork = EncoderDecoderCache(*parts)

@@ -15,13 +15,13 @@ from velm.outputs import DecoderOutput
 
 @dataclass(frozen=True)
 class RNNState(DecoderState):
-    """What the cell remembers.
+    """The state of the cell.
 
     Attributes:
         hidden: float (R, dim), h.
         cell: float (R, dim), c of an LSTM; h again for a GRU.
         memory: keys (G, N, A) and values (G, N, dim).
-        attention: float (R, N), alpha of the last step; None before the first.
+        attention: float (R, N), alpha of the last step; None before the first step.
     """
 
     hidden: Tensor
@@ -42,26 +42,26 @@ class RNNState(DecoderState):
 
 
 class RNNDecoder(Decoder):
-    """LSTM or GRU that looks at the memory before every word; the equations are those of Xu et al. 2015.
+    """LSTM or GRU with additive attention over the memory at every step (Xu et al. 2015).
 
         e_ti = v . tanh(K m_i + Q h_t-1)    alpha_t = softmax_i e_ti           m: the memory, projected to `dim`
         z_t = beta_t sum_i alpha_ti m_i     beta_t = sigmoid(f h_t-1), or 1 without `gate`
         h_t = cell(E y_t-1, z_t, h_t-1)     hidden = tanh(E y_t-1 + L_h h_t + L_z z_t)
 
-    In `forward`, all that does not depend on h_t-1 is computed for all steps at once, and a sentence leaves
-    the loop when it ends: the hidden states and attention of padding are zeros.
+    `forward` computes everything that does not depend on h_t-1 for all steps at once, and drops a caption from the loop
+    when it ends: hidden states and attention of padding are zeros.
 
     Args:
         vocab_size: number of tokens.
         memory_dim: width of the memory.
-        pad_id: the padding token, at the end of sentences.
+        pad_id: the padding token, at the end of captions.
         dim: width of the cell and of the projected memory.
-        embed_dim: width of the token embeddings and of the hidden states handed out; None: `dim`.
+        embed_dim: width of the token embeddings and of the output hidden states; None: `dim`.
         cell: 'lstm' or 'gru'.
-        attention_dim: width in which queries and keys meet; None: half of `dim`.
+        attention_dim: width of queries and keys; None: half of `dim`.
         dropout: probability, on the embeddings and on the output.
         memory_dropout: probability, on the projected memory.
-        gate: scale the context by beta_t, a scalar a step (section 4.2.1).
+        gate: scale the context by beta_t, a scalar per step (section 4.2.1).
         doubly_stochastic: weight of sum_i (1 - sum_t alpha_ti)^2, a mean over the batch (equation 14).
         tie_embeddings: the output projection's weight is the token embedding (Press and Wolf 2017).
     """
@@ -107,26 +107,26 @@ class RNNDecoder(Decoder):
             self.output_projection.weight = self.embedding.weight
 
     def _initialise(self, dim: int, embed_dim: int) -> None:
-        nn.init.normal_(self.embedding.weight, std=embed_dim**-0.5)  # vectors of length 1: logits of size 1,
-        nn.init.normal_(self.from_token.weight)  # and gates that tell words apart from the first step on
+        nn.init.normal_(self.embedding.weight, std=embed_dim**-0.5)  # vectors of length 1: logits of order 1
+        nn.init.normal_(self.from_token.weight)  # gates distinguish tokens from the first step on
         nn.init.zeros_(self.output_projection.bias)
         if self.cell == "lstm":
-            nn.init.ones_(self.from_token.bias[dim : 2 * dim])  # a cell that remembers at first
+            nn.init.ones_(self.from_token.bias[dim : 2 * dim])  # forget-gate bias 1: the cell keeps its state at first
 
     def forward(self, tokens: Tensor, memory: Tensor, memory_mask: Tensor | None = None) -> Tensor:
         return self.decode(tokens, memory, memory_mask).hidden
 
     def decode(self, tokens: Tensor, memory: Tensor, memory_mask: Tensor | None = None) -> DecoderOutput:
-        """With every step's attention, and the doubly stochastic penalty where it has a weight."""
+        """`forward`, with the attention of every step, and the doubly stochastic penalty if its weight is not 0."""
         order, rows, times, counts = _pack(tokens, self.pad_id)
         embedded = self.dropout(self.embedding(tokens[rows, times]))
         state = self.start(memory, memory_mask)
         state = state if order is None else state.select(order)
         hidden, context, attention = [], [], []
         for x, count in zip(self.from_token(embedded).split(counts), counts, strict=True):
-            state, looked = self._advance(x, state.first(count))
+            state, z = self._advance(x, state.first(count))
             hidden.append(state.hidden)
-            context.append(looked)
+            context.append(z)
             attention.append(state.attention)
         output = self._output(embedded, torch.cat(hidden), torch.cat(context))
         weights = torch.cat([alpha for alpha in attention if alpha is not None])
@@ -151,16 +151,16 @@ class RNNDecoder(Decoder):
         return self.output_projection(self._output(embedded, state.hidden, context)), state
 
     def _advance(self, x: Tensor, state: RNNState) -> tuple[RNNState, Tensor]:
-        """One step of the cell for the token's share of the gates, float (R, gates); and the context."""
+        """One step of the cell. `x`: the token's term of the gates, float (R, gates). Returns state and context."""
         query, beta, recurrent = self.from_hidden(state.hidden).split(self.widths, dim=1)
-        alpha, context = self._look(query, state.memory)
+        alpha, context = self._attend(query, state.memory)
         if self.widths[1]:
             context = context * beta.sigmoid()
         x = x + self.from_context(context)
         hidden, cell = _gru(x, recurrent, state.hidden) if self.cell == "gru" else _lstm(x + recurrent, state.cell)
         return replace(state, hidden=hidden, cell=cell, attention=alpha), context
 
-    def _look(self, query: Tensor, memory: BeamMemory) -> tuple[Tensor, Tensor]:
+    def _attend(self, query: Tensor, memory: BeamMemory) -> tuple[Tensor, Tensor]:
         """Attention float (R, N) and context float (R, dim) for queries float (R, A)."""
         (keys, values), mask = memory.tensors, memory.mask
         scores = (keys[:, None] + memory.group(query)[:, :, None]).tanh() @ self.score.to(keys.dtype)
@@ -168,11 +168,11 @@ class RNNDecoder(Decoder):
             scores = scores.masked_fill(~mask[:, None], torch.finfo(scores.dtype).min)
         alpha = scores.softmax(dim=-1)
         if mask is not None:
-            alpha = alpha * mask[:, None]  # where there is nothing to look at, the context is zero
+            alpha = alpha * mask[:, None]  # a row without content has a zero context
         return alpha.flatten(0, 1), (alpha @ values).flatten(0, 1)
 
     def _output(self, embedded: Tensor, hidden: Tensor, context: Tensor) -> Tensor:
-        """The deep output (Pascanu et al. 2014), equation 7 of the paper before its last product."""
+        """The deep output (Pascanu et al. 2014), equation 7 of Xu et al. before its last product."""
         return self.dropout((embedded + self.deep_output(torch.cat([hidden, context], dim=1))).tanh())
 
     def _penalty(self, attention: Tensor, memory_mask: Tensor | None) -> Tensor | None:
@@ -187,13 +187,13 @@ class RNNDecoder(Decoder):
 def _lstm(gates: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
     """h and c from the summed gates: input, forget, output, candidate."""
     gated, candidate = gates.split([3 * cell.shape[1], cell.shape[1]], dim=1)
-    let_in, keep, let_out = gated.sigmoid().chunk(3, dim=1)
-    cell = keep * cell + let_in * candidate.tanh()
-    return let_out * cell.tanh(), cell
+    input_gate, forget_gate, output_gate = gated.sigmoid().chunk(3, dim=1)
+    cell = forget_gate * cell + input_gate * candidate.tanh()
+    return output_gate * cell.tanh(), cell
 
 
 def _gru(x: Tensor, recurrent: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
-    """h, twice; reset, update, candidate as in torch.nn.GRU."""
+    """h as hidden and cell state; gates reset, update, candidate as in torch.nn.GRU."""
     x_gates, x_candidate = x.split([2 * hidden.shape[1], hidden.shape[1]], dim=1)
     h_gates, h_candidate = recurrent.split([2 * hidden.shape[1], hidden.shape[1]], dim=1)
     reset, update = (x_gates + h_gates).sigmoid().chunk(2, dim=1)
@@ -203,20 +203,20 @@ def _gru(x: Tensor, recurrent: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _pack(tokens: Tensor, pad_id: int) -> tuple[Tensor | None, Tensor, Tensor, list[int]]:
-    """The tokens before the padding at the end, step by step, longest sentences first.
+    """Positions of the tokens before the trailing padding, ordered by step, longest captions first.
 
     Returns:
-        order: int64 (B,), sentences by falling length; None where they are in order already.
-        rows, times: int64 (P,), where in `tokens` each of the packed tokens stands.
-        counts: how many sentences take part in step 0, 1, ...; they add up to P.
+        order: int64 (B,), captions by decreasing length; None if no reordering is needed.
+        rows, times: int64 (P,), row and column in `tokens` of each packed token.
+        counts: number of captions in step 0, 1, ...; their sum is P.
     """
     size, length = tokens.shape
     steps = torch.arange(length, device=tokens.device)
     lengths = ((tokens != pad_id) * (steps + 1)).amax(dim=1).clamp(min=1)
     counts = (lengths[:, None] > steps).sum(dim=0).cpu()
     order = lengths.argsort(descending=True, stable=True)
-    times, places = (torch.arange(size)[None, :] < counts[:, None]).nonzero(as_tuple=True)
-    times, places = times.to(tokens.device), places.to(tokens.device)
-    kept = [int(count) for count in counts if count > 0]
-    ordered = kept[-1] == size
-    return (None if ordered else order), (places if ordered else order[places]), times, kept
+    times, rows = (torch.arange(size)[None, :] < counts[:, None]).nonzero(as_tuple=True)
+    times, rows = times.to(tokens.device), rows.to(tokens.device)
+    sizes = [int(count) for count in counts if count > 0]
+    ordered = sizes[-1] == size
+    return (None if ordered else order), (rows if ordered else order[rows]), times, sizes

@@ -1,4 +1,4 @@
-"""A Transformer decoder: causal self-attention, attention over the memory, a cache for both."""
+"""A Transformer decoder: causal self-attention, cross-attention over the memory, KV caches for both."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from velm.outputs import DecoderOutput
 
 @dataclass(frozen=True)
 class TransformerState(DecoderState):
-    """Keys and values of everything seen so far.
+    """Keys and values of the memory and of the tokens so far.
 
     Attributes:
-        decoder: whose state it is.
-        memory: keys and values of the memory for each block that looks at it, the lowest first.
+        decoder: the decoder of this state.
+        memory: keys and values of the memory for each block with cross-attention, the lowest first.
         past: for each block, keys and values of the tokens fed, (t, R, 2 * D).
         length: tokens fed, t.
-        query: float (R, 1, D), what the last block asked the memory in the last step; None before the first.
+        query: float (R, 1, D), input of the last block's cross-attention in the last step; None before the first.
     """
 
     decoder: TransformerDecoder
@@ -36,7 +36,7 @@ class TransformerState(DecoderState):
 
     @property
     def attention(self) -> Tensor | None:  # type: ignore[override]
-        """float (R, N) of the last block, averaged over heads; worked out when asked for, at no cost if not."""
+        """float (R, N), weights of the last block, averaged over heads; computed when read."""
         return self.decoder.weights(self)
 
     def select(self, rows: Tensor) -> TransformerState:
@@ -50,15 +50,15 @@ class TransformerDecoder(Decoder):
 
     Args:
         vocab_size: number of tokens.
-        pad_id: the padding token; padding comes after the sentence, where causality hides it.
+        pad_id: the padding token; padding follows the caption, where the causal mask hides it.
         memory_dim: width of the memory.
         dim: width.
-        depth: number of blocks, all in all.
-        unimodal_depth: how many of them, from the lowest on, look at the words alone; the others look at the memory too
-            (CoCa, Yu et al. 2022, arXiv 2205.01917, section 3.2: half of them). A text encoder may share these.
+        depth: number of blocks.
+        unimodal_depth: number of blocks, from the lowest, without cross-attention; the others have it (CoCa, Yu et al.
+            2022, arXiv 2205.01917, section 3.2: half of them). A text encoder may share the unimodal blocks.
         heads: attention heads of a block; divides `dim`.
         mlp_ratio: hidden width of the MLP as a multiple of `dim`.
-        dropout: probability, on the embeddings and on what each part of a block adds.
+        dropout: probability, on the embeddings and on the output of each branch of a block.
         max_length: longest sequence, in tokens, bos included.
         tie_embeddings: the output projection's weight is the token embedding (Press and Wolf 2017).
     """
@@ -86,7 +86,7 @@ class TransformerDecoder(Decoder):
         if not 0 <= unimodal_depth < depth:
             raise ValueError(
                 f"unimodal_depth {unimodal_depth} does not go with depth {depth}: it is at least 0 and at most "
-                f"{depth - 1}, so that the last block looks at the memory."
+                f"{depth - 1}, so that the last block attends over the memory."
             )
         self.max_length, self.unimodal_depth = max_length, unimodal_depth
         self.words_dim = dim if unimodal_depth else None
@@ -115,29 +115,29 @@ class TransformerDecoder(Decoder):
         self, tokens: Tensor, memory: Tensor, memory_mask: Tensor | None = None, words: Tensor | None = None
     ) -> Tensor:
         memory = self.memory_norm(memory)
-        x = self._below(self.read_words(tokens) if words is None else words, memory, memory_mask)
+        x = self._all_but_last(self.read_words(tokens) if words is None else words, memory, memory_mask)
         return self.norm(self._layers()[-1](x, causal=True, memory=memory, memory_mask=memory_mask))
 
     def decode(
         self, tokens: Tensor, memory: Tensor, memory_mask: Tensor | None = None, words: Tensor | None = None
     ) -> DecoderOutput:
-        """With the last block's attention, averaged over heads, when not training.
+        """`forward`, with the last block's attention averaged over heads unless training.
 
         Args:
             tokens, memory, memory_mask: as of `forward`.
-            words: float (B, T, dim), what `read_words` has made of the tokens; None: they are read now.
+            words: float (B, T, dim), output of `read_words(tokens)`; None: computed here.
         """
         if self.training:
             return DecoderOutput(self(tokens, memory, memory_mask, words))
         memory, last = self.memory_norm(memory), self._layers()[-1]
         words = self.read_words(tokens) if words is None else words
-        query = last.self_attend(self._below(words, memory, memory_mask), causal=True)
+        query = last.self_attend(self._all_but_last(words, memory, memory_mask), causal=True)
         keys_values = last.memory_keys_values(memory)
         x = last.feed_forward(last.cross_attend(query, keys_values, memory_mask))
         return DecoderOutput(self.norm(x), last.weights(query, keys_values, memory_mask))
 
     def read_words(self, tokens: Tensor) -> Tensor:
-        """What the lowest `unimodal_depth` blocks make of the words, not yet normalised: float (B, T, dim)."""
+        """Output of the lowest `unimodal_depth` blocks, before the final norm: float (B, T, dim)."""
         x = self._embed(tokens)
         for block in self._layers()[: self.unimodal_depth]:
             x = block(x, causal=True)
@@ -145,9 +145,9 @@ class TransformerDecoder(Decoder):
 
     def start(self, memory: Tensor, memory_mask: Tensor | None = None) -> TransformerState:
         memory = self.memory_norm(memory)
-        looking = self._layers()[self.unimodal_depth :]
-        keys_values = [tensor for block in looking for tensor in block.memory_keys_values(memory)]
-        keys_values = [tensor.contiguous() for tensor in keys_values]  # read at every step: an eighth faster over 255
+        blocks = self._layers()[self.unimodal_depth :]
+        keys_values = [tensor for block in blocks for tensor in block.memory_keys_values(memory)]
+        keys_values = [tensor.contiguous() for tensor in keys_values]  # read at every step: 1/8 faster over 255 tokens
         return TransformerState(self, BeamMemory(tuple(keys_values), memory_mask))
 
     def step(self, token: Tensor, state: DecoderState) -> tuple[Tensor, TransformerState]:
@@ -155,18 +155,18 @@ class TransformerDecoder(Decoder):
         x = query = self._embed(token[:, None], start=state.length)
         past = []
         for index, block in enumerate(self._layers()):
-            x, remembered = block.self_attend_step(x, state.past[index] if state.past else None)
-            past.append(remembered)
+            x, cache = block.self_attend_step(x, state.past[index] if state.past else None)
+            past.append(cache)
             if index >= self.unimodal_depth:
-                query, grouped = x, state.memory.group(x[:, 0])  # a sentence's beams are queries of one memory
-                looked = block.cross_attend(grouped, self.keys_values(state.memory, index), state.memory.mask)
-                x = looked.flatten(0, 1)[:, None]
+                query, grouped = x, state.memory.group(x[:, 0])  # the beams of one image are queries of one memory
+                attended = block.cross_attend(grouped, self.keys_values(state.memory, index), state.memory.mask)
+                x = attended.flatten(0, 1)[:, None]
             x = block.feed_forward(x)
         logits = self.output_projection(self.norm(x[:, 0]))
         return logits, replace(state, past=tuple(past), length=state.length + 1, query=query)
 
     def weights(self, state: TransformerState) -> Tensor | None:
-        """Where the last step of the last block looked, float (R, N); None before the first step."""
+        """Attention weights of the last block in the last step, float (R, N); None before the first step."""
         if state.query is None:
             return None
         keys_values = self.keys_values(state.memory, len(self.blocks) - 1)
@@ -174,15 +174,15 @@ class TransformerDecoder(Decoder):
         return self._layers()[-1].weights(grouped, keys_values, state.memory.mask).flatten(0, 1)
 
     def keys_values(self, memory: BeamMemory, block: int) -> KeysValues:
-        """Of what `start` made of a memory, the part of one block; block `unimodal_depth` is the first that has any."""
-        place = 2 * (block - self.unimodal_depth)
-        return memory.tensors[place], memory.tensors[place + 1]
+        """Keys and values of one block; `memory` holds them from block `unimodal_depth` on."""
+        index = 2 * (block - self.unimodal_depth)
+        return memory.tensors[index], memory.tensors[index + 1]
 
     def _layers(self) -> list[TransformerBlock]:
         return cast("list[TransformerBlock]", list(self.blocks))
 
-    def _below(self, words: Tensor, memory: Tensor, memory_mask: Tensor | None) -> Tensor:
-        """What goes into the last block."""
+    def _all_but_last(self, words: Tensor, memory: Tensor, memory_mask: Tensor | None) -> Tensor:
+        """The input of the last block, float (B, T, dim)."""
         x = words
         for block in self._layers()[self.unimodal_depth : -1]:
             x = block(x, causal=True, memory=memory, memory_mask=memory_mask)

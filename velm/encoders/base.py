@@ -1,4 +1,4 @@
-"""The contract of an encoder: pixels or tokens in, one vector a position and one for the whole out."""
+"""`ImageEncoder` and `TextEncoder`, the contracts of encoders: one vector per position and one pooled vector."""
 
 from __future__ import annotations
 
@@ -38,15 +38,15 @@ class ImageEncoder(nn.Module, ABC):
 class TextEncoder(nn.Module, ABC):
     """Tokens to `EncoderOutput`; padding never changes a result.
 
-    A constructor that has `vocab_size` or `pad_id` among its arguments is handed the tokenizer's. One that has
-    `decoder` is handed the model's decoder, which is built before it and which reads the words for both.
+    A constructor with an argument `vocab_size` or `pad_id` receives the tokenizer's from the builder; one with an
+    argument `decoder` receives the model's decoder, which is built first.
     """
 
     dim: int
 
     @abstractmethod
     def forward(self, tokens: Tensor, mask: Tensor) -> EncoderOutput:
-        """Encode sentences.
+        """Encode texts.
 
         Args:
             tokens: int64 (B, T), bos ... eos, padded.

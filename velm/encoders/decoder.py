@@ -1,4 +1,4 @@
-"""The decoder's lowest blocks as a text encoder: alignment and captioning read the words in one pass."""
+"""The decoder's unimodal blocks as a text encoder: alignment and captioning encode the text in one pass (CoCa)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["DecoderTextEncoder", "UnimodalDecoder"]
 
 
 class UnimodalDecoder(Protocol):
-    """What is wanted of a decoder; see `velm.decoders.base.Decoder`."""
+    """A decoder with unimodal blocks; see `velm.decoders.base.Decoder`."""
 
     words_dim: int | None
     max_length: int | None
@@ -25,28 +25,28 @@ class UnimodalDecoder(Protocol):
 
 
 class DecoderTextEncoder(TextEncoder):
-    """CoCa's text tower (Yu et al. 2022, arXiv 2205.01917, section 3.2): the decoder's blocks below the memory.
+    """CoCa's text tower (Yu et al. 2022, arXiv 2205.01917, section 3.2): the decoder's blocks without cross-attention.
 
-    Its own weights are those of a last norm, as `ln_final` in open_clip; all others are the decoder's, trained and
-    frozen with it. What it has read is in its output as `words`, and the decoder goes on from there. With dropout, both
-    go on from the same draw.
+    Its own weights are those of a final norm, as `ln_final` in open_clip; all others are the decoder's, trained and
+    frozen with it. Its output holds the blocks' output as `words`, from which the decoder continues, with the same
+    dropout mask.
 
     Args:
-        decoder: whose lowest blocks read; handed over.
-        pooling: last (eos) or mean over the words.
+        decoder: the decoder whose blocks are shared; set by the builder.
+        pooling: last (eos) or mean over the tokens.
     """
 
     def __init__(self, *, decoder: UnimodalDecoder, pooling: Literal["last", "mean"] = "last") -> None:
         super().__init__()
         if decoder.words_dim is None:
-            raise ValueError(f"{type(decoder).__name__} has no part that reads the words without the memory.")
+            raise ValueError(f"{type(decoder).__name__} has no blocks without cross-attention.")
         self.dim = decoder.words_dim
         self.max_length = decoder.max_length
-        self.read = decoder.read_words  # a method, no module: the weights are registered once, with the decoder
+        self.read = decoder.read_words  # a method, not a module: the weights are registered once, with the decoder
         self.norm = nn.LayerNorm(self.dim)
         self.pooling = Pooling(pooling, self.dim)
 
     def forward(self, tokens: Tensor, mask: Tensor) -> EncoderOutput:
         words = self.read(tokens)
-        features = self.norm(words.to(self.norm.weight.dtype))  # which `.double()` of this part alone changes alone
+        features = self.norm(words.to(self.norm.weight.dtype))  # `.double()` may be called on this part alone
         return EncoderOutput(features, self.pooling(features, mask), mask, words=words)

@@ -9,7 +9,7 @@ from typing import Any
 from velm import registry
 from velm.errors import ConfigError
 from velm.model.model import VisionLanguageModel
-from velm.outputs import EMBEDS
+from velm.outputs import aligns
 from velm.util import did_you_mean
 
 __all__ = ["MODEL_KEYS", "build_model", "needs_of"]
@@ -74,7 +74,7 @@ def _build_encoder(encoders: registry.Registry, config: registry.PartConfig, con
 
 
 def needs_of(losses: Mapping[str, Any]) -> frozenset[str]:
-    """What a model must compute for these losses (their names as in the registry)."""
+    """The outputs that a model computes for these losses, by their registry names."""
     return frozenset().union(*(registry.losses.get(name).requires for name in losses))  # type: ignore[attr-defined]
 
 
@@ -90,8 +90,8 @@ def resolve_components(config: Mapping[str, Any], memory: tuple[str, ...]) -> di
     if config.get("losses"):
         needs = needs_of(config["losses"])
         _check_needs(configs, needs, config["losses"])
-        reads_text = bool(EMBEDS & needs) or ("decoder" in needs and "text" in memory)
-        reads_image = bool(EMBEDS & needs) or ("decoder" in needs and "image" in memory)
+        reads_text = aligns(needs) or ("decoder" in needs and "text" in memory)
+        reads_image = aligns(needs) or ("decoder" in needs and "image" in memory)
         used = {"image_encoder": reads_image, "text_encoder": reads_text, "decoder": "decoder" in needs}
         for part, keep in used.items():
             if configs[part] is not None and not keep:
@@ -110,7 +110,7 @@ def resolve_components(config: Mapping[str, Any], memory: tuple[str, ...]) -> di
 
 
 def shares_decoder(config: Any) -> bool:
-    """Whether a text encoder wants to be handed the decoder."""
+    """Whether a text encoder shares the decoder: its constructor has an argument `decoder`."""
     if config is None:
         return False
     return "decoder" in registry.parameters(
@@ -119,10 +119,10 @@ def shares_decoder(config: Any) -> bool:
 
 
 def require_shared_blocks(decoder: Any, decoder_config: Any, text_config: Any) -> None:
-    """See that a decoder has what a text encoder can go on from.
+    """Raise unless the decoder has unimodal blocks that a text encoder can share.
 
     Raises:
-        ConfigError: it has not.
+        ConfigError: it has none; the message says which option adds them.
     """
     if getattr(decoder, "words_dim", None) is not None:
         return
@@ -162,14 +162,14 @@ def _check_shared_decoder(configs: Mapping[str, Any], config: Mapping[str, Any],
 
 def _check_needs(configs: Mapping[str, Any], needs: frozenset[str], losses: Mapping[str, Any]) -> None:
     if "decoder" in needs and configs["decoder"] is None:
-        wanting = [name for name in losses if "decoder" in needs_of({name: {}})]
+        requiring = [name for name in losses if "decoder" in needs_of({name: {}})]
         raise ConfigError(
-            f"The loss {wanting[0]!r} needs a decoder, and the model has none: add `decoder: {{name: transformer}}` "
-            f"under `model:`, or take {wanting[0]!r} out of `losses:` for alignment only."
+            f"The loss {requiring[0]!r} needs a decoder, and the model has none: add `decoder: {{name: transformer}}` "
+            f"under `model:`, or take {requiring[0]!r} out of `losses:` for alignment only."
         )
-    if EMBEDS & needs and (configs["image_encoder"] is None or configs["text_encoder"] is None):
-        wanting = [name for name in losses if EMBEDS & needs_of({name: {}})]
+    if aligns(needs) and (configs["image_encoder"] is None or configs["text_encoder"] is None):
+        requiring = [name for name in losses if aligns(needs_of({name: {}}))]
         raise ConfigError(
-            f"The loss {wanting[0]!r} aligns images and sentences: give both image_encoder and text_encoder, "
-            f"or take {wanting[0]!r} out of `losses:` for captioning only."
+            f"The loss {requiring[0]!r} aligns images and texts: give both image_encoder and text_encoder, "
+            f"or take {requiring[0]!r} out of `losses:` for captioning only."
         )

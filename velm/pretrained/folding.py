@@ -1,7 +1,7 @@
-"""Batch norm folded into the convolution before it: the same function, fewer passes over memory.
+"""Folds batch norm into the preceding convolution: the same function, fewer passes over memory.
 
 In eval mode BN(W x) = (g / s) W x + (b - m g / s), s = sqrt(var + eps): one convolution with a bias. The folded
-layers are a copy beside the module, so its parameters and state dict stay as they are.
+layers are a copy, so the module's parameters and state dict are unchanged.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-# Only where the class says that its children run in the order they are listed.
+# Classes whose children run in the order they are registered.
 _IN_ORDER = ("Sequential", "BasicBlock", "Bottleneck", "Conv2dNormActivation", "BasicConv2d")
 
 
 def fold_batch_norm(layers: Sequence[nn.Module]) -> nn.Sequential:
-    """A copy in eval mode of `layers`, run one after the other, with every batch norm folded that can be."""
-    with torch.inference_mode(False), torch.no_grad():  # made while validating, used while training
+    """A copy of `layers` as a sequence in eval mode, with batch norms folded where possible."""
+    with torch.inference_mode(False), torch.no_grad():  # may be created in validation and used in training
         folded = copy.deepcopy(nn.Sequential(*layers)).eval().requires_grad_(False)
         for module in list(folded.modules()):
             if isinstance(module, nn.Sequential) or type(module).__name__ in _IN_ORDER:
@@ -38,7 +38,7 @@ def _fold_children(module: nn.Module) -> None:
 
 
 class FoldedCopy:
-    """The folded copy of some layers, made anew when their weights, device or dtype have changed."""
+    """A cached folded copy of layers, rebuilt when their weights, device or dtype change."""
 
     def __init__(self) -> None:
         self._signature: Any = None
@@ -51,11 +51,11 @@ class FoldedCopy:
         return FoldedCopy, ()
 
     def clear(self) -> None:
-        """Forget the copy, and free its memory."""
+        """Free the copy."""
         self._signature = self._folded = None
 
     def of(self, layers: Sequence[nn.Module]) -> nn.Sequential:
-        """The folded copy of `layers` as they are now."""
+        """The folded copy of the current `layers`."""
         tensors: list[Tensor] = [t for layer in layers for t in (*layer.parameters(), *layer.buffers())]
         signature = tuple((t.data_ptr(), 0 if t.is_inference() else t._version, t.device, t.dtype) for t in tensors)
         if self._folded is None or signature != self._signature:
@@ -64,7 +64,7 @@ class FoldedCopy:
 
 
 def may_fold(layers: Sequence[nn.Module]) -> bool:
-    """Whether folding helps here: batch norm there is, all of it in eval mode, nothing to be learnt or traced."""
+    """Whether to fold: there is batch norm, all in eval mode, and nothing is trained, compiled or traced."""
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return False
     if torch.is_grad_enabled() and any(p.requires_grad for layer in layers for p in layer.parameters()):

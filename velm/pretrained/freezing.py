@@ -1,4 +1,4 @@
-"""Parts that are not to be learnt: no gradient, and no dropout or moving batch statistics either."""
+"""Frozen modules: eval mode, and which parameters an output depends on."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 def eval_frozen(module: nn.Module) -> None:
-    """Put every part of `module` whose parameters are all frozen into eval mode, whatever mode it was set to."""
+    """Put every submodule whose parameters are all frozen into eval mode: no dropout, fixed batch statistics."""
     parameters = list(module.parameters())
     if parameters and not any(parameter.requires_grad for parameter in parameters):
         module.eval()
@@ -20,7 +20,7 @@ def eval_frozen(module: nn.Module) -> None:
 
 
 class _Call(nn.Module):
-    """A module whose forward is any function of it."""
+    """A module whose forward is `function`."""
 
     def __init__(self, module: nn.Module, function: Callable[[Tensor], Any]) -> None:
         super().__init__()
@@ -31,11 +31,16 @@ class _Call(nn.Module):
 
 
 def trace_shapes(module: nn.Module, function: Callable[[Tensor], Any], size: tuple[int, ...]) -> tuple[Any, set[str]]:
-    """What `function`, which runs parts of `module`, makes of a float of `size`, without computing anything.
+    """Run `function` on meta tensors: output shapes and used parameters, without computation.
+
+    Args:
+        module: the module that `function` runs, or parts of it.
+        function: takes a float tensor of `size`.
+        size: of the input.
 
     Returns:
-        the result, of tensors without data, and the names of the parameters that it depends on: one that stands idle
-        (a classifier's norm, a pooler that nobody asks) would get no gradient, which DDP does not forgive.
+        The result, on the meta device, and the names of the parameters that it depends on. Unused parameters (a
+        classifier's norm, an unused pooler) are frozen by the caller: DDP raises on parameters without a gradient.
     """
     was_training = module.training
     call = _Call(module, function).eval()

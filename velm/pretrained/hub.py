@@ -1,10 +1,8 @@
-"""Models of transformers, built from a config, a local folder or the Hugging Face hub.
+"""Builds models of transformers from a config, a local folder or the Hugging Face hub.
 
-Where the config comes from and whether weights are read:
-
-    config given        a model of that config, random weights     nothing is read
-    a folder            its config.json and its weights            no network
-    anything else       a hub id: from the cache, else downloaded  HF_HUB_OFFLINE=1 forbids the download
+a config            random weights                                 no file is read
+a folder            its config.json and weights                    no network
+anything else       a hub id: from the cache, else downloaded      HF_HUB_OFFLINE=1 forbids the download
 """
 
 from __future__ import annotations
@@ -24,28 +22,28 @@ from torch import nn
 from velm.pretrained.weights import pretrained_allowed
 from velm.util import did_you_mean
 
-_PERSONAL = ("_name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype", "id2label", "label2id")
+_LOCAL_KEYS = ("_name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype", "id2label", "label2id")
 
 
 def read_config(model_name: str, config: dict[str, Any] | None, overrides: dict[str, Any] | None = None) -> Any:
-    """The transformers config behind the options `model_name` and `config`.
+    """The transformers config for the options `model_name` and `config`.
 
     Args:
         model_name: a hub id, a folder, or with `config` a model type such as 'bert'.
         config: the model's hyper-parameters, named as in its config.json; 'model_type' goes before `model_name`.
-        overrides: put over it, whatever it comes from.
+        overrides: replace values of the config.
 
     Raises:
-        ValueError: no such model type, or a hyper-parameter that its config refuses.
-        OSError: no such folder, or a hub id that cannot be reached.
+        ValueError: no such model type, or an invalid hyper-parameter.
+        OSError: no such folder, or the hub cannot be reached.
     """
     import transformers
 
     if config is None:
-        found = _from_hub(transformers.AutoConfig, model_name)
+        loaded = _from_hub(transformers.AutoConfig, model_name)
         for key, value in (overrides or {}).items():
-            setattr(found, key, value)
-        return found
+            setattr(loaded, key, value)
+        return loaded
     options = {**config, **(overrides or {})}
     model_type = str(options.pop("model_type", model_name))
     if model_type not in transformers.CONFIG_MAPPING:
@@ -64,10 +62,10 @@ def build(cls: Any, config: Any, model_name: str, pretrained: bool, new_parts: t
     """An instance of the transformers class `cls`, in float32, with the weights of `model_name` or random ones.
 
     Args:
-        new_parts: a weight whose name holds one of these may be missing, and is random then.
+        new_parts: weights whose name contains one of these may be missing; they are random then.
 
     Raises:
-        ValueError: the weights are those of another architecture.
+        ValueError: the weights belong to another architecture.
         OSError: they cannot be read.
     """
     options: dict[str, Any] = (
@@ -89,39 +87,39 @@ def build(cls: Any, config: Any, model_name: str, pretrained: bool, new_parts: t
 
 
 def model_class(config: Any, mapping: Any = None) -> Any:
-    """The transformers class for a config: its bare model, or what `mapping` says; None where there is none."""
+    """The transformers class for a config: the bare model, or that of `mapping`; None if there is none."""
     import transformers
 
     mapping = transformers.MODEL_MAPPING if mapping is None else mapping
     if type(config) in mapping:
-        found = mapping[type(config)]
-        return found[0] if isinstance(found, (tuple, list)) else found
+        cls = mapping[type(config)]
+        return cls[0] if isinstance(cls, (tuple, list)) else cls
     if mapping is transformers.MODEL_MAPPING:
         return getattr(transformers, type(config).__name__.replace("Config", "Model"), None)
     return None
 
 
 def portable_config(config: Any) -> dict[str, Any]:
-    """A config as plain Python from which `read_config` makes it again, without names of places."""
+    """A config as plain Python that `read_config` accepts, without local paths."""
     values = json.loads(config.to_json_string(use_diff=False))
-    return {key: value for key, value in values.items() if key not in _PERSONAL}
+    return {key: value for key, value in values.items() if key not in _LOCAL_KEYS}
 
 
 def token_ids(vocab_size: int, pad_id: int) -> dict[str, int]:
-    """What a config of random weights takes over from the tokenizer; bos and eos only so that they lie within it."""
+    """Config values from the tokenizer; bos and eos are set only so that they are valid ids."""
     return {"vocab_size": vocab_size, "pad_token_id": pad_id, "bos_token_id": pad_id, "eos_token_id": pad_id}
 
 
 def fit_vocabulary(model: Any, config: Any, vocab_size: int, model_name: str, *, exact: bool = False) -> None:
-    """Give a pretrained `model` the tokenizer's vocabulary, where the two belong together.
+    """Resize the vocabulary of a pretrained `model` to the tokenizer's, if they match.
 
-    A tokenizer may have a few special tokens more (new rows are random), a model a few rows more that no token uses.
+    The tokenizer may have a few more special tokens (new rows are random), the model a few unused rows.
 
     Args:
-        exact: cut unused rows away.
+        exact: remove unused rows.
 
     Raises:
-        ValueError: the sizes are too far apart to be the same vocabulary.
+        ValueError: the sizes differ too much to be the same vocabulary.
     """
     surplus = config.vocab_size - vocab_size
     if not -64 <= surplus <= 1024:
@@ -157,16 +155,16 @@ def _from_hub(cls: Any, model_name: str, **options: Any) -> Any:
             f"There is no folder {model_name!r} (seen from {Path.cwd()}). Give a folder written by save_pretrained, a "
             f"hub id such as 'google/vit-base-patch16-224', or a model type with a config."
         )
-    place = str(folder) if folder.is_dir() else model_name
+    path = str(folder) if folder.is_dir() else model_name
     options = {**options, "trust_remote_code": False}
     try:
-        return cls.from_pretrained(place, local_files_only=True, **options)
+        return cls.from_pretrained(path, local_files_only=True, **options)
     except (OSError, ValueError) as cause:
         if folder.is_dir():
             raise OSError(f"The folder {model_name!r} cannot be read as a transformers model: {cause}") from cause
     try:
         _reach_hub()
-        return cls.from_pretrained(place, **options)
+        return cls.from_pretrained(path, **options)
     except (OSError, ValueError) as cause:
         offline = " Downloads are forbidden by HF_HUB_OFFLINE." if os.environ.get("HF_HUB_OFFLINE") else ""
         raise OSError(
@@ -177,19 +175,19 @@ def _from_hub(cls: Any, model_name: str, **options: Any) -> Any:
 
 
 def _reach_hub() -> None:
-    """Fail at once where there is no network: the hub's own client tries again for half a minute a file."""
+    """Raise an OSError at once without a network: the hub client retries for 30 seconds per file."""
     if os.environ.get("HF_HUB_OFFLINE") or any(getproxies().get(kind) for kind in ("http", "https", "all")):
-        return  # its client knows what to do
+        return  # the client handles these
     address = urlsplit(os.environ.get("HF_ENDPOINT") or "https://huggingface.co")
     port = address.port or (80 if address.scheme == "http" else 443)
     socket.create_connection((address.hostname or "", port), timeout=5).close()
 
 
 def resolve_pretrained(model_name: str, config: dict[str, Any] | None, pretrained: bool | None) -> bool:
-    """Whether weights are wanted: by default, where no config is given.
+    """Whether to load weights; by default, if there is no config.
 
     Raises:
-        ValueError: both a config and pretrained weights are asked for.
+        ValueError: a config and `pretrained: true` together.
     """
     if config is not None and pretrained:
         raise ValueError(
@@ -199,6 +197,6 @@ def resolve_pretrained(model_name: str, config: dict[str, Any] | None, pretraine
 
 
 def freeze(model: nn.Module, trainable: bool, used: set[str] | None = None) -> None:
-    """Leave what `used` names (None: everything) to be learnt, or nothing at all."""
+    """Train the parameters in `used` (None: all) if `trainable`, else none."""
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(trainable and (used is None or name in used))

@@ -1,8 +1,8 @@
-"""Whether a part that is being built may read pretrained weights: a checkpoint that is loaded brings its own.
+"""Reads weights files, and skips pretrained weights while a checkpoint, which holds all weights, is loaded.
 
-A bridge to somebody else's models asks `pretrained_allowed()` before it opens a weights file or a hub. What it
-must know besides its weights to be built again elsewhere (a configuration that lies in a folder) it states as
-`portable_config`, options that replace those of its spec when a checkpoint is written.
+An encoder or decoder from another library checks `pretrained_allowed()` before it opens a weights file or a hub. If it
+can be rebuilt elsewhere only with other options (its config is in a local folder), it sets `portable_config`, options
+that replace those of its part config in a checkpoint.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _allowed: ContextVar[bool] = ContextVar("velm_pretrained_allowed", default=True)
 
 @contextmanager
 def skip_pretrained() -> Iterator[None]:
-    """Inside, parts are built with random weights and no weights file or hub is touched."""
+    """Context in which parts are built with random weights and no weights file or hub is opened."""
     token = _allowed.set(False)
     try:
         yield
@@ -30,21 +30,21 @@ def skip_pretrained() -> Iterator[None]:
 
 
 def pretrained_allowed() -> bool:
-    """Whether the part being built may read the pretrained weights its options name."""
+    """False inside `skip_pretrained`."""
     return _allowed.get()
 
 
 def portable_config(part: nn.Module) -> dict[str, Any]:
-    """Options to put over a part's spec so that it can be built where its weights file or folder is absent."""
+    """Options that override a part's config so that it can be built without its weights file or folder."""
     return dict(getattr(part, "portable_config", {}))
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """The tensors of a .pth/.pt or .safetensors file; 'state_dict', 'model' and 'module.' wrappings are taken off.
+    """The tensors of a .pth, .pt or .safetensors file, without wrapping 'state_dict' or 'model' keys and 'module.'.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is no state dict, or a pickle that wants to run code (which is never run).
+        ValueError: it is not a state dict, or a pickle with code (which is never run).
     """
     if not path.is_file():
         raise FileNotFoundError(f"There is no weights file {str(path)!r} (seen from {Path.cwd()}).")
@@ -68,16 +68,23 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
 
 
 def load_matching(module: nn.Module, state: dict[str, Tensor], *, known: set[str], what: str, source: str) -> None:
-    """Load what `module` has, widened to its dtype; names in `known` that it has no longer are left out.
+    """Load the tensors that `module` has, cast to its dtype; names in `known` that it lacks are ignored.
+
+    Args:
+        module: receives the weights.
+        state: tensors by name.
+        known: names of the complete model, of which `module` may be a part.
+        what: the model, for messages.
+        source: the file, for messages.
 
     Raises:
-        ValueError: a tensor is missing, has another shape, or belongs to no part of the model.
+        ValueError: a tensor is missing, has another shape, or is not in `known`.
     """
     own = module.state_dict()
     optional = {name for name in own if name.endswith("num_batches_tracked")}
     missing = sorted(own.keys() - state.keys() - optional)
-    foreign = sorted(state.keys() - known)
-    if not missing and not foreign:
+    unknown = sorted(state.keys() - known)
+    if not missing and not unknown:
         module_state = {name: tensor for name, tensor in state.items() if name in own}
         try:
             module.load_state_dict(module_state, strict=False)
@@ -85,7 +92,7 @@ def load_matching(module: nn.Module, state: dict[str, Tensor], *, known: set[str
         except RuntimeError as cause:  # the shapes
             raise ValueError(f"The weights {source!r} do not fit {what}: {cause}") from cause
     raise ValueError(
-        f"The weights {source!r} do not fit {what}: {_few('missing', missing)}; {_few('not of this model', foreign)}. "
+        f"The weights {source!r} do not fit {what}: {_few('missing', missing)}; {_few('not of this model', unknown)}. "
         f"Give the state dict of the same model, or leave the weights out."
     )
 

@@ -1,4 +1,7 @@
-"""Which parts of a checkpoint are not VELM's own, who brought them, and whether they are here now."""
+"""The plugins of a checkpoint: which distribution provides each part, and whether it is installed.
+
+`make_manifest` is called when a checkpoint is written, `require_parts` when it is loaded.
+"""
 
 from __future__ import annotations
 
@@ -17,40 +20,41 @@ __all__ = ["make_manifest", "require_parts"]
 
 
 def make_manifest(config: Mapping[str, Any], tokenizer_name: str, dataset: Any) -> list[dict[str, str]]:
-    """Kind, name, target, distribution and version of every part that VELM does not bring itself.
+    """Kind, name, target, distribution and version of every part that is not VELM's own.
 
     Args:
-        config: the model's config.
+        config: the model config.
         tokenizer_name: the tokenizer's name in the registry.
-        dataset: the dataset's spec; None leaves it out.
+        dataset: the dataset's part config; None: no dataset.
     """
-    found: list[dict[str, str]] = []
+    rows: list[dict[str, str]] = []
     for kind, name in _parts({**config, "tokenizer": tokenizer_name, "dataset": dataset}):
         entry, _ = _registry(kind).find(name)
         if entry.distribution != "velm":
             row = {"target": entry.target, "distribution": entry.distribution, "version": entry.version}
-            found.append({"kind": kind, "name": name, **row})
-    return found
+            rows.append({"kind": kind, "name": name, **row})
+    return rows
 
 
 def require_parts(
     manifest: Sequence[Mapping[str, str]], modules: Sequence[str], config: Mapping[str, Any], owner: str
 ) -> None:
-    """Import the classes that `config` names; warn where a distribution is not of the version it was.
+    """Import the classes that `config` names; warn if a distribution has another version than in the manifest.
 
     Args:
-        manifest: rows of `make_manifest`, from when the checkpoint was written.
+        manifest: rows of `make_manifest`, stored in the checkpoint.
         modules: modules or .py files whose decorators register parts.
-        config: specs by kind; a config of a model, or any of its parts.
-        owner: whose parts they are, for the messages.
+        config: a model config, or part configs by kind.
+        owner: the checkpoint, for messages.
 
     Raises:
-        MissingPluginError: a part is not here; the message names its distribution and how to install it.
+        MissingPluginError: a part is not installed; the message names its distribution and how to install it.
+        CheckpointError: a part is not of its kind's base class.
     """
     modules_error: PluginError | None = None
     try:
         load_plugins(modules)
-    except PluginError as error:  # no harm where its parts are registered already or are not needed
+    except PluginError as error:  # ignored unless one of its parts is missing below
         modules_error = error
     rows = {(row["kind"], row["name"]): row for row in manifest}
     for kind, name in _parts(config):
@@ -60,15 +64,15 @@ def require_parts(
             cls = _registry(kind).get(name)
         except (UnknownNameError, PluginError) as error:
             raise MissingPluginError(_missing(owner, kind, name, row, modules_error, error)) from error
-        _refuse_stranger(owner, kind, name, cls)
+        _require_contract(owner, kind, name, cls)
         if row:
-            _warn_of_change(owner, kind, name, row, entry.distribution, entry.version)
+            _warn_about_version(owner, kind, name, row, entry.distribution, entry.version)
 
 
 def _parts(config: Mapping[str, Any]) -> list[tuple[str, str]]:
     kinds = ("image_encoder", "text_encoder", "decoder", "tokenizer", "dataset")
-    found = [(kind, split_config(config[kind], kind)[0]) for kind in kinds if config.get(kind)]
-    return found + [("loss", name) for name in config.get("losses") or {}]
+    parts = [(kind, split_config(config[kind], kind)[0]) for kind in kinds if config.get(kind)]
+    return parts + [("loss", name) for name in config.get("losses") or {}]
 
 
 def _registry(kind: str) -> Registry:
@@ -99,10 +103,10 @@ def _missing(
     return f"{what} ({row.get('target', 'unknown')}), which cannot be had here. {error}"
 
 
-def _refuse_stranger(owner: str, kind: str, name: str, cls: type) -> None:
-    """A dotted path in a file from elsewhere may name any class; only what has the contract may be built.
+def _require_contract(owner: str, kind: str, name: str, cls: type) -> None:
+    """Raise unless `cls` derives from the base class of its kind: a dotted path in a file may name any class.
 
-    Without this, {name: 'subprocess:Popen', args: ...} would run a command when the checkpoint is loaded.
+    Without this check, {name: 'subprocess:Popen', args: ...} would run a command when the checkpoint is loaded.
     """
     contract = import_path(_registry(kind).contract)
     if not issubclass(cls, contract):
@@ -112,7 +116,9 @@ def _refuse_stranger(owner: str, kind: str, name: str, cls: type) -> None:
         )
 
 
-def _warn_of_change(owner: str, kind: str, name: str, row: Mapping[str, str], distribution: str, version: str) -> None:
+def _warn_about_version(
+    owner: str, kind: str, name: str, row: Mapping[str, str], distribution: str, version: str
+) -> None:
     was, now = (row["distribution"], row["version"]), (distribution, version)
     if was != now:
         warnings.warn(

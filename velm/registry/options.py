@@ -1,6 +1,6 @@
-"""What a spec is, `{name: vit, depth: 6}`, and its options held against a constructor's type hints.
+"""Part configs, `{name: vit, depth: 6}`: split into name and options, validated against a constructor's type hints.
 
-Nothing is built before every option is known, typed and there; every message says what is accepted.
+Nothing is built before every option is known, typed and present.
 """
 
 from __future__ import annotations
@@ -15,15 +15,22 @@ from velm.util import did_you_mean
 __all__ = ["PartConfig", "parameters", "path_of", "split_config", "validated"]
 
 PartConfig = str | Mapping[str, Any]
+"""The config of one part: its name, or a mapping with a 'name' and options."""
 
 
-def split_config(spec: PartConfig, kind: str = "part") -> tuple[str, dict[str, Any]]:
-    """The name and the options of a spec; a class in place of the name stands for its dotted path."""
-    if isinstance(spec, str):
-        spec = {"name": spec}
-    if not isinstance(spec, Mapping) or not spec.get("name"):
-        raise ConfigError(f"The spec of the {kind} is a name or a mapping with a 'name': {{name: ...}}; got {spec!r}.")
-    name, options = spec["name"], {key: value for key, value in spec.items() if key != "name"}
+def split_config(config: PartConfig, kind: str = "part") -> tuple[str, dict[str, Any]]:
+    """The name and the options of a part config; a class as the name stands for its dotted path.
+
+    Raises:
+        ConfigError: neither a name nor a mapping with a 'name'.
+    """
+    if isinstance(config, str):
+        config = {"name": config}
+    if not isinstance(config, Mapping) or not config.get("name"):
+        raise ConfigError(
+            f"The config of the {kind} is a name or a mapping with a 'name': {{name: ...}}; got {config!r}."
+        )
+    name, options = config["name"], {key: value for key, value in config.items() if key != "name"}
     return (path_of(name) if inspect.isclass(name) else str(name)), options
 
 
@@ -34,19 +41,19 @@ def parameters(cls: type) -> dict[str, inspect.Parameter]:
     return {name: p for name, p in signature.parameters.items() if p.kind not in skipped}
 
 
-def validated(cls: type, options: dict[str, Any], handed: dict[str, Any], what: str) -> dict[str, Any]:
-    """The options as the constructor's type hints want them.
+def validated(cls: type, options: dict[str, Any], context: dict[str, Any], what: str) -> dict[str, Any]:
+    """The options, converted to the types of the constructor's hints.
 
     Args:
-        cls: the class to be built.
-        options: what the spec says.
-        handed: what the builder hands over; no option may set it again.
-        what: the part in words, for messages.
+        cls: the class to build.
+        options: of the part config.
+        context: arguments from the builder; no option may set them again.
+        what: kind and name of the part, for messages.
 
     Raises:
         ConfigError: an option does not exist, has the wrong type or is missing.
     """
-    accepted = {key: p for key, p in parameters(cls).items() if key not in handed}
+    accepted = {key: p for key, p in parameters(cls).items() if key not in context}
     for key in options:
         if key not in accepted:
             guess = did_you_mean(key, accepted)
@@ -54,10 +61,11 @@ def validated(cls: type, options: dict[str, Any], handed: dict[str, Any], what: 
     missing = [key for key, p in accepted.items() if p.default is p.empty and key not in options]
     if missing:
         raise ConfigError(f"The {what} needs {', '.join(missing)}. Its options: {', '.join(accepted)}.")
-    return _typed(cls, options, set(accepted) - set(options) | set(handed), what)
+    return _convert(cls, options, set(accepted) - set(options) | set(context), what)
 
 
-def _typed(cls: type, options: dict[str, Any], skip: set[str], what: str) -> dict[str, Any]:
+def _convert(cls: type, options: dict[str, Any], skip: set[str], what: str) -> dict[str, Any]:
+    """Parse each option by its type hint; one parser per option, so that an error names its option and value."""
     import jsonargparse
 
     typed = {}

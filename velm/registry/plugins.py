@@ -1,4 +1,4 @@
-"""Plugins: what installed distributions bring, and the modules and .py files that `plugins:` lists."""
+"""Plugins: entry points of installed distributions, and the modules and .py files under `plugins:`."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ def load_plugins(plugins: Iterable[str]) -> None:
 
 def _import_file(path: Path) -> None:
     resolved, name = path.resolve(), f"velm_plugin_{path.stem}"
-    known = sys.modules.get(name)
-    if known is not None and getattr(known, "__file__", None) == str(resolved):
+    loaded = sys.modules.get(name)
+    if loaded is not None and getattr(loaded, "__file__", None) == str(resolved):
         return
     if not resolved.is_file():
         raise FileNotFoundError(f"no such file: {path}")
@@ -56,21 +56,21 @@ def _import_file(path: Path) -> None:
 
 
 def installed(group: str) -> tuple[tuple[str, str, str, str], ...]:
-    """Name, target, distribution and its version of each entry point of a group; folders that stay are read once."""
-    return _scanned(importlib.metadata.entry_points, group, tuple((path, _changed(path)) for path in sys.path))
+    """Name, target, distribution and version of each entry point of a group; cached until sys.path changes."""
+    return _scan(importlib.metadata.entry_points, group, tuple((path, _mtime(path)) for path in sys.path))
 
 
 @lru_cache(maxsize=32)
-def _scanned(entry_points: Callable[..., Any], group: str, places: tuple[Any, ...]) -> tuple[Any, ...]:
-    found = []
+def _scan(entry_points: Callable[..., Any], group: str, search_path: tuple[Any, ...]) -> tuple[Any, ...]:
+    rows = []
     for point in entry_points(group=group):
         owner = point.dist
-        found.append((point.name, point.value, owner.name if owner else "?", owner.version if owner else "?"))
-    return tuple(found)
+        rows.append((point.name, point.value, owner.name if owner else "?", owner.version if owner else "?"))
+    return tuple(rows)
 
 
-def _changed(path: str) -> int:
-    """When something last came to a folder or went, ns."""
+def _mtime(path: str) -> int:
+    """Modification time of a folder in ns; 0 if it does not exist."""
     try:
         return os.stat(path or ".").st_mtime_ns
     except OSError:

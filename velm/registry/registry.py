@@ -102,7 +102,7 @@ class Registry:
             raise UnknownNameError(self._unknown(name))
         if len({entry.target for entry in claims}) > 1:
             raise DuplicateNameError(self._duplicate(name, claims))
-        entry = claims[-1]  # one class by two doors: '(no distribution)' sorts before whoever brings it
+        entry = claims[-1]  # one class registered twice: '(no distribution)' sorts before its distribution
         return entry, {"model_name": member} if entry.name.endswith("/*") else {}
 
     def get(self, name: str) -> type:
