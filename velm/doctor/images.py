@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from velm.data.bad_samples import BadSample, counted
+from velm.data.bad_samples import BadSample, count_records
 from velm.data.base import EncodedImage, Record, image_name
 from velm.data.images.transforms import read_image
 from velm.errors import DataError
@@ -130,7 +130,7 @@ def left_out(split: str, records: Sequence[Record], max_bad: float) -> list[Find
     bad_samples: Sequence[BadSample] = getattr(records, "bad_samples", ())
     if not bad_samples:
         return []
-    bad, total = counted(bad_samples, len(records))
+    bad, total = count_records(bad_samples, len(records))
     told = "; ".join(f"{bad_sample.path}: {bad_sample.cause}" for bad_sample in bad_samples[:3]) + (
         "; ..." if len(bad_samples) > 3 else ""
     )

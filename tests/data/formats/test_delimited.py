@@ -3,19 +3,21 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import os
 import pickle
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from PIL import Image
 from pyarrow import parquet
 
 from velm.data.base import Record
-from velm.data.formats import delimited as tables
+from velm.data.formats import delimited
 from velm.data.formats.delimited import CSV, JSONL, TSV
 from velm.data.formats.parquet import Parquet
-from velm.data.tables import splits
+from velm.data.tables.validate import missing_images
 from velm.errors import DataError
 
 REAL = Path(__file__).resolve().parents[4] / "shared" / "data"
@@ -140,7 +142,7 @@ def test_missing_file_names_the_nearest(tmp_path: Path) -> None:
 
 
 def test_missing_root(tmp_path: Path) -> None:
-    assert "does not exist" in error(write(tmp_path), root=str(tmp_path / "images"))
+    assert "does not exist" in error(write(tmp_path), root=str(tmp_path / "nowhere"))
 
 
 def test_missing_column_names_the_nearest_and_all(tmp_path: Path) -> None:
@@ -202,7 +204,7 @@ def test_images_that_are_not_there_are_counted_and_named(tmp_path: Path) -> None
 def test_images_outside_root_are_refused(tmp_path: Path, outside: str) -> None:
     path = write(tmp_path, content=rows(image_path=outside))
     message = error(path)
-    assert f"the image {outside!r} is outside" in message
+    assert f"names the image {outside!r}, which is outside" in message
     assert "allow_outside" in message
     assert len(CSV(path=path, allow_outside=True, check_files=False).split("train")) == 2
 
@@ -310,7 +312,7 @@ def test_weights_of_sentences(tmp_path: Path) -> None:
 def test_weights_that_are_none(tmp_path: Path, weight: str) -> None:
     content = [{**row, "w": weight if row["image_id"] == "3" else "1"} for row in ROWS]
     message = error(write(tmp_path, content=content), weight_column="w")
-    assert f"row 2: column 'w' holds {weight!r}, which is no weight from 0 up" in message
+    assert f"row 2: column 'w' holds {weight!r}, which is not a weight of at least 0" in message
     lists = [{"text": ["a", "b"], "w": [1]}]
     options = {"image_column": None, "image_id_column": None, "split_column": None, "weight_column": "w"}
     assert "2 texts but 1 weights" in error(write(tmp_path, "jsonl", lists), kind=JSONL, **options)
@@ -345,9 +347,8 @@ def test_the_size_of_blocks_changes_nothing(tmp_path: Path, kind: str, monkeypat
     found = []
     for small in (False, True):
         if small:
-            monkeypatch.setattr(tables, "BLOCK", 200)
-            monkeypatch.setattr(tables, "LINES", 3)
-            monkeypatch.setattr(splits, "PIECE", 500)
+            monkeypatch.setattr(delimited, "BLOCK_BYTES", 200)
+            monkeypatch.setattr(delimited, "BLOCK_LINES", 3)
         data = KINDS[kind](path=str(path), image_id_column=None, check_files=False)
         data.max_bad = 9.0  # an image can be bad in several ways
         train, val = data.split("train"), data.split("val")
@@ -358,8 +359,40 @@ def test_the_size_of_blocks_changes_nothing(tmp_path: Path, kind: str, monkeypat
 
 
 def test_json_lines_of_several_kinds_are_found_in_any_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tables, "LINES", 1)
+    monkeypatch.setattr(delimited, "BLOCK_LINES", 1)
     content = [{"text": "a"}, {"text": None}, {"text": ["b"]}, {"text": 3}]
     options = {"image_column": None, "image_id_column": None, "split_column": None, "kind": JSONL}
     assert "'text' of" in (message := error(write(tmp_path, "jsonl", content), **options))
     assert "holds values of several kinds: int64 and string" in message
+
+
+def test_a_column_that_does_not_name_splits(tmp_path: Path) -> None:
+    content = [{"text": f"dog {i}", "id": i} for i in range(10_001)]
+    message = error(write(tmp_path, content=content), split_column="id", image_column=None, image_id_column=None)
+    assert "Column 'id' of" in message
+    assert "holds more than 10,000 different values; name the one that says the split" in message
+
+
+def test_missing_images_are_named_once_and_in_order(tmp_path: Path) -> None:
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    for name in ("1.png", "a/2.png", "a/b/3.png"):
+        (tmp_path / name).touch()
+    (tmp_path / "a" / os.fsdecode(b"b\xe4r.png")).touch()  # a folder may hold names that are not UTF-8
+    paths = ["1.png", "z/1.png", "a/2.png", " ", "a/1.png", "a/b/3.png", None, "z/1.png", "2.png", "a/./2.png"]
+    bad_samples = missing_images(str(tmp_path), pa.array(paths))
+    assert [bad_sample.path for bad_sample in bad_samples] == [
+        str(tmp_path / name) for name in ("z/1.png", "a/1.png", "2.png")
+    ]
+    assert "There is no image" in bad_samples[0].cause
+    assert repr(str(tmp_path)) in bad_samples[0].advice
+    assert missing_images(str(tmp_path), pa.array([], pa.string())) == []
+
+
+def test_rows_of_one_image_are_found_in_any_order(tmp_path: Path) -> None:
+    images = [f"{number % 17}.png" for number in np.random.default_rng(0).integers(0, 500, 400)]
+    content = [{"image_path": image, "text": f"text {i}", "split": "train"} for i, image in enumerate(images)]
+    train = CSV(path=write(tmp_path, content=content), image_id_column=None, check_files=False).split("train")
+    assert [(record.image_id, record.texts) for record in train] == [
+        (image, tuple(f"text {i}" for i, other in enumerate(images) if other == image))
+        for image in dict.fromkeys(images)
+    ]

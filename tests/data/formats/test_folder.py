@@ -71,7 +71,7 @@ def test_what_is_wrong_is_named(tmp_path: Path) -> None:
     assert "1 of 2 records" in (message := error(tmp_path))
     assert "train/a.png: there is no .txt file beside it" in message
     put(tmp_path, "train/a.png", " \n")
-    assert "it has no sentence" in error(tmp_path)
+    assert "it has no text" in error(tmp_path)
     put(tmp_path, "train/a.png", b"\xff\xfe")
     assert "a.txt' is not UTF-8" in error(tmp_path)
 

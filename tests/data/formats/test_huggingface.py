@@ -25,7 +25,7 @@ def hf() -> Any:
 
 
 def saved(folder: Path, columns: dict[str, list[Any]] = ROWS, *, features: bool = True) -> str:
-    """A folder of one data set without splits."""
+    """A folder of one dataset without splits."""
     data = hf().Dataset.from_dict(columns)
     if features and "image" in columns:
         data = data.cast_column("image", hf().Image())
@@ -126,7 +126,7 @@ def test_a_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_what_cannot_be_loaded_says_from_where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hf()
-    with pytest.raises(DataError, match=r"Cannot load the data set '.*', the folder: FileNotFoundError"):
+    with pytest.raises(DataError, match=r"Cannot load the dataset '.*', the folder: FileNotFoundError"):
         HFDataset(model_name=str(tmp_path)).split("train")
 
     def fail(*_: Any, **__: Any) -> None:
@@ -145,7 +145,7 @@ def test_columns_that_are_not_what_they_should_be(tmp_path: Path) -> None:
         HFDataset(model_name=path, text_column="texts").split("train")
     with pytest.raises(DataError, match=r"has no column 'img'\..*Set image_column"):
         HFDataset(model_name=path, image_column="img").split("train")
-    with pytest.raises(DataError, match=r"Column 'n' of the data set .* must hold text, not struct"):
+    with pytest.raises(DataError, match=r"Column 'n' of the dataset .* must hold text, not struct"):
         HFDataset(model_name=path, text_column="n").split("train")
     with pytest.raises(DataError, match=r"(?s)2 of 4 records of .*row 2: column 'to' is empty"):
         HFDataset(model_name=path, target_column="to").split("train")

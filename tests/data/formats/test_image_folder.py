@@ -68,7 +68,7 @@ def test_what_is_wrong_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="their sum must be below 1"):
         ImageFolder(path=path, val_fraction=1)
     for templates in (["a photo"], ["{} {}"], []):
-        with pytest.raises(ValueError, match=r"templates are sentences with one \{\} for the class"):
+        with pytest.raises(ValueError, match=r"templates are captions with one \{\} for the class"):
             ImageFolder(path=path, templates=templates)
     (tmp_path / "c.csv").write_text("folder,name\ndog,dog\n")
     with pytest.raises(DataError, match="must have the columns folder and label; it has: folder, name"):

@@ -72,8 +72,8 @@ def test_empty_sentences(tmp_path: Path) -> None:
     entries = [image("a.jpg", "train"), image("b.jpg", "train", "fine", " "), image("c.jpg", "train", "c")]
     path, options = write(tmp_path, entries), {"root": str(tmp_path / "images"), "check_files": False}
     assert "2 of 3 records" in (message := error(path, **options))
-    assert "images/a.jpg: it has no sentence" in message
-    assert "images/b.jpg: sentence 2 is empty" in message
+    assert "images/a.jpg: it has no text" in message
+    assert "images/b.jpg: text 2 is empty" in message
     data = Karpathy(path=path, **options)
     data.max_bad = 1.0
     with pytest.warns(UserWarning, match="2 of 3 records"):

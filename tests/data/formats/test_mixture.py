@@ -130,7 +130,7 @@ def test_other_options_that_cannot_be() -> None:
     with pytest.raises(ValueError, match="size must be at least 1"):
         mixture(size=0)
     for names in ([], ["c"]):
-        with pytest.raises(ValueError, match=r"splits: val is made of .*, which is no source\. The sources: a, b"):
+        with pytest.raises(ValueError, match=r"splits: val is made of .*, which is not a source\. The sources: a, b"):
             mixture(splits={"val": names})
     with pytest.raises(ConfigError, match=r"has no option 'train_sise'\. Did you mean 'train_size'"):
         Mixture(sources={"a": {"name": "shapes", "train_sise": 3}})

@@ -58,12 +58,12 @@ def test_images_are_the_bytes_of_their_rows(tmp_path: Path, values: list[Any], k
 
 
 def test_no_more_than_a_few_row_groups_are_held(tmp_path: Path) -> None:
-    module._group.cache_clear()
+    module._read_group.cache_clear()
     train = data(write(tmp_path, FILES)).split("train")
-    assert module._group.cache_info().currsize == 0  # statistics say that nothing is missing: no byte is read
+    assert module._read_group.cache_info().currsize == 0  # statistics say that nothing is missing: no byte is read
     [told(record) for record in train]
-    assert module._group.cache_info().currsize == 3
-    assert module._group.cache_info().maxsize == module.GROUPS_KEPT
+    assert module._read_group.cache_info().currsize == 3
+    assert module._read_group.cache_info().maxsize == module.CACHED_GROUPS
 
 
 def test_records_are_read_alike_in_any_process(tmp_path: Path) -> None:
@@ -77,7 +77,7 @@ def test_records_are_read_alike_in_any_process(tmp_path: Path) -> None:
             warnings.simplefilter("ignore")
             with multiprocessing.get_context("fork").Pool(2) as pool:
                 assert pool.map(told, list(train)) == wanted
-    encoded = data(write(tmp_path, FILES)).encoded()
+    encoded = data(write(tmp_path, FILES)).encoded_image()
     assert encoded is not None
     assert [encoded(i).load() for i in range(7)] == FILES
 
@@ -115,13 +115,15 @@ def test_a_column_that_holds_no_bytes(tmp_path: Path) -> None:
     path = write(tmp_path, [f"{i}.jpg" for i in range(7)])
     with pytest.raises(DataError, match=r"must hold bytes or structs with a field 'bytes', not string.*image_column"):
         data(path).split("train")
-    with pytest.raises(DataError, match=r"has no column 'image'\..*Its columns: image, text, split"):
-        data(path, image_bytes_column="image").split("train")
+    with pytest.raises(
+        DataError, match=r"has no column 'img'\. Did you mean 'image'\? Its columns: image, text, split"
+    ):
+        data(path, image_bytes_column="img").split("train")
 
 
 def test_large_row_groups_are_warned_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "LARGE", 100)
-    monkeypatch.setattr(module, "GROUPS_KEPT", 2)
+    monkeypatch.setattr(module, "LARGE_GROUP", 100)
+    monkeypatch.setattr(module, "CACHED_GROUPS", 2)
     with pytest.warns(UserWarning, match="Row groups of .* hold up to 0 MiB of images"):
         data(write(tmp_path, FILES)).split("train")
 

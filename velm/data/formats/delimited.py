@@ -1,4 +1,4 @@
-"""Tables of text by their format: CSV, TSV, JSON lines. Their options are those of `Table`."""
+"""Tables of text: CSV, TSV, JSON lines. Their options are those of `Table`."""
 
 from __future__ import annotations
 
@@ -9,16 +9,17 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from velm.data.bad_samples import BadSample, check_bad_share
-from velm.data.tables.rows import ROW
 from velm.data.tables.table import Table
+from velm.data.tables.validate import ROW
 from velm.errors import DataError
 
 __all__ = ["CSV", "JSONL", "TSV"]
 
-BLOCK = 2**20  # bytes of a file that are read at once; no row may be longer
-LINES = 50_000  # of JSON that are Python's at once
+BLOCK_BYTES = 2**20  # of a CSV file that are parsed at once; no row may be longer
+BLOCK_LINES = 50_000  # of JSON lines that are Python objects at once
 
 
 class _Delimited(Table):
@@ -36,22 +37,22 @@ class _Delimited(Table):
     def read(self, columns: list[str], bad_samples: list[BadSample]) -> Iterator[pa.Table]:
         from pyarrow import csv
 
-        odd: list[Any] = []
+        skipped: list[Any] = []
 
-        def leave_out(row: Any) -> str:
-            odd.append(row)
+        def skip(row: Any) -> str:
+            skipped.append(row)
             return "skip"
 
-        types = {column: pa.string() for column in columns}
         convert = csv.ConvertOptions(
-            column_types=types, include_columns=columns, strings_can_be_null=False, check_utf8=False
-        )
-        options = csv.ReadOptions(use_threads=False, block_size=BLOCK)  # in one thread, which knows the numbers of rows
+            column_types=dict.fromkeys(columns, pa.large_string()), include_columns=columns,
+            strings_can_be_null=False, check_utf8=False,
+        )  # fmt: skip
+        options = csv.ReadOptions(use_threads=False, block_size=BLOCK_BYTES)  # only one thread knows row numbers
         done = 0
         try:
-            with csv.open_csv(self.path, options, self._parse_options(leave_out), convert) as blocks:
+            with csv.open_csv(self.path, options, self._parse_options(skip), convert) as blocks:
                 for block in blocks:
-                    yield pa.Table.from_batches([block]).append_column(ROW, _numbers(done, block.num_rows, odd))
+                    yield pa.Table.from_batches([block]).append_column(ROW, _row_numbers(done, block.num_rows, skipped))
                     done += block.num_rows
         except pa.ArrowInvalid as error:
             raise DataError(f"Cannot read {self.path!r} as {type(self).__name__}: {error}") from error
@@ -59,12 +60,12 @@ class _Delimited(Table):
             BadSample(
                 f"{self.path}, row {row.number - 1}",  # Arrow counts the header
                 f"the row has {row.actual_columns} columns, the header {row.expected_columns}: {row.text[:60]!r}",
-                advice="A sentence that holds the separator, or a quotation mark, must be quoted.",
+                advice="A text that holds the separator, or a quotation mark, must be quoted.",
             )
-            for row in odd
+            for row in skipped
         ]
 
-    def _parse_options(self, invalid_row_handler: Any = None) -> Any:
+    def _parse_options(self, invalid_row_handler: Any) -> Any:
         from pyarrow import csv
 
         return csv.ParseOptions(
@@ -72,15 +73,15 @@ class _Delimited(Table):
         )
 
 
-def _numbers(done: int, count: int, odd: list[Any]) -> pa.Array:
-    """int (count,), numbers in the file of the rows after the first `done`, those that are `odd` not among them."""
+def _row_numbers(done: int, count: int, skipped: list[Any]) -> pa.Array:
+    """int (count,), the numbers in the file of the `count` rows after the first `done`, `skipped` rows left out."""
     rows = np.arange(done, done + count)
-    before = np.array([row.number - 2 - place for place, row in enumerate(odd)], np.int64)  # good rows before each
-    return pa.array(rows + 1 + np.searchsorted(before, rows, side="right"))
+    rows_before = np.array([row.number - 2 - index for index, row in enumerate(skipped)], np.int64)  # of each skipped
+    return pa.array(rows + 1 + np.searchsorted(rows_before, rows, side="right"))
 
 
 class CSV(_Delimited):
-    """Comma-separated values with a header line, UTF-8; quoted sentences may hold commas and line breaks."""
+    """Comma-separated values with a header line, UTF-8; quoted texts may hold commas and line breaks."""
 
 
 class TSV(_Delimited):
@@ -90,46 +91,46 @@ class TSV(_Delimited):
 
 
 class JSONL(Table):
-    """One JSON object a line, UTF-8; the sentences of a row may be a list."""
+    """One JSON object per line, UTF-8; a row may hold a list of texts."""
 
-    _kept: tuple[list[str], list[pa.Table], list[BadSample]] | None = None  # so that the file is parsed once
+    _parsed: tuple[list[str], list[pa.Table], list[BadSample]] | None = None  # until `read`: the file is parsed once
 
     def columns(self) -> list[str]:
-        self._kept = self._parsed()
-        return self._kept[0]
+        self._parsed = self._parse()
+        return self._parsed[0]
 
     def read(self, columns: list[str], bad_samples: list[BadSample]) -> Iterator[pa.Table]:
-        (_, blocks, odd), self._kept = self._kept or self._parsed(), None
-        bad_samples += odd
-        while blocks:
-            yield blocks.pop(0)
+        (_, blocks, invalid), self._parsed = self._parsed or self._parse(), None
+        bad_samples += invalid
+        yield from blocks
 
-    def _parsed(self) -> tuple[list[str], list[pa.Table], list[BadSample]]:
-        """The names of all columns; the rows of those in use, None where a line lacks one; lines that are no row."""
+    def _parse(self) -> tuple[list[str], list[pa.Table], list[BadSample]]:
+        """The names of all columns; blocks of the columns in use, null where a line lacks one; the invalid lines."""
         names: dict[str, None] = {}
-        waiting: list[tuple[int, dict[str, Any]]] = []  # numbers and rows
+        rows: list[tuple[int, dict[str, Any]]] = []  # row number and object
         blocks: list[pa.Table] = []
         bad_samples: list[BadSample] = []
         with pa.input_stream(self.path, compression="detect") as stream, io.BufferedReader(stream) as lines:
             for number, line in enumerate(filter(bytes.strip, lines), start=1):
                 try:
-                    row = _object(line)
+                    row = _parse_object(line)
                 except ValueError as error:
                     bad_samples.append(BadSample(f"{self.path}, row {number}", str(error)))
                     continue
                 names |= dict.fromkeys(row)
-                waiting.append((number, row))
-                if len(waiting) == LINES:
-                    blocks.append(self._block(waiting))
-                    waiting = []
-        if not waiting and not blocks:
+                rows.append((number, row))
+                if len(rows) == BLOCK_LINES:
+                    blocks.append(self._block(rows))
+                    rows = []
+        if rows:
+            blocks.append(self._block(rows))
+        if not blocks:
             check_bad_share(bad_samples, 0, self.max_bad, repr(self.path))
-        blocks += [self._block(waiting)] if waiting else []
-        return list(names), self._of_one_kind(blocks), bad_samples
+        return list(names), self._unify_types(blocks), bad_samples
 
-    def _block(self, numbered: list[tuple[int, dict[str, Any]]]) -> pa.Table:
-        table = {name: self._column(name, [row.get(name) for _, row in numbered]) for name in self.names.values()}
-        return pa.table({**table, ROW: pa.array([number for number, _ in numbered], pa.int64())})
+    def _block(self, rows: list[tuple[int, dict[str, Any]]]) -> pa.Table:
+        table = {name: self._column(name, [row.get(name) for _, row in rows]) for name in self.names.values()}
+        return pa.table({**table, ROW: pa.array([number for number, _ in rows], pa.int64())})
 
     def _column(self, name: str, values: list[Any]) -> pa.Array:
         if any(isinstance(value, list) for value in values):
@@ -139,8 +140,8 @@ class JSONL(Table):
         except pa.ArrowException as error:
             raise DataError(f"Column {name!r} of {self.path!r} holds values of several kinds: {error}") from error
 
-    def _of_one_kind(self, blocks: list[pa.Table]) -> list[pa.Table]:
-        """As within a block: all are lists where some are, and text and numbers are not one column."""
+    def _unify_types(self, blocks: list[pa.Table]) -> list[pa.Table]:
+        """Blocks whose column is a list in all of them or in none; text and numbers do not mix in a column."""
         for name in self.names.values():
             kinds = {block[name].type for block in blocks}
             flat = {kind.value_type if pa.types.is_list(kind) else kind for kind in kinds} - {pa.null()}
@@ -148,20 +149,24 @@ class JSONL(Table):
                 listed = " and ".join(sorted(map(str, flat)))
                 raise DataError(f"Column {name!r} of {self.path!r} holds values of several kinds: {listed}")
             if any(map(pa.types.is_list, kinds)):
-                blocks = [b.set_column(b.column_names.index(name), name, _lists(b[name])) for b in blocks]
+                blocks = [b.set_column(b.column_names.index(name), name, _as_lists(b[name])) for b in blocks]
         return blocks
 
 
-def _lists(column: pa.ChunkedArray) -> pa.ChunkedArray | pa.Array:
-    """Every value as a list of itself, a missing one as an empty list; lists as they are."""
+def _as_lists(column: pa.ChunkedArray) -> pa.ChunkedArray | pa.Array:
+    """Each value as a list of it, null as an empty list; lists as they are."""
     if pa.types.is_list(column.type):
         return column
     ends = np.cumsum([0, *column.is_valid().to_numpy()], dtype=np.int32)
-    return pa.ListArray.from_arrays(ends, pa.concat_arrays(column.chunks).drop_null())
+    return pa.ListArray.from_arrays(ends, pc.drop_null(column.combine_chunks()))
 
 
-def _object(line: bytes) -> dict[str, Any]:
-    """A line of JSON; ValueError says what it is instead."""
+def _parse_object(line: bytes) -> dict[str, Any]:
+    """The object in a line of JSON.
+
+    Raises:
+        ValueError: there is none; the message says what the row is instead.
+    """
     try:
         row = json.loads(line.decode("utf-8"))
     except UnicodeDecodeError as error:

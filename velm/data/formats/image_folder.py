@@ -1,4 +1,4 @@
-"""Images in folders named after what they show; their sentences are made from templates."""
+"""Images in folders named after their class; captions are made from templates."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow as pa
 
 from velm.data.base import Dataset, Record, Records
-from velm.data.formats.folder import IMAGES, SPLITS, check_fractions, hashed_split
-from velm.data.tables.records import existing_path
+from velm.data.formats.folder import SPLITS, check_fractions, hashed_split, list_images
+from velm.data.tables.validate import existing_path
 from velm.errors import DataError, MissingSplitError
 from velm.util import did_you_mean
 
@@ -19,18 +19,18 @@ __all__ = ["ImageFolder"]
 
 
 class ImageFolder(Dataset):
-    """Folders of classes: `train/tench/7.jpg` is 'a photo of a tench.', with its class in the record's metadata.
+    """Folders of classes: `train/tench/7.jpg` has the caption 'a photo of a tench.' and its class in the metadata.
 
-    Where there are subfolders `train`, `val`, `test`, they are the splits. Else the split of an image follows
-    from a hash of its name: it never changes when others are added. Classes are numbered over all splits together.
+    Subfolders `train`, `val`, `test` are the splits, if there are any. Otherwise the split of an image is a function
+    of a hash of its name, and does not change when images are added. All splits share the numbers of the classes.
 
     Args:
         path: the folder of the splits, or of the classes.
-        templates: sentences of each image, {} standing for the name of its class.
-        labels: csv with the columns folder and label, the classes in its order; None makes the names from those of
-            the folders, '_' becoming a blank, in the order of the alphabet.
-        val_fraction: part of the images for 'val', in [0, 1), where there are no subfolders for splits.
-        test_fraction: part of the images for 'test', in [0, 1), likewise.
+        templates: captions of each image; {} is replaced by the name of its class.
+        labels: csv with the columns folder and label, which gives the order of the classes; None: the names are those
+            of the folders with blanks for '_', in alphabetical order.
+        val_fraction: share of the images in 'val', in [0, 1), if there are no subfolders for splits.
+        test_fraction: share of the images in 'test', in [0, 1), likewise.
     """
 
     def __init__(
@@ -49,33 +49,34 @@ class ImageFolder(Dataset):
         wrong = [template for template in self.templates if template.count("{}") != 1]
         if wrong or not self.templates:
             raise ValueError(
-                f"templates are sentences with one {{}} for the class, such as 'a photo of a {{}}.'; got "
+                f"templates are captions with one {{}} for the class, such as 'a photo of a {{}}.'; got "
                 f"{wrong[0] if wrong else 'none'!r}."
             )
         self.path, self.labels = path, labels
         self.val_fraction, self.test_fraction = val_fraction, test_fraction
-        self._own = [split for split in SPLITS if os.path.isdir(os.path.join(path, split))]
+        self._split_folders = [split for split in SPLITS if os.path.isdir(os.path.join(path, split))]
 
     def split(self, name: str) -> ClassRecords:
         names = self._names()
         folders = {folder: number for number, folder in enumerate(names)}
-        splits: dict[str, list[tuple[str, int]]] = {split: [] for split in self._own or SPLITS}
-        for root in self._own or [""]:
+        splits: dict[str, list[tuple[str, int]]] = {split: [] for split in self._split_folders or SPLITS}
+        for root in self._split_folders or [""]:
             for folder in _subfolders(os.path.join(self.path, root)):
-                for path in _images(self.path, os.path.join(root, folder)):
+                for path in list_images(self.path, os.path.join(root, folder)):
                     split = root or hashed_split(path, self.val_fraction, self.test_fraction)
                     splits[split].append((path, folders[folder]))
-        found = splits.get(name)
-        if not found:
+        images = splits.get(name)
+        if not images:
             listed = ", ".join(f"{split!r} ({len(some)} images)" for split, some in splits.items() if some)
             raise MissingSplitError(f"{self.path!r} has no split {name!r}. It has: {listed or 'no images at all'}.")
-        paths = pa.array([path for path, _ in found], pa.large_string())
-        kind = np.array([number for _, number in found], np.int32)
-        return ClassRecords(self.path, paths, kind, list(names.values()), self.templates)
+        paths = pa.array([path for path, _ in images], pa.large_string())
+        labels = np.array([number for _, number in images], np.int32)
+        return ClassRecords(self.path, paths, labels, list(names.values()), self.templates)
 
     def _names(self) -> dict[str, str]:
         """The name of each folder's class, in the order of the classes."""
-        present = sorted({f for root in self._own or [""] for f in _subfolders(os.path.join(self.path, root))})
+        roots = [os.path.join(self.path, root) for root in self._split_folders or [""]]
+        present = sorted({folder for root in roots for folder in _subfolders(root)})
         if not present:
             raise DataError(f"{self.path!r} has no folders of classes, such as {os.path.join(self.path, 'dog')!r}.")
         if self.labels is None:
@@ -99,21 +100,21 @@ class ImageFolder(Dataset):
 
 
 class ClassRecords(Records):
-    """Images and their classes; sentences are made when they are asked for."""
+    """Images and their classes; captions are built on access."""
 
     def __init__(
-        self, root: str, paths: pa.Array, kind: np.ndarray, names: Sequence[str], templates: Sequence[str]
+        self, root: str, paths: pa.Array, labels: np.ndarray, names: Sequence[str], templates: Sequence[str]
     ) -> None:
-        """`paths`: large_string (images,), from `root`; `kind`: int (images,), places in `names`."""
-        self._root, self._paths, self._kind, self._templates = root, paths, kind, templates
-        self.classes = names  # of all splits, also those that this one has no image of
-        self.text_counts = np.full(len(kind), len(templates))
+        """`paths`: large_string (images,), from `root`; `labels`: int (images,), indices of `names`."""
+        self._root, self._paths, self._labels, self._templates = root, paths, labels, templates
+        self.classes = names  # of all splits
+        self.text_counts = np.full(len(labels), len(templates))
 
     def __len__(self) -> int:
-        return len(self._kind)
+        return len(self._labels)
 
-    def record(self, place: int) -> Record:
-        path, number = self._paths[place].as_py(), int(self._kind[place])
+    def record(self, index: int) -> Record:
+        path, number = self._paths[index].as_py(), int(self._labels[index])
         name = self.classes[number]
         return Record(
             image_id=path,
@@ -124,14 +125,4 @@ class ClassRecords(Records):
 
 
 def _subfolders(folder: str) -> list[str]:
-    return sorted(e.name for e in os.scandir(folder) if e.is_dir() and not e.name.startswith("."))
-
-
-def _images(root: str, folder: str) -> list[str]:
-    """The images in a folder and below, as sorted paths from `root`."""
-    return sorted(
-        os.path.relpath(os.path.join(where, file), root)
-        for where, _, files in os.walk(os.path.join(root, folder))
-        for file in files
-        if os.path.splitext(file)[1].lower() in IMAGES
-    )
+    return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))

@@ -1,4 +1,4 @@
-"""The field's own splits: Karpathy's dataset_coco.json, dataset_flickr8k.json, dataset_flickr30k.json."""
+"""The Karpathy splits: dataset_coco.json, dataset_flickr8k.json, dataset_flickr30k.json."""
 
 from __future__ import annotations
 
@@ -7,28 +7,26 @@ import os
 from collections import Counter
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
-from velm.data.bad_samples import check_bad_share, sound_texts
+from velm.data.bad_samples import check_bad_share, usable_texts
 from velm.data.base import Dataset
-from velm.data.tables.missing import missing_images
-from velm.data.tables.records import TableRecords, existing_path
+from velm.data.tables.records import TableRecords, records_from_texts
+from velm.data.tables.validate import existing_path, missing_images
 from velm.errors import DataError, MissingSplitError
 
 __all__ = ["Karpathy"]
 
 
 class Karpathy(Dataset):
-    """Images and sentences as in Karpathy and Fei-Fei 2015, "Deep Visual-Semantic Alignments".
+    """Images and captions in the format of Karpathy and Fei-Fei 2015, "Deep Visual-Semantic Alignments".
 
     Args:
         path: the JSON file.
-        root: folder that the images are in (for COCO the one that holds train2014 and val2014); None takes
-            the file's own.
-        restval_to_train: COCO's 'restval' (the validation images that are in no split) belongs to 'train', as
-            in most papers.
-        check_files: look whether every image of a split is there when the split is opened.
+        root: folder of the images (for COCO the one that holds train2014 and val2014); None: the
+            folder of the file.
+        restval_to_train: add COCO's 'restval' (validation images that are in no split) to 'train', as most papers do.
+        check_files: check that every image of a split exists when the split is opened.
     """
 
     def __init__(
@@ -43,8 +41,8 @@ class Karpathy(Dataset):
 
     def split(self, name: str) -> TableRecords:
         images = self._read()
-        wanted = {name, "restval"} if name == "train" and self.restval_to_train else {name}
-        chosen = [image for image in images if image["split"] in wanted]
+        splits = {name, "restval"} if name == "train" and self.restval_to_train else {name}
+        chosen = [image for image in images if image["split"] in splits]
         if not chosen:
             counts = Counter(image["split"] for image in images)
             listed = ", ".join(f"{split!r} ({count} images)" for split, count in counts.items())
@@ -53,24 +51,18 @@ class Karpathy(Dataset):
         paths, ids, texts = [], [], []
         for image in chosen:
             path = os.path.join(image.get("filepath", ""), image["filename"])
-            sentences, bad = sound_texts(
+            usable, bad = usable_texts(
                 [each["raw"].strip() for each in image["sentences"]], os.path.join(self.root, path)
             )
             bad_samples += bad
-            if sentences:
+            if usable:
                 paths.append(path)
                 ids.append(str(image.get("cocoid", image["filename"])))
-                texts.append(sentences)
+                texts.append(usable)
         if self.check_files:
-            bad_samples += missing_images(self.root, paths)
+            bad_samples += missing_images(self.root, pa.array(paths, pa.large_string()))
         check_bad_share(bad_samples, len(paths), self.max_bad, where)
-        image_index = np.repeat(np.arange(len(paths)), [len(sentences) for sentences in texts])
-        columns = {
-            "text": pa.array([text for sentences in texts for text in sentences], pa.large_string()),
-            "image": pa.array(paths, pa.large_string()).take(pa.array(image_index)),
-            "image_id": pa.array(ids, pa.large_string()).take(pa.array(image_index)),
-        }
-        records = TableRecords(columns, image_index, self.root)
+        records = records_from_texts(texts, paths, self.root, ids)
         records.bad_samples = bad_samples
         return records
 

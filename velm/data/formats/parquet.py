@@ -1,4 +1,4 @@
-"""Parquet files, with image paths as in the other tables or with the images' own bytes, read as they are needed."""
+"""Parquet files, with image paths as in the other tables or with the image bytes, which are read when needed."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,78 +16,57 @@ from pyarrow import parquet
 from velm.data.bad_samples import BadSample
 from velm.data.base import EncodedImage
 from velm.data.tables.records import row_names
-from velm.data.tables.rows import ROW
 from velm.data.tables.table import Table
+from velm.data.tables.validate import ROW
 from velm.errors import DataError
 
 __all__ = ["Parquet"]
 
-GROUPS_KEPT = 4  # row groups in memory, of each process
-LARGE = 64 * 2**20  # bytes of images in a row group, above which it is worth writing smaller ones
+CACHED_GROUPS = 4  # row groups in memory, per process
+LARGE_GROUP = 64 * 2**20  # bytes of images in a row group, above which smaller groups are advised
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class Parquet(Table):
-    """An Apache Parquet file; the sentences of a row may be a list.
+    """An Apache Parquet file; a row may hold a list of texts.
 
     Args:
-        image_bytes_column: column of the images' files as bytes, or of structs {bytes, path} as Hugging Face writes
-            them; `image_column`, `root`, `check_files` and `allow_outside` then mean nothing.
-        path: as of every table; so are the others.
+        image_bytes_column: column of the image files as bytes, or of structs {bytes, path} as Hugging Face writes
+            them; `image_column`, `root`, `check_files` and `allow_outside` are then ignored.
     """
 
-    def __init__(
-        self,
-        *,
-        path: str,
-        image_bytes_column: str | None = None,
-        root: str | None = None,
-        image_column: str | None = "image_path",
-        text_column: str = "text",
-        target_column: str | None = None,
-        weight_column: str | None = None,
-        split_column: str | None = "split",
-        image_id_column: str | None = "image_id",
-        splits: dict[str, str] | None = None,
-        missing_image: Literal["skip", "error", "drop", "blank"] = "skip",
-        check_files: bool = True,
-        allow_outside: bool = False,
-        allow_overlap: bool = False,
-    ) -> None:
-        inside = image_bytes_column is not None
-        super().__init__(
-            path=path, root=root, image_column=image_bytes_column if inside else image_column, text_column=text_column,
-            target_column=target_column, weight_column=weight_column, split_column=split_column,
-            image_id_column=image_id_column, splits=splits,
-            missing_image=missing_image, check_files=check_files and not inside,
-            allow_outside=allow_outside or inside, allow_overlap=allow_overlap,
-        )  # fmt: skip
-        self.image_bytes_column = image_bytes_column
+    image_bytes_column: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.image_bytes_column is not None:
+            self.image_column, self.check_files, self.allow_outside = self.image_bytes_column, False, True
+        super().__post_init__()
 
     def columns(self) -> list[str]:
         return list(self._schema().names)
 
     def read(self, columns: list[str], bad_samples: list[BadSample]) -> Iterator[pa.Table]:
-        inside, done = self.image_bytes_column, 0
-        numbered = None if inside is None else self._numbered()
+        images, done = self.image_bytes_column, 0
+        names = None if images is None else self._image_names()
         with parquet.ParquetFile(self.path, pre_buffer=False) as file:
-            for batch in file.iter_batches(columns=[column for column in columns if column != inside]):
+            for batch in file.iter_batches(columns=[column for column in columns if column != images]):
                 table, rows = pa.Table.from_batches([batch]), batch.num_rows
-                if numbered is not None:
-                    table = table.append_column(inside, numbered.slice(done, rows))
+                if names is not None:
+                    table = table.append_column(images, names.slice(done, rows))
                 yield table.append_column(ROW, pa.array(np.arange(done + 1, done + rows + 1)))
                 done += rows
 
-    def encoded(self) -> Cells | None:
-        return None if self.image_bytes_column is None else Cells(self.path, self._leaf())
+    def encoded_image(self) -> RowImages | None:
+        return None if self.image_bytes_column is None else RowImages(self.path, self._bytes_column())
 
-    def _folder(self) -> str | None:
-        return self.root if self.image_bytes_column is None else None
+    def _paths_root(self) -> str | None:
+        return self.image_root if self.image_bytes_column is None else None
 
-    def _images(self, columns: dict[str, pa.ChunkedArray]) -> np.ndarray | None:
-        """By id alone where there are bytes and ids: comparing bytes would read them all."""
-        if self.image_bytes_column is not None and "image_id" in columns:
-            columns = {name: column for name, column in columns.items() if name != "image"}
-        return super()._images(columns)
+    def _image_index(self, table: pa.Table) -> np.ndarray:
+        """By id alone if there are bytes and ids: comparing the bytes would read them all."""
+        if self.image_bytes_column is not None and "image_id" in table.column_names:
+            table = table.drop_columns("image")
+        return super()._image_index(table)
 
     def _schema(self) -> pa.Schema:
         try:
@@ -95,8 +74,8 @@ class Parquet(Table):
         except pa.ArrowInvalid as error:
             raise DataError(f"Cannot read {self.path!r} as Parquet: {error}") from error
 
-    def _leaf(self) -> str:
-        """The column of bytes as Parquet names it: 'image', or 'image.bytes' of a struct."""
+    def _bytes_column(self) -> str:
+        """The column of bytes in Parquet's notation: 'image', or 'image.bytes' in a struct."""
         name = self.image_bytes_column or ""
         kind = self._schema().field(name).type
         if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
@@ -108,27 +87,29 @@ class Parquet(Table):
             )
         return name
 
-    def _numbered(self) -> pa.Array:
-        """large_string (rows,), 'row 1' and so on, null where a row has no bytes; read only if need be."""
-        leaf = self._leaf()
-        with parquet.ParquetFile(self.path) as file:
-            metadata, present = file.metadata, []
-            place = next(i for i in range(metadata.num_columns) if metadata.schema.column(i).path == leaf)
-            for number in range(metadata.num_row_groups):
-                group = metadata.row_group(number)
-                known = group.column(place).statistics
-                if known is not None and known.has_null_count and known.null_count == 0:
-                    present.append(np.ones(group.num_rows, dtype=bool))
-                else:
-                    column = _group(self.path, leaf, number)
-                    present.append(column.is_valid().to_numpy(zero_copy_only=False))
-            self._warn_of_large(metadata, place)
-        there = np.concatenate([np.zeros(0, dtype=bool), *present])
-        return row_names(np.arange(1, len(there) + 1), there)
+    def _image_names(self) -> pa.Array:
+        """large_string (rows,), 'row 1', 'row 2', ...; null where a row has no bytes.
 
-    def _warn_of_large(self, metadata: Any, place: int) -> None:
-        sizes = [metadata.row_group(i).column(place).total_uncompressed_size for i in range(metadata.num_row_groups)]
-        if len(sizes) > GROUPS_KEPT and max(sizes) > LARGE:
+        Only the row groups whose statistics do not exclude nulls are read.
+        """
+        name = self._bytes_column()
+        with parquet.ParquetFile(self.path) as file:
+            metadata = file.metadata
+        column = next(i for i in range(metadata.num_columns) if metadata.schema.column(i).path == name)
+        present = [np.zeros(0, dtype=bool)]
+        for group in range(metadata.num_row_groups):
+            statistics = metadata.row_group(group).column(column).statistics
+            if statistics is not None and statistics.has_null_count and statistics.null_count == 0:
+                present.append(np.ones(metadata.row_group(group).num_rows, dtype=bool))
+            else:
+                present.append(np.asarray(_read_group(self.path, name, group).is_valid()))
+        self._warn_if_large(metadata, column)
+        missing = ~np.concatenate(present)
+        return row_names(pa.array(np.arange(1, len(missing) + 1), mask=missing))
+
+    def _warn_if_large(self, metadata: Any, column: int) -> None:
+        sizes = [metadata.row_group(i).column(column).total_uncompressed_size for i in range(metadata.num_row_groups)]
+        if len(sizes) > CACHED_GROUPS and max(sizes) > LARGE_GROUP:
             warnings.warn(
                 f"Row groups of {self.path!r} hold up to {max(sizes) >> 20} MiB of images, and the whole group is "
                 f"read to look at one. In shuffled training that is slow: write it with row_group_size=100, or pack "
@@ -138,8 +119,8 @@ class Parquet(Table):
 
 
 @dataclass(frozen=True)
-class Cell:
-    """The bytes in a row of a row group, read when called."""
+class RowBytes:
+    """Returns the bytes of a row of a row group; picklable."""
 
     path: str
     column: str
@@ -147,12 +128,12 @@ class Cell:
     row: int
 
     def __call__(self) -> bytes:
-        found: bytes = _group(self.path, self.column, self.group)[self.row].as_py()
+        found: bytes = _read_group(self.path, self.column, self.group)[self.row].as_py()
         return found
 
 
-class Cells:
-    """The images of a column of bytes, by row."""
+class RowImages:
+    """Maps a row, counted from 0, to the image in a column of bytes."""
 
     def __init__(self, path: str, column: str) -> None:
         self._path, self._column = path, column
@@ -162,12 +143,12 @@ class Cells:
     def __call__(self, index: int) -> EncodedImage:
         group = int(np.searchsorted(self._ends, index, side="right"))
         row = index - int(self._ends[group - 1] if group else 0)
-        return EncodedImage(f"{self._path}, row {index + 1}", Cell(self._path, self._column, group, row))
+        return EncodedImage(f"{self._path}, row {index + 1}", RowBytes(self._path, self._column, group, row))
 
 
-@lru_cache(maxsize=GROUPS_KEPT)
-def _group(path: str, column: str, group: int) -> pa.ChunkedArray:
-    """The bytes of a row group. The file is opened for each: handles and Arrow's threads do not survive a fork."""
+@lru_cache(maxsize=CACHED_GROUPS)
+def _read_group(path: str, column: str, group: int) -> pa.ChunkedArray:
+    """The bytes of a row group. Opens the file each time: handles and Arrow's threads do not survive a fork."""
     with parquet.ParquetFile(path, memory_map=True) as file:
         values = file.read_row_group(group, columns=[column], use_threads=False).column(0)
     return pc.struct_field(values, "bytes") if pa.types.is_struct(values.type) else values

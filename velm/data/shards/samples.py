@@ -10,8 +10,8 @@ import pyarrow as pa
 from velm.data.bad_samples import BadSample
 from velm.data.base import EncodedImage
 from velm.data.shards.tar import FileSlice
-from velm.data.tables.records import TableRecords, codes
-from velm.data.tables.rows import ROW
+from velm.data.tables.records import TableRecords, factorize
+from velm.data.tables.validate import ROW
 from velm.errors import DataError
 
 __all__ = ["Samples", "ShardImages"]
@@ -109,8 +109,8 @@ class Samples:
             first = int(np.flatnonzero(columns["target"].is_null().to_numpy(zero_copy_only=False))[0])
             name = columns["image_id"][int(sample[first])].as_py()
             raise DataError(f"Sample {name} has no targets, others have; each needs one for every text, or none has.")
-        rows, images = pa.array(sample), codes(columns["image_id"])
+        rows, images = pa.array(sample), factorize(columns["image_id"])
         columns |= {name: columns[name].take(rows) for name in ("image", "image_id")}
-        records = TableRecords({**columns, ROW: pa.array(sample + 1)}, sample, encoded=encoded)
+        records = TableRecords({**columns, ROW: pa.array(sample + 1)}, sample, encoded_image=encoded)
         records.image_indices, records.bad_samples = images, self.all_faults()
         return records

@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Sequence
 from typing import Any
 
-from velm.data.tables.records import existing_path
+from velm.data.tables.validate import existing_path
 from velm.errors import DataError, MissingPackageError
 from velm.util import write_atomically
 

@@ -1,88 +1,61 @@
-"""Records kept in Arrow columns, and what the file formats ask of their columns and images."""
+"""Records stored as Arrow columns; a `Record` is built when it is accessed."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from velm.data.bad_samples import BadSample, places
+from velm.data.bad_samples import BadSample
 from velm.data.base import EncodedImage, Record, Records
-from velm.data.tables.columns import slices
-from velm.data.tables.rows import ROW, Odd, named_faults, parted
-from velm.data.tables.sorting import index_type, stable_order
+from velm.data.tables.validate import ROW, has_text
 from velm.errors import DataError
-from velm.util import did_you_mean
 
-__all__ = ["TableRecords", "existing_path", "flattened", "opened"]
+__all__ = ["TableRecords", "factorize", "image_index", "records_from_texts", "row_names"]
 
 
 class TableRecords(Records):
-    """The records of a split, rows of one image together, images in the order of their first row."""
+    """The records of a split: the rows of an image are one record, in the order of their first rows.
+
+    Args:
+        columns: 'text', and 'image', 'image_id', 'target', 'weight', `ROW`, those that exist; (rows,) each.
+        image_index: int (rows,), the image of each row, numbered in order of appearance.
+        root: folder that the paths in 'image' start from.
+        encoded_image: the image of a row of the file, counted from 0, where images are not files of their own;
+            'image' is then null for rows without an image.
+
+    Attributes:
+        image_indices: int (records,), equal where two records show the same image; None: all differ.
+        bad_samples: what was left out, and the remaining records that are known to be bad.
+    """
 
     def __init__(
         self,
-        columns: dict[str, pa.ChunkedArray | pa.Array],
-        image_index: np.ndarray | None,
+        columns: Mapping[str, pa.ChunkedArray | pa.Array],
+        image_index: np.ndarray,
         root: str = "",
-        encoded: Callable[[int], EncodedImage] | None = None,
+        encoded_image: Callable[[int], EncodedImage] | None = None,
     ) -> None:
-        """Keep the columns; nothing is read.
-
-        Args:
-            columns: 'text', and 'image', 'image_id', 'target', 'weight' where there are.
-            image: int (rows,), which image a row shows, numbered in the order they come; None, each its own.
-            root: folder that the paths of 'image' start from.
-            encoded: gives images that are no files of their own, by the number in `ROW` less one; 'image' then only
-                says by null which rows have none.
-        """
-        self._columns, self._root, self._encoded = columns, root, encoded
-        self._order: np.ndarray | None = None  # rows by image; None as they come
-        self._ends: np.ndarray | None = None  # where each image's end; None where each has one
-        self._image_indices: np.ndarray | None = None
-        self._length = rows = len(columns["text"])
-        if image_index is not None and len(image_index) and int(image_index.max()) + 1 < rows:
-            self._ends = np.cumsum(np.bincount(image_index), dtype=index_type(rows))
-            self._length = len(self._ends)
-            if (image_index[1:] < image_index[:-1]).any():
-                self._order = stable_order(image_index)
-        self.bad_samples: list[BadSample] = []  # what was left out, and what is known to be bad of the rest
+        self._columns, self._root, self._encoded_image = columns, root, encoded_image
+        self._rows = np.argsort(image_index, kind="stable")  # by image
+        self._starts = np.concatenate([[0], np.cumsum(np.bincount(image_index))])  # of each image in `_rows`
+        self.image_indices: np.ndarray | None = None
+        self.bad_samples: list[BadSample] = []
 
     @property
     def text_counts(self) -> np.ndarray:
-        """int (records,), the number of texts of each."""
-        if self._ends is None:
-            return np.broadcast_to(np.int32(1), self._length)
-        return np.diff(self._ends, prepend=self._ends.dtype.type(0))
-
-    @property
-    def image_indices(self) -> np.ndarray:
-        """int (records,), equal where two records show the same image."""
-        return (
-            np.arange(self._length, dtype=index_type(self._length))
-            if self._image_indices is None
-            else self._image_indices
-        )
-
-    @image_indices.setter
-    def image_indices(self, image_indices: np.ndarray) -> None:
-        self._image_indices = image_indices
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all that is kept in memory: the columns, and the arrays that find an image's rows in them."""
-        arrays = (array for array in (self._order, self._ends, self._image_indices) if array is not None)
-        return sum(column.nbytes for column in self._columns.values()) + sum(array.nbytes for array in arrays)
+        """int (records,), the number of texts of each record."""
+        return np.diff(self._starts)
 
     def __len__(self) -> int:
-        return self._length
+        return len(self._starts) - 1
 
-    def record(self, place: int) -> Record:
-        rows = self._rows(place)
+    def record(self, index: int) -> Record:
+        rows: list[int] = self._rows[self._starts[index] : self._starts[index + 1]].tolist()
         image = self._value("image", rows[0])
         return Record(
             image_id=self._value("image_id", rows[0]) or image or f"row {self._value(ROW, rows[0])}",
@@ -92,85 +65,74 @@ class TableRecords(Records):
             weights=self._values("weight", rows),
         )
 
-    def _values(self, column: str, rows: Sequence[int]) -> tuple[Any, ...] | None:
-        return tuple(self._value(column, row) for row in rows) if column in self._columns else None
-
-    def _rows(self, place: int) -> Sequence[int]:
-        if self._ends is None:
-            return (place,)
-        start, end = int(self._ends[place - 1]) if place else 0, int(self._ends[place])
-        rows: Sequence[int] = range(start, end) if self._order is None else self._order[start:end].tolist()
-        return rows
-
-    def _image(self, image: str, row: int) -> str | EncodedImage:
-        return os.path.join(self._root, image) if self._encoded is None else self._encoded(self._value(ROW, row) - 1)
+    def _image(self, path: str, row: int) -> str | EncodedImage:
+        if self._encoded_image is None:
+            return os.path.join(self._root, path)
+        return self._encoded_image(self._value(ROW, row) - 1)
 
     def _value(self, column: str, row: int) -> Any:
         values = self._columns.get(column)
         return None if values is None else values[row].as_py()
 
-
-def existing_path(path: str) -> str:
-    """The path itself, or an error that names the nearest file of its folder."""
-    if os.path.exists(path):
-        return path
-    folder = os.path.dirname(path) or "."
-    if not os.path.isdir(folder):
-        raise DataError(f"There is no file {path!r}; its folder {folder!r} does not exist either.")
-    raise DataError(f"There is no file {path!r}.{did_you_mean(os.path.basename(path), os.listdir(folder))}")
+    def _values(self, column: str, rows: Sequence[int]) -> tuple[Any, ...] | None:
+        return tuple(self._value(column, row) for row in rows) if column in self._columns else None
 
 
-def whole(column: pa.ChunkedArray) -> pa.Array:
-    """A column in one piece."""
-    joined = column.combine_chunks()
-    return joined if isinstance(joined, pa.Array) else pa.concat_arrays(joined.chunks)
+def records_from_texts(
+    texts: Sequence[Sequence[str]], paths: Sequence[str], root: str, image_ids: Sequence[str] | None = None
+) -> TableRecords:
+    """Records of images (N,), given the captions and the path from `root` of each; the path is the id by default."""
+    image_index = np.repeat(np.arange(len(texts)), [len(each) for each in texts])
+    values = {"image": paths} if image_ids is None else {"image": paths, "image_id": image_ids}
+    columns = {name: pa.array(each, pa.large_string()).take(pa.array(image_index)) for name, each in values.items()}
+    columns["text"] = pa.array([text for each in texts for text in each], pa.large_string())
+    return TableRecords(columns, image_index, root)
 
 
-def distinct(column: pa.ChunkedArray | pa.Array) -> Iterator[str]:
-    """The texts of a column that are not blank, some of them more than once."""
-    for _, part in slices(column):
-        yield from (value for value in pc.unique(part).to_pylist() if value and not value.isspace())
+def image_index(table: pa.Table, file: str) -> np.ndarray:
+    """int (rows,), the image of each row, numbered in order of appearance.
+
+    Rows with the same 'image_id' show one image; without that column, rows with the same 'image'. Rows without either
+    have an image of their own.
+
+    Raises:
+        DataError: two images have the same id; the message names a row of `file`.
+    """
+    columns = dict(zip(table.column_names, table.columns, strict=True))
+    if "image_id" in columns:
+        index = factorize(columns["image_id"])
+        if "image" in columns:
+            _require_one_image_per_id(columns, index, file)
+        return index
+    if "image" not in columns:
+        return np.arange(table.num_rows)
+    named = has_text(columns["image"])
+    if pc.all(named).as_py():
+        return factorize(columns["image"])
+    return factorize(pc.if_else(named, columns["image"], row_names(columns[ROW], "\0row")))
 
 
-def codes(column: pa.Array) -> np.ndarray:
-    """int (rows,), equal where the texts are equal, numbered in order of appearance."""
-    return column.dictionary_encode(null_encoding="encode").indices.to_numpy(zero_copy_only=False)
+def _require_one_image_per_id(columns: Mapping[str, pa.ChunkedArray], index: np.ndarray, file: str) -> None:
+    image = factorize(pc.fill_null(columns["image"], ""))
+    first = np.flatnonzero(np.diff(np.maximum.accumulate(index), prepend=-1))  # row of each id
+    conflicts = np.flatnonzero(image != image[first[index]])
+    if len(conflicts):
+        row = int(conflicts[0])
+        one, other = columns["image"][int(first[index[row]])], columns["image"][row]
+        raise DataError(
+            f"{file!r}, row {columns[ROW][row]}: image id {columns['image_id'][row].as_py()!r} has two "
+            f"images, {one.as_py()!r} and {other.as_py()!r}. One id, one image."
+        )
 
 
-def row_names(numbers: np.ndarray | pa.Array, present: np.ndarray | None = None) -> pa.Array:
-    """large_string (rows,), 'row 7', where `present`, bool (rows,), is True; else null."""
-    names = pc.binary_join_element_wise(
-        pa.scalar("row", pa.large_string()),
-        pc.cast(pa.array(numbers), pa.large_string()),
-        pa.scalar(" ", pa.large_string()),
-    )
-    return names if present is None else pc.if_else(pa.array(present), names, pa.scalar(None, pa.large_string()))
+def factorize(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
+    """int (rows,), equal where the values are equal, numbered in order of appearance (as `pandas.factorize`)."""
+    chunks = column.chunks if isinstance(column, pa.ChunkedArray) else [column]
+    encoded = pa.chunked_array(chunks, column.type).dictionary_encode(null_encoding="encode")
+    return np.concatenate([np.zeros(0, np.int32), *(np.asarray(chunk.indices) for chunk in encoded.chunks)])
 
 
-def flattened(table: pa.Table, file: str, root: str | None = None) -> tuple[pa.Table, list[BadSample]]:
-    """One row a sentence: lists of them, and of what is beside them, are opened; rows without any are taken out."""
-    kept, odd = opened(table, file)
-    return kept, named_faults(odd, [kept], file, root)
-
-
-def opened(table: pa.Table, file: str) -> tuple[pa.Table, Odd]:
-    """As `flattened`, with the rows that were taken out as they are."""
-    beside = [n for n in ("text", "target", "weight") if n in table.column_names]
-    lists = [n for n in beside if _is_list(table[n].type)]
-    if not lists:
-        return parted(table, {})
-    if len(lists) < len(beside):
-        raise DataError(f"{file!r}: {' and '.join(beside)} must all be lists or none; only {', '.join(lists)} is one.")
-    lengths = [pc.fill_null(pc.list_value_length(table[n]), 0) for n in lists]
-    causes = dict.fromkeys(places(pc.equal(lengths[0], 0)), "its list of texts is empty")
-    for name, others in zip(lists[1:], lengths[1:], strict=True):
-        for place in places(pc.not_equal(lengths[0], others)):
-            causes[place] = f"{lengths[0][place]} texts but {others[place]} {name}s"
-    table, odd = parted(table, causes)
-    rows = pc.list_parent_indices(whole(table[lists[0]]))
-    flat = {n: pc.list_flatten(whole(table[n])) for n in lists}
-    return pa.table({n: flat[n] if n in flat else table[n].take(rows) for n in table.column_names}), odd
-
-
-def _is_list(kind: pa.DataType) -> bool:
-    return pa.types.is_list(kind) or pa.types.is_large_list(kind)
+def row_names(numbers: pa.ChunkedArray | pa.Array, prefix: str = "row") -> pa.ChunkedArray | pa.Array:
+    """large_string (rows,), 'row 7' for 7 and null for null."""
+    texts = pc.cast(numbers, pa.large_string())
+    return pc.binary_join_element_wise(pa.scalar(prefix, texts.type), texts, pa.scalar(" ", texts.type))
