@@ -155,7 +155,7 @@ def test_sentences_of_data_that_nobody_checked() -> None:
     tokenizer = WordTokenizer()
     tokenizer.train(["a dog"])
     made = CaptionSamples(records, tokenizer=tokenizer, transform=EvalTransform(image_size=4)).__getitems__([1])
-    assert made[0] == BadSample("b", "sentence 1 holds NUL characters", lost=0)
+    assert made[0] == BadSample("b", "text 1 holds NUL characters", lost=0)
     assert made[-1].image_id == 0
 
 

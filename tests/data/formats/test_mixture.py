@@ -69,7 +69,7 @@ def test_it_is_a_sequence_with_counts() -> None:
 def test_a_repeated_image_is_one_image_to_sampler_and_loss(captions: Any) -> None:
     train = mixture().split("train")
     items = CaptionSamples(train, tokenizer=ByteTokenizer(), transform=None, captions=captions)
-    ids = np.array([train[int(place)].image_id for place in items._place_of])
+    ids = np.array([train[int(place)].image_id for place in items._record_index])
     same = ids[:, None] == ids
     assert np.array_equal(items.image_of[:, None] == items.image_of, same)
     shown = [items[i].image_id for i in range(len(items))]

@@ -168,7 +168,7 @@ class CaptionSamples(TorchDataset):
         for text_index in text_indices:
             problem = text_problem(record.texts[text_index])
             if problem is not None:  # only in datasets that do not check their captions
-                raise DataError(f"sentence {text_index + 1} {problem}")
+                raise DataError(f"text {text_index + 1} {problem}")
         return [
             Sample(
                 image=image,
