@@ -126,7 +126,7 @@ def _process(rank: int, world: int, layout: str, steps: int, port: int, queue: A
 def _steps(layout: str, world: int, steps: int) -> dict[str, Any]:
     """A few steps of this process; the last one is counted, the median of the others is timed."""
     from velm.data.text.bpe import ByteTokenizer
-    from velm.doctor.memory import probe
+    from velm.planning.measure import probe
     from velm.planning.step import Setup, collectives
 
     sharded, piece = LAYOUTS[layout]
@@ -142,7 +142,7 @@ def _steps(layout: str, world: int, steps: int) -> dict[str, Any]:
         optimizer.step()
         optimizer.zero_grad()
         times.append(time.perf_counter() - begun)
-    setup = Setup(gpus=world, batch=BATCH, piece=piece, sharded=sharded)
+    setup = Setup(gpus=world, batch=BATCH, micro_batch=piece, sharded=sharded)
     predicted: dict[str, int] = defaultdict(int)
     for each in collectives(costs(), setup):
         predicted[each.kind] += each.bytes
@@ -214,8 +214,7 @@ def make_task(sharded: bool, piece: int | None, world: int) -> tuple[Any, Any]:
 def costs() -> Any:
     """What `velm.planning` measures of the model."""
     from velm.data.text.bpe import ByteTokenizer
-    from velm.doctor.memory import probe
-    from velm.planning.measure import measure
+    from velm.planning.measure import measure, probe
     from velm.training.task import VisionLanguageTask
 
     return measure(

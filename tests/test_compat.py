@@ -76,6 +76,12 @@ def test_two_views_of_a_storage_have_one_key() -> None:
     assert keys[0] == keys[1] != keys[2]
 
 
+def test_a_tensor_of_fake_mode_is_fake() -> None:
+    with _compat.FakeTensorMode():
+        assert _compat.is_fake(torch.nn.Parameter(torch.ones(4)))
+    assert not _compat.is_fake(torch.ones(4))
+
+
 def test_a_product_has_a_formula_and_a_sum_has_none() -> None:
     calls = {}
 

@@ -13,7 +13,7 @@ import yaml
 from PIL import Image
 
 from velm import cli
-from velm.doctor.laws.outcome import CHECKS
+from velm.doctor.laws import CHECKS
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 WEIGHTS = Path(__file__).parents[2] / "shared/data/weights/mobilenet_v2_imagenet.pth"
@@ -106,10 +106,10 @@ def test_config_takes_a_step(config: Path, table: Path) -> None:
 def test_config_passes_the_selfcheck(config: Path, table: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--config", str(config), *options_of(config, table), *smaller(config), "--json"]
     status = cli.main(["selfcheck", *options])
-    checks = {check["name"]: check for check in json.loads(capsys.readouterr().out)["checks"]}
+    checks = {check["check"]: check for check in json.loads(capsys.readouterr().out)["findings"]}
     assert status == 0, checks
     assert set(checks) == set(CHECKS)
-    assert [name for name, check in checks.items() if check["status"] == "skipped"] == (
+    assert [name for name, check in checks.items() if check["severity"] == "skipped"] == (
         [] if "decoder:" in config.read_text() else ["decoding"]
     )
     assert not list(table.parent.glob("run*"))

@@ -18,7 +18,7 @@ import yaml
 
 from velm import metrics, registry
 from velm.cli import COMMANDS
-from velm.findings import CHECKS
+from velm.doctor.examine import CHECKS
 from velm.model import build_model
 from velm.pretrained.weights import skip_pretrained
 from velm.testing import LAWS, assert_contract
@@ -285,8 +285,8 @@ def test_every_option_of_packing_is_described() -> None:
     assert first_column(section("data.md", "Packing")) == options - {"-h", "--help"}
 
 
-def test_every_fault_is_described() -> None:
-    text = section("plugins.md", "Faults")
+def test_every_violation_is_described() -> None:
+    text = section("plugins.md", "Violations")
     assert first_column(text) == set(LAWS)
     for name, law in LAWS.items():
         row = next(line for line in text.splitlines() if line.startswith(f"| `{name}` |"))
@@ -302,7 +302,7 @@ def test_every_check_of_the_doctor_is_described() -> None:
 
 
 def test_every_check_of_the_selfcheck_is_described() -> None:
-    from velm.doctor.laws.outcome import CHECKS as LAWS_OF_TRAINING
+    from velm.doctor.laws import CHECKS as LAWS_OF_TRAINING
 
     text = section("selfcheck.md", "Checks")
     assert first_column(text) == set(LAWS_OF_TRAINING)

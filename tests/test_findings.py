@@ -1,38 +1,57 @@
-"""Findings are told gravest first, counted, and decide the exit code."""
+"""Findings are sorted by severity, counted, and decide the exit code; their JSON form is plain."""
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
-from velm.findings import Finding, exit_code, share, summary, table
+from velm.findings import Finding, as_dict, exit_code, share, summary, table
 
 ALL = [
     Finding("steps", "ok", "All is well."),
-    Finding("data", "error", "It cannot be read.", "Mend it."),
+    Finding("decoding", "skipped", "The model has no decoder.", seconds=0.04),
+    Finding("data", "error", "It cannot be read.", "Repair it."),
     Finding("warmup", "warning", "Too long.", "Shorten it."),
-    Finding("memory", "info", "About 3 MiB."),
+    Finding("memory", "info", "About 3 MiB.", value={"total": 3}),
 ]
 
 
-@pytest.mark.parametrize(("kept", "code"), [((0, 3), 0), ((0, 2, 3), 1), ((0, 1, 2, 3), 2), ((), 0)])
-def test_the_gravest_finding_decides_the_exit_code(kept: tuple[int, ...], code: int) -> None:
-    findings = [ALL[i] for i in kept]
-    assert exit_code(findings) == summary(findings)["exit_code"] == code
+@pytest.mark.parametrize(("chosen", "code"), [((0, 1, 4), 0), ((0, 3, 4), 1), ((0, 2, 3, 4), 2), ((), 0)])
+def test_the_worst_severity_decides_the_exit_code(chosen: tuple[int, ...], code: int) -> None:
+    assert exit_code([ALL[i] for i in chosen]) == code
 
 
-def test_the_table_is_grouped_by_severity_and_ends_with_a_summary() -> None:
+def test_the_table_is_sorted_by_severity_and_ends_with_counts() -> None:
     lines = table(ALL).splitlines()
-    assert [line.split()[0] for line in lines if line[:1].strip()] == ["error", "warning", "info", "ok", "1"]
-    assert "> Mend it." in lines[1]
-    assert lines[-1] == "1 error, 1 warning, 2 others: mend the errors first."
-    assert table(ALL[:1]).endswith("0 errors, 0 warnings, 1 others: nothing stands in the way.")
+    rows = [line.split()[0] for line in lines if line[:1].strip()]
+    assert rows == ["error", "warning", "info", "ok", "skipped", "1"]
+    assert "> Repair it." in lines[1]
+    assert "0.0 s  The model has no decoder." in table(ALL)
+    assert lines[-1] == "1 error, 1 warning, 1 info, 1 ok, 1 skipped."
+    assert table(ALL[:1]).endswith("0 errors, 0 warnings, 1 ok.")
+    assert table([Finding("steps", "ok")]).startswith("ok       steps\n")
 
 
-def test_a_finding_is_of_a_known_check_and_severity() -> None:
-    with pytest.raises(ValueError, match="a check of CHECKS and a Severity; got 'stepz', 'ok'"):
-        Finding("stepz", "ok", "")
-    with pytest.raises(ValueError, match="'fatal'"):
+def test_the_json_form_has_every_field_and_the_counts() -> None:
+    content = as_dict(ALL, 2)
+    assert json.loads(json.dumps(content, allow_nan=False)) == content
+    assert content["findings"][4] == {
+        "check": "memory", "severity": "info", "message": "About 3 MiB.", "advice": "", "value": {"total": 3},
+        "seconds": None,
+    }  # fmt: skip
+    assert content["summary"] == {**summary(ALL), "exit_code": 2}
+    assert summary(ALL) == {"error": 1, "warning": 1, "info": 1, "ok": 1, "skipped": 1}
+
+
+def test_a_finding_has_a_known_severity() -> None:
+    with pytest.raises(ValueError, match=r"Unknown severity 'fatal'\. Severities: error, warning, info, ok, skipped"):
         Finding("steps", "fatal", "")  # type: ignore[arg-type]
+
+
+def test_a_finding_as_text_is_its_check_its_message_and_its_advice() -> None:
+    assert str(ALL[2]) == "data: It cannot be read. Repair it."
+    assert str(Finding("steps", "ok")) == "steps:"
 
 
 def test_shares() -> None:

@@ -6,6 +6,7 @@ before the bounds are raised, that test says what has moved. Nothing heavy is im
 
 from __future__ import annotations
 
+import sys
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,7 @@ __all__ = [
     "has_own_checkpoint_io",
     "is_batch_norm",
     "is_dropout",
+    "is_fake",
     "is_recomputing",
     "is_running_norm",
     "request_stop",
@@ -71,6 +73,12 @@ def is_dropout(module: object) -> bool:
     from torch.nn.modules.dropout import _DropoutNd
 
     return isinstance(module, _DropoutNd)
+
+
+def is_fake(tensor: object) -> bool:
+    """Whether a tensor has no data, since it was made under `FakeTensorMode`."""
+    module = sys.modules.get("torch._subclasses.fake_tensor")  # not imported: there are none
+    return module is not None and isinstance(tensor, module.FakeTensor)
 
 
 def is_recomputing() -> bool:

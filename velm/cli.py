@@ -17,11 +17,11 @@ COMMANDS = {
     "caption": ("velm.commands.caption", "describe images with a checkpoint"),
     "evaluate": ("velm.commands.evaluate", "recall, BLEU, ROUGE-L, CIDEr-D of a checkpoint"),
     "explain": ("velm.commands.explain", "where each word looked, where a sentence is found"),
-    "doctor": ("velm.commands.doctor", "look over data and config before hours are spent"),
-    "plan": ("velm.commands.plan", "memory and time of a step on devices that are not at hand"),
-    "selfcheck": ("velm.commands.selfcheck", "hold the laws of training against a config, on this machine"),
+    "doctor": ("velm.commands.doctor", "check data and config before training"),
+    "plan": ("velm.commands.plan", "predict memory and time of a step on other devices"),
+    "selfcheck": ("velm.commands.selfcheck", "check laws of training for a config, on this machine"),
     "pack": ("velm.commands.pack", "write a dataset as tar shards"),
-    "plugins": ("velm.commands.plugins", "list, show and check encoders, decoders, losses, datasets, tokenizers"),
+    "plugins": ("velm.commands.plugins", "list, show and check encoders, decoders, losses, datasets, tokenizers, ..."),
 }
 TRAINER = "velm.training.run"
 

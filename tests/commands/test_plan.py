@@ -1,4 +1,4 @@
-"""`velm plan` tells what fits, what does not and what to set, and names its assumptions."""
+"""`velm plan` says what fits, what to set if it does not, and its assumptions."""
 
 from __future__ import annotations
 
@@ -23,31 +23,31 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 def plan(capsys: pytest.CaptureFixture[str], *options: str) -> tuple[int, dict[str, Any]]:
     status = cli.main(["plan", *SMALL, "--json", *options])
-    told: dict[str, Any] = json.loads(capsys.readouterr().out)
-    return status, told
+    content: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return status, content
 
 
 def test_what_fits_and_its_parts(capsys: pytest.CaptureFixture[str]) -> None:
-    status, told = plan(capsys, "--gpus", "64", "--gpu-memory", "80", "--samples", "8192000")
+    status, content = plan(capsys, "--gpus", "64", "--gpu-memory", "80", "--samples", "8192000")
     assert status == 0
-    assert told["fits"]
-    assert told["gpu_memory"] == 80 * GIB
-    assert told["setup"]["batch"] == 128
-    assert told["memory"]["total"] == sum(size for part, size in told["memory"].items() if part != "total")
-    rate = 128 * 64 / told["seconds"]["total"]
-    assert told["samples_a_second"] == pytest.approx(rate)
-    assert told["hours_an_epoch"] == pytest.approx(8192000 / rate / 3600)
+    assert content["fits"]
+    assert content["gpu_memory"] == 80 * GIB
+    assert content["setup"]["batch"] == 128
+    assert content["memory"]["total"] == sum(size for part, size in content["memory"].items() if part != "total")
+    rate = 128 * 64 / content["seconds"]["total"]
+    assert content["samples_a_second"] == pytest.approx(rate)
+    assert content["hours_an_epoch"] == pytest.approx(8192000 / rate / 3600)
 
 
-def test_what_does_not_fit_is_told_what_to_set(capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_does_not_fit_comes_with_options_that_fit(capsys: pytest.CaptureFixture[str]) -> None:
     _, whole = plan(capsys, "--data.batch_size=512")
     small = f"{0.6 * whole['memory']['total'] / GIB:.4f}"
-    status, told = plan(capsys, "--data.batch_size=512", "--gpu_memory", small)
+    status, content = plan(capsys, "--data.batch_size=512", "--gpu_memory", small)
     assert status == 1
-    assert not told["fits"]
-    (flag,) = told["advice"]["flags"]
+    assert not content["fits"]
+    (flag,) = content["advice"]["flags"]
     assert flag.startswith("--model.micro_batch_size=")
-    assert told["advice"]["memory"]["total"] <= 0.9 * float(small) * GIB
+    assert content["advice"]["memory"]["total"] <= 0.9 * float(small) * GIB
     again, _ = plan(capsys, "--data.batch_size=512", "--gpu_memory", small, flag)
     assert again == 0
     assert cli.main(["plan", *SMALL, "--data.batch_size=512", "--gpu_memory", small]) == 1
@@ -58,14 +58,14 @@ def test_what_does_not_fit_is_told_what_to_set(capsys: pytest.CaptureFixture[str
 
 def test_nothing_fits(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["plan", *SMALL, "--gpu_memory", "0.0001"]) == 1
-    assert "Nothing fits, one sample a device included" in capsys.readouterr().out
+    assert "Nothing fits, not even one sample per device" in capsys.readouterr().out
 
 
 def test_assumptions_are_options_and_are_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["plan", *SMALL, "--gpus", "16", "--utilisation", "0.25", "--interconnect_gb_s", "12"]) == 0
     printed = capsys.readouterr().out
     assert "assumed: 25% of 989 TFLOP/s" in printed
-    assert "12 GB/s a device between machines" in printed
+    assert "12 GB/s per device between machines" in printed
 
 
 @pytest.mark.parametrize(
@@ -73,7 +73,7 @@ def test_assumptions_are_options_and_are_named(capsys: pytest.CaptureFixture[str
     [
         (["--gpus", "0"], "0 is too small; it is at least 1"),
         (["--gpu_memory", "-3"], "-3 is not above 0"),
-        (["--utilisation", "1.5"], "1.5 is not a share, above 0 and at most 1"),
+        (["--utilisation", "1.5"], "1.5 is not a fraction, above 0 and at most 1"),
         (["--device", "h1000"], "Unknown device 'h1000'. Known: v100"),
         (["--model.image_encoder.name=vitt"], "vitt"),
     ],

@@ -1,4 +1,4 @@
-"""Batches and steps: figures against counting them, and against what the Trainer says."""
+"""Batches and steps against sampling, and against the Trainer."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_a_batch_larger_than_the_split() -> None:
     assert "Use fewer processes" in none.message
 
 
-def test_samples_are_images_or_sentences() -> None:
+def test_samples_are_images_or_texts() -> None:
     assert batch_size([5] * 20, size=10, devices=1, captions="random")[1] == 2
     assert batch_size([5] * 20, size=10, devices=1, captions="all")[1] == 10
 
@@ -79,7 +79,7 @@ def test_first_loss_is_ln_b() -> None:
     assert first_loss(["triplet"], rows=256, per_image=2, vocab_size=9) is None
 
 
-def test_first_loss_is_what_the_losses_say() -> None:
+def test_first_loss_is_that_of_the_loss() -> None:
     """Of embeddings that are all the same."""
     import torch
 
@@ -89,9 +89,9 @@ def test_first_loss_is_what_the_losses_say() -> None:
     batch = Batch(images=None, tokens=None, mask=None, image_ids=torch.arange(6).repeat_interleave(2))
     same = torch.ones(12, 1)
     loss = ContrastiveLoss()(VisionLanguageOutput(embeddings=JointEmbeddings(same, same)), batch)
-    told = first_loss(["contrastive"], rows=12, per_image=2, vocab_size=9)
-    assert told is not None
-    assert loss.item() == pytest.approx(told.value["contrastive"])
+    finding = first_loss(["contrastive"], rows=12, per_image=2, vocab_size=9)
+    assert finding is not None
+    assert loss.item() == pytest.approx(finding.value["contrastive"])
 
 
 @pytest.mark.parametrize(
@@ -132,8 +132,8 @@ def test_a_run_without_end_or_beginning() -> None:
     assert endless.severity == "error"
     assert "Nothing ends the run" in endless.message
     none = steps(optimizer_steps(10, max_epochs=1, limit=0.01))
-    assert (none.severity, none.message) == ("error", "The run has no step at all.")
-    assert steps(12).message == "12 optimizer steps in all."
+    assert (none.severity, none.message) == ("error", "The run has no step.")
+    assert steps(12).message == "12 optimizer steps."
 
 
 def test_a_warmup_longer_than_half_the_run() -> None:
@@ -151,4 +151,4 @@ def test_accumulation_is_no_larger_batch() -> None:
     finding = accumulation(4, ["contrastive"])
     assert finding is not None
     assert finding.severity == "warning"
-    assert "the negatives of a row (contrastive) come from one of them" in finding.message
+    assert "the negatives of a row (contrastive) come from its own batch" in finding.message

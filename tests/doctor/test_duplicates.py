@@ -1,4 +1,4 @@
-"""The same image twice: by bytes, and to the eye; other images are left alone."""
+"""The same image twice, by bytes or nearly; different images are not reported."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from PIL import Image, ImageEnhance
 
 from velm.data.base import Record
 from velm.data.synthetic.shapes import Shapes
-from velm.doctor.duplicates import duplicates, near_pairs
-from velm.doctor.images import ScannedImage, look
+from velm.doctor.duplicates import check_duplicates, near_pairs
+from velm.doctor.images import ScannedImage, scan_images
 
 
 def examined(**splits: list[Record]) -> dict[str, object]:
-    return {finding.check: finding for finding in duplicates(look(splits, limit=10_000))}
+    return {finding.check: finding for finding in check_duplicates(scan_images(splits, limit=10_000))}
 
 
 def test_clean_splits_have_none(records) -> None:
     found = examined(train=records("train", 0, 40), val=records("val", 40, 20))
     assert {f.severity for f in found.values()} == {"ok"}
-    assert found["duplicates_across_splits"].message == "No image is in two splits, among 60 looked at."
+    assert found["duplicates_across_splits"].message == "No image is in two splits, among 60 decoded."
 
 
 def test_a_copy_in_another_split_is_a_warning(records, tmp_path: Path) -> None:
@@ -32,8 +32,8 @@ def test_a_copy_in_another_split_is_a_warning(records, tmp_path: Path) -> None:
     found = examined(train=train, val=[*val, Record("copy", str(copy), ("a",))])
     finding = found["duplicates_across_splits"]
     assert finding.severity == "warning"
-    assert f"1 byte for byte (=), 0 to the eye (~): train {train[3].image} = val {copy}." in finding.message
-    assert "Take them out of the training split" in finding.advice
+    assert f"1 byte for byte (=), 0 nearly the same (~): train {train[3].image} = val {copy}." in finding.message
+    assert "Remove them from the training split" in finding.advice
     assert found["duplicates_within_a_split"].severity == "ok"
 
 
@@ -46,7 +46,7 @@ def test_a_copy_in_another_split_is_a_warning(records, tmp_path: Path) -> None:
         lambda image: image,
     ],
 )
-def test_a_image_saved_again_is_recognised(change, records, tmp_path: Path) -> None:
+def test_an_image_saved_again_is_recognised(change, records, tmp_path: Path) -> None:
     train, val = records("train", 0, 5), records("val", 5, 2)
     again = tmp_path / "again.jpg"
     change(Image.open(train[1].image)).save(again, quality=60)
@@ -76,7 +76,7 @@ def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     hashes[30] = hashes[2] ^ 0b1011
     hashes[7] = hashes[6] ^ 0b11111  # five bits: too far
     flat = np.zeros((16, 16, 3), dtype=np.uint8)
-    seen = [ScannedImage("train", str(i), digest=bytes([i]), look=h, thumbnail=flat) for i, h in enumerate(hashes)]
+    seen = [ScannedImage("train", str(i), digest=bytes([i]), hash=h, thumbnail=flat) for i, h in enumerate(hashes)]
     for rows in (1, 7, 256):
         monkeypatch.setattr("velm.doctor.duplicates.ROWS", rows)
         assert [(a.name, b.name) for a, b in near_pairs(seen)] == [("2", "30")]

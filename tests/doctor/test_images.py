@@ -7,21 +7,21 @@ from pathlib import Path
 import numpy as np
 
 from velm.data.base import EncodedImage, Record
-from velm.doctor.images import difference_hash, image_findings, look
+from velm.doctor.images import check_images, difference_hash, scan_images
 
 
-def test_clean_images_are_well(records) -> None:
-    found = look({"train": records("train", 0, 6), "val": records("val", 6, 3)}, limit=100)
-    (finding,) = image_findings(found)
+def test_clean_images_pass(records) -> None:
+    found = scan_images({"train": records("train", 0, 6), "val": records("val", 6, 3)}, limit=100)
+    (finding,) = check_images(found)
     assert finding.severity == "ok"
     assert finding.message == "9 images decoded, none missing."
-    assert len({p.digest for p in found}) == len({p.look for p in found}) == 9
+    assert len({p.digest for p in found}) == len({p.hash for p in found}) == 9
 
 
 def test_a_missing_image_is_named(records) -> None:
     train = records("train", 0, 4)
     Path(train[2].image).unlink()
-    (finding,) = image_findings(look({"train": train}, limit=100))
+    (finding,) = check_images(scan_images({"train": train}, limit=100))
     assert finding.severity == "error"
     assert finding.message == f"1 of 4 (25.0%) images are missing: {train[2].image}."
     assert "data.dataset.root" in finding.advice
@@ -32,7 +32,7 @@ def test_unreadable_images_are_named_with_their_cause(records) -> None:
     content = Path(train[0].image).read_bytes()
     Path(train[0].image).write_bytes(content[: len(content) // 2])  # cut off
     Path(train[1].image).write_bytes(b"no image")
-    (finding,) = image_findings(look({"train": train}, limit=100))
+    (finding,) = check_images(scan_images({"train": train}, limit=100))
     assert finding.severity == "error"
     assert finding.message.startswith("2 of 4 (50.0%) decoded images cannot be read. train: Cannot read image")
     assert "train_0.jpg" in finding.message
@@ -40,13 +40,13 @@ def test_unreadable_images_are_named_with_their_cause(records) -> None:
     assert "UnidentifiedImageError" in finding.message
 
 
-def test_a_limit_is_said_and_missing_files_are_still_found(records) -> None:
+def test_a_limit_is_stated_and_missing_files_are_still_found(records) -> None:
     train = records("train", 0, 10)
-    (finding,) = image_findings(look({"train": train}, limit=3))
-    assert finding.message == "3 images decoded, none missing; the other 7 were only looked for (--pictures)."
+    (finding,) = check_images(scan_images({"train": train}, limit=3))
+    assert finding.message == "3 images decoded, none missing; the other 7 were only checked to exist (--pictures)."
     for record in train:
         Path(record.image).unlink()
-    (finding,) = image_findings(look({"train": train}, limit=3))
+    (finding,) = check_images(scan_images({"train": train}, limit=3))
     assert finding.value["missing"] == 10
 
 
@@ -55,21 +55,21 @@ def test_every_kind_of_image_is_taken(records) -> None:
     content = Path(path).read_bytes()
     inside = EncodedImage("shard.tar/a.jpg", lambda: content)
     array = np.zeros((8, 8, 3), dtype=np.uint8)
-    found = look(
+    found = scan_images(
         {"train": [Record("a", inside, ("a",)), Record("b", array, ("b",)), Record("c", None, ("c",))]}, limit=9
     )
     assert [p.name for p in found] == ["shard.tar/a.jpg", "b"]
     assert all(p.error is None for p in found)
-    assert found[0].digest == look({"x": [Record("a", path, ("a",))]}, limit=1)[0].digest
-    assert image_findings([])[0].message == "The data has no images."
+    assert found[0].digest == scan_images({"x": [Record("a", path, ("a",))]}, limit=1)[0].digest
+    assert check_images([])[0].message == "The data has no images."
 
 
 def test_a_record_that_raises_is_a_broken_image() -> None:
     class Broken(list):
-        def __getitem__(self, place):  # type: ignore[no-untyped-def]
+        def __getitem__(self, index):  # type: ignore[no-untyped-def]
             raise KeyError("gone")
 
-    (finding,) = image_findings(look({"train": Broken([1])}, limit=5))
+    (finding,) = check_images(scan_images({"train": Broken([1])}, limit=5))
     assert "KeyError: 'gone'" in finding.message
 
 

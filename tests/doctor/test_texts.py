@@ -1,4 +1,4 @@
-"""What should not be in sentences, and what the tokenizer makes of them."""
+"""Odd and repeated texts, and their tokens."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from velm.data.text.word import WordTokenizer
 from velm.doctor.texts import (
     long_captions,
     odd_captions,
-    read_sentences,
+    read_texts,
     repeated_captions,
     special_tokens,
     unknown_words,
 )
 
 
-def said(*texts: str, targets: tuple[str, ...] | None = None) -> list[Record]:
+def records(*texts: str, targets: tuple[str, ...] | None = None) -> list[Record]:
     return [Record(str(i), None, (text,), targets) for i, text in enumerate(texts)]
 
 
@@ -29,29 +29,29 @@ def trained(*texts: str) -> WordTokenizer:
 
 
 def read(*texts: str) -> dict:
-    return {"train": read_sentences(said(*texts), trained("a red dog runs on the grass"))}
+    return {"train": read_texts(records(*texts), trained("a red dog runs on the grass"))}
 
 
 CLEAN = ("a red dog", "the dog runs", "a dog on the grass")
 
 
-def test_clean_sentences_are_well() -> None:
+def test_clean_texts_pass() -> None:
     splits = read(*CLEAN)
     findings = [long_captions(splits, 10), unknown_words(splits), *odd_captions(splits), repeated_captions(splits)]
     assert {f.severity for f in findings} == {"ok"}
 
 
-def test_sentences_are_counted_with_their_targets() -> None:
-    read = read_sentences(said("a red cat", targets=("the dog",)), trained("a red dog runs on the grass"))
+def test_texts_are_counted_with_their_targets() -> None:
+    read = read_texts(records("a red cat", targets=("the dog",)), trained("a red dog runs on the grass"))
     assert (read.images, read.tokens, read.unknown, read.lengths.tolist()) == (1, 5, 1, [5, 4])
 
 
-def test_cut_sentences_are_counted() -> None:
+def test_cut_texts_are_counted() -> None:
     splits = read(*["a dog"] * 30, "a dog runs on the grass")
     few = long_captions(splits, 7)
     assert few.severity == "info"
-    assert "max_length 7 cuts 1 of 31 (3.2%) sentences; the longest has 8 tokens" in few.message
-    assert "data.max_length=8 keeps all of them whole" in few.advice
+    assert "max_length 7 cuts 1 of 31 (3.2%) texts; the longest has 8 tokens" in few.message
+    assert "data.max_length=8 cuts none" in few.advice
     assert long_captions(splits, 3).severity == "warning"
     assert long_captions(splits, 8).severity == "ok"
 
@@ -67,30 +67,30 @@ def test_unknown_words_by_split() -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("  ", "1 different sentences are empty: train '  '"),
+        ("  ", "1 different texts are empty: train '  '"),
         ("x" * 1001, "are longer than 1,000 characters"),
         ("a \0 dog", "hold a NUL character"),
         ("caf� dog", "hold U+FFFD"),
     ],
 )
-def test_odd_sentences_are_shown(text: str, words: str) -> None:
+def test_odd_texts_are_shown(text: str, words: str) -> None:
     (finding,) = odd_captions(read(*CLEAN, text))
     assert finding.severity == "warning"
     assert words in finding.message
     assert finding.advice
 
 
-def test_one_sentence_for_many_images() -> None:
+def test_one_text_for_many_images() -> None:
     finding = repeated_captions(read(*["a dog"] * 6, "a red dog"))
     assert finding.severity == "warning"
     assert "train: 6 of 7 (85.7%) images, 'a dog' for 6 of them" in finding.message
     assert repeated_captions(read("a dog", "a dog", "a red dog")).severity == "info"
     same = [Record("one", None, ("a dog",)) for _ in range(20)]  # twenty drawings of one scene
-    assert repeated_captions({"train": read_sentences(same, ByteTokenizer())}).severity == "ok"
+    assert repeated_captions({"train": read_texts(same, ByteTokenizer())}).severity == "ok"
 
 
 def test_a_limit_reads_evenly() -> None:
-    read = read_sentences(said(*map(str, range(100))), ByteTokenizer(), limit=5)
+    read = read_texts(records(*map(str, range(100))), ByteTokenizer(), limit=5)
     assert (read.images, sorted(read.by_text, key=int)) == (5, ["0", "25", "50", "74", "99"])
     assert isinstance(read.lengths, np.ndarray)
 

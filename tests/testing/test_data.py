@@ -1,4 +1,4 @@
-"""Each broken tokenizer and dataset is caught by its fault."""
+"""Each broken tokenizer and dataset is reported by its violation."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class NeverTrained(Letters):
 
 
 @pytest.mark.parametrize(
-    ("tokenizer", "fault"),
+    ("tokenizer", "violation"),
     [
         (OneIdForTwo, "special ids"),
         (NoEos, "not bos ... eos"),
@@ -84,9 +84,9 @@ class NeverTrained(Letters):
         (NeverTrained, "raised"),
     ],
 )
-def test_broken_tokenizers_are_caught_by_name(tokenizer: type, fault: str) -> None:
-    assert not check(Letters).faults
-    assert [f.name for f in check_tokenizer(tokenizer).faults] == [fault]
+def test_broken_tokenizers_are_caught_by_name(tokenizer: type, violation: str) -> None:
+    assert not check(Letters).violations
+    assert [f.check for f in check_tokenizer(tokenizer).violations] == [violation]
 
 
 class Numbers(Dataset):
@@ -161,7 +161,7 @@ class Dice(Numbers):
 
 
 @pytest.mark.parametrize(
-    ("dataset", "fault"),
+    ("dataset", "violation"),
     [
         (AnySplit, "unknown split"),
         (KeepsSplitsToItself, "unknown split"),
@@ -174,6 +174,6 @@ class Dice(Numbers):
         (Dice, "not repeatable"),
     ],
 )
-def test_broken_datasets_are_caught_by_name(dataset: type, fault: str) -> None:
-    assert not check(Numbers).faults
-    assert [f.name for f in check_dataset(dataset).faults] == [fault]
+def test_broken_datasets_are_caught_by_name(dataset: type, violation: str) -> None:
+    assert not check(Numbers).violations
+    assert [f.check for f in check_dataset(dataset).violations] == [violation]

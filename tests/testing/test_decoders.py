@@ -1,4 +1,4 @@
-"""Each broken decoder is caught by its fault."""
+"""Each broken decoder is reported by its violation."""
 
 from __future__ import annotations
 
@@ -86,12 +86,12 @@ class ProjectsTooSoon(Averages):
         return self.output_projection(super().forward(tokens, memory, memory_mask))
 
 
-def test_a_right_decoder_has_no_fault() -> None:
-    assert not check(Averages).faults
+def test_a_right_decoder_has_no_violation() -> None:
+    assert not check(Averages).violations
 
 
 @pytest.mark.parametrize(
-    ("decoder", "faults"),
+    ("decoder", "violations"),
     [
         (LooksAhead, ["looks ahead", "stepping differs from forward"]),
         (MemoryLeak, ["padding leak"]),
@@ -101,9 +101,9 @@ def test_a_right_decoder_has_no_fault() -> None:
         (ProjectsTooSoon, ["wrong shape"]),
     ],
 )
-def test_broken_decoders_are_caught_by_name(decoder: type, faults: list[str]) -> None:
+def test_broken_decoders_are_caught_by_name(decoder: type, violations: list[str]) -> None:
     report = check_decoder(decoder)
-    assert [f.name for f in report.faults] == faults, str(report)
+    assert [f.check for f in report.violations] == violations, str(report)
 
 
 class Shares(Averages):
@@ -149,11 +149,11 @@ class SharesOtherWords(Shares):
 
 
 def test_a_decoder_that_shares_its_words_is_held_to_them() -> None:
-    assert not check(Shares).faults
-    assert [f.name for f in check(SharesWhatIsToCome).faults] == ["words"]
-    [fault] = check(SharesOtherWords).faults
-    assert fault.name == "words"
-    assert "read_words() returned (3, 6, 16); expected (3, 6, 17). Set words_dim" in fault.message
+    assert not check(Shares).violations
+    assert [f.check for f in check(SharesWhatIsToCome).violations] == ["words"]
+    [violation] = check(SharesOtherWords).violations
+    assert violation.check == "words"
+    assert "read_words() returned (3, 6, 16); expected (3, 6, 17). Set words_dim" in violation.message
 
 
 class AttentionOfLogits(Averages):
@@ -189,6 +189,6 @@ class PenaltyOfEach(Averages):
     ],
 )
 def test_what_decode_hands_out_is_looked_at(decoder: type, message: str) -> None:
-    faults = check_decoder(decoder).faults
-    assert [f.name for f in faults] == ["attention"]
-    assert re.search(message, faults[0].message)
+    violations = check_decoder(decoder).violations
+    assert [f.check for f in violations] == ["attention"]
+    assert re.search(message, violations[0].message)

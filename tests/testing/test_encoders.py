@@ -1,7 +1,8 @@
-"""Each broken encoder is caught by exactly its fault."""
+"""Each broken encoder is reported by exactly its violation."""
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -149,8 +150,8 @@ BROKEN = [
     (TextNotDeterministic, "not deterministic in eval"),
     (ImageDtypeChanged, "dtype changed"),
     (TextDtypeChanged, "dtype changed"),
-    (ImageLiesAboutDim, "lies about .dim"),
-    (TextLiesAboutDim, "lies about .dim"),
+    (ImageLiesAboutDim, "wrong .dim"),
+    (TextLiesAboutDim, "wrong .dim"),
     (ImageBatchOfOne, "batch of one"),
     (TextBatchOfOne, "batch of one"),
     (ImageStateNotRestored, "state not restored"),
@@ -159,24 +160,93 @@ BROKEN = [
 
 
 @pytest.mark.parametrize("encoder", [Patches, Words])
-def test_right_encoders_have_no_fault(encoder: type) -> None:
-    assert not check(encoder).faults
+def test_right_encoders_have_no_violation(encoder: type) -> None:
+    assert not check(encoder).violations
 
 
-@pytest.mark.parametrize(("encoder", "fault"), BROKEN, ids=lambda value: getattr(value, "__name__", value))
-def test_a_broken_encoder_is_caught_by_exactly_its_fault(encoder: type, fault: str) -> None:
+@pytest.mark.parametrize(("encoder", "violation"), BROKEN, ids=lambda value: getattr(value, "__name__", value))
+def test_a_broken_encoder_is_caught_by_exactly_its_violation(encoder: type, violation: str) -> None:
     report = check(encoder)
-    assert [f.name for f in report.faults] == [fault], str(report)
-    with pytest.raises(AssertionError, match=fault):
+    assert [f.check for f in report.violations] == [violation], str(report)
+    with pytest.raises(AssertionError, match=violation):
         assert_contract(encoder)
 
 
-def test_the_eight_faults_are_covered() -> None:
-    assert len({fault for _, fault in BROKEN}) == 8
+def test_the_eight_violations_are_covered() -> None:
+    assert len({violation for _, violation in BROKEN}) == 8
 
 
-class ExtraImageFaults:
-    """Faults beyond the eight, each made by changing one thing of `Patches`."""
+class AdaptivePooling(Patches):
+    """The grid is 2 x 2 whatever the image."""
+
+    def output(self, maps: Tensor) -> EncoderOutput:
+        return super().output(nn.functional.adaptive_avg_pool2d(maps, 2))
+
+
+class Mixer(Patches):
+    """An MLP over 16 positions: it takes images of 64 x 64 pixels only."""
+
+    def __init__(self, *, dim: int = DIM) -> None:
+        super().__init__(dim=dim)
+        self.mix = nn.Linear(16, 16)
+
+    def output(self, maps: Tensor) -> EncoderOutput:
+        mixed = self.mix(maps.flatten(2)).transpose(1, 2)
+        return EncoderOutput(mixed, mixed.mean(1), grid=(4, 4))
+
+
+class HonestMixer(Mixer):
+    def forward(self, images: Tensor) -> EncoderOutput:
+        if images.shape[2:] != (64, 64):
+            raise ValueError(f"Images of {tuple(images.shape[2:])} pixels; this encoder takes 64 x 64.")
+        return super().forward(images)
+
+
+class VagueMixer(Mixer):
+    def forward(self, images: Tensor) -> EncoderOutput:
+        if images.shape[2:] != (64, 64):
+            raise ValueError(f"Cannot take images of {tuple(images.shape[2:])} pixels.")
+        return super().forward(images)
+
+
+class Resampler(Patches):
+    """Perceiver: 5 latents attend to the positions."""
+
+    def __init__(self, *, dim: int = DIM) -> None:
+        super().__init__(dim=dim)
+        self.latents = nn.Parameter(torch.randn(5, dim))
+
+    def output(self, maps: Tensor) -> EncoderOutput:
+        positions = maps.flatten(2)  # (B, dim, N)
+        features = (self.latents @ positions).softmax(2) @ positions.transpose(1, 2)
+        return EncoderOutput(features, features.mean(1), grid=(5, 1))
+
+
+@pytest.mark.parametrize(
+    ("encoder", "note"),
+    [
+        (AdaptivePooling, r"the grid \(2, 2\) does not depend on the image size"),
+        (Resampler, r"the grid \(5, 1\) does not depend on the image size"),
+        (HonestMixer, r"only images of 64 x 64 pixels are encoded: ValueError: .* takes 64 x 64"),
+    ],
+)
+def test_a_fixed_grid_or_size_is_noted_and_passes(encoder: type, note: str) -> None:
+    report = assert_contract(encoder)
+    [finding] = [f for f in report.findings if f.severity == "info"]
+    assert finding.check == "fixed image size"
+    assert re.search(note, finding.message)
+
+
+@pytest.mark.parametrize(("encoder", "error"), [(Mixer, "RuntimeError"), (VagueMixer, "ValueError")])
+def test_an_encoder_of_one_size_that_does_not_name_it_violates_the_contract(encoder: type, error: str) -> None:
+    [violation] = check(encoder).violations
+    assert violation.check == "fixed image size"
+    assert f"raise {error}" in violation.message
+    assert "this encoder takes 64 x 64" in violation.message
+
+
+class ExtraImageViolations:
+    """Violations beyond the eight, each made by changing one thing of `Patches`."""
 
     class Untyped(Patches):
         def __init__(self, dim=DIM, **options):  # type: ignore[no-untyped-def]
@@ -209,19 +279,19 @@ class ExtraImageFaults:
 
 
 @pytest.mark.parametrize(
-    ("encoder", "fault"),
+    ("encoder", "violation"),
     [
-        (ExtraImageFaults.Untyped, "untyped option"),
-        (ExtraImageFaults.Raises, "raised"),
-        (ExtraImageFaults.NoOutput, "wrong shape"),
-        (ExtraImageFaults.NoGrid, "wrong shape"),
-        (ExtraImageFaults.Transposed, "fixed image size"),
-        (ExtraImageFaults.InPlace, "changes its input"),
-        (ExtraImageFaults.Nan, "not finite"),
+        (ExtraImageViolations.Untyped, "untyped option"),
+        (ExtraImageViolations.Raises, "raised"),
+        (ExtraImageViolations.NoOutput, "wrong shape"),
+        (ExtraImageViolations.NoGrid, "wrong shape"),
+        (ExtraImageViolations.Transposed, "fixed image size"),
+        (ExtraImageViolations.InPlace, "changes its input"),
+        (ExtraImageViolations.Nan, "not finite"),
     ],
 )
-def test_other_faults_of_image_encoders(encoder: type, fault: str) -> None:
-    assert fault in {f.name for f in check_image_encoder(encoder).faults}
+def test_other_violations_of_image_encoders(encoder: type, violation: str) -> None:
+    assert violation in {f.check for f in check_image_encoder(encoder).violations}
 
 
 def test_a_mask_that_is_not_handed_on_is_named() -> None:
@@ -230,21 +300,21 @@ def test_a_mask_that_is_not_handed_on_is_named() -> None:
             out = super().output(features, mask)
             return EncoderOutput(out.features, out.pooled)
 
-    faults = check_text_encoder(NoMask).faults
-    assert [f.name for f in faults] == ["wrong shape"]
-    assert "mask" in faults[0].message
+    violations = check_text_encoder(NoMask).violations
+    assert [f.check for f in violations] == ["wrong shape"]
+    assert "mask" in violations[0].message
 
 
 def test_a_class_outside_the_contract_is_sent_to_its_base() -> None:
-    faults = check_image_encoder(lambda: nn.Linear(3, 3)).faults
-    assert "velm.encoders.base.ImageEncoder" in {f.name: f.message for f in faults}["wrong type"]
-    assert [f.name for f in check(lambda: nn.Linear(3, 3)).faults] == ["wrong type"]
+    violations = check_image_encoder(lambda: nn.Linear(3, 3)).violations
+    assert "velm.encoders.base.ImageEncoder" in {f.check: f.message for f in violations}["wrong type"]
+    assert [f.check for f in check(lambda: nn.Linear(3, 3)).violations] == ["wrong type"]
 
 
-def test_a_factory_that_fails_is_a_fault_with_its_cause() -> None:
-    faults = check(lambda: Patches(dim="wide")).faults  # type: ignore[arg-type]
-    assert [f.name for f in faults] == ["cannot be built"]
-    assert "TypeError" in faults[0].message
+def test_a_factory_that_fails_is_a_violation_with_its_cause() -> None:
+    violations = check(lambda: Patches(dim="wide")).violations  # type: ignore[arg-type]
+    assert [f.check for f in violations] == ["cannot be built"]
+    assert "TypeError" in violations[0].message
 
 
 def test_an_instance_is_left_as_it_was_and_says_what_was_not_checked() -> None:
@@ -253,17 +323,17 @@ def test_an_instance_is_left_as_it_was_and_says_what_was_not_checked() -> None:
     generator = torch.get_rng_state()
     report = check(encoder)
     assert report.ok
-    assert [r.name for r in report.results if r.status == "skipped"] == ["state not restored"]
+    assert [f.check for f in report.findings if f.severity == "skipped"] == ["state not restored"]
     assert encoder.training
     assert all(torch.equal(before[k], v) for k, v in encoder.state_dict().items())
     assert torch.equal(generator, torch.get_rng_state())
 
 
-def test_one_error_lists_every_fault() -> None:
+def test_one_error_lists_every_violation() -> None:
     class Two(ImageLiesAboutDim, ImageDtypeChanged):
         pass
 
-    with pytest.raises(AssertionError, match=r"(?s)breaks 2 of.*lies about \.dim: .*dtype changed: "):
+    with pytest.raises(AssertionError, match=r"(?s)breaks 2 of.*wrong \.dim: .*dtype changed: "):
         assert_contract(Two)
 
 
@@ -271,5 +341,6 @@ def test_a_report_reads_as_one_line_a_law() -> None:
     lines = str(check(ImageDtypeChanged)).splitlines()
     assert lines[0].startswith("image encoder ")
     assert lines[0].endswith("ImageDtypeChanged")
-    assert [line.split()[0] for line in lines[1:]].count("FAULT") == 1
+    assert lines[1].startswith("error    dtype changed")
+    assert lines[-1].startswith("1 error, 0 warnings, ")
     assert "expected torch.float64" in str(check(ImageDtypeChanged))

@@ -1,4 +1,4 @@
-"""Each broken loss is caught by its fault."""
+"""Each broken loss is reported by its violation."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Distance(Loss):
 
 
 @pytest.mark.parametrize(
-    ("reduce", "fault"),
+    ("reduce", "violation"),
     [
         (lambda d: d.mean(1), "not a scalar"),
         (lambda d: d.mean().detach(), "no gradient"),
@@ -30,30 +30,30 @@ class Distance(Loss):
         (lambda d: d.sum() / (len(d) - 1), "batch of one"),
     ],
 )
-def test_broken_losses_are_caught_by_name(reduce: Callable[[Tensor], Tensor], fault: str) -> None:
+def test_broken_losses_are_caught_by_name(reduce: Callable[[Tensor], Tensor], violation: str) -> None:
     class Broken(Distance):
         def forward(self, output: VisionLanguageOutput, batch: Batch) -> Tensor:
             return reduce((output.image_embeds - output.text_embeds).square())  # type: ignore[operator]
 
-    assert not check_loss(Distance).faults
-    assert [f.name for f in check_loss(Broken).faults] == [fault]
+    assert not check_loss(Distance).violations
+    assert [f.check for f in check_loss(Broken).violations] == [violation]
 
 
 def test_a_loss_that_requires_what_does_not_exist_is_told_what_does() -> None:
     class Asks(Distance):
         requires = frozenset({"images"})
 
-    faults = check_loss(Asks).faults
-    assert [f.name for f in faults] == ["raised"]
-    assert "'images'" in faults[0].message
-    assert "'image_embeds'" in faults[0].message
+    violations = check_loss(Asks).violations
+    assert [f.check for f in violations] == ["raised"]
+    assert "'images'" in violations[0].message
+    assert "'image_embeds'" in violations[0].message
 
 
 def test_a_loss_that_reads_more_than_it_requires_is_caught() -> None:
     class Silent(Distance):
         requires = frozenset({"image_embeds"})
 
-    assert [f.name for f in check_loss(Silent).faults] == ["raised"]
+    assert [f.check for f in check_loss(Silent).violations] == ["raised"]
 
 
 class Worded(Loss):
@@ -70,12 +70,12 @@ def test_a_loss_that_says_it_is_additive_and_is_not_is_caught() -> None:
     class Claims(Worded):
         additive = True
 
-    assert not check_loss(Worded).faults
-    [fault] = check_loss(Claims).faults
-    assert fault.name == "not additive"
-    assert "batch.target_count" in fault.message
+    assert not check_loss(Worded).violations
+    [violation] = check_loss(Claims).violations
+    assert violation.check == "not additive"
+    assert "batch.target_count" in violation.message
 
 
 def test_the_captioning_loss_is_additive() -> None:
     assert CaptioningLoss.additive
-    assert not check_loss(CaptioningLoss).faults
+    assert not check_loss(CaptioningLoss).violations

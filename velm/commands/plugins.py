@@ -1,4 +1,4 @@
-"""`velm plugins`: every name, its options, and the contract checks on it."""
+"""`velm plugins`: list every part, show its options, check its contract."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from velm.errors import ConfigError, UnknownNameError
+from velm.findings import as_dict
 from velm.registry import KINDS, Registry, load_plugins, parameters, split_config
 from velm.util import did_you_mean
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["check_plugin", "list_plugins", "main", "show_plugin"]
 
-#: What `velm plugins check` hands over in place of the data, where a constructor has an argument of that name.
+#: Constructor arguments that `velm plugins check` passes in place of the tokenizer and the encoders.
 TINY: dict[str, dict[str, int]] = {
     "image_encoders": {"vocab_size": 32, "pad_id": 0},
     "text_encoders": {"vocab_size": 32, "pad_id": 0},
@@ -25,13 +26,14 @@ TINY: dict[str, dict[str, int]] = {
     "losses": {},
     "datasets": {},
     "tokenizers": {},
+    "balancing_policies": {},
 }
-#: The decoder that a text encoder is handed which goes on from one.
+#: The decoder of a text encoder that shares one.
 TINY_DECODER = {"name": "transformer", "dim": 16, "depth": 2, "unimodal_depth": 1, "heads": 2}
 
 
 def list_plugins() -> list[dict[str, str]]:
-    """Every name: kind, name, target ('module:Class'), distribution, version. Imports no plugin and no torch."""
+    """Kind, name, target ('module:Class'), distribution and version of every part. Imports no plugin and no torch."""
     return [
         {
             "kind": key,
@@ -46,15 +48,15 @@ def list_plugins() -> list[dict[str, str]]:
 
 
 def show_plugin(kind: str, name: str) -> dict[str, Any]:
-    """What one part is and which options it takes, from its signature and its docstrings.
+    """Summary and options of a part, from its signature and its docstrings.
 
     Args:
-        kind: as in 'image encoder', 'image_encoder' or 'image_encoders'.
-        name: a name, a member of a family (torchvision/resnet50) or the family (torchvision/*), or a dotted path.
+        kind: 'image encoder', 'image_encoder' or 'image_encoders'.
+        name: a name, a member of a family (torchvision/resnet50), a family (torchvision/*), or a dotted path.
 
     Raises:
-        ConfigError: there is no such kind or name.
-        PluginError: it cannot be imported; the message names its distribution and the cause.
+        ConfigError: an unknown kind or name.
+        PluginError: the part cannot be imported; the message names its distribution and the cause.
     """
     key, registry = _kind(kind)
     name = name.replace("/*", "/any")
@@ -70,7 +72,7 @@ def show_plugin(kind: str, name: str) -> dict[str, Any]:
                 "type": _type(parameter),
                 "required": required,
                 "default": None if required else _plain(parameter.default),
-                "given": _giver(key, entry.name, option),
+                "given": _source(key, entry.name, option),
                 "doc": docs.get(option, ""),
             }
         )
@@ -85,42 +87,44 @@ def show_plugin(kind: str, name: str) -> dict[str, Any]:
     }
 
 
-def check_plugin(spec: str | Mapping[str, Any], kind: str | None = None, image_size: int | None = None) -> Report:
-    """Build a part with a tiny vocabulary and memory, and look at every law of its contract.
+def check_plugin(config: str | Mapping[str, Any], kind: str | None = None, image_size: int | None = None) -> Report:
+    """Build a part with a tiny vocabulary and memory, and check every law of its contract.
 
     Args:
-        spec: a name, a dotted path, or a mapping {name: ..., options}.
-        kind: where the name exists in several kinds, the one that is meant.
-        image_size: side of the images to try on an image encoder, in pixels; 64 when None.
+        config: a name, a dotted path, or a part config {name: ..., options}.
+        kind: the kind of part, for a name that several kinds have.
+        image_size: side of the images for an image encoder, in pixels; None: 64.
 
     Raises:
-        ConfigError: there is no such kind or name, or several kinds have it.
-        PluginError: it cannot be imported.
+        ConfigError: an unknown kind or name, a name of several kinds, or a kind without a contract check.
+        PluginError: the part cannot be imported.
     """
-    name, options = split_config(spec)
+    name, options = split_config(config)
     key, registry = _kind(kind) if kind else _kind_of(name)
-    registry.get(name)  # what cannot be imported is told as such, with its owner
+    registry.get(name)  # raises PluginError with the owner of a broken plugin
     from velm.testing import CHECKS
 
-    given: dict[str, Any] = dict(TINY[key])
-    known = {option: options.get(option, value) for option, value in given.items()}
+    if key not in CHECKS:
+        raise ConfigError(f"There is no contract check for a {registry.kind}. Kinds with a check: {', '.join(CHECKS)}.")
+    arguments: dict[str, Any] = dict(TINY[key])
+    check_options = {option: options.get(option, value) for option, value in arguments.items()}
     if key == "text_encoders" and "decoder" in parameters(registry.get(name)):
-        given["decoder"] = KINDS["decoders"].build(TINY_DECODER, **TINY["decoders"])  # one, whose weights are its own
+        arguments["decoder"] = KINDS["decoders"].build(TINY_DECODER, **TINY["decoders"])
     if key == "image_encoders":
-        known = {"image_size": image_size or 64}
+        check_options = {"image_size": image_size or 64}
 
     def build() -> Any:
-        return registry.build({"name": name, **options}, **given)
+        return registry.build({"name": name, **options}, **arguments)
 
-    build.__qualname__ = name  # what the report is headed with where building fails
-    return CHECKS[key](build, **known)
+    build.__qualname__ = name  # title of the report if building fails
+    return CHECKS[key](build, **check_options)
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run `velm plugins`; 0 when all is well, 1 when a part has faults.
+    """Run `velm plugins`: 0, or 1 if a part violates its contract.
 
     Raises:
-        ConfigError, PluginError: a part cannot be had; `velm` prints the message.
+        ConfigError, PluginError: the part is unknown or cannot be imported; `velm` prints the message.
     """
     args = _parser().parse_args(argv)
     load_plugins(args.plugins.split(",") if "plugins" in args else ())
@@ -128,9 +132,10 @@ def main(argv: Sequence[str]) -> int:
         shown = show_plugin(args.kind, args.name)
         print(json.dumps(shown, indent=2) if "json" in args else _page(shown))
     elif args.command == "check":
-        report = check_plugin(_read(args.spec), args.kind, args.image_size)
-        print(report)
-        return 0 if report.ok else 1
+        report = check_plugin(_read(args.part), args.kind, args.image_size)
+        code = 0 if report.ok else 1
+        print(json.dumps(as_dict(report.findings, code), indent=2) if "json" in args else report)
+        return code
     else:
         rows = list_plugins()
         print(json.dumps(rows, indent=2) if "json" in args else _table(rows))
@@ -143,59 +148,60 @@ def _parser() -> argparse.ArgumentParser:
     reading = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS, parents=[loading])
     reading.add_argument("--json", action="store_true", help="JSON instead of text")
     parser = argparse.ArgumentParser(
-        prog="velm plugins", description="List every name, its kind and who brought it.", parents=[reading]
+        prog="velm plugins", description="List every part: its name, kind and distribution.", parents=[reading]
     )
     commands = parser.add_subparsers(dest="command", metavar="{show,check}")
     show = commands.add_parser("show", help="a part's options with types, defaults and docs", parents=[reading])
     show.add_argument("kind", metavar="KIND", help=", ".join(KINDS))
     show.add_argument("name", metavar="NAME", help="as velm plugins lists it, or a dotted path pkg.module:Class")
-    check = commands.add_parser("check", help="build a part, look at every law of its contract", parents=[loading])
-    check.add_argument("spec", metavar="SPEC", help="a name, a dotted path, or a mapping '{name: vit, depth: 2}'")
-    check.add_argument("--kind", help=f"which is meant, where several have the name: {', '.join(KINDS)}")
-    check.add_argument("--image-size", type=int, metavar="PIXELS", help="side of the images to try (default 64)")
+    check = commands.add_parser("check", help="build a part, check every law of its contract", parents=[reading])
+    check.add_argument("part", metavar="PART", help="a name, a dotted path, or a part config '{name: vit, depth: 2}'")
+    check.add_argument("--kind", help=f"for a name that several kinds have: {', '.join(KINDS)}")
+    check.add_argument("--image-size", type=int, metavar="PIXELS", help="side of the images (default 64)")
     return parser
 
 
-def _read(spec: str) -> str | dict[str, Any]:
-    """A spec as typed: YAML (and so JSON) where it starts like a mapping, else a name."""
-    if not spec.lstrip().startswith("{"):
-        return spec
+def _read(text: str) -> str | dict[str, Any]:
+    """A part config from YAML or JSON if the text starts with a brace, else the text itself as a name."""
+    if not text.lstrip().startswith("{"):
+        return text
     import yaml
 
     try:
-        read: dict[str, Any] = yaml.safe_load(spec)
+        config: dict[str, Any] = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise ConfigError(f"{spec} is neither YAML nor JSON: {error}. Write: '{{name: vit, depth: 2}}'.") from error
-    return read
+        raise ConfigError(f"{text} is neither YAML nor JSON: {error}. Write: '{{name: vit, depth: 2}}'.") from error
+    return config
 
 
 def _kind(kind: str) -> tuple[str, Registry]:
     key = kind.strip().lower().replace(" ", "_").replace("-", "_")
-    key = {"loss": "losses"}.get(key, key if key.endswith("s") else key + "s")
+    plurals = {registry.kind.replace(" ", "_"): plural for plural, registry in KINDS.items()}
+    key = plurals.get(key, key)
     if key not in KINDS:
         raise ConfigError(f"Unknown kind {kind!r}. Kinds: {', '.join(KINDS)}.")
     return key, KINDS[key]
 
 
 def _kind_of(name: str) -> tuple[str, Registry]:
-    """The only kind that has this name; for a dotted path the one whose contract the class derives from."""
+    """The only kind that has this name; for a dotted path, the kind of the base class."""
     if ":" in name and not name.startswith("hf/"):
         return _kind_of_class(name, next(iter(KINDS.values())).get(name))
-    found = []
+    keys = []
     for key, registry in KINDS.items():
         try:
             registry.find(name)
         except UnknownNameError:
             continue
-        found.append(key)
-    if not found:
+        keys.append(key)
+    if not keys:
         names = sorted({known for registry in KINDS.values() for known in registry.names()})
         guess = did_you_mean(name, [known.removesuffix("/*") for known in names])
         raise UnknownNameError(f"Nothing is named {name!r}.{guess} Names: {', '.join(names)}. Or pkg.module:Class.")
-    if len(found) > 1:
-        kinds = " and ".join(KINDS[key].kind for key in found)
-        raise ConfigError(f"{name!r} is the name of {kinds}. Say which: --kind {found[0]}.")
-    return found[0], KINDS[found[0]]
+    if len(keys) > 1:
+        kinds = " and ".join(KINDS[key].kind for key in keys)
+        raise ConfigError(f"{name!r} is the name of {kinds}. Give its kind: --kind {keys[0]}.")
+    return keys[0], KINDS[keys[0]]
 
 
 def _kind_of_class(name: str, cls: type) -> tuple[str, Registry]:
@@ -206,12 +212,12 @@ def _kind_of_class(name: str, cls: type) -> tuple[str, Registry]:
             return key, KINDS[key]
     bases = ", ".join(f"velm.{base.__name__}" for base in BASES.values())
     raise ConfigError(
-        f"{name} derives from none of {bases}, so its kind is not known. Say it: --kind {next(iter(KINDS))}."
+        f"{name} derives from none of {bases}, so its kind is unknown. Give it: --kind {next(iter(KINDS))}."
     )
 
 
-def _giver(key: str, entry_name: str, option: str) -> str | None:
-    """Who hands an option over when the spec leaves it out; None where only the spec does."""
+def _source(key: str, entry_name: str, option: str) -> str | None:
+    """What provides an option that the part config omits; None: nothing."""
     if option == "model_name" and entry_name.endswith("/*"):
         return "the part of the name after the slash"
     if key == "text_encoders" and option == "decoder":
@@ -220,7 +226,7 @@ def _giver(key: str, entry_name: str, option: str) -> str | None:
 
 
 def _documented(cls: type) -> dict[str, str]:
-    """Each option's line under `Args:`, the class's own before those of the classes it derives from."""
+    """The docs of each option under `Args:`; a class overrides its bases."""
     import docstring_parser
 
     docs: dict[str, str] = {}
@@ -245,7 +251,7 @@ def _type(parameter: inspect.Parameter) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """The value as JSON can hold it."""
+    """The value as JSON types."""
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     return value if value is None or isinstance(value, bool | int | float | str) else repr(value)

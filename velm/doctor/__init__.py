@@ -1,1 +1,1 @@
-"""What a doctor looks at before hours are spent: images, sentences, batches, the parts of the model."""
+"""`velm doctor` checks data and config without training; `velm selfcheck` checks laws of training (`doctor/laws`)."""

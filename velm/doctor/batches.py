@@ -1,4 +1,4 @@
-"""Batches and steps: false negatives, the loss to begin with, how long a run and its warm-up are."""
+"""Checks of batches and steps: false negatives, first loss, length of the run and of its warm-up."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ __all__ = [
     "optimizer_steps", "steps", "warmup",
 ]  # fmt: skip
 
-LONG = 0.5  # warm-up as a part of the run above which it is a warning
-EPOCHS = 1000  # Lightning's own, where neither epochs nor steps are given
+LONG = 0.5  # fraction of the run; a longer warm-up is a warning
+EPOCHS = 1000  # Lightning's default without max_epochs and max_steps
 
 
 def batch_size(
     counts: Sequence[int] | np.ndarray, *, size: int, devices: int, captions: Captions
 ) -> tuple[Finding, int, int]:
-    """Does the training split fill a batch, no image twice in it?
+    """Whether the training split fills a batch of distinct images.
 
     Args:
-        counts: int (images,), sentences of each.
-        size: samples a step and device.
-        devices: that share a step.
+        counts: int (images,), texts per image.
+        size: samples per step and device.
+        devices: number of data-parallel devices.
         captions: as in `data.captions`.
 
     Returns:
-        the finding; steps an epoch; samples of a step, all devices together.
+        the finding; batches per epoch; samples per step on all devices.
     """
-    places = np.arange(len(counts))
-    samples = np.repeat(places, counts) if captions == "all" else places
+    images = np.arange(len(counts))
+    samples = np.repeat(images, counts) if captions == "all" else images
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
@@ -47,17 +47,17 @@ def batch_size(
     rows = len(sampler.global_batches(0)[0])
     value = {"samples": rows, "batches": len(sampler), "devices": devices}
     if caught:
-        advice = f"Lower data.batch_size to {max(1, rows // devices)} or below; its learning rate may want to follow."
+        advice = f"Lower data.batch_size to {max(1, rows // devices)} or below; and adapt the learning rate."
         return Finding("batch_size", "warning", str(caught[0].message), advice, value), len(sampler), rows
     on = "1 device" if devices == 1 else f"{devices} devices"
-    message = f"{rows:,} samples a step on {on}, {len(sampler):,} steps an epoch."
+    message = f"{rows:,} samples per step on {on}, {len(sampler):,} steps per epoch."
     return Finding("batch_size", "ok", message, value=value), len(sampler), rows
 
 
 def batches_by_length(
     make: Callable[[], ImageBatchSampler], *, tokens: int | None, devices: int
 ) -> tuple[Finding, int, int]:
-    """`batch_size` of batches of like length: `make` gives their sampler, `tokens` is a device's budget, if any."""
+    """`batch_size` for batches of similar length: `make` builds the sampler, `tokens` is the budget per device."""
     try:
         sampler = make()
     except DataError as error:
@@ -66,20 +66,22 @@ def batches_by_length(
     rows = round(sum(sizes) / len(sizes))
     value = {"samples": rows, "smallest": min(sizes), "largest": max(sizes), "batches": len(sizes), "devices": devices}
     budget = "" if tokens is None else f", at most {tokens:,} tokens on a device"
-    message = f"{min(sizes):,} to {max(sizes):,} samples of like length a step{budget}; {len(sizes):,} steps an epoch."
+    message = (
+        f"{min(sizes):,} to {max(sizes):,} samples of similar length per step{budget}; {len(sizes):,} steps per epoch."
+    )
     return Finding("batch_size", "ok", message, value=value), len(sizes), rows
 
 
 def false_negative_share(counts: Sequence[int] | np.ndarray, batch: int) -> float:
-    r"""The expected share of a batch's rows with another sentence of their image in the batch.
+    r"""The expected fraction of a batch's rows with another caption of their image in the batch.
 
-    For rows drawn caption by caption without replacement. Of n sentences, c of them of its image, a row meets none
-    of the other c - 1 among B - 1 others with probability C(n - c, B - 1) / C(n - 1, B - 1):
+    For captions drawn without replacement. With n captions, c of them of its image, a row meets none of the other c - 1
+    among B - 1 rows with probability C(n - c, B - 1) / C(n - 1, B - 1):
 
         share = 1 - \sum_images  c / n  \prod_{k=1}^{c-1} (n - B - k + 1) / (n - k)
 
     Args:
-        counts: int (images,), sentences of each.
+        counts: int (images,), captions per image.
         batch: B, rows.
     """
     total = int(np.sum(counts))
@@ -92,12 +94,12 @@ def false_negative_share(counts: Sequence[int] | np.ndarray, batch: int) -> floa
 
 
 def false_negatives(counts: Sequence[int] | np.ndarray, *, rows: int, repeated_ids: int = 0) -> Finding:
-    """What drawing caption by caption would do, and what VELM does.
+    """False negatives of a sampler that draws captions, and of VELM's, which draws images.
 
     Args:
-        counts: int (images,), sentences of each.
-        rows: of a batch, all devices together.
-        repeated_ids: records that have the image_id of another one of their split.
+        counts: int (images,), captions per image.
+        rows: of a batch, on all devices.
+        repeated_ids: records that share their image_id with an earlier record of the split.
     """
     share = false_negative_share(counts, rows)
     value = {"drawn_by_caption": share, "velm": 0.0, "rows": rows, "repeated_ids": repeated_ids}
@@ -106,19 +108,21 @@ def false_negatives(counts: Sequence[int] | np.ndarray, *, rows: int, repeated_i
         f"own image among the negatives; VELM's batches and losses have none."
     )
     if repeated_ids:
-        message += f" But {repeated_ids:,} records share their image_id with another record, and count as two images."
-        advice = "Put the sentences of an image into one record."
+        message += (
+            f" But {repeated_ids:,} records share their image_id with another record and count as separate images."
+        )
+        advice = "Put all captions of an image into one record."
         return Finding("false_negatives", "warning", message, advice, value)
     return Finding("false_negatives", "info", message, value=value)
 
 
 def first_loss(losses: Collection[str], *, rows: int, per_image: int, vocab_size: int) -> Finding | None:
-    """What a model that knows nothing scores; None where no loss has such a figure.
+    """The losses of uniform predictions; None without a contrastive or captioning loss.
 
     Args:
         losses: names in the registry.
-        rows: sentences of a step, all devices together.
-        per_image: sentences of an image among them, which are no negatives of each other.
+        rows: texts per step, on all devices.
+        per_image: texts per image, which are not negatives of each other.
         vocab_size: V.
     """
     parts, value = [], {}
@@ -131,7 +135,7 @@ def first_loss(losses: Collection[str], *, rows: int, per_image: int, vocab_size
         parts.append(f"captioning {value['captioning']:.2f} = ln({vocab_size:,}) nats")
     if not parts:
         return None
-    message = f"A model that knows nothing scores {', '.join(parts)}: a loss that stays there has learnt nothing."
+    message = f"Uniform predictions have the losses {', '.join(parts)}: a model whose loss stays there learns nothing."
     return Finding("first_loss", "info", message, value=value)
 
 
@@ -143,14 +147,14 @@ def optimizer_steps(
     max_steps: int = -1,
     limit: int | float | None = None,
 ) -> float:
-    """Optimizer steps of a run, as the Trainer counts them; infinite where nothing ends it.
+    """Optimizer steps of a run, as the Trainer counts them; inf without a limit.
 
     Args:
-        batches: of an epoch, on each device.
-        accumulate: batches a step.
-        max_epochs: None: Lightning's 1,000 unless `max_steps` ends the run; -1: no end.
-        max_steps: -1: no end.
-        limit: `limit_train_batches`: a number of batches, a part of them as a float, None for all.
+        batches: per epoch, on each device.
+        accumulate: batches per step.
+        max_epochs: None: Lightning's 1,000 unless `max_steps` is set; -1: no limit.
+        max_steps: -1: no limit.
+        limit: `limit_train_batches`: a number of batches, or a fraction of them as a float; None: all.
     """
     if limit is not None:
         batches = int(batches * limit) if isinstance(limit, float) else min(batches, limit)
@@ -161,24 +165,24 @@ def optimizer_steps(
 
 
 def steps(total: float) -> Finding:
-    """How many optimizer steps the run has; none and endless are errors."""
+    """The number of optimizer steps; 0 and infinity are errors."""
     if total == math.inf:
-        advice = "Set trainer.max_epochs or trainer.max_steps: the schedule falls towards the last step."
+        advice = "Set trainer.max_epochs or trainer.max_steps: the schedule ends at the last step."
         return Finding("steps", "error", "Nothing ends the run: max_epochs and max_steps are -1.", advice)
     value = {"steps": int(total)}
     if total < 1:
         advice = "Raise trainer.max_epochs, trainer.max_steps or trainer.limit_train_batches."
-        return Finding("steps", "error", "The run has no step at all.", advice, value)
-    return Finding("steps", "info", f"{int(total):,} optimizer steps in all.", value=value)
+        return Finding("steps", "error", "The run has no step.", advice, value)
+    return Finding("steps", "info", f"{int(total):,} optimizer steps.", value=value)
 
 
 def warmup(fraction: float, total: float) -> Finding | None:
-    """Is the rate up well before the end? None where the run has no length."""
+    """Whether the warm-up is at most half of the run; None if the run has no steps or no end."""
     if not 1 <= total < math.inf:
         return None
-    rise = max(1, round(fraction * total))
-    value = {"steps": rise, "of": int(total)}
-    message = f"The rate rises over {rise:,} of {int(total):,} steps."
+    warmup_steps = max(1, round(fraction * total))
+    value = {"steps": warmup_steps, "of": int(total)}
+    message = f"The learning rate rises over {warmup_steps:,} of {int(total):,} steps."
     if fraction > LONG:
         advice = "model.optimizer.warmup is a fraction of all steps; 0.02 to 0.1 is usual."
         return Finding("warmup", "warning", message, advice, value)
@@ -186,20 +190,20 @@ def warmup(fraction: float, total: float) -> Finding | None:
 
 
 def accumulation(accumulate: int, aligning: Sequence[str]) -> Finding | None:
-    """Accumulating batches does not give a row more negatives; None where nothing is accumulated.
+    """A warning that accumulated batches do not add negatives; None without accumulation.
 
     Args:
-        accumulate: batches a step.
-        aligning: the names of the losses that have negatives.
+        accumulate: batches per step.
+        aligning: names of the alignment losses.
     """
     if accumulate == 1:
         return None
     value = {"accumulate_grad_batches": accumulate}
     if not aligning:
-        return Finding("accumulation", "ok", f"{accumulate} batches a step.", value=value)
+        return Finding("accumulation", "ok", f"{accumulate} batches per step.", value=value)
     message = (
         f"accumulate_grad_batches {accumulate} averages the gradients of {accumulate} batches, but the negatives of a "
-        f"row ({', '.join(aligning)}) come from one of them: that is no {accumulate} times larger batch."
+        f"row ({', '.join(aligning)}) come from its own batch: this is not a {accumulate} times larger batch."
     )
-    advice = "For more negatives raise data.batch_size or trainer.devices (gradients stay exact); else leave it at 1."
+    advice = "For more negatives raise data.batch_size or trainer.devices (gradients stay exact)."
     return Finding("accumulation", "warning", message, advice, value)

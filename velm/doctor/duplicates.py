@@ -1,10 +1,10 @@
-"""The same image twice: byte for byte, or to the eye.
+"""Finds the same image twice: byte for byte, or nearly the same.
 
 Two images are nearly the same when their 64-bit difference hashes differ in at most `DISTANCE` bits and no colour
 of a cell of their 16 x 16 thumbnails by more than `CONTRAST`. Measured on the 7,800 photographs of Flickr8k: one pair
 differs in 0 to 4 bits (a true duplicate), 2 in 5, 8 in 6, 13 in 7, none of these the same; of 600 images saved again
-at JPEG quality 30, at half or double size, or 15% brighter, 96% or more are recognised. The thumbnails tell apart what
-a grey hash cannot, drawings on a plain ground: no two of `shapes` come nearer than 59.
+at JPEG quality 30, at half or double size, or 15% brighter, at least 96% are recognised. Thumbnails separate drawings
+on a plain ground, which a grey hash does not: no two images of `shapes` are closer than 59.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ import numpy as np
 from velm.doctor.images import ScannedImage
 from velm.findings import Finding
 
-__all__ = ["duplicates", "exact_pairs", "near_pairs"]
+__all__ = ["check_duplicates", "exact_pairs", "near_pairs"]
 
 DISTANCE = 4  # bits of 64
 CONTRAST = 40  # of 255
-ROWS = 256  # hashes that are held against all others at a time
+ROWS = 256  # hashes compared with all others at a time
 _BITS = np.array([bin(i).count("1") for i in range(1 << 16)], dtype=np.uint8)
 
 
-def duplicates(found: Sequence[ScannedImage]) -> list[Finding]:
-    """Images that are in two splits (a warning), and twice in one (information)."""
-    seen = [image for image in found if image.digest is not None]
+def check_duplicates(scanned: Sequence[ScannedImage]) -> list[Finding]:
+    """Images that are in two splits (a warning), and twice in one split (info)."""
+    seen = [image for image in scanned if image.digest is not None]
     if not seen:
         return []
     exact, near = exact_pairs(seen), near_pairs(seen)
@@ -42,25 +42,25 @@ def duplicates(found: Sequence[ScannedImage]) -> list[Finding]:
         listed += [f"{a.split} {a.name} ~ {b.split} {b.name}" for a, b in kinds["near"]]
         where = "in two splits" if across else "twice in one split"
         if not listed:
-            message = f"No image is {where}, among {len(seen):,} looked at."
+            message = f"No image is {where}, among {len(seen):,} decoded."
             findings.append(Finding(check, "ok", message, value=value))
             continue
         message = (
-            f"Pairs of images that are {where}: {value['exact']} byte for byte (=), {value['near']} to the eye (~): "
+            f"Pairs of images {where}: {value['exact']} byte for byte (=), {value['near']} nearly the same (~): "
             f"{'; '.join(listed[:3])}{'; ...' if len(listed) > 3 else ''}."
         )
         shown = {**value, "pairs": listed[:100]}
         if across:
-            advice = "Take them out of the training split: figures on images that were trained on are too good."
+            advice = "Remove them from the training split: metrics on training images are too good."
             findings.append(Finding(check, "warning", message, advice, shown))
         else:
-            advice = "In a batch they are negatives of each other; give them one image_id, or keep one."
+            advice = "In a batch they are negatives of each other: give them one image_id, or remove one."
             findings.append(Finding(check, "info", message, advice, shown))
     return findings
 
 
 def exact_pairs(seen: Sequence[ScannedImage]) -> list[tuple[ScannedImage, ScannedImage]]:
-    """Images of the same bytes: each further one with the first of its split, each split with the one before."""
+    """Pairs of the same bytes: each image with the first of its split, and the first images of two splits."""
     groups: dict[bytes | None, list[ScannedImage]] = defaultdict(list)
     for image in seen:
         groups[image.digest].append(image)
@@ -77,23 +77,23 @@ def exact_pairs(seen: Sequence[ScannedImage]) -> list[tuple[ScannedImage, Scanne
 
 
 def near_pairs(seen: Sequence[ScannedImage]) -> list[tuple[ScannedImage, ScannedImage]]:
-    """Images of different bytes that look the same; of those with the same bytes, the first of a split speaks."""
-    speakers = list({(image.digest, image.split): image for image in reversed(seen)}.values())[::-1]
-    hashes = np.array([image.look for image in speakers], dtype=np.uint64)
-    thumbnails = np.stack([_thumbnail(image) for image in speakers]).reshape(len(speakers), -1)
+    """Pairs of different bytes that look the same; of images with the same bytes only the first of a split counts."""
+    unique = list({(image.digest, image.split): image for image in reversed(seen)}.values())[::-1]
+    hashes = np.array([image.hash for image in unique], dtype=np.uint64)
+    thumbnails = np.stack([_thumbnail(image) for image in unique]).reshape(len(unique), -1)
     pairs = []
     for start in range(0, len(hashes), ROWS):
         differing = hashes[start : start + ROWS, None] ^ hashes[None, start:]
         distance = _BITS[differing.view(np.uint16).reshape(*differing.shape, 4)].sum(-1, dtype=np.uint8)
         rows, columns = np.nonzero(np.triu(distance <= DISTANCE, k=1))
-        for part in range(0, len(rows), 4096):  # thumbnails are large: a few at a time
+        for part in range(0, len(rows), 4096):  # bounds the memory of thumbnails
             a, b = rows[part : part + 4096] + start, columns[part : part + 4096] + start
             contrast = np.abs(thumbnails[a].astype(np.int16) - thumbnails[b]).max(1)
             close = np.flatnonzero(contrast <= CONTRAST)
-            pairs += [(speakers[a[k]], speakers[b[k]]) for k in close.tolist()]
+            pairs += [(unique[a[k]], unique[b[k]]) for k in close.tolist()]
     return [(a, b) for a, b in pairs if a.digest != b.digest]
 
 
 def _thumbnail(image: ScannedImage) -> np.ndarray:
-    assert image.thumbnail is not None  # what has a digest was decoded
+    assert image.thumbnail is not None  # it has a digest
     return image.thumbnail

@@ -1,10 +1,10 @@
-"""Every image opened once: is it there, can it be decoded, and what does it look like."""
+"""Opens every image once: whether it exists and can be decoded, its digest, difference hash and thumbnail."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -17,78 +17,79 @@ from velm.data.base import EncodedImage, Record, image_name
 from velm.data.images.transforms import read_image
 from velm.errors import DataError
 from velm.findings import Finding, Severity, examples, share
+from velm.util import Progress
 
-__all__ = ["ScannedImage", "difference_hash", "image_findings", "left_out", "look"]
+__all__ = ["ScannedImage", "check_images", "check_records", "difference_hash", "scan_images"]
 
-DECODED = 128  # pixels of the shorter side that decoding keeps: enough for every figure below, and fast on large JPEGs
+DECODED = 128  # pixels of the shorter side that decoding keeps; fast on large JPEGs
 THUMBNAIL = 16  # pixels
-AT_ONCE = 512  # images handed to the threads at a time
+CHUNK = 512  # images between two reports of progress
 
 
 @dataclass(frozen=True, slots=True)
 class ScannedImage:
-    """What is known of an image after a look at it.
+    """An image of a split.
 
     Attributes:
-        split: it is in.
-        name: its path, or whatever else it can be found by.
-        digest: of its bytes; None where it could not be read.
-        look: difference hash, 64 bits.
-        thumbnail: uint8 (16, 16, 3); None where it could not be decoded or nobody tried.
-        missing: there is no such file.
-        error: why it cannot be used; None where it can.
+        split: name of its split.
+        name: its path, or its name in messages.
+        digest: of its bytes; None if it was not decoded.
+        hash: difference hash, 64 bits.
+        thumbnail: uint8 (16, 16, 3); None if it was not decoded.
+        missing: whether its file does not exist.
+        error: why it cannot be used; None if it can.
     """
 
     split: str
     name: str
     digest: bytes | None = None
-    look: int = 0
+    hash: int = 0
     thumbnail: np.ndarray | None = None
     missing: bool = False
     error: str | None = None
 
 
-def look(
+def scan_images(
     splits: Mapping[str, Sequence[Record]],
     *,
     limit: int,
     workers: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> list[ScannedImage]:
-    """Look at the images of every split, with threads; records without an image are left out.
+    """Scan the images of every split in threads; records without an image are skipped.
 
     Args:
         splits: records by split.
-        limit: images to decode, evenly spaced over every split; of the others only the file is looked for.
-        workers: threads; None: one a core, at most 8.
-        progress: told (images done, images in all).
+        limit: number of images to decode, evenly spaced over every split; others are only checked to exist.
+        workers: threads; None: one per core, at most 8.
+        progress: called with (images done, images in total).
     """
     total = sum(map(len, splits.values()))
-    wanted = {name: max(1, min(1, limit / total) * len(records)) for name, records in splits.items()}
-    jobs = [job for name, records in splits.items() for job in _jobs(name, records, int(wanted[name]))]
-    found = []
+    counts = {name: max(1, min(1, limit / total) * len(records)) for name, records in splits.items()}
+    jobs = [job for name, records in splits.items() for job in _jobs(name, records, int(counts[name]))]
+    scanned = []
     with ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1)) as pool:
-        for start in range(0, len(jobs), AT_ONCE):
-            done = pool.map(lambda job: _look(*job), jobs[start : start + AT_ONCE])
-            found += [image for image in done if image is not None]
+        for start in range(0, len(jobs), CHUNK):
+            done = pool.map(lambda job: _scan(*job), jobs[start : start + CHUNK])
+            scanned += [image for image in done if image is not None]
             if progress is not None:
-                progress(min(start + AT_ONCE, len(jobs)), len(jobs))
-    return found
+                progress(min(start + CHUNK, len(jobs)), len(jobs))
+    return scanned
 
 
-def _jobs(split: str, records: Sequence[Record], wanted: int) -> Iterator[tuple[str, Sequence[Record], int, bool]]:
-    """(split, records, place, whether to decode); images that are no files are only looked at to be decoded."""
-    decoded = set(np.linspace(0, len(records) - 1, wanted).round().astype(int).tolist())
-    files = wanted < len(records) and isinstance(records[0].image, str | os.PathLike)
-    for place in range(len(records)):
-        if place in decoded or files:
-            yield split, records, place, place in decoded
+def _jobs(split: str, records: Sequence[Record], count: int) -> Iterator[tuple[str, Sequence[Record], int, bool]]:
+    """(split, records, index, whether to decode); images that are not files are skipped unless decoded."""
+    decoded = set(np.linspace(0, len(records) - 1, count).round().astype(int).tolist())
+    files = count < len(records) and isinstance(records[0].image, str | os.PathLike)
+    for index in range(len(records)):
+        if index in decoded or files:
+            yield split, records, index, index in decoded
 
 
-def _look(split: str, records: Sequence[Record], place: int, decode: bool) -> ScannedImage | None:
-    name = f"{split}[{place}]"
+def _scan(split: str, records: Sequence[Record], index: int, decode: bool) -> ScannedImage | None:
+    name = f"{split}[{index}]"
     try:
-        record = records[place]
+        record = records[index]
         if record.image is None:
             return None
         name = image_name(record)
@@ -98,16 +99,16 @@ def _look(split: str, records: Sequence[Record], place: int, decode: bool) -> Sc
             return ScannedImage(split, name)
         content, image = _content(record.image, name)
         small = read_image(image, minimum=DECODED)
-    except Exception as error:  # whatever it is, it would end the run
+    except Exception as error:  # of any kind: it would end the run
         cause = str(error) if isinstance(error, DataError) else f"{type(error).__name__}: {error}"
         return ScannedImage(split, name, error=cause)
     thumbnail = np.asarray(small.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX))
     digest = hashlib.blake2b(content, digest_size=16).digest()
-    return ScannedImage(split, name, digest=digest, look=difference_hash(small), thumbnail=thumbnail)
+    return ScannedImage(split, name, digest=digest, hash=difference_hash(small), thumbnail=thumbnail)
 
 
 def _content(image: Any, name: str) -> tuple[bytes, Any]:
-    """The bytes of an image, and what to decode, so that its file is read once."""
+    """The bytes of an image, and an image that decodes these bytes: the file is read once."""
     if isinstance(image, str | os.PathLike):
         with open(image, "rb") as file:
             content = file.read()
@@ -120,49 +121,45 @@ def _content(image: Any, name: str) -> tuple[bytes, Any]:
 
 
 def difference_hash(image: Image.Image) -> int:
-    """64 bits: is a cell of a 9 x 8 grey thumbnail brighter than the one to its left; sizes and codecs change few."""
+    """64 bits: whether a cell of a 9 x 8 grey thumbnail is brighter than its left neighbour; resizing flips few."""
     grey = np.asarray(image.convert("L").resize((9, 8), Image.Resampling.BOX), dtype=np.int16)
     return int.from_bytes(np.packbits(grey[:, 1:] > grey[:, :-1]).tobytes(), "big")
 
 
-def left_out(split: str, records: Sequence[Record], max_bad: float) -> list[Finding]:
-    """What opening a split found to be unusable: an error if it is more than `max_bad` of it, else a warning."""
+def check_records(split: str, records: Sequence[Record], max_bad: float) -> list[Finding]:
+    """Records that cannot be used: an error if they are more than `max_bad` of the split, else a warning."""
     bad_samples: Sequence[BadSample] = getattr(records, "bad_samples", ())
     if not bad_samples:
         return []
-    bad, total = count_records(bad_samples, len(records))
-    told = "; ".join(f"{bad_sample.path}: {bad_sample.cause}" for bad_sample in bad_samples[:3]) + (
+    count, total = count_records(bad_samples, len(records))
+    causes = "; ".join(f"{bad.path}: {bad.cause}" for bad in bad_samples[:3]) + (
         "; ..." if len(bad_samples) > 3 else ""
     )
-    advice = " ".join(
-        dict.fromkeys(
-            [*(bad_sample.advice for bad_sample in bad_samples if bad_sample.advice), "Mend them or take them out."]
-        )
-    )
+    advice = dict.fromkeys([*(bad.advice for bad in bad_samples if bad.advice), "Repair or remove them."])
     value = {
         "split": split,
-        "bad": bad,
+        "bad": count,
         "total": total,
         "bad_samples": [{"path": f.path, "cause": f.cause} for f in bad_samples],
     }
-    message = f"{share(bad, total)} records of {split} cannot be used. {told}"
-    return [Finding("data", _severity(bad, total, max_bad), message, advice, value)]
+    message = f"{share(count, total)} records of {split} cannot be used. {causes}"
+    return [Finding("data", _severity(count, total, max_bad), message, " ".join(advice), value)]
 
 
 def _severity(bad: int, total: int, max_bad: float) -> Severity:
     return "error" if bad > max_bad * total else "warning"
 
 
-def image_findings(found: Sequence[ScannedImage], max_bad: float = 0.0) -> list[Finding]:
-    """Missing and unreadable images, with the first few names: errors if they are more than `max_bad` of a split."""
-    if not found:
+def check_images(scanned: Sequence[ScannedImage], max_bad: float = 0.0) -> list[Finding]:
+    """Missing and unreadable images: errors if they are more than `max_bad` of a split, else warnings."""
+    if not scanned:
         return [Finding("images", "ok", "The data has no images.", value={"images": 0})]
-    missing = [p for p in found if p.missing]
-    broken = [p for p in found if p.error is not None and not p.missing]
-    decoded = sum(p.thumbnail is not None for p in found) + len(broken)
+    missing = [p for p in scanned if p.missing]
+    broken = [p for p in scanned if p.error is not None and not p.missing]
+    decoded = sum(p.thumbnail is not None for p in scanned) + len(broken)
     bad_samples = [{"path": p.name, "cause": p.error} for p in (*missing, *broken)]
     value: dict[str, Any] = {
-        "images": len(found),
+        "images": len(scanned),
         "decoded": decoded,
         "missing": len(missing),
         "unreadable": len(broken),
@@ -170,20 +167,20 @@ def image_findings(found: Sequence[ScannedImage], max_bad: float = 0.0) -> list[
     value |= {"bad_samples": bad_samples} if bad_samples else {}
     splits = {p.split for p in (*missing, *broken)}
     shares = [
-        (sum(p.split == s and p.error is not None for p in found), sum(p.split == s for p in found)) for s in splits
+        (sum(p.split == s and p.error is not None for p in scanned), sum(p.split == s for p in scanned)) for s in splits
     ]
     severity: Severity = "error" if any(_severity(*each, max_bad) == "error" for each in shares) else "warning"
     findings = []
     if missing:
-        message = f"{share(len(missing), len(found))} images are missing: {examples([p.name for p in missing])}."
-        advice = "Put them there, set data.dataset.root to the folder their paths start from, or take their rows out."
+        message = f"{share(len(missing), len(scanned))} images are missing: {examples([p.name for p in missing])}."
+        advice = "Add them, set data.dataset.root to the folder of their relative paths, or remove their rows."
         findings.append(Finding("images", severity, message, advice, value))
     if broken:
         causes = "; ".join(f"{p.split}: {p.error}" for p in broken[:3]) + ("; ..." if len(broken) > 3 else "")
         message = f"{share(len(broken), decoded)} decoded images cannot be read. {causes}"
-        findings.append(Finding("images", severity, message, "Fetch them again, or take their rows out.", value))
+        findings.append(Finding("images", severity, message, "Fetch them again, or remove their rows.", value))
     if not findings:
-        others = len(found) - decoded
-        rest = f"; the other {others:,} were only looked for (--pictures)" if others else ""
+        others = len(scanned) - decoded
+        rest = f"; the other {others:,} were only checked to exist (--pictures)" if others else ""
         findings.append(Finding("images", "ok", f"{decoded:,} images decoded, none missing{rest}.", value=value))
     return findings

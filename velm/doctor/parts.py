@@ -1,4 +1,4 @@
-"""The model's parts: how much there is to learn, how gently, how long a sentence they hold."""
+"""Checks of the model's parts: parameters, learning rates, maximum lengths, memory of a step."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from typing import Any
 from torch import nn
 
 from velm.findings import Finding
+from velm.planning.step import Costs, Setup
+from velm.planning.step import memory as memory_of
 from velm.registry import split_config
 
-__all__ = ["is_pretrained", "learning_rate", "lengths", "parameters"]
+__all__ = ["is_pretrained", "learning_rates", "lengths", "memory", "parameters"]
 
-GENTLE = 3e-4  # AdamW's rate on pretrained weights above which it is a warning
+MAX_LR = 3e-4  # of pretrained weights with AdamW; a higher rate is a warning
 
 
 def parameters(parts: Mapping[str, nn.Module]) -> Finding:
@@ -21,14 +23,14 @@ def parameters(parts: Mapping[str, nn.Module]) -> Finding:
     for name, part in parts.items():
         sizes = [(p.numel(), p.requires_grad) for p in part.parameters()]
         if sizes:
-            trainable = sum(size for size, learnt in sizes if learnt)
+            trainable = sum(size for size, trained in sizes if trained)
             value[name] = {"trainable": trainable, "frozen": sum(size for size, _ in sizes) - trainable}
     total = {kind: sum(part[kind] for part in value.values()) for kind in ("trainable", "frozen")}
     listed = ", ".join(f"{name} {_counted(part)}" for name, part in value.items())
     message = f"{_counted(total)} parameters: {listed}."
     if not total["trainable"]:
-        advice = "Take a part out of model.freeze, or set its trainable."
-        return Finding("parameters", "error", f"Nothing is to be learnt. {message}", advice, value)
+        advice = "Remove a part from model.freeze, or set its option `trainable`."
+        return Finding("parameters", "error", f"Nothing is trainable. {message}", advice, value)
     return Finding("parameters", "info", message, value=value)
 
 
@@ -44,60 +46,83 @@ def _short(number: int) -> str:
     return str(number)
 
 
-def is_pretrained(spec: Any) -> bool:
-    """Whether a spec asks for somebody's weights: `weights`, `pretrained: true`, or `hf/...` without a config."""
-    if spec is None:
+def is_pretrained(config: Any) -> bool:
+    """Whether a part config names pretrained weights: `weights`, `pretrained: true`, or `hf/...` without `config`."""
+    if config is None:
         return False
-    name, options = split_config(spec)
+    name, options = split_config(config)
     if options.get("pretrained") is not None:
         return bool(options["pretrained"])
     return options.get("weights") is not None or (name.startswith("hf/") and options.get("config") is None)
 
 
-def learning_rate(
-    specs: Mapping[str, Any], parts: Mapping[str, nn.Module | None], *, lr: float, lr_scale: Mapping[str, float]
+def learning_rates(
+    configs: Mapping[str, Any], parts: Mapping[str, nn.Module | None], *, lr: float, lr_scale: Mapping[str, float]
 ) -> list[Finding]:
-    """Pretrained parts that are trained at more than 3e-4, their own `lr_scale` counted in.
+    """A finding for each pretrained and trainable part; a warning if its `lr * lr_scale` is above 3e-4.
 
     Args:
-        specs: of image_encoder, text_encoder, decoder.
-        parts: the built ones, by the same names.
-        lr: peak rate.
-        lr_scale: factor on it by part.
+        configs: part configs by name: image_encoder, text_encoder, decoder.
+        parts: the modules by the same names; None: the model has no such part.
+        lr: peak learning rate.
+        lr_scale: factor on `lr` by part.
     """
     findings = []
     for name, part in parts.items():
-        if part is None or not is_pretrained(specs.get(name)):
+        if part is None or not is_pretrained(configs.get(name)):
             continue
-        learnt = any(p.requires_grad for p in part.parameters())
+        trained = any(p.requires_grad for p in part.parameters())
         rate = lr * lr_scale.get(name, 1.0)
-        value = {"part": name, "lr": rate, "limit": GENTLE}
-        if learnt and rate > GENTLE * (1 + 1e-6):
-            message = f"The {name} is pretrained and trained at a rate of {rate:g}, above {GENTLE:g}: it may forget."
-            scale = 0.1 * GENTLE / lr
+        value = {"part": name, "lr": rate, "limit": MAX_LR}
+        if trained and rate > MAX_LR * (1 + 1e-6):
+            message = f"The {name} is pretrained and trained at a learning rate of {rate:g}, above {MAX_LR:g}."
+            scale = 0.1 * MAX_LR / lr
             advice = f"model.optimizer.lr_scale={{{name}: {scale:.2g}}}, fewer stages (trainable: 2), or freeze it."
             findings.append(Finding("learning_rate", "warning", message, advice, value))
-        elif learnt:
-            message = f"The {name} is pretrained and trained at a rate of {rate:g}, at most {GENTLE:g}."
+        elif trained:
+            message = f"The {name} is pretrained and trained at a learning rate of {rate:g}, at most {MAX_LR:g}."
             findings.append(Finding("learning_rate", "ok", message, value=value))
     return findings
 
 
 def lengths(parts: Mapping[str, nn.Module | None], *, longest: int, max_length: int) -> Finding:
-    """Do text encoder and decoder hold the longest sentence there will be?
+    """Whether text encoder and decoder hold the longest text.
 
     Args:
-        parts: text_encoder and decoder, None where there is none.
-        longest: tokens of the longest sentence of the data, bos and eos included.
-        max_length: of the data, which cuts what is longer.
+        parts: text_encoder and decoder; None: the model has no such part.
+        longest: tokens of the longest text of the data, bos and eos included.
+        max_length: tokens to which the data module cuts texts.
     """
     needed = min(longest, max_length)
     limits = {name: getattr(part, "max_length", None) for name, part in parts.items()}
     value = {"longest": needed, **limits}
-    short = [(name, limit) for name, limit in limits.items() if limit is not None and needed > limit]
-    if short:
-        name, limit = short[0]
-        message = f"The {name} holds {limit} tokens, and sentences have up to {needed}: the run stops at the first."
+    exceeded = [(name, limit) for name, limit in limits.items() if limit is not None and needed > limit]
+    if exceeded:
+        name, limit = exceeded[0]
+        message = (
+            f"The {name} holds {limit} tokens, and texts have up to {needed}: the run stops at the first longer one."
+        )
         advice = f"Lower data.max_length to {limit}, or raise model.{name}.max_length to {needed}."
         return Finding("lengths", "error", message, advice, value)
-    return Finding("lengths", "ok", f"Every part holds sentences of {needed} tokens.", value=value)
+    return Finding("lengths", "ok", f"Every part holds texts of {needed} tokens.", value=value)
+
+
+def memory(costs: Costs, setup: Setup, *, length: int) -> Finding:
+    """The peak memory of a training step on a device, by part, as `velm plan` computes it.
+
+    Args:
+        costs: measured with texts of `length` tokens.
+        setup: devices, batch and parallelism of the config.
+        length: T, tokens per text.
+    """
+    value = memory_of(costs, setup)
+    listed = ", ".join(f"{name} {_bytes(number)}" for name, number in value.items() if number and name != "total")
+    message = (
+        f"A step of {setup.batch:,} samples with texts of {length} tokens takes {_bytes(value['total'])} per device "
+        f"({listed}), without data loading and scratch buffers of kernels."
+    )
+    return Finding("memory", "info", message, value=value)
+
+
+def _bytes(number: int) -> str:
+    return f"{number / 2**30:.2f} GiB" if number >= 2**30 else f"{number / 2**20:.1f} MiB"

@@ -16,7 +16,8 @@ class ImageEncoder(nn.Module, ABC):
 
     A subclass takes keyword arguments with type hints, sets `self.dim` in its constructor, and implements
     `forward`. Pixels arrive normalised with `image_mean` and `image_std` (RGB in [0, 1]); an encoder with
-    pretrained weights sets both to what it was trained with.
+    pretrained weights sets both to what it was trained with. N may be fixed or depend on the image size; an encoder of
+    one image size raises a ValueError that names it for any other.
     """
 
     dim: int

@@ -1,1 +1,1 @@
-"""What a training step takes, on any number of devices, worked out before there are any."""
+"""`velm plan`: memory and time of a training step on devices that are not at hand."""

@@ -1,23 +1,26 @@
-"""What to set so that a step fits: the cheapest first, and a smaller batch last."""
+"""The cheapest change of a config that makes a step fit into memory."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import cache
 
 from velm.planning.step import Costs, Setup, memory
 
 __all__ = ["Advice", "advise"]
 
+CHECKPOINT = "--model.checkpoint_blocks=true"
+
 
 @dataclass(frozen=True)
 class Advice:
-    """A layout that fits.
+    """A setup that fits.
 
     Attributes:
-        flags: what to add to the command line.
-        setup: the layout.
-        costs: of the model as it is then.
+        flags: options to add to the command line; empty if the config fits as it is.
+        setup: devices, batch and parallelism with these options.
+        costs: of the model with these options.
     """
 
     flags: tuple[str, ...]
@@ -26,49 +29,55 @@ class Advice:
 
 
 def advise(costs: Costs, setup: Setup, limit: float, checkpointed: Callable[[], Costs | None]) -> Advice | None:
-    """The first layout whose memory is at most `limit`; None where even one sample a device is too much.
+    """The first setup whose memory is at most `limit`; None if even one sample per device needs more.
 
-    In order: the layout as it is; pieces (one more forward pass); FSDP2 (more traffic); both; the same with
+    In order: the setup as it is; micro-batches (one more forward pass); FSDP2 (more communication); both; the same with
     checkpointed blocks; half the batch, a quarter, ...
 
     Args:
-        costs: of the model as the config has it.
-        setup: as the config has it.
+        costs: of the model as configured.
+        setup: as configured.
         limit: bytes.
-        checkpointed: the costs with `checkpoint_blocks`, or None where the model has no blocks or it is set already.
+        checkpointed: returns the costs with `checkpoint_blocks`; None if the model has no blocks, or they are
+            checkpointed already. Called at most once.
     """
-    batch, again = setup.batch, None
+    checkpointed = cache(checkpointed)
+    batch = setup.batch
     while batch >= 1:
-        smaller = replace(setup, batch=batch, piece=None if setup.piece is None else min(setup.piece, batch))
-        for costs_then, flag in ((costs, ()), (None, ("--model.checkpoint_blocks=true",))):
-            if costs_then is None:
-                again = again or checkpointed()
-                costs_then = again
-            if costs_then is None:
-                continue
-            for chosen in _layouts(smaller, sharding=not costs.averaged):
-                if memory(costs_then, chosen)["total"] <= limit:
-                    return Advice((*_flags(setup, chosen), *flag), chosen, costs_then)
+        micro_batch = None if setup.micro_batch is None else min(setup.micro_batch, batch)
+        smaller = replace(setup, batch=batch, micro_batch=micro_batch)
+        for variant, flags in ((lambda: costs, ()), (checkpointed, (CHECKPOINT,))):
+            layout = _first_layout(variant(), smaller, limit)
+            if layout is not None:
+                return Advice((*_flags(setup, layout[0]), *flags), *layout)
         batch //= 2
     return None
 
 
-def _layouts(setup: Setup, sharding: bool) -> Iterator[Setup]:
-    """The layout, and those with smaller pieces and with shards."""
-    kinds = {setup.sharded, setup.sharded or (sharding and setup.gpus > 1)}
-    for sharded in sorted(kinds):
+def _first_layout(costs: Costs | None, setup: Setup, limit: float) -> tuple[Setup, Costs] | None:
+    """The first of `_layouts` that fits."""
+    if costs is None:
+        return None
+    fitting = (layout for layout in _layouts(setup, costs) if memory(costs, layout)["total"] <= limit)
+    return next(((layout, costs) for layout in fitting), None)
+
+
+def _layouts(setup: Setup, costs: Costs) -> Iterator[Setup]:
+    """The setup and halved micro-batches; then the same with FSDP2, which does not support a moving average."""
+    for sharded in sorted({setup.sharded, setup.sharded or (not costs.average and setup.gpus > 1)}):
         yield replace(setup, sharded=sharded)
-        piece = 1 << ((min(setup.batch, setup.piece or setup.batch) - 1).bit_length())
-        while (piece := piece // 2) >= 1:
-            yield replace(setup, sharded=sharded, piece=piece)
+        size = 1 << ((min(setup.batch, setup.micro_batch or setup.batch) - 1).bit_length())
+        while (size := size // 2) >= 1:
+            yield replace(setup, sharded=sharded, micro_batch=size)
 
 
 def _flags(before: Setup, after: Setup) -> list[str]:
+    """The options that change `before` into `after`."""
     flags = []
     if after.batch != before.batch:
         flags.append(f"--data.batch_size={after.batch}")
-    if after.piece != before.piece:
-        flags.append(f"--model.micro_batch_size={after.piece}")
+    if after.micro_batch != before.micro_batch:
+        flags.append(f"--model.micro_batch_size={after.micro_batch}")
     if after.sharded and not before.sharded:
         flags.append("--trainer.strategy=fsdp2")
     return flags

@@ -1,4 +1,4 @@
-"""What GPUs can do by their makers' data sheets: arithmetic from Lightning's table, memory and links from here."""
+"""Speed, memory and links of GPUs by their data sheets; FLOP/s come from Lightning's table."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class Device:
 
     Attributes:
         memory: GiB.
-        half: FLOP/s of dense products in bfloat16, or float16 where there is none.
+        half: FLOP/s of dense products in bfloat16, in float16 on devices without bfloat16.
         single: FLOP/s in float32.
-        link: GB/s (1e9 bytes) each way to the others of its machine.
+        link: GB/s (1e9 bytes) per direction to the other GPUs of its machine.
     """
 
     memory: float
@@ -29,7 +29,7 @@ class Device:
     link: float
 
 
-# memory in GiB, link in GB/s each way: NVLink where the board has it, else PCIe
+# chip in Lightning's table, GiB, GB/s per direction (NVLink if the board has it, else PCIe)
 _BOARDS: dict[str, tuple[str, float, float]] = {
     "v100": ("v100 sxm", 32, 150),
     "t4": ("t4", 15, 16),
@@ -56,10 +56,10 @@ DEVICES: dict[str, Device] = {name: _device(*board) for name, board in _BOARDS.i
 
 
 def device(name: str) -> Device:
-    """The GPU of a name.
+    """The GPU of that name, in any case.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: an unknown name.
     """
     if name.lower() not in DEVICES:
         raise ConfigError(f"Unknown device {name!r}. Known: {', '.join(DEVICES)}.")

@@ -1,8 +1,8 @@
-"""What a step of a model takes, read off two small steps on tensors that have shapes and no numbers.
+"""Measures the memory and FLOPs of a training step on fake tensors, which have shapes but no data.
 
-Under torch's `FakeTensorMode` a model of any size is built and run in seconds and in no memory. Two steps give lines in
-the number of samples; losses of the whole batch, which grow with its square, are run for real on embeddings alone. What
-cannot be run without numbers (the lengths that an RNN packs by) is built and run for real, on fewer samples.
+Under torch's `FakeTensorMode` a model of any size is built and run in seconds and without memory. Two steps give a line
+in the number of samples. Alignment losses, which grow with the square of the batch, are run for real on embeddings
+alone. A model that needs data (an RNN packs by lengths) is built and run for real on fewer samples.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 
 from velm import _compat
 from velm._compat import FakeTensorMode, TorchDispatchMode
+from velm.data.text.base import Tokenizer
 from velm.errors import ConfigError
 from velm.losses.weighted import build_losses
 from velm.outputs import Batch, JointEmbeddings, VisionLanguageOutput
@@ -31,17 +32,19 @@ from velm.pretrained.weights import skip_pretrained
 from velm.training.memory.recompute import blocks_of
 from velm.training.task import VisionLanguageTask
 
-__all__ = ["PeakMemory", "measure"]
+__all__ = ["PeakMemory", "measure", "probe"]
 
-FAKE = (32, 64)  # samples; enough that the peak is the activations' and not a large weight's gradient's
-REAL = (4, 8)
-PAIRS = (4096, 5120, 6144)  # rows of a loss of the whole batch: above the tiles that ours work in
+FAKE = (32, 64)  # samples; enough for the activations to dominate the peak over the gradient of a large weight
+REAL = (4, 8)  # samples
+PAIRS = (4096, 5120, 6144)  # rows of an alignment loss; larger than the tiles of the tiled losses
 
 
 class PeakMemory(TorchDispatchMode):
-    """The largest number of bytes, `peak`, that tensors made inside held at the same time; fake tensors count as real.
+    """Counts the bytes of tensors created inside; fake tensors count like real ones.
 
-    Weights and gradients that were there before are not counted, and what was made inside counts until it is let go.
+    Attributes:
+        now: bytes alive.
+        peak: largest value of `now`.
     """
 
     def __init__(self) -> None:
@@ -50,7 +53,7 @@ class PeakMemory(TorchDispatchMode):
         self._known: set[int] = set()
 
     def ignore(self, tensors: Sequence[Tensor]) -> None:
-        """Leave the memory of these out."""
+        """Do not count these tensors."""
         self._known |= {_compat.storage_key(tensor.untyped_storage()) for tensor in tensors}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -67,15 +70,15 @@ class PeakMemory(TorchDispatchMode):
         self._known.add(key)
         self.now += size
         self.peak = max(self.peak, self.now)
-        weakref.finalize(storage, self._let_go, key, size)
+        weakref.finalize(storage, self._free, key, size)
 
-    def _let_go(self, key: int, size: int) -> None:
+    def _free(self, key: int, size: int) -> None:
         self._known.discard(key)
         self.now -= size
 
 
 class _AllContent(TorchFunctionMode):
-    """A mask picks every position, as the masks of a `probe` do: fake tensors cannot be asked which."""
+    """Indexing by a bool mask keeps every position, as the masks of a `probe` do: fake tensors hold no values."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is Tensor.__getitem__ and isinstance(args[1], Tensor) and args[1].dtype == torch.bool:
@@ -83,9 +86,49 @@ class _AllContent(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
+def probe(
+    count: int,
+    *,
+    tokenizer: Tokenizer,
+    length: int,
+    image_size: int | None,
+    per_image: int = 1,
+    has_target: bool = False,
+) -> Batch:
+    """A batch of black images and of texts that repeat one token.
+
+    Args:
+        count: images.
+        tokenizer: whose ids to use.
+        length: T, tokens per text, bos and eos included.
+        image_size: pixels; None: no images.
+        per_image: texts per image.
+        has_target: whether texts are to be generated from texts.
+
+    Returns:
+        images uint8 (count, 3, image_size, image_size), tokens int64 (count * per_image, T) without padding.
+    """
+    special = {tokenizer.pad_id, tokenizer.bos_id, tokenizer.eos_id, tokenizer.unk_id}
+    token = next((i for i in range(tokenizer.vocab_size) if i not in special), tokenizer.unk_id)
+    rows = torch.arange(count).repeat_interleave(per_image)
+    tokens = torch.full((len(rows), length), token)
+    tokens[:, 0], tokens[:, -1] = tokenizer.bos_id, tokenizer.eos_id
+    mask = torch.ones_like(tokens, dtype=torch.bool)
+    images = None if image_size is None else torch.zeros(count, 3, image_size, image_size, dtype=torch.uint8)
+    return Batch(
+        images=images,
+        tokens=tokens,
+        mask=mask,
+        image_ids=rows,
+        target_tokens=tokens if has_target else None,
+        target_mask=mask if has_target else None,
+        image_rows=rows if per_image > 1 and images is not None else None,
+    )
+
+
 @dataclass
 class _Step:
-    """What one step of a few samples takes."""
+    """Bytes and FLOPs of one step."""
 
     bytes: int
     forward: int
@@ -94,22 +137,22 @@ class _Step:
 
 
 def measure(build: Callable[[], VisionLanguageTask], probe: Callable[[int], Batch], precision: str) -> Costs:
-    """Build a task and find out what a step of it takes.
+    """Build a task and measure the costs of a step.
 
     Args:
-        build: gives the task; pretrained weights are not read.
-        probe: gives a batch of so many samples, all of whose positions hold content.
+        build: returns the task; pretrained weights are not read.
+        probe: returns a batch of that many samples without padding.
         precision: of the Trainer.
 
     Raises:
         ConfigError: the task cannot be built.
-        Exception: whatever a step of a few samples raises.
+        Exception: the error of a step on real tensors.
     """
     try:
         return _measure(build, probe, precision, FakeTensorMode(), FAKE)
     except ConfigError:
         raise
-    except Exception:  # numbers are asked for, in one of many ways; real faults come again
+    except Exception:  # the model reads values of a tensor; other errors are raised again on real tensors
         return _measure(build, probe, precision, nullcontext(), REAL)
 
 
@@ -130,7 +173,7 @@ def _measure(
         lines = {n: _line(sizes, [getattr(step, n) for step in steps]) for n in ("bytes", "forward", "backward")}
         sample = sum(t.numel() * t.element_size() for t in (batches[0].images, batches[0].tokens) if t is not None)
         weights = _weights(task)
-    loss_bytes, loss_flops = _losses_of_pairs(task) if steps[0].embeds else ((0.0,) * 3, (0.0,) * 3)
+    loss_bytes, loss_flops = _alignment_costs(task) if steps[0].embeds else ((0.0,) * 3, (0.0,) * 3)
     return Costs(
         **weights,
         activations=lines["bytes"],
@@ -139,7 +182,7 @@ def _measure(
         sample_bytes=sample // sizes[0],
         embed_bytes=steps[0].embeds // len(batches[0]),
         rows=len(batches[0]) // sizes[0],
-        writes="decoder" in task.needs,
+        captions="decoder" in task.needs,
         shared=task.losses.share,
         loss_bytes=loss_bytes,
         loss_flops=loss_flops,
@@ -147,48 +190,50 @@ def _measure(
 
 
 def _step(task: VisionLanguageTask, batch: Batch, precision: str, fake: bool) -> _Step:
-    """A forward and a backward pass; alignment losses, which are of the whole batch, are left to `_losses_of_pairs`."""
+    """A forward and a backward pass without the alignment losses; see `_alignment_costs`."""
     for parameter in task.parameters():
         parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
     peak, flops = PeakMemory(), FlopCounterMode(display=False, custom_mapping=_ATTENTION)
     peak.ignore([*task.parameters(), *task.buffers(), *(p.grad for p in task.parameters() if p.grad is not None)])
-    # the batch is counted for itself
+    # the batch is counted by sample_bytes
     peak.ignore([t for t in (batch.images, batch.tokens, batch.mask, batch.image_ids) if t is not None])
     with ExitStack() as stack:
         modes: list[AbstractContextManager] = [flops, peak, *([_AllContent()] if fake else []), _autocast(precision)]
         for mode in modes:
             stack.enter_context(mode)
         output = task.model(batch, task.needs)
-        parts = [loss(output, batch) for loss in task.losses.named().values() if not _of_pairs(loss)]
+        parts = [loss(output, batch) for loss in task.losses.named().values() if not _is_alignment(loss)]
         embeds = [] if output.embeddings is None else [output.image_embeds, output.text_embeds]
         size = sum(e.numel() * e.element_size() for e in embeds)
         total = torch.stack([*parts, *(e.sum() for e in embeds)]).sum()
         del output, parts, embeds
         forward = flops.get_total_flops()
         total.backward()
-    aligned = any(_of_pairs(loss) for loss in task.losses.named().values())
+    aligned = any(_is_alignment(loss) for loss in task.losses.named().values())
     return _Step(peak.peak, forward, flops.get_total_flops() - forward, size if aligned else 0)
 
 
-def _of_pairs(loss: Any) -> bool:
-    """Whether a loss compares the samples of a batch and needs nothing else of them."""
+def _is_alignment(loss: Any) -> bool:
+    """Whether a loss needs the embeddings and nothing else."""
     return bool(loss.aligns) and "decoder" not in loss.requires
 
 
-def _losses_of_pairs(task: VisionLanguageTask) -> tuple[Any, Any]:
-    """Parabolas in the rows of a batch: bytes and FLOPs of the losses that compare its samples."""
-    pairs = {name: loss for name, loss in task.losses.named().items() if _of_pairs(loss)}
-    spec = {name: options for name, options in task.model_config["losses"].items() if name.rpartition(":")[2] in pairs}
-    losses, width = build_losses(spec), task.model_config["embed_dim"]
-    found = []
+def _alignment_costs(task: VisionLanguageTask) -> tuple[Any, Any]:
+    """Bytes and FLOPs of the alignment losses, as coefficients of a parabola in the rows of a batch."""
+    pairs = {name: loss for name, loss in task.losses.named().items() if _is_alignment(loss)}
+    configs = {
+        name: options for name, options in task.model_config["losses"].items() if name.rpartition(":")[2] in pairs
+    }
+    losses, width = build_losses(configs), task.model_config["embed_dim"]
+    measured = []
     for rows in PAIRS:
         embeds = [F.normalize(torch.randn(rows, width), dim=1).requires_grad_() for _ in range(2)]
         batch = Batch(images=None, tokens=None, mask=None, image_ids=torch.arange(rows))
         output = VisionLanguageOutput(embeddings=JointEmbeddings(*embeds))
         with FlopCounterMode(display=False) as flops, PeakMemory() as peak:
             losses(output, batch)[0].backward()
-        found.append((peak.peak, flops.get_total_flops()))
-    return tuple(tuple(float(c) for c in _parabola([each[i] for each in found])) for i in range(2))  # type: ignore
+        measured.append((peak.peak, flops.get_total_flops()))
+    return tuple(tuple(float(c) for c in _parabola([each[i] for each in measured])) for i in range(2))  # type: ignore
 
 
 def _parabola(values: list[int]) -> Any:
@@ -196,13 +241,13 @@ def _parabola(values: list[int]) -> Any:
 
 
 def _line(sizes: tuple[int, int], values: list[int]) -> tuple[float, float]:
-    """(slope a sample, intercept)."""
+    """(slope per sample, intercept)."""
     slope = (values[1] - values[0]) / (sizes[1] - sizes[0])
     return slope, values[0] - slope * sizes[0]
 
 
 def _weights(task: VisionLanguageTask) -> dict[str, int]:
-    """Bytes of the weights: all, learnt, in blocks that FSDP2 shards by themselves, in the largest of them."""
+    """The fields of `Costs` about weights; FSDP2 shards blocks one by one."""
 
     def size(tensors: Any) -> int:
         return sum({id(p): p.numel() * p.element_size() for p in tensors}.values())
@@ -210,11 +255,11 @@ def _weights(task: VisionLanguageTask) -> dict[str, int]:
     blocks = [size(block.parameters()) for block in blocks_of(task.model)]
     return {
         "weights": size(task.parameters()),
-        "learnt": size(p for p in task.parameters() if p.requires_grad),
+        "trainable": size(p for p in task.parameters() if p.requires_grad),
         "in_blocks": sum(blocks),
         "largest_block": max(blocks, default=0),
-        "of_losses": size(task.losses.parameters()),
-        "averaged": size(task.parameters()) if task.ema is not None else 0,
+        "in_losses": size(task.losses.parameters()),
+        "average": size(task.parameters()) if task.ema is not None else 0,
     }
 
 
@@ -230,7 +275,7 @@ def _attention_backward(gradient: Any, query: Any, key: Any, value: Any, *_: Any
     return int(sdpa_backward_flop_count(gradient, query, key, value))
 
 
-_ATTENTION = {  # torch's counter knows the kernels of GPUs only
+_ATTENTION = {  # torch's counter lacks the CPU kernels
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
 }

@@ -1,4 +1,4 @@
-"""A config and a cluster: what of it fits, how long a step takes, and what to set where it does not fit."""
+"""Memory and time of a config's training step on a cluster, and what to change if it does not fit."""
 
 from __future__ import annotations
 
@@ -9,29 +9,28 @@ from typing import Any
 from velm import registry
 from velm.data.text.base import Tokenizer
 from velm.data.text.bpe import ByteTokenizer
-from velm.doctor.memory import probe
 from velm.errors import ConfigError, DataError
 from velm.planning.advice import Advice, advise
-from velm.planning.measure import measure
+from velm.planning.measure import measure, probe
 from velm.planning.step import Costs, Machine, Setup, collectives, flops, memory, seconds
 from velm.training.run import build_data, build_task
 
 __all__ = ["RESERVE", "Plan", "costs_of", "make_plan", "setup_of", "vocabulary_of"]
 
 RESERVE = 0.1
-"""Share of a device's memory left to its context, libraries' scratch room and fragments."""
+"""Fraction of a device's memory kept for its context, scratch buffers of libraries and fragmentation."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a layout takes, and what to do.
+    """Costs of a setup, and advice.
 
     Attributes:
-        setup: as the config and the options have it.
+        setup: devices, batch and parallelism, as configured.
         costs: of the model.
-        machine: what is assumed of devices and links.
+        machine: assumptions about devices and links.
         gpu_memory: bytes of a device.
-        advice: a layout that fits, the config's own where its flags are empty; None where nothing does.
+        advice: a setup that fits; None if none does.
     """
 
     setup: Setup
@@ -45,7 +44,7 @@ class Plan:
         return memory(self.costs, self.setup)["total"] <= (1 - RESERVE) * self.gpu_memory
 
     def as_dict(self) -> dict[str, Any]:
-        """All of it as JSON can hold it; bytes, seconds, FLOPs."""
+        """The plan as JSON types; in bytes, seconds and FLOPs."""
         advice = None
         if self.advice is not None and not self.fits:
             advice = {"flags": list(self.advice.flags), **self._of(self.advice.costs, self.advice.setup)}
@@ -73,18 +72,18 @@ class Plan:
 def make_plan(
     config: Mapping[str, Any], *, gpus: int, gpu_memory: float, machine: Machine, vocab_size: int | None = None
 ) -> Plan:
-    """Work it out.
+    """Measure the costs of a config and look for a setup that fits.
 
     Args:
         config: of `velm.training.run.parse_fit`.
-        gpus: devices that share a step, >= 1.
-        gpu_memory: bytes of one.
-        machine: what is assumed.
-        vocab_size: V; None: the tokenizer's, see `vocabulary_of`.
+        gpus: W >= 1, data-parallel devices.
+        gpu_memory: bytes of a device.
+        machine: assumptions about devices and links.
+        vocab_size: V; None: see `vocabulary_of`.
 
     Raises:
         ConfigError: a part cannot be built.
-        DataError: the vocabulary is to be learnt of data that cannot be read.
+        DataError: the vocabulary is learned from data that cannot be read.
     """
     vocabulary = vocabulary_of(config["data"]) if vocab_size is None else vocab_size
     costs, setup = costs_of(config, vocabulary), setup_of(config, gpus)
@@ -94,7 +93,7 @@ def make_plan(
             return None
         try:
             return costs_of({**config, "model": {**config["model"], "checkpoint_blocks": True}}, vocabulary)
-        except ConfigError:  # there are no blocks
+        except ConfigError:  # the model has no blocks
             return None
 
     advice = advise(costs, setup, (1 - RESERVE) * gpu_memory, checkpointed)
@@ -102,28 +101,42 @@ def make_plan(
 
 
 def setup_of(config: Mapping[str, Any], gpus: int) -> Setup:
-    """The layout of a config on so many devices."""
+    """The setup of a config on `gpus` devices."""
     data, trainer = config["data"], config["trainer"]
     batch = data["batch_size"] if data["max_tokens"] is None else max(1, data["max_tokens"] // data["max_length"])
     return Setup(
         gpus=gpus,
         batch=batch,
-        piece=config["model"]["micro_batch_size"],
+        micro_batch=config["model"]["micro_batch_size"],
         sharded=trainer["strategy"] == "fsdp2",
         workers=data["num_workers"],
         precision=str(trainer["precision"] or "32-true"),
     )
 
 
-def costs_of(config: Mapping[str, Any], vocab_size: int) -> Costs:
-    """What the model of a config takes, sentences being as long as `data.max_length` lets them be."""
+def costs_of(
+    config: Mapping[str, Any], vocab_size: int, *, length: int | None = None, has_images: bool = True
+) -> Costs:
+    """Measure the costs of a config's model.
+
+    Args:
+        config: of `velm.training.run.parse_fit`.
+        vocab_size: V.
+        length: tokens per text, bos and eos included; None: `data.max_length`.
+        has_images: whether samples have an image.
+
+    Raises:
+        ConfigError: a part cannot be built.
+        Exception: the error of a training step.
+    """
     model, data = config["model"], config["data"]
     tokenizer: Tokenizer = ByteTokenizer()
     has_target = model["decoder"] is not None and "text" in (model["memory"] or ())
     return measure(
         lambda: build_task({**model, "compile": False}, vocab_size=vocab_size, pad_id=tokenizer.pad_id),
         lambda samples: probe(
-            samples, tokenizer=tokenizer, length=data["max_length"], image_size=data["image_size"],
+            samples, tokenizer=tokenizer, length=length or data["max_length"],
+            image_size=data["image_size"] if has_images else None,
             per_image=data["captions_per_image"], has_target=has_target,
         ),
         str(config["trainer"]["precision"] or "32-true"),
@@ -131,7 +144,7 @@ def costs_of(config: Mapping[str, Any], vocab_size: int) -> Costs:
 
 
 def vocabulary_of(data: Mapping[str, Any]) -> int:
-    """V: the tokenizer's `vocab_size` or `max_size` where its spec has one, else as learnt of the training split.
+    """V: the option `vocab_size` or `max_size` of the tokenizer; without them as learned from the training split.
 
     Raises:
         DataError: the split cannot be read.

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from velm import _compat
+
 # Classes whose children run in the order they are registered.
 _IN_ORDER = ("Sequential", "BasicBlock", "Bottleneck", "Conv2dNormActivation", "BasicConv2d")
 
@@ -67,6 +69,8 @@ def may_fold(layers: Sequence[nn.Module]) -> bool:
     """Whether to fold: there is batch norm, all in eval mode, and nothing is trained, compiled or traced."""
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return False
+    if any(_compat.is_fake(p) for layer in layers for p in layer.parameters()):
+        return False  # torch cannot deepcopy fake tensors: it corrupts memory
     if torch.is_grad_enabled() and any(p.requires_grad for layer in layers for p in layer.parameters()):
         return False
     norms = [m for layer in layers for m in layer.modules() if isinstance(m, nn.BatchNorm2d)]

@@ -1,4 +1,4 @@
-"""One door to every check: the kind is seen from what the factory builds."""
+"""`check` and `assert_contract`: the contract check of any part, chosen by its base class."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from velm.losses.base import Loss
 from velm.testing.data import check_dataset, check_tokenizer
 from velm.testing.decoders import check_decoder
 from velm.testing.encoders import check_image_encoder, check_text_encoder
-from velm.testing.laws import Subject
+from velm.testing.laws import PartUnderTest
 from velm.testing.losses import check_loss
 from velm.testing.report import Report
 
 __all__ = ["BASES", "CHECKS", "assert_contract", "check"]
 
-#: The check of each kind, by the registry's names of kinds.
+#: The check of each kind of part; keys as in `velm.registry.KINDS`.
 CHECKS: dict[str, Callable[..., Report]] = {
     "image_encoders": check_image_encoder,
     "text_encoders": check_text_encoder,
@@ -28,7 +28,7 @@ CHECKS: dict[str, Callable[..., Report]] = {
     "datasets": check_dataset,
     "tokenizers": check_tokenizer,
 }
-#: The contract of each kind.
+#: The base class of each kind of part.
 BASES: dict[str, type] = {
     "image_encoders": ImageEncoder,
     "text_encoders": TextEncoder,
@@ -40,41 +40,41 @@ BASES: dict[str, type] = {
 
 
 def check(part: Any, **options: Any) -> Report:
-    """Look at every law of whatever `part` builds.
+    """Check every law of a part's contract.
 
     Args:
         part: a callable without arguments that builds a fresh instance, or an instance.
         **options: what the part was built with, as the check of its kind takes it (vocab_size, pad_id,
             memory_dim, image_size).
     """
-    subject = Subject.of(part, "part")
-    if subject.instance is None:
-        return subject.report
+    tested = PartUnderTest.of(part, "part")
+    if tested.instance is None:
+        return tested.report
     for kind, base in BASES.items():
-        if isinstance(subject.instance, base):
-            return CHECKS[kind](_reusing(subject, part), **options)
+        if isinstance(tested.instance, base):
+            return CHECKS[kind](_reuse_instance(tested, part), **options)
     names = ", ".join(base.__name__ for base in BASES.values())
-    message = f"{type(subject.instance).__name__} is none of {names}; derive it from one of them."
-    subject.report.judge("wrong type", lambda: message)
-    return subject.report
+    message = f"{type(tested.instance).__name__} is none of {names}; derive it from one of them."
+    tested.report.judge("wrong type", lambda: message)
+    return tested.report
 
 
-def _reusing(subject: Subject, part: Any) -> Any:
-    """The factory again, whose first product is the instance that is already built."""
-    if not subject.fresh:
+def _reuse_instance(tested: PartUnderTest, part: Any) -> Any:
+    """The factory, except that its first call returns the instance that is already built."""
+    if not tested.has_factory:
         return part
-    built = [subject.instance]
+    built = [tested.instance]
     return lambda: built.pop() if built else part()
 
 
 def assert_contract(part: Any, **options: Any) -> Report:
-    """`check`, as one line of a test.
+    """`check` as an assertion, for tests.
 
     Raises:
-        AssertionError: laws are broken; the message lists every fault by its name.
+        AssertionError: laws are broken; the message lists every violation by its name.
     """
     report = check(part, **options)
     if not report.ok:
-        faults = "\n".join(f"  {fault}" for fault in report.faults)
-        raise AssertionError(f"{report.subject} breaks {len(report.faults)} of VELM's laws:\n{faults}")
+        listed = "\n".join(f"  {violation}" for violation in report.violations)
+        raise AssertionError(f"{report.subject} breaks {len(report.violations)} of VELM's laws:\n{listed}")
     return report

@@ -1,4 +1,4 @@
-"""The contracts of tokenizers and datasets, law by law."""
+"""The contract checks of tokenizers and datasets."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 from velm.data.base import Dataset, Record
 from velm.data.text.base import Tokenizer
 from velm.errors import MissingSplitError
-from velm.testing.laws import Subject
+from velm.testing.laws import PartUnderTest
 from velm.testing.report import Report
 
 __all__ = ["check_dataset", "check_tokenizer"]
@@ -25,15 +25,15 @@ TEXTS = (
 
 
 def check_tokenizer(tokenizer: Any, *, texts: Sequence[str] = TEXTS) -> Report:
-    """Look at every law of `velm.Tokenizer`.
+    """Check every law of `velm.Tokenizer`.
 
     Args:
         tokenizer: a callable without arguments that builds a fresh instance, or an instance.
-        texts: what to train it on and encode.
+        texts: training texts, which are also encoded.
     """
-    subject = Subject.of(tokenizer, "tokenizer")
-    report, instance = subject.report, subject.instance
-    if not subject.judge_type(Tokenizer):
+    tested = PartUnderTest.of(tokenizer, "tokenizer")
+    report, instance = tested.report, tested.instance
+    if not tested.judge_type(Tokenizer):
         return report
     report.judge("raised", lambda: _trains(instance, texts))
     report.judge("special ids", lambda: _special_ids(instance), ("raised",))
@@ -74,10 +74,10 @@ def _framed(tokenizer: Any, texts: Sequence[str]) -> str | None:
 def _round_trip(tokenizer: Any, texts: Sequence[str]) -> str | None:
     for text in texts:
         ids = tokenizer.encode(text)
-        written = tokenizer.decode([*ids, tokenizer.pad_id, *ids])
-        if tokenizer.encode(written) != ids:
+        text_again = tokenizer.decode([*ids, tokenizer.pad_id, *ids])
+        if tokenizer.encode(text_again) != ids:
             return (
-                f"{text!r} came back from encode, padding and decode as {written!r}, which is encoded otherwise; "
+                f"{text!r} becomes {text_again!r} by encode, padding and decode, whose ids differ; "
                 "expected the same ids. Stop at the first eos, and drop special ids."
             )
     return None
@@ -88,29 +88,29 @@ def _tokenizer_state(tokenizer: Any, texts: Sequence[str]) -> str | None:
     wrong = [text for text in texts if second.encode(text) != tokenizer.encode(text)]
     if wrong or second.vocab_size != tokenizer.vocab_size:
         return (
-            f"from_state(state()), through JSON, encodes {wrong[:1]} otherwise (vocab_size {second.vocab_size}, "
+            f"from_state(state()), through JSON, encodes {wrong[:1]} differently (vocab_size {second.vocab_size}, "
             f"was {tokenizer.vocab_size}); expected the same ids. Put everything needed into state()."
         )
     return None
 
 
 def check_dataset(dataset: Any, *, splits: Sequence[str] = ("train", "val", "test")) -> Report:
-    """Look at every law of `velm.Dataset`, on the first records of each split.
+    """Check every law of `velm.Dataset` on the first records of each split.
 
     Args:
         dataset: a callable without arguments that builds a fresh instance, or an instance.
-        splits: the splits that it should have.
+        splits: names of the expected splits.
     """
-    subject = Subject.of(dataset, "dataset")
-    report, instance = subject.report, subject.instance
-    if not subject.judge_type(Dataset):
+    tested = PartUnderTest.of(dataset, "dataset")
+    report, instance = tested.report, tested.instance
+    if not tested.judge_type(Dataset):
         return report
-    read: dict[str, Sequence[Record]] = {}
-    report.judge("raised", lambda: read.update({name: instance.split(name) for name in splits}))
+    opened: dict[str, Sequence[Record]] = {}
+    report.judge("raised", lambda: opened.update({name: instance.split(name) for name in splits}))
     report.judge("unknown split", lambda: _unknown_split(instance, splits))
-    report.judge("records", lambda: _records(read), ("raised",))
-    report.judge("splits overlap", lambda: _overlap(read), ("raised", "records"))
-    report.judge("not repeatable", lambda: _repeatable(read), ("raised", "records"))
+    report.judge("records", lambda: _records(opened), ("raised",))
+    report.judge("splits overlap", lambda: _overlap(opened), ("raised", "records"))
+    report.judge("not repeatable", lambda: _repeatable(opened), ("raised", "records"))
     return report
 
 
@@ -119,52 +119,52 @@ def _unknown_split(dataset: Any, splits: Sequence[str]) -> str | None:
         dataset.split("no such split")
     except MissingSplitError as error:
         missing = [name for name in splits if name not in str(error)]
-        return f"its message names no {missing[0]!r}: {error}. List the splits there are." if missing else None
-    return "split('no such split') returned something; expected a MissingSplitError that lists the splits there are."
+        return f"its message does not name {missing[0]!r}: {error}. List the existing splits." if missing else None
+    return "split('no such split') returned a value; expected a MissingSplitError that lists the existing splits."
 
 
-def _records(read: dict[str, Sequence[Any]]) -> str | None:
-    for name, records in read.items():
+def _records(opened: dict[str, Sequence[Any]]) -> str | None:
+    for name, records in opened.items():
         if len(records) == 0:
             return f"split {name!r} is empty; expected records, or a MissingSplitError."
         for i in range(min(len(records), 20)):
-            record, place = records[i], f"record {i} of split {name!r}"
+            record, title = records[i], f"record {i} of split {name!r}"
             if not isinstance(record, Record):
-                return f"{place} is a {type(record).__name__}; expected velm.Record."
+                return f"{title} is a {type(record).__name__}; expected velm.Record."
             if not isinstance(record.image_id, str) or not record.texts:
-                return f"{place} has image_id {record.image_id!r}, texts {record.texts!r}; expected a str and texts."
+                return f"{title} has image_id {record.image_id!r}, texts {record.texts!r}; expected a str and texts."
             if not all(isinstance(text, str) for text in record.texts):
-                return f"{place} has texts {record.texts!r}; expected a tuple of str."
+                return f"{title} has texts {record.texts!r}; expected a tuple of str."
             if record.targets is not None and len(record.targets) != len(record.texts):
-                return f"{place} has {len(record.targets)} targets for {len(record.texts)} texts; expected one each."
+                return f"{title} has {len(record.targets)} targets for {len(record.texts)} texts; expected one each."
     return None
 
 
-def _overlap(read: dict[str, Sequence[Record]]) -> str | None:
+def _overlap(opened: dict[str, Sequence[Record]]) -> str | None:
     seen: dict[str, str] = {}
-    for name, records in read.items():
+    for name, records in opened.items():
         for i in range(min(len(records), 1000)):
             owner = seen.setdefault(records[i].image_id, name)
             if owner != name:
-                return f"image {records[i].image_id!r} is in the splits {owner!r} and {name!r}; expected one of them."
+                return f"image {records[i].image_id!r} is in the splits {owner!r} and {name!r}; expected only one."
     return None
 
 
-def _repeatable(read: dict[str, Sequence[Record]]) -> str | None:
-    for name, records in read.items():
-        copied = pickle.loads(pickle.dumps(records))  # what a loader's worker gets
+def _repeatable(opened: dict[str, Sequence[Record]]) -> str | None:
+    for name, records in opened.items():
+        copied = pickle.loads(pickle.dumps(records))  # as a DataLoader worker gets them
         for i in range(min(len(records), 3)):
             if not _same(records[i], records[i]) or not _same(records[i], copied[i]):
-                return f"record {i} of split {name!r} differs when it is read again; expected the same. Seed by index."
+                return f"record {i} of split {name!r} differs when read again; expected the same. Seed by index."
     return None
 
 
 def _same(first: Record, second: Record) -> bool:
-    told = [(r.image_id, r.texts, r.targets) for r in (first, second)]
-    return told[0] == told[1] and np.array_equal(_pixels(first.image), _pixels(second.image))
+    fields = [(r.image_id, r.texts, r.targets) for r in (first, second)]
+    return fields[0] == fields[1] and np.array_equal(_pixels(first.image), _pixels(second.image))
 
 
 def _pixels(image: Any) -> np.ndarray[Any, Any]:
-    """An array to compare: of pixels, or of the path or None as text."""
+    """An array to compare: the pixels, or the path or None as text."""
     is_image = image is not None and not isinstance(image, str) and not hasattr(image, "__fspath__")
     return np.asarray(image) if is_image else np.asarray(str(image))

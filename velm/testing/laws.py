@@ -1,7 +1,7 @@
-"""Laws that hold for every module, whatever it computes.
+"""Laws of every module: finite, deterministic, differentiable, independent of the batch, restorable, dtype-preserving.
 
 A *probe* runs a module on a fixed small batch: `probe(module, rows, dtype)` -> outputs by name, where `rows`
-picks samples and `dtype` is that of the floating-point inputs.
+selects samples and `dtype` is that of the floating-point inputs.
 """
 
 from __future__ import annotations
@@ -18,41 +18,48 @@ from torch import Tensor, nn
 
 from velm.testing.report import Report
 
-__all__ = ["ALL", "Outputs", "Probe", "Subject", "different", "judge_module"]
+__all__ = ["ALL", "Outputs", "Probe", "PartUnderTest", "different", "judge_module"]
 
 Outputs = dict[str, Tensor]
 Probe = Callable[..., Outputs]
 ALL = slice(None)
-TOLERANCE = 1e-4  # float32, other kernels for other batch sizes; relative to the largest value
+TOLERANCE = 1e-4  # relative to the largest value; float32 kernels differ between batch sizes
 
 
 @dataclass
-class Subject:
-    """A part under examination: how to build it, one instance (None where that failed), and the findings."""
+class PartUnderTest:
+    """A part and the findings about it.
+
+    Attributes:
+        build: builds a fresh instance, or copies the given one.
+        has_factory: whether `build` calls the part's constructor.
+        report: the findings.
+        instance: what is checked; None if building it failed.
+    """
 
     build: Callable[[], Any]
-    fresh: bool
+    has_factory: bool
     report: Report
     instance: Any = None
 
     @classmethod
-    def of(cls, part: Any, kind: str) -> Subject:
-        """From a callable without arguments that builds fresh instances, or from an instance, which is copied."""
+    def of(cls, part: Any, kind: str) -> PartUnderTest:
+        """Build the first instance from a callable without arguments, or by copying an instance."""
         name = getattr(part, "__qualname__", type(part).__qualname__)
         if isinstance(part, nn.Module) or not callable(part):
-            subject = cls(lambda: copy.deepcopy(part), False, Report(f"{kind} {name}"))
+            tested = cls(lambda: copy.deepcopy(part), False, Report(f"{kind} {name}"))
         else:
-            subject = cls(part, True, Report(f"{kind} {name}"))
-        if subject.report.judge("cannot be built", subject._build_one):
-            built = type(subject.instance)
-            subject.report.subject = f"{kind} {built.__module__}:{built.__qualname__}"
-        return subject
+            tested = cls(part, True, Report(f"{kind} {name}"))
+        if tested.report.judge("cannot be built", tested._build_one):
+            built = type(tested.instance)
+            tested.report.subject = f"{kind} {built.__module__}:{built.__qualname__}"
+        return tested
 
     def _build_one(self) -> None:
         self.instance = self.build()
 
     def judge_type(self, base: type) -> bool:
-        """Whether the instance is one of `base`; its constructor is looked at on the way."""
+        """Check the constructor's type hints and the base class; whether the instance is one of `base`."""
         if self.instance is None:
             return False
         cls = type(self.instance)
@@ -65,7 +72,7 @@ class Subject:
 
 
 def typed_constructor(kind: type) -> str | None:
-    """YAML is validated by the constructor's type hints, so each argument needs one."""
+    """Every constructor argument has a type hint, by which YAML is validated."""
     if kind.__init__ in (nn.Module.__init__, object.__init__):  # type: ignore[misc]
         return None
     parameters = list(inspect.signature(kind.__init__).parameters.values())[1:]  # type: ignore[misc]
@@ -84,11 +91,11 @@ def typed_constructor(kind: type) -> str | None:
 
 
 def different(first: Outputs, second: Outputs) -> str | None:
-    """Say where two sets of outputs differ by more than rounding; None where they do not."""
+    """Which output differs by more than rounding, and by how much; None if none does."""
     for name, a in first.items():
         b = second[name]
         if a.shape != b.shape:
-            return f"{name} came as {tuple(b.shape)} instead of {tuple(a.shape)}"
+            return f"{name} has the shape {tuple(b.shape)} instead of {tuple(a.shape)}"
         a, b = a.detach().double(), b.detach().double()
         gap = (a - b).abs().max().item() if a.numel() else 0.0
         if not gap <= TOLERANCE * max(1.0, a.abs().max().item() if a.numel() else 0.0):
@@ -97,11 +104,12 @@ def different(first: Outputs, second: Outputs) -> str | None:
 
 
 def finite(outputs: Outputs) -> str | None:
+    """No output holds nan or inf."""
     for name, value in outputs.items():
         if not torch.isfinite(value).all():
             return (
                 f"{name} holds nan or inf; expected finite numbers. "
-                "Look for a softmax over nothing, or a division by 0."
+                "Look for a softmax over an empty set, or a division by 0."
             )
     return None
 
@@ -117,19 +125,19 @@ def deterministic(module: nn.Module, probe: Probe) -> str | None:
     )
 
 
-def gradients(module: nn.Module, probe: Probe) -> str | None:
-    """Each output reaches trainable parameters, and each trainable parameter is reached."""
+def gradients_flow(module: nn.Module, probe: Probe) -> str | None:
+    """Each output depends on trainable parameters, and each trainable parameter receives a gradient."""
     parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
     if not parameters:
-        return None  # frozen as a whole: nothing to learn, nothing to check
+        return None  # frozen
     reached: set[str] = set()
     for output in probe(module.train()):
         value = probe(module)[output]
         if not value.requires_grad:
-            return f"{output} carries no gradient; expected one. Remove detach(), no_grad() or .data from its way."
+            return f"{output} carries no gradient; expected one. Remove detach(), no_grad() or .data."
         loss = (value * torch.randn_like(value)).sum()
-        found = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
-        got = {name: g for name, g in zip(parameters, found, strict=True) if g is not None}
+        gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
+        got = {name: g for name, g in zip(parameters, gradients, strict=True) if g is not None}
         if not any(g.abs().sum() > 0 for g in got.values()):
             return f"{output} does not depend on any trainable parameter; expected a gradient other than 0."
         if bad := [name for name, g in got.items() if not torch.isfinite(g).all()]:
@@ -139,14 +147,14 @@ def gradients(module: nn.Module, probe: Probe) -> str | None:
         return (
             f"{len(unused)} of {len(parameters)} trainable parameters receive no gradient: "
             f"{', '.join(unused[:3])}. Use them, leave them out, or call requires_grad_(False) on them "
-            "(training on several devices stops at unused ones)."
+            "(DDP raises on unused parameters)."
         )
     return None
 
 
 @torch.no_grad()
 def batch_of_one(module: nn.Module, probe: Probe, row: int = 0) -> str | None:
-    """A row alone gives what it gives in a batch."""
+    """A row alone gives the same as in a batch."""
     module.eval()
     whole = {name: value[row : row + 1] for name, value in probe(module).items()}
     gap = different(whole, probe(module, rows=slice(row, row + 1)))
@@ -159,10 +167,10 @@ def batch_of_one(module: nn.Module, probe: Probe, row: int = 0) -> str | None:
 def state_restored(build: Callable[[], Any], probe: Probe) -> str | None:
     """A second instance with the first one's state, saved and loaded, gives the same outputs."""
     first, file = build(), io.BytesIO()
-    probe(first.train())  # running statistics move
+    probe(first.train())  # updates running statistics
     with torch.no_grad():
         for parameter in first.parameters():
-            parameter.add_(torch.randn_like(parameter), alpha=0.02)  # so that a constructor cannot repeat it
+            parameter.add_(torch.randn_like(parameter), alpha=0.02)  # values that no constructor makes
     torch.save(first.state_dict(), file)
     file.seek(0)
     torch.manual_seed(1)
@@ -177,7 +185,7 @@ def state_restored(build: Callable[[], Any], probe: Probe) -> str | None:
 
 
 def dtype_kept(build: Callable[[], Any], probe: Probe) -> str | None:
-    """Double in gives double out, and bfloat16 autocast goes through."""
+    """Double input gives double output, and bfloat16 autocast works."""
     module = build().eval()
     with torch.no_grad():
         with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -192,17 +200,17 @@ def dtype_kept(build: Callable[[], Any], probe: Probe) -> str | None:
     return None
 
 
-def judge_module(subject: Subject, probe: Probe, needs: tuple[str, ...], row: int = 0) -> None:
-    """The laws above, each once; `row` is the sample to try alone."""
-    report, module, build = subject.report, subject.instance, subject.build
+def judge_module(tested: PartUnderTest, probe: Probe, needs: tuple[str, ...], row: int = 0) -> None:
+    """Check the laws of this file; `row` is the sample to run alone."""
+    report, module, build = tested.report, tested.instance, tested.build
     with torch.no_grad():
         report.judge("not finite", lambda: finite(probe(module.eval())), needs)
     report.judge("not deterministic in eval", lambda: deterministic(module, probe), needs)
-    report.judge("no gradient", lambda: gradients(module, probe), needs)
+    report.judge("no gradient", lambda: gradients_flow(module, probe), needs)
     same = (*needs, "not finite", "not deterministic in eval")
     report.judge("batch of one", lambda: batch_of_one(module, probe, row), same)
-    if subject.fresh:
+    if tested.has_factory:
         report.judge("state not restored", lambda: state_restored(build, probe), same)
     else:
-        report.skip("state not restored", "hand over a factory instead of an instance to have it checked")
+        report.skip("state not restored", "needs a factory instead of an instance")
     report.judge("dtype changed", lambda: dtype_kept(build, probe), needs)

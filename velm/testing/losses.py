@@ -1,4 +1,4 @@
-"""The contract of losses, law by law."""
+"""The contract check of losses."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from velm.outputs import (
     VisionLanguageOutput,
     aligns,
 )
-from velm.testing.laws import ALL, Outputs, Subject, different, dtype_kept, state_restored
+from velm.testing.laws import ALL, Outputs, PartUnderTest, different, dtype_kept, state_restored
 from velm.testing.report import Report
 
 __all__ = ["check_loss"]
@@ -32,14 +32,14 @@ IMAGE_IDS = (0, 1, 1, 2)  # two captions of one image
 
 
 def check_loss(loss: Any) -> Report:
-    """Look at every law of `velm.Loss`; it is fed what it `requires`, and nothing else.
+    """Check every law of `velm.Loss` on exactly the outputs that the loss `requires`.
 
     Args:
         loss: a callable without arguments that builds a fresh instance, or an instance.
     """
-    subject = Subject.of(loss, "loss")
-    report, module = subject.report, subject.instance
-    if not subject.judge_type(Loss):
+    tested = PartUnderTest.of(loss, "loss")
+    report, module = tested.report, tested.instance
+    if not tested.judge_type(Loss):
         return report
 
     def probe(module: Any, rows: Any = ALL, dtype: torch.dtype = torch.float32) -> Outputs:
@@ -50,23 +50,25 @@ def check_loss(loss: Any) -> Report:
 
     def shuffled() -> str | None:
         gap = different(probe(module), probe(module, torch.tensor([2, 0, 3, 1])))
-        return gap and f"the same pairs in another order: {gap}; expected no difference. Pair by row, not by place."
+        return (
+            gap and f"the same pairs in another order: {gap}; expected no difference. Match pairs by batch.image_ids."
+        )
 
-    def goes_through() -> str | None:
+    def runs() -> str | None:
         probe(module.eval())
         return None
 
-    report.judge("raised", goes_through)
+    report.judge("raised", runs)
     report.judge("not a scalar", lambda: alone(ALL), ("raised",))
     sound = ("raised", "not a scalar")
     report.judge("no gradient", lambda: _gradient(module), sound)
     report.judge("order matters", shuffled, sound)
     report.judge("batch of one", lambda: alone(slice(0, 1)), sound)
     if module.additive:
-        report.judge("not additive", lambda: _adds_up(module), sound)
-    if subject.fresh:
-        report.judge("state not restored", lambda: state_restored(subject.build, probe), sound)
-    report.judge("dtype changed", lambda: dtype_kept(subject.build, probe), sound)
+        report.judge("not additive", lambda: _additive(module), sound)
+    if tested.has_factory:
+        report.judge("state not restored", lambda: state_restored(tested.build, probe), sound)
+    report.judge("dtype changed", lambda: dtype_kept(tested.build, probe), sound)
     return report
 
 
@@ -84,7 +86,7 @@ class _RequiredOutput(VisionLanguageOutput):
 
 
 def _case(module: Any, rows: Any, dtype: torch.dtype) -> tuple[VisionLanguageOutput, Batch, dict[str, Tensor]]:
-    """What the loss requires, the batch, and the leaves that a gradient should reach."""
+    """The required outputs, the batch, and the leaf tensors that should receive a gradient."""
     generator = torch.Generator().manual_seed(0)
     leaves = {
         name: torch.randn(*shape, generator=generator).to(dtype)[rows].requires_grad_()
@@ -123,19 +125,19 @@ def _scalar(value: Any) -> str | None:
     return f"forward returned {came}; expected one finite number, float (). Take the mean over the batch."
 
 
-def _adds_up(module: Loss) -> str | None:
-    """Pieces that are told how many tokens the whole predicts, against the whole."""
+def _additive(module: Loss) -> str | None:
+    """With the batch's target_count, the losses of its micro-batches sum to the loss of the batch."""
     module = copy.deepcopy(module).double()
 
-    def of(rows: slice) -> Tensor:
+    def loss_of(rows: slice) -> Tensor:
         output, batch, _ = _case(module, rows, torch.float64)
         return module(output, replace(batch, target_count=torch.tensor(float(count))))
 
     prediction = _case(module, ALL, torch.float64)[0].prediction
     count = 1 if prediction is None else int((prediction.labels != IGNORE).sum())
-    gap = different({"the loss": of(slice(0, 1)) + of(slice(1, None))}, {"the loss": of(ALL)})
+    gap = different({"the loss": loss_of(slice(0, 1)) + loss_of(slice(1, None))}, {"the loss": loss_of(ALL)})
     return gap and (
-        f"the pieces' losses add up to something else than the whole batch's: {gap}. Divide a sum by "
+        f"the losses of two micro-batches do not add up to the loss of the batch: {gap}. Divide a sum by "
         "batch.target_count, or leave `additive` False."
     )
 
@@ -144,14 +146,14 @@ def _gradient(module: Any) -> str | None:
     output, batch, leaves = _case(module, ALL, torch.float32)
     value = module.train()(output, batch)
     if not value.requires_grad:
-        return "the loss carries no gradient; expected one. Remove detach(), no_grad() or .item() from its way."
+        return "the loss carries no gradient; expected one. Remove detach(), no_grad() or .item()."
     parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
-    wanted = {**leaves, **parameters}
-    found = torch.autograd.grad(value, list(wanted.values()), allow_unused=True)
-    missed = [name for name, g in zip(wanted, found, strict=True) if g is None or not torch.isfinite(g).all()]
+    inputs = {**leaves, **parameters}
+    gradients = torch.autograd.grad(value, list(inputs.values()), allow_unused=True)
+    missed = [name for name, g in zip(inputs, gradients, strict=True) if g is None or not torch.isfinite(g).all()]
     return (
-        f"no finite gradient reaches {', '.join(missed)}; expected one for all that it requires and all that it "
-        "learns. Use them, or take them out of `requires`."
+        f"no finite gradient reaches {', '.join(missed)}; expected one for every required output and every "
+        "parameter. Use them, or remove them from `requires`."
         if missed
         else None
     )

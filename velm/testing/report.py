@@ -1,4 +1,4 @@
-"""What a contract check found: one result a law, each fault with a stable name."""
+"""The findings of a contract check: one per law; a broken law is an error under its stable name."""
 
 from __future__ import annotations
 
@@ -7,28 +7,30 @@ from dataclasses import dataclass, field
 
 import torch
 
-__all__ = ["LAWS", "Fault", "Report", "Result"]
+from velm.findings import Finding, table
 
-#: The name of every fault, and the law that it breaks.
+__all__ = ["LAWS", "Note", "Report"]
+
+#: The name of every violation, and the law that it breaks.
 LAWS = {
     "cannot be built": "the factory builds an instance",
     "wrong type": "the class and what it returns are of the types that the contract names",
     "untyped option": "constructor arguments have type hints, and there is no bare **kwargs",
     "raised": "an ordinary batch goes through",
     "wrong shape": "outputs have the shapes that the contract names",
-    "lies about .dim": ".dim is the width of features and pooled",
+    "wrong .dim": ".dim is the width of features and pooled",
     "not finite": "outputs hold neither nan nor inf",
-    "changes its input": "the tensors handed in are left as they were",
+    "changes its input": "the input tensors are not modified",
     "not deterministic in eval": "in eval mode the same input gives the same output",
     "no gradient": "every trainable parameter receives a gradient",
-    "not additive": "of a loss that says additive: pieces that are told the whole's target_count add up to the whole",
-    "batch of one": "a row alone gives what it gives in a batch",
+    "not additive": "of a loss with additive = True: the losses of micro-batches given the whole target_count add up",
+    "batch of one": "a row alone gives the same as in a batch",
     "padding leak": "padding never changes a result",
-    "fixed image size": "a picture of another size, wider than high, gives another grid",
+    "fixed image size": "images of another size are encoded, or a ValueError names the right size",
     "looks ahead": "position t depends on tokens 0 ... t only",
     "stepping differs from forward": "stepping token by token equals forward",
     "select": "state.select(rows) continues exactly those rows",
-    "words": "decode(words=read_words(tokens)) gives what decode gives, sentence by sentence",
+    "words": "decode(words=read_words(tokens)) equals decode without words",
     "attention": "attention weights have their shape and sum to 1",
     "order matters": "shuffling the samples of a batch changes nothing",
     "not a scalar": "a loss is one finite number",
@@ -38,68 +40,59 @@ LAWS = {
     "not bos ... eos": "encode gives plain ints from bos to eos, without padding",
     "decode": "decoding drops the special tokens, and encoding the result again gives the same ids",
     "records": "a split is a non-empty sequence of records, each with an image's id and its texts",
-    "unknown split": "a split that does not exist is a MissingSplitError listing those there are",
+    "unknown split": "a split that does not exist is a MissingSplitError that lists the existing ones",
     "splits overlap": "no image is in two splits",
     "not repeatable": "reading the same record twice, or from a pickled copy, gives the same record",
 }
 
 
-@dataclass(frozen=True)
-class Fault:
-    """A broken law: its stable name, and what came, what was expected, what to do."""
-
-    name: str
-    message: str
-
-    def __str__(self) -> str:
-        return f"{self.name}: {self.message}"
-
-
-@dataclass(frozen=True)
-class Result:
-    """One law looked at; `status` is 'ok', 'fault' or 'skipped' (then `message` says why)."""
-
-    name: str
-    status: str
-    message: str = ""
-
-    def __str__(self) -> str:
-        if self.status == "fault":
-            return f"FAULT    {self.name}: {self.message}"
-        return f"{self.status:8} {LAWS[self.name]}" + (f" ({self.message})" if self.message else "")
+class Note(str):
+    """A remark of a law that holds: the finding is 'info', and the part passes."""
 
 
 @dataclass
 class Report:
-    """Every law that was looked at, in order. Iterating gives the faults; so does `report.faults`."""
+    """The findings of every law that was checked, in order. Iterating gives the violations.
+
+    Attributes:
+        subject: kind and class of the part, the first line of the text form.
+        findings: one per law; `check` is a name of `LAWS`.
+    """
 
     subject: str
-    results: list[Result] = field(default_factory=list)
+    findings: list[Finding] = field(default_factory=list)
 
     @property
-    def faults(self) -> list[Fault]:
-        return [Fault(r.name, r.message) for r in self.results if r.status == "fault"]
+    def violations(self) -> list[Finding]:
+        """The broken laws."""
+        return [finding for finding in self.findings if finding.severity == "error"]
 
     @property
     def ok(self) -> bool:
-        return not self.faults
+        """Whether no law is broken."""
+        return not self.violations
 
-    def __iter__(self) -> Iterator[Fault]:
-        return iter(self.faults)
+    def __iter__(self) -> Iterator[Finding]:
+        return iter(self.violations)
 
     def __str__(self) -> str:
-        return "\n".join([self.subject, *(f"  {result}" for result in self.results)])
+        return f"{self.subject}\n{table(self.findings)}"
 
     def judge(self, name: str, law: Callable[[], str | None], needs: Sequence[str] = ()) -> bool:
-        """Look at one law: `law` returns what is wrong, or None; an exception is a fault of that name too.
+        """Check one law and record the finding; whether it holds.
 
-        A law in whose `needs` one did not hold is skipped, so that one mistake is one fault. Random numbers
-        are seeded within, and the caller's generator is left as it was.
+        A law is skipped if one of `needs` does not hold, so that one mistake is one violation. Random numbers are
+        seeded, and the caller's random state is restored.
+
+        Args:
+            name: in `LAWS`.
+            law: returns the violation, a `Note`, or None; an exception is a violation.
+            needs: names of laws that must hold.
         """
-        held = {r.name for r in self.results if r.status == "ok"}
+        held = {f.check for f in self.findings if f.severity in ("ok", "info")}
         missing = [need for need in needs if need not in held]
         if missing:
-            self.skip(name, f"cannot be judged while '{missing[0]}' is open")
+            self.skip(name, f"not checked while '{missing[0]}' is violated")
             return False
         try:
             with torch.random.fork_rng(devices=[]):
@@ -108,8 +101,12 @@ class Report:
         except Exception as error:
             cause = str(error).strip().splitlines() or [""]
             message = f"it raised {type(error).__name__}: {cause[0].rstrip('.')}. Expected: {LAWS[name]}."
-        self.results.append(Result(name, "ok") if message is None else Result(name, "fault", message))
-        return message is None
+        if message is None:
+            self.findings.append(Finding(name, "ok", LAWS[name]))
+        else:
+            self.findings.append(Finding(name, "info" if isinstance(message, Note) else "error", str(message)))
+        return self.findings[-1].severity != "error"
 
     def skip(self, name: str, reason: str) -> None:
-        self.results.append(Result(name, "skipped", reason))
+        """Record that a law was not checked, and why."""
+        self.findings.append(Finding(name, "skipped", reason))

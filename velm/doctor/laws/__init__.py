@@ -1,6 +1,7 @@
-"""`velm selfcheck`: laws of training, decoding and checkpoints, held against a config on the machine it is to run on.
+"""`velm selfcheck`: laws of training, decoding and checkpoints, checked for a config on the CPU of this machine.
 
-A check is a function of a `Subject` that returns a `Verdict` or raises `Skipped`; one that raises anything else failed.
+A check is a function of a `SmallRun` that returns a `Finding`: ok, skipped, or an error that says what differs, by how
+much and where. An exception is an error too.
 """
 
 from __future__ import annotations
@@ -8,49 +9,52 @@ from __future__ import annotations
 import importlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
 
-from velm.doctor.laws.outcome import CHECKS, Outcome, Skipped, Verdict
-from velm.doctor.laws.subject import Subject, quiet, subject_of
+from velm.doctor.laws.small_run import SmallRun, quiet
+from velm.findings import Finding
 
-__all__ = ["CHECKS", "Outcome", "run_checks"]
+__all__ = ["CHECKS", "run_checks"]
+
+#: Every check and what it compares.
+CHECKS: dict[str, str] = {
+    "processes": "gradients of two processes with half the batch each, and of one with the whole batch",
+    "micro_batch": "gradients of micro-batches computed twice, of micro-batches kept, and of the whole batch",
+    "decoding": "stepping with a cache, one forward pass over the whole text, and the captioning loss by its formula",
+    "resume": "a run that was stopped and resumed, and one that was not, bit for bit",
+    "checkpoint": "what was saved, and what `velm.load` makes of the file, bit for bit",
+}
 
 
-def run_checks(config: Mapping[str, Any], names: Sequence[str] = tuple(CHECKS)) -> Iterator[Outcome]:
-    """Each check's outcome, as soon as it is there.
+def run_checks(config: Mapping[str, Any], names: Sequence[str] = tuple(CHECKS)) -> Iterator[Finding]:
+    """The finding of each check, as soon as it is known.
 
     Args:
         config: of `velm.training.run.parse_fit`.
         names: of the checks to run, in `CHECKS`.
 
     Raises:
-        ConfigError, DataError: the config cannot be trained at all; as `velm fit` would.
+        ConfigError, DataError: the config cannot be trained; the error is that of `velm fit`.
     """
     with quiet():
-        subject = subject_of(config)
-        subject.task()
-        assert len(subject.batch)
+        run = SmallRun.of(config)
+        run.task()
+        assert len(run.batch)
     for name in names:
         with quiet(), torch.random.fork_rng(devices=[]):
-            outcome = _outcome(name, subject)
-        yield outcome
+            finding = _timed(name, run)
+        yield finding
 
 
-def _outcome(name: str, subject: Subject) -> Outcome:
-    began = time.perf_counter()
-    check = cast("Callable[[Subject], Verdict]", _check(name))
+def _timed(name: str, run: SmallRun) -> Finding:
+    start = time.perf_counter()
+    module = importlib.import_module(f"{__name__}.{name}")
+    check = cast("Callable[[SmallRun], Finding]", getattr(module, f"check_{name}"))
     try:
-        verdict = check(subject)
-    except Skipped as reason:
-        return Outcome(name, "skipped", None, str(reason), time.perf_counter() - began)
-    except Exception as error:  # whatever a part of somebody else's raises
-        told = f"{type(error).__name__}: {error}"
-        return Outcome(name, "failed", None, told, time.perf_counter() - began)
-    status, message = ("passed", verdict.note) if verdict.fault is None else ("failed", verdict.fault)
-    return Outcome(name, status, verdict.figure, message, time.perf_counter() - began)  # type: ignore[arg-type]
-
-
-def _check(name: str) -> Any:
-    return getattr(importlib.import_module(f"{__name__}.{name}"), f"check_{name}")
+        finding = check(run)
+    except Exception as error:  # of any part
+        finding = Finding(name, "error", f"{type(error).__name__}: {error}")
+    return replace(finding, seconds=round(time.perf_counter() - start, 3))

@@ -1,17 +1,18 @@
-"""A checkpoint that the Trainer wrote, read as everybody reads it."""
+"""A checkpoint written by the Trainer against what `velm.load` makes of it: weights, tokenizer, pixels, outputs."""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from velm.doctor.laws.compare import farthest
-from velm.doctor.laws.outcome import Verdict
-from velm.doctor.laws.subject import Subject, trainer_of
+from velm.data.base import Record
+from velm.doctor.laws.compare import failed, farthest, passed
+from velm.doctor.laws.small_run import SmallRun, trainer_of
+from velm.findings import Finding
 from velm.outputs import Batch, aligns
 from velm.pipeline import Pipeline
 from velm.pipeline.loading import load
@@ -22,84 +23,91 @@ __all__ = ["check_checkpoint"]
 RECORDS = 8
 
 
-def check_checkpoint(subject: Subject) -> Verdict:
-    """Weights, embeddings, logits, captions, tokens and pixels of both."""
+def check_checkpoint(run: SmallRun) -> Finding:
+    """Weights, tokenizer, transform, embeddings, logits and captions are the same, bit for bit."""
     with tempfile.TemporaryDirectory(prefix="velm-selfcheck-") as name:
-        data, task = subject.run_data(), subject.task()
+        data, task = run.run_data(), run.task()
         trainer = trainer_of(Path(name), max_steps=1)
         trainer.fit(task, datamodule=data)
         trainer.save_checkpoint(Path(name) / "one.ckpt")
         loaded = load(Path(name) / "one.ckpt")
-        saved = Pipeline(
-            model=task.model, tokenizer=data.tokenizer, transform=data.eval_transform, max_length=data.max_length,
-            aligned=aligns(task.needs),
-        )  # fmt: skip
-        weights = {name: value.clone() for name, value in loaded.model.state_dict().items()}
-        figure, where = farthest(saved.model.state_dict(), weights)
-        if figure or (missing := saved.model.state_dict().keys() ^ weights.keys()):
-            return Verdict(figure, f"weights: {where if figure else sorted(missing)[0]} is another in the file.")
-        if (fault := _words(data, saved, loaded)) is not None:
-            return Verdict(figure, fault)
-        apart = _outputs(saved, loaded, subject.batch)
-    worst = max(apart.values(), default=0.0)
-    if worst:
-        listed = " and ".join(name for name, value in apart.items() if value)
-        return Verdict(worst, f"{listed} of the loaded model differ, though its weights are those that were saved.")
-    return Verdict(0.0, _captions(saved, loaded, subject.batch))
+    task.zero_grad()
+    saved = Pipeline(
+        model=task.model, tokenizer=data.tokenizer, transform=data.eval_transform, max_length=data.max_length,
+        aligned=aligns(task.needs),
+    )  # fmt: skip
+    difference, where = farthest(saved.model.state_dict(), loaded.model.state_dict())
+    missing = sorted(saved.model.state_dict().keys() ^ loaded.model.state_dict().keys())
+    if difference or missing:
+        where = where if difference else missing[0]
+        return failed("checkpoint", difference, f"The weights {where} of the loaded model differ by {difference:.1e}.")
+    message = _compare_tokenizers(data, saved, loaded) or _compare_transforms(data, saved, loaded)
+    if message is not None:
+        return failed("checkpoint", difference, message)
+    differences = {name: gap for name, gap in _compare_outputs(saved, loaded, run.batch).items() if gap}
+    if differences:
+        listed = ", ".join(f"{name} by {gap:.1e}" for name, gap in differences.items())
+        message = f"Outputs of the loaded model differ although its weights are equal: {listed}."
+        return failed("checkpoint", max(differences.values()), message)
+    if saved.writes and _captions(saved, run.batch) != _captions(loaded, run.batch):
+        return failed("checkpoint", 0.0, "Captions of the loaded model differ although its outputs are equal.")
+    return passed("checkpoint", 0.0)
 
 
-def _words(data: VisionLanguageData, saved: Pipeline, loaded: Pipeline) -> str | None:
-    """A fault of tokenizer, transform or of what else goes with the weights."""
+def _compare_tokenizers(data: VisionLanguageData, saved: Pipeline, loaded: Pipeline) -> str | None:
+    """The first difference of the tokenizers, of max_length or of `aligned`."""
     for name in ("vocab_size", "pad_id", "bos_id", "eos_id", "unk_id"):
-        one, other = (getattr(pipeline.tokenizer, name) for pipeline in (saved, loaded))
-        if one != other:
-            return f"tokenizer: {name} is {other} in the file, and was {one}."
-    if saved.max_length != loaded.max_length or saved.aligned != loaded.aligned:
-        return "max_length, or whether the embeddings are trained to match, is another in the file."
-    records = data.records("train")
-    for place in range(min(RECORDS, len(records))):
-        record = records[place]
+        before, after = (getattr(pipeline.tokenizer, name) for pipeline in (saved, loaded))
+        if before != after:
+            return f"tokenizer: {name} was {before} and is {after}."
+    for name in ("max_length", "aligned"):
+        before, after = (getattr(pipeline, name) for pipeline in (saved, loaded))
+        if before != after:
+            return f"{name} was {before} and is {after}."
+    for record in _records(data):
         for text in (*record.texts, *(record.targets or ())):
-            one, other = (pipeline.tokenizer.encode(text) for pipeline in (saved, loaded))
-            if one != other:
-                return f"tokenizer: {text!r} was {one}, and is {other} by the file."
-            if saved.tokenizer.decode(one) != loaded.tokenizer.decode(one):
-                return f"tokenizer: the tokens of {text!r} are decoded in another way."
-    return _pixels(records, saved, loaded)
-
-
-def _pixels(records: Sequence, saved: Pipeline, loaded: Pipeline) -> str | None:
-    if saved.transform.config() != loaded.transform.config():
-        return f"transform: {loaded.transform.config()} in the file, and {saved.transform.config()} before."
-    image = next((records[place].image for place in range(min(RECORDS, len(records)))), None)
-    if image is not None and not torch.equal(saved.transform(image), loaded.transform(image)):
-        return "transform: the same image becomes other pixels."
+            before, after = (pipeline.tokenizer.encode(text) for pipeline in (saved, loaded))
+            if before != after:
+                return f"tokenizer: {text!r} was encoded as {before} and is encoded as {after}."
+            if saved.tokenizer.decode(before) != loaded.tokenizer.decode(before):
+                return f"tokenizer: the tokens of {text!r} are decoded differently."
     return None
 
 
-@torch.no_grad()
-def _outputs(saved: Pipeline, loaded: Pipeline, batch: Batch) -> dict[str, float]:
-    """How far embeddings and logits are apart."""
-    found: list[Mapping[str, Tensor]] = []
-    for pipeline in (saved, loaded):
-        output = pipeline.model(batch)
-        values: dict[str, Tensor] = {}
-        if output.embeddings is not None:
-            values |= {"image embeddings": output.image_embeds, "text embeddings": output.text_embeds}
-        if output.prediction is not None:
-            values["logits"] = output.output_projection(output.decoder.hidden)
-        found.append(values)
-    return {name: farthest({name: value}, {name: found[1][name]})[0] for name, value in found[0].items()}
+def _compare_transforms(data: VisionLanguageData, saved: Pipeline, loaded: Pipeline) -> str | None:
+    """The first difference of the image transforms."""
+    if saved.transform.config() != loaded.transform.config():
+        return f"transform: was {saved.transform.config()} and is {loaded.transform.config()}."
+    image = next((record.image for record in _records(data)), None)
+    if image is not None and not torch.equal(saved.transform(image), loaded.transform(image)):
+        return "transform: the same image gives other pixels."
+    return None
+
+
+def _records(data: VisionLanguageData) -> Sequence[Record]:
+    records = data.records("train")
+    return [records[index] for index in range(min(RECORDS, len(records)))]
 
 
 @torch.no_grad()
-def _captions(saved: Pipeline, loaded: Pipeline, batch: Batch) -> str | None:
-    if not saved.writes:
-        return None
-    written = []
-    for pipeline in (saved, loaded):
-        output = pipeline.model(batch)
-        config = pipeline.generation_config()
-        found = pipeline.write(output.image, output.text, config)
-        written.append([[caption.text for caption in candidates] for candidates in found])
-    return None if written[0] == written[1] else "captions of the loaded model are other ones."
+def _compare_outputs(saved: Pipeline, loaded: Pipeline, batch: Batch) -> dict[str, float]:
+    """The difference of embeddings and logits, by name."""
+    before, after = _outputs(saved, batch), _outputs(loaded, batch)
+    return {name: farthest({name: value}, {name: after[name]})[0] for name, value in before.items()}
+
+
+def _outputs(pipeline: Pipeline, batch: Batch) -> dict[str, Tensor]:
+    output = pipeline.model(batch)
+    tensors: dict[str, Tensor] = {}
+    if output.embeddings is not None:
+        tensors |= {"image embeddings": output.image_embeds, "text embeddings": output.text_embeds}
+    if output.prediction is not None:
+        tensors["logits"] = output.output_projection(output.decoder.hidden)
+    return tensors
+
+
+@torch.no_grad()
+def _captions(pipeline: Pipeline, batch: Batch) -> list[list[str]]:
+    output = pipeline.model(batch)
+    candidates = pipeline.write(output.image, output.text, pipeline.generation_config())
+    return [[caption.text for caption in captions] for captions in candidates]

@@ -1,36 +1,54 @@
-"""How far two sets of tensors are apart."""
+"""The largest difference of two sets of tensors, and the finding about it."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor, nn
 
-__all__ = ["ROUNDING", "TOLERANCE", "farthest", "gap", "gradients", "tell_rounding"]
+from velm.findings import Finding
+
+__all__ = ["ROUNDING", "failed", "farthest", "gap", "gradients", "passed"]
 
 TOLERANCE = 1e-9
-"""Float64 in another order; relative to the largest value."""
+"""Rounding of float64 in another order of operations; relative to the largest value."""
 
 ROUNDING = 1e-6
-"""Float32 in another order."""
+"""Rounding of float32 in another order of operations; relative to the largest value."""
+
+
+def passed(check: str, difference: float, note: str = "") -> Finding:
+    """The finding of a law that holds up to `difference`, relative to the largest value compared.
+
+    A note is added if float64 differs as much as float32 does.
+    """
+    rounding = ""
+    if TOLERANCE < difference <= ROUNDING:
+        rounding = "This is rounding of float32: a part computes in float32 although its weights are float64."
+    message = " ".join(part for part in (f"Differs by at most {difference:.1e}.", rounding, note) if part)
+    return Finding(check, "ok", message, value={"difference": difference})
+
+
+def failed(check: str, difference: float, message: str) -> Finding:
+    """The finding of a broken law; a difference that is not finite is None in JSON."""
+    return Finding(check, "error", message, value={"difference": difference if math.isfinite(difference) else None})
 
 
 def gradients(module: nn.Module) -> dict[str, Tensor]:
-    """Copies of the gradients, by the names of the parameters; what has none is left out."""
-    return {name: p.grad.clone() for name, p in module.named_parameters() if p.grad is not None}
+    """The gradients by parameter name; parameters without a gradient are left out."""
+    return {name: p.grad for name, p in module.named_parameters() if p.grad is not None}
 
 
-def farthest(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> tuple[float, str]:
-    """The largest difference relative to the largest value expected, and the name of the tensor where it is.
+def farthest(expected: Mapping[str, Tensor], actual: Mapping[str, Tensor]) -> tuple[float, str]:
+    """The largest difference relative to the largest expected value, and the name of its tensor.
 
-    A tensor that one side lacks is 0 there; inf where shapes differ or a number is not finite.
+    A tensor that one side lacks counts as 0; the difference is inf if shapes differ or a value is not finite.
     """
     largest = max((_largest(tensor) for tensor in expected.values()), default=0.0) or 1.0
     worst, where = 0.0, next(iter(expected), "")
-    for name in {**expected, **found}:
-        one, other = expected.get(name), found.get(name)
+    for name in {**expected, **actual}:
+        one, other = expected.get(name), actual.get(name)
         if one is not None and other is not None:
             apart = _largest(one.double() - other.double()) if one.shape == other.shape else math.inf
         else:
@@ -40,20 +58,13 @@ def farthest(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> tup
     return worst, where
 
 
-def gap(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> float:
-    """The figure of `farthest`."""
-    return farthest(expected, found)[0]
-
-
-def tell_rounding(figure: float) -> str:
-    """A note where float64 differs as float32 would."""
-    if TOLERANCE < figure <= ROUNDING:
-        return "rounding of float32: a part computes in it even where its weights are float64."
-    return ""
+def gap(expected: Mapping[str, Tensor], actual: Mapping[str, Tensor]) -> float:
+    """The difference of `farthest`."""
+    return farthest(expected, actual)[0]
 
 
 def _largest(tensor: Tensor) -> float:
     if not tensor.numel():
         return 0.0
     value = float(tensor.detach().double().abs().max())
-    return value if not torch.isnan(torch.tensor(value)) else math.inf
+    return value if not math.isnan(value) else math.inf

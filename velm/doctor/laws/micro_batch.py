@@ -1,4 +1,4 @@
-"""Pieces of a batch against the batch; computed twice against kept."""
+"""Gradients of micro-batches against those of the whole batch, and micro-batches computed twice against kept ones."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from velm.doctor.laws.compare import ROUNDING, farthest, gradients, tell_rounding
-from velm.doctor.laws.outcome import Verdict
-from velm.doctor.laws.subject import Subject, fix_norms, settle, shake, trainer_of
+from velm.doctor.laws.compare import ROUNDING, failed, farthest, gradients, passed
+from velm.doctor.laws.small_run import SmallRun, disable_randomness, force_dropout, freeze_batch_norm, trainer_of
+from velm.findings import Finding
 from velm.outputs import Batch
 from velm.training.distributed.gather import Gather
 from velm.training.memory.micro_batch import micro_batch_losses
@@ -18,37 +18,44 @@ from velm.training.task import VisionLanguageTask
 
 __all__ = ["check_micro_batch"]
 
-PIECE = 3  # of 8: the last piece is a smaller one
+SIZE = 3  # samples of a micro-batch; of 8, so that the last one is smaller
 
 
-def check_micro_batch(subject: Subject) -> Verdict:
-    """Without dropout the gradient is the whole batch's; with dropout the second pass draws what the first drew."""
-    batch = subject.batch
+def check_micro_batch(run: SmallRun) -> Finding:
+    """Without dropout the gradient is that of the whole batch; with dropout the second pass draws the same numbers."""
+    batch = run.batch
     with tempfile.TemporaryDirectory(prefix="velm-selfcheck-") as folder:
-        task = subject.task().double()
+        task = run.task().double()
         task.trainer = trainer_of(Path(folder))
-        note = settle(task, batch)
+        note = disable_randomness(task, batch)
         task.losses(task.model(batch, task.needs), batch)[0].backward()
-        figure, where = farthest(gradients(task), _of_pieces(task, batch, keep=False))
-        if figure > ROUNDING:
-            return Verdict(figure, f"pieces differ from the whole batch, most for {where}.")
-        task = subject.task().double()
+        whole = gradients(task)
+        without, where = farthest(whole, _of_micro_batches(task, batch, keep=False))
+        if without > ROUNDING:
+            return failed(
+                "micro_batch",
+                without,
+                f"The gradient of micro-batches differs from that of the whole batch by {without:.1e} of its largest "
+                f"value, most for {where}.",
+            )
+        task = run.task().double()
         task.trainer = trainer_of(Path(folder))
-        shake(task)
-        fix_norms(task)
-        drawn, where = farthest(_of_pieces(task, batch, keep=True), _of_pieces(task, batch, keep=False))
-    if drawn > ROUNDING:
-        return Verdict(
-            drawn,
-            f"random state not restored: with dropout, pieces that are computed twice differ from pieces that are "
-            f"kept, most for {where}. The second pass drops other numbers than the first.",
+        force_dropout(task)
+        freeze_batch_norm(task)
+        kept = _of_micro_batches(task, batch, keep=True)
+        twice, where = farthest(kept, _of_micro_batches(task, batch, keep=False))
+    if twice > ROUNDING:
+        return failed(
+            "micro_batch",
+            twice,
+            f"With dropout, the gradient of micro-batches that are computed twice differs from that of micro-batches "
+            f"whose activations are kept by {twice:.1e} of its largest value, most for {where}.",
         )
-    figure = max(figure, drawn)
-    return Verdict(figure, note=f"{tell_rounding(figure)} {note}".strip())
+    return passed("micro_batch", max(without, twice), note)
 
 
-def _of_pieces(task: VisionLanguageTask, batch: Batch, *, keep: bool) -> dict[str, Tensor]:
+def _of_micro_batches(task: VisionLanguageTask, batch: Batch, *, keep: bool) -> dict[str, Tensor]:
     task.zero_grad()
     torch.manual_seed(0)
-    micro_batch_losses(task.model, task.losses, batch, PIECE, Gather(task), keep_activations=keep)[0].backward()
+    micro_batch_losses(task.model, task.losses, batch, SIZE, Gather(task), keep_activations=keep)[0].backward()
     return gradients(task)

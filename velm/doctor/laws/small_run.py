@@ -1,4 +1,4 @@
-"""What is checked: the config's own model and a few samples of its own data, on the CPU."""
+"""`SmallRun`: a config's own model and a few samples of its own data, on the CPU."""
 
 from __future__ import annotations
 
@@ -26,28 +26,46 @@ from velm.training.recovery.resume import run_seed
 from velm.training.run import build_data, build_task
 from velm.training.task import VisionLanguageTask
 
-__all__ = ["SAMPLES", "Subject", "fix_norms", "quiet", "settle", "shake", "subject_of", "trainer_of"]
+__all__ = [
+    "SAMPLES", "SmallRun", "disable_randomness", "force_dropout", "freeze_batch_norm", "quiet", "trainer_of",
+]  # fmt: skip
 
 SAMPLES = 8
-LOOKED_AT = 64  # samples among which images with several sentences are looked for
+SEARCHED = 64  # samples among which images with several captions are searched
 DROPOUT = 0.1
 
 
 @dataclass
-class Subject:
-    """A config in the shape in which it is checked.
+class SmallRun:
+    """A config reduced to what a check needs.
 
     Attributes:
         config: of `velm.training.run.parse_fit`.
-        data: two images a batch, read in this process.
+        data: with two images per batch, loaded in this process.
     """
 
     config: Mapping[str, Any]
     data: VisionLanguageData
 
+    @classmethod
+    def of(cls, config: Mapping[str, Any]) -> SmallRun:
+        """Open the data of a config.
+
+        Args:
+            config: of `velm.training.run.parse_fit`.
+
+        Raises:
+            ConfigError, DataError: as `velm fit`.
+        """
+        options = dict(config["data"])
+        small: dict[str, Any] = {"batch_size": 2, "eval_batch_size": 2, "num_workers": 0, "cache_features": False}
+        if options["max_tokens"] is not None:
+            small["max_tokens"] = min(options["max_tokens"], 2 * options["max_length"])
+        return cls(config, build_data({**options, **small}))
+
     @property
     def model(self) -> dict[str, Any]:
-        """The options of the model; nothing is compiled."""
+        """The model's options, without compilation."""
         return {**self.config["model"], "compile": False}
 
     @cached_property
@@ -62,54 +80,38 @@ class Subject:
         return task
 
     def task(self) -> VisionLanguageTask:
-        """The task as a run begins with it; the same weights every time."""
+        """A new task with the initial weights of a run; the same weights on every call."""
         return copy.deepcopy(self._task)
 
     def run_data(self) -> VisionLanguageData:
-        """The data as a run begins with it; what was read stays read."""
+        """A new data module that shares the opened dataset."""
         data = copy.copy(self.data)
         data.trainer, data._train_loader, data._place = None, None, None
         return data
 
     @cached_property
     def batch(self) -> Batch:
-        """Eight samples of the training split; see `_chosen`."""
+        """Eight samples of the training split; see `_choose`."""
         data = self.run_data()
         data.captions, data.captions_per_image = "all", 1
         items = data.train_items()
-        samples = [_read(items, number) for number in _chosen(items)]
+        samples = [_read(items, number) for number in _choose(items)]
         half = SAMPLES // 2
         if samples[-1].image_id == samples[-2].image_id and self.data.captions_per_image > 1:
             samples[-1].image = samples[-2].image
-        for row in range(half):  # the longer sentences to the first half: the halves predict unlike numbers of tokens
+        for row in range(half):  # longer texts first, so that the halves differ in their number of tokens
             if _length(samples[row]) < _length(samples[row + half]):
                 samples[row], samples[row + half] = samples[row + half], samples[row]
         return Collate(self.data.pad_id)(samples)
 
 
-def subject_of(config: Mapping[str, Any]) -> Subject:
-    """Open a config's data.
+def _choose(items: CaptionSamples) -> list[int]:
+    """Sample numbers with the images a b c d | a b e e; eight images if images have one caption.
 
-    Args:
-        config: of `velm.training.run.parse_fit`.
-
-    Raises:
-        ConfigError, DataError: as `velm fit` would.
-    """
-    options = dict(config["data"])
-    small: dict[str, Any] = {"batch_size": 2, "eval_batch_size": 2, "num_workers": 0, "cache_features": False}
-    if options["max_tokens"] is not None:
-        small["max_tokens"] = min(options["max_tokens"], 2 * options["max_length"])
-    return Subject(config, build_data({**options, **small}))
-
-
-def _chosen(items: CaptionSamples) -> list[int]:
-    """Sample numbers of a b c d | a b e e, letters being images; of eight images where sentences are single.
-
-    Halves share images, and a half has one twice.
+    The halves share images, and the second half has one image twice.
     """
     by_image: dict[int, list[int]] = {}
-    for number in range(min(len(items), LOOKED_AT)):
+    for number in range(min(len(items), SEARCHED)):
         by_image.setdefault(int(items.image_of[number]), []).append(number)
     several = [numbers for numbers in by_image.values() if len(numbers) > 1]
     if len(several) < 3:
@@ -122,7 +124,7 @@ def _chosen(items: CaptionSamples) -> list[int]:
 
 
 def _read(items: CaptionSamples, number: int) -> Sample:
-    """A sample, or the one that stands in for it."""
+    """A sample, or its replacement if it cannot be read."""
     return next(each for each in items.__getitems__([number]) if isinstance(each, Sample))
 
 
@@ -130,13 +132,13 @@ def _length(sample: Sample) -> int:
     return len(sample.tokens if sample.target is None else sample.target)
 
 
-def settle(task: VisionLanguageTask, batch: Batch) -> str:
-    """Take what is random or depends on the other samples out of training mode: dropout and batch statistics.
+def disable_randomness(task: VisionLanguageTask, batch: Batch) -> str:
+    """Set the task to training mode without dropout and batch statistics.
 
     Returns:
-        a note of what was taken out besides dropout; empty where nothing was.
+        a note on what else was changed; empty if nothing was.
     """
-    norms = fix_norms(task)
+    changed = freeze_batch_norm(task)
     for module in task.modules():
         if type(module).__name__ == "StochasticDepth" or _compat.is_dropout(module):
             module.p = 0.0  # type: ignore[assignment]
@@ -145,19 +147,19 @@ def settle(task: VisionLanguageTask, batch: Batch) -> str:
                 setattr(module, name, 0.0)
     if _random(task, batch):
         task.eval()
-        return "Something but dropout is random in training mode, so all parts are in evaluation mode."
-    return "Batch norm uses its running statistics here, as it does when frozen." if norms else ""
+        return "All parts are in evaluation mode, since the model is random even without dropout."
+    return "Batch norm uses its running statistics, as it does when frozen." if changed else ""
 
 
-def shake(task: VisionLanguageTask) -> None:
-    """Drop at least a tenth wherever there is a dropout layer, so that what is random matters."""
+def force_dropout(task: VisionLanguageTask) -> None:
+    """Set the task to training mode, with a probability of at least 0.1 in every dropout layer."""
     for module in task.train().modules():
         if _compat.is_dropout(module):
             module.p = max(float(module.p), DROPOUT)  # type: ignore[arg-type, assignment]
 
 
-def fix_norms(task: VisionLanguageTask) -> bool:
-    """Batch norm by its running statistics; whether there is any that was not so already."""
+def freeze_batch_norm(task: VisionLanguageTask) -> bool:
+    """Set the task to training mode, with running statistics in batch norm; whether this changes any layer."""
     norms: list[nn.Module] = [part for part in task.train().modules() if _compat.is_batch_norm(part) and part.training]
     for norm in norms:
         norm.eval()
@@ -166,6 +168,7 @@ def fix_norms(task: VisionLanguageTask) -> bool:
 
 @torch.no_grad()
 def _random(task: VisionLanguageTask, batch: Batch) -> bool:
+    """Whether two passes over the same batch give different losses."""
     totals = []
     for seed in (1, 2):
         torch.manual_seed(seed)
@@ -174,19 +177,19 @@ def _random(task: VisionLanguageTask, batch: Batch) -> bool:
 
 
 def trainer_of(folder: Path, **options: Any) -> lightning.Trainer:
-    """A Trainer on the CPU that says and writes nothing of its own accord."""
-    still: dict[str, Any] = {
+    """A Trainer on the CPU without logs, bars and checkpoints."""
+    defaults: dict[str, Any] = {
         "accelerator": "cpu", "devices": 1, "logger": False, "enable_checkpointing": False,
         "enable_progress_bar": False, "enable_model_summary": False, "use_distributed_sampler": False,
         "limit_val_batches": 0, "num_sanity_val_steps": 0, "plugins": [LightningEnvironment()],
         "default_root_dir": folder,
     }  # fmt: skip
-    return lightning.Trainer(**{**still, **options})
+    return lightning.Trainer(**{**defaults, **options})
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Lightning's remarks about runs of a few steps are left out."""
+    """Silence Lightning's remarks about short runs."""
     logs = [logging.getLogger(f"lightning.{room}") for room in ("pytorch", "fabric")]
     levels = [log.level for log in logs]
     with warnings.catch_warnings():
