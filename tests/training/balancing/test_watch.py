@@ -17,8 +17,7 @@ from tests.training.balancing.test_policies import CONFLICT, apart, assert_same,
 from velm.training.balancing.watch import GradientWatch
 from velm.training.config import WatchConfig
 from velm.training.monitor.alarms import Alarms, uninformed
-from velm.training.monitor.flops import ModelFlops, peak_flops
-from velm.training.monitor.throughput import Speed
+from velm.training.monitor.throughput import ModelFlops, Speed, peak_flops
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -120,7 +119,7 @@ def test_collapses_are_told_from_health(tmp_path: Path) -> None:
     assert validated(tmp_path, point, ["a dog"] * 40, WatchConfig(effective_rank=0, distinct=0)) == ""
     said = validated(tmp_path, point, ["a dog"] * 40, config)
     assert "the 40 image embeddings of the validation use 1.0 of 16 directions" in said
-    assert "of 40 captions of the validation 2.5% are different (val/distinct_captions), and 100.0% of" in said
+    assert "of 40 captions of the validation 2.5% are distinct (val/distinct_captions), and 100.0% of" in said
 
 
 def stuck(tmp_path: Path, value: float) -> bool:
@@ -131,7 +130,7 @@ def stuck(tmp_path: Path, value: float) -> bool:
             callback_metrics={"train/contrastive": torch.tensor(value)}, current_epoch=0,
         )  # fmt: skip
         alarms.on_train_batch_end(trainer, task, None, whole_batch())  # type: ignore[arg-type]
-    return bool(alarms.ringing)
+    return bool(alarms.active)
 
 
 def test_a_contrastive_loss_at_chance_is_stuck(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What goes wrong silently in a joint run, said aloud: a loss that learns nothing, embeddings or captions all alike."""
+"""Warns when a contrastive loss is stuck or embeddings or captions have collapsed."""
 
 from __future__ import annotations
 
@@ -28,25 +28,24 @@ READINGS = 10
 
 
 class Alarms(Callback):
-    """A warning, and a line of `alarms.txt` in the run's folder, when something breaks; another when it is well again.
+    """Warns, and writes a line to `alarms.txt` in the run folder, when an alarm starts; writes another when it ends.
 
-    All of them wait for the end of the learning rate's warm-up: before it, every model knows nothing. Thresholds are
-    `WatchConfig`'s.
+    Alarms start after the warm-up of the learning rate. `WatchConfig` holds the thresholds.
 
     Args:
-        folder: the run's.
+        folder: of the run.
     """
 
     def __init__(self, folder: str | Path) -> None:
         self.file = Path(folder) / "alarms.txt"
-        self.ringing: set[str] = set()
+        self.active: set[str] = set()
         self.readings: dict[str, deque[tuple[float, float]]] = {}
         self.step = -1
 
     def on_train_batch_end(
         self, trainer: lightning.Trainer, pl_module: Any, outputs: Any, batch: Batch, *_: Any
     ) -> None:
-        """At logged steps, read the contrastive losses: those are read for the log anyway."""
+        """Read the contrastive losses at logged steps, where the log reads them anyway."""
         step, limit = trainer.global_step, pl_module.watch_config.chance
         due, self.step = step != self.step and is_logged(trainer, step), step
         if not (due and limit and trainer.is_global_zero and _warm(trainer, pl_module)):
@@ -67,9 +66,9 @@ class Alarms(Callback):
             trainer,
             name,
             value > (1 - limit) * chance,
-            f"the {name} loss is {value:.3f} over the last {len(known)} logged steps, and a model that knows nothing "
-            f"has {chance:.3f} (about ln B). Look at watch/{name}/grad_norm, val/effective_rank and whether images "
-            f"and sentences belong together (velm doctor). Try a lower model.optimizer.lr or a longer warmup, a larger "
+            f"the {name} loss is {value:.3f} over the last {len(known)} logged steps, and that of an uninformed "
+            f"model is {chance:.3f} (about ln B). Look at watch/{name}/grad_norm, val/effective_rank and whether "
+            f"images and captions match (velm doctor). Try a lower model.optimizer.lr or a longer warmup, a larger "
             f"weight of {name}, or a trained encoder.",
         )
 
@@ -77,17 +76,17 @@ class Alarms(Callback):
         scores = getattr(pl_module, "scores", {}).get("val")
         if scores is None or trainer.sanity_checking or not trainer.is_global_zero:
             return
-        figures = collapse_figures(scores)
-        log_metrics(trainer, figures, max(trainer.global_step - 1, 0))
+        metrics = collapse_metrics(scores)
+        log_metrics(trainer, metrics, max(trainer.global_step - 1, 0))
         if _warm(trainer, pl_module):
-            self._judge_embeddings(trainer, pl_module, scores, figures)
-            self._judge_captions(trainer, pl_module, scores, figures)
+            self._judge_embeddings(trainer, pl_module, scores, metrics)
+            self._judge_captions(trainer, pl_module, scores, metrics)
 
     def _judge_embeddings(
-        self, trainer: lightning.Trainer, task: Any, scores: SplitScores, figures: dict[str, float]
+        self, trainer: lightning.Trainer, task: Any, scores: SplitScores, metrics: dict[str, float]
     ) -> None:
         for name, embeds in scores.embeds.items():
-            rank, possible = figures[f"val/effective_rank/{name}"], min(embeds.shape)
+            rank, possible = metrics[f"val/effective_rank/{name}"], min(embeds.shape)
             self.judge(
                 trainer,
                 f"{name} embeddings",
@@ -99,53 +98,53 @@ class Alarms(Callback):
             )
 
     def _judge_captions(
-        self, trainer: lightning.Trainer, task: Any, scores: SplitScores, figures: dict[str, float]
+        self, trainer: lightning.Trainer, task: Any, scores: SplitScores, metrics: dict[str, float]
     ) -> None:
-        if "val/distinct_captions" not in figures:
+        if "val/distinct_captions" not in metrics:
             return
-        share = figures["val/distinct_captions"]
+        share = metrics["val/distinct_captions"]
         right = distinct_captions([references[0] for references in scores.references()])
         self.judge(
             trainer,
             "captions",
             share < task.watch_config.distinct * right,
-            f"of {len(scores.captions)} captions of the validation {share:.1%} are different (val/distinct_captions), "
+            f"of {len(scores.captions)} captions of the validation {share:.1%} are distinct (val/distinct_captions), "
             f"and {right:.1%} of the references are: the decoder does not look at the image. Look at panel.txt. Try "
             f"a lower learning rate or more epochs, more decoder (depth, dim), or a larger weight of captioning.",
         )
 
     def judge(self, trainer: lightning.Trainer, name: str, bad: bool, message: str) -> None:
-        """Say it once; say when it is over."""
-        if bad == (name in self.ringing):
+        """Report an alarm when it starts and when it ends, not in between."""
+        if bad == (name in self.active):
             return
         if bad:
-            self.ringing.add(name)
+            self.active.add(name)
             warnings.warn(f"Alarm: {message}", stacklevel=2)
         else:
-            self.ringing.discard(name)
+            self.active.discard(name)
         self.file.parent.mkdir(parents=True, exist_ok=True)
-        said = message if bad else f"{name}: well again."
+        text = message if bad else f"{name}: well again."
         with self.file.open("a", encoding="utf-8") as file:
-            file.write(f"epoch {trainer.current_epoch} step {trainer.global_step}: {said}\n")
+            file.write(f"epoch {trainer.current_epoch} step {trainer.global_step}: {text}\n")
 
 
 def uninformed(image_ids: Tensor, devices: int = 1) -> float:
-    """The contrastive loss of equal similarities: the mean of ln(1 + negatives), ln B where images are distinct.
+    """The contrastive loss when all similarities are equal: mean of ln(1 + negatives); ln B without duplicates.
 
     Args:
-        image_ids: int64 (B,) of one device's batch; other devices are taken to hold as many samples, other images.
-        devices: how many there are.
+        image_ids: int64 (B,) of one device's batch; other devices are assumed to hold as many samples of other images.
+        devices: number of devices.
     """
     matches = (image_ids[:, None] == image_ids).sum(1)
     return float(torch.log1p((devices * len(image_ids) - matches).double()).mean())
 
 
-def collapse_figures(scores: SplitScores) -> dict[str, float]:
-    """Effective ranks of the embeddings and the share of different captions, whichever there are."""
-    figures = {f"val/effective_rank/{name}": effective_rank(embeds) for name, embeds in scores.embeds.items()}
+def collapse_metrics(scores: SplitScores) -> dict[str, float]:
+    """Effective rank of each kind of embeddings and, if there are captions, the fraction of distinct ones."""
+    metrics = {f"val/effective_rank/{name}": effective_rank(embeds) for name, embeds in scores.embeds.items()}
     if scores.captions:
-        figures["val/distinct_captions"] = distinct_captions(list(scores.captions.values()))
-    return figures
+        metrics["val/distinct_captions"] = distinct_captions(list(scores.captions.values()))
+    return metrics
 
 
 def _warm(trainer: lightning.Trainer, task: Any) -> bool:
