@@ -32,7 +32,7 @@ class Scenes(Dataset):
     """Drawn scenes, one of their descriptions at random, and the vocabulary of them all."""
 
     def __init__(self) -> None:
-        self.records = Shapes().drawings("train")
+        self.records = Shapes().split("train")
         counts: Counter[str] = Counter()
         for place in range(len(self.records)):
             for text in self.records.text_only(place).texts:

@@ -141,7 +141,7 @@ def test_an_unknown_or_empty_split_lists_those_there_are() -> None:
 
 @pytest.mark.parametrize("objects", [1, 2])
 def test_sentences_are_read_without_drawing(objects: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    train = Shapes(train_size=20, val_size=5, test_size=5, heldout_size=0, objects=objects).drawings("train")
+    train = Shapes(train_size=20, val_size=5, test_size=5, heldout_size=0, objects=objects).split("train")
     whole = list(train)
     monkeypatch.setattr("velm.data.synthetic.shapes.draw", None)
     for place, record in enumerate(whole):

@@ -80,5 +80,5 @@ def test_other_seeds_tell_other_stories() -> None:
 
 
 def test_a_scene_is_told_at_least_once() -> None:
-    with pytest.raises(ValueError, match=r"stories 0 is too small: a scene is told at least once"):
+    with pytest.raises(ValueError, match=r"stories 0 is too small; it is at least 1"):
         datasets.build({"name": "shapes_stories", "stories": 0})

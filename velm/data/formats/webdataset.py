@@ -87,13 +87,13 @@ class WebDataset(Dataset):
             try:
                 index = index_tar(path)
             except DataError as error:
-                samples.break_off(shard, str(error))
+                samples.truncate_shard(shard, str(error))
                 continue
             self._read_shard(path, short[shard], index, samples)
             if index.broken is not None:
-                samples.break_off(shard, index.broken)
+                samples.truncate_shard(shard, index.broken)
             samples.close(path)
-        bad_samples = samples.all_faults()
+        bad_samples = samples.all_bad_samples()
         if not len(samples) and all(bad_sample.cause in LACKING for bad_sample in bad_samples):
             raise DataError(self._nothing_whole(name, samples.endings))
         check_bad_share(bad_samples, len(samples), self.max_bad, f"split {name!r}")

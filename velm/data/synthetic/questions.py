@@ -1,56 +1,49 @@
-"""Questions about the drawn scenes of `shapes`, each with its one short answer."""
+"""Visual questions about the scenes of `shapes`, each with one short answer."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
 
-from velm.data.base import Record, Records, text_only
+from velm.data.base import Record
 from velm.data.synthetic.scenes import COLOURS, RELATIONS, SHAPES, SIZES, Thing
-from velm.data.synthetic.shapes import Shapes
+from velm.data.synthetic.shapes import Drawings, Shapes
 
 __all__ = ["ANSWERS", "ShapesQuestions", "ask"]
 
-#: Every answer there is: a closed set for `velm evaluate --answers`.
 ANSWERS = ("yes", "no", *SIZES, *COLOURS, *SHAPES)
+"""Every answer: a closed set for `velm evaluate --answers`."""
+
+
+class _Questions(Drawings):
+    """The records of `shapes` with questions and answers instead of descriptions."""
+
+    def record(self, index: int) -> Record:
+        return _with_questions(super().record(index))
+
+    def text_only(self, index: int) -> Record:
+        return _with_questions(super().text_only(index))
 
 
 class ShapesQuestions(Shapes):
     """The scenes of `shapes` with questions as texts and answers as targets: "what colour is the large star?", "red".
 
-    Only what has one right answer is asked: attributes of a thing that the others tell apart, what stands beside it,
-    and whether there is a thing, the absent ones being made of the colour and the shape of two that are there. The
-    options are those of `Shapes`.
+    Every question has one correct answer: attributes of an object that the other attributes identify, the neighbour of
+    an object, and existence, where absent objects combine the colour and shape of two present ones. The options are
+    those of `Shapes`.
     """
 
-    def split(self, name: str) -> Sequence[Record]:
-        return _Asked(super().split(name))
+    record_type = _Questions
 
 
-class _Asked(Records):
-    """The records of `shapes`, asked about."""
-
-    def __init__(self, scenes: Sequence[Record]) -> None:
-        self._scenes = scenes
-
-    def __len__(self) -> int:
-        return len(self._scenes)
-
-    def record(self, place: int) -> Record:
-        return _asked(self._scenes[place])
-
-    def text_only(self, place: int) -> Record:
-        return _asked(text_only(self._scenes, place))
-
-
-def _asked(record: Record) -> Record:
+def _with_questions(record: Record) -> Record:
     things = [Thing(*(each[name] for name in Thing._fields)) for each in record.metadata["objects"]]
     pairs = ask(things, record.metadata["axis"])
     return replace(record, texts=tuple(text for text, _ in pairs), targets=tuple(answer for _, answer in pairs))
 
 
 def ask(things: Sequence[Thing], axis: str | None) -> list[tuple[str, str]]:
-    """(question, answer) pairs about things from left to right ('horizontal') or from top to bottom ('vertical')."""
+    """(question, answer) pairs about objects ordered along the axis: left to right, or top to bottom ('vertical')."""
     pairs = []
     for thing in things:
         described = {

@@ -66,10 +66,10 @@ def describe(scene: Scene) -> tuple[str, ...]:
 
 
 class Scenes(Sequence[Scene]):
-    """Every scene of so many distinct objects, in a fixed order, none of them stored.
+    """Every scene of `objects` distinct objects in a fixed order, computed from its index.
 
     Args:
-        objects: in a scene.
+        objects: per scene.
         held_out: exactly one of the objects is a combination of `HELD_OUT`; otherwise none is.
     """
 
@@ -80,9 +80,9 @@ class Scenes(Sequence[Scene]):
         self._axes = (None,) if objects == 1 else ("horizontal", "vertical")
 
     def __len__(self) -> int:
-        drawn_from_seen = self.objects - self.held_out
-        strangers = len(HELD_OUT_THINGS) * self.objects if self.held_out else 1
-        return len(self._axes) * strangers * math.perm(len(SEEN_THINGS), drawn_from_seen)
+        seen = self.objects - self.held_out
+        unseen = len(HELD_OUT_THINGS) * self.objects if self.held_out else 1
+        return len(self._axes) * unseen * math.perm(len(SEEN_THINGS), seen)
 
     def __getitem__(self, rank):  # type: ignore[no-untyped-def]  # one scene, or a list of them for a slice
         if isinstance(rank, slice):
@@ -91,14 +91,14 @@ class Scenes(Sequence[Scene]):
             raise IndexError(f"scene {rank} of {len(self)}")
         rank, axis = divmod(rank, len(self._axes))
         pool, things = list(SEEN_THINGS), []
-        stranger = None
+        unseen_thing = None
         if self.held_out:
-            rank, place = divmod(rank, self.objects)
+            rank, position = divmod(rank, self.objects)
             rank, which = divmod(rank, len(HELD_OUT_THINGS))
-            stranger = (place, HELD_OUT_THINGS[which])
-        for _ in range(self.objects - self.held_out):  # the rank's digits in a shrinking base: no object twice
+            unseen_thing = (position, HELD_OUT_THINGS[which])
+        for _ in range(self.objects - self.held_out):  # digits of the rank in a shrinking base: no object twice
             rank, which = divmod(rank, len(pool))
             things.append(pool.pop(which))
-        if stranger is not None:
-            things.insert(*stranger)
+        if unseen_thing is not None:
+            things.insert(*unseen_thing)
         return Scene(tuple(things), self._axes[axis])

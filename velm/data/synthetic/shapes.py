@@ -1,11 +1,10 @@
-"""The embedded dataset: scenes of coloured shapes, drawn when asked for, with every right description."""
+"""Synthetic dataset: scenes of coloured shapes, drawn on access, with every correct description."""
 
 from __future__ import annotations
 
 import itertools
 import math
 import random
-from collections.abc import Sequence
 from functools import cached_property, lru_cache
 
 import numpy as np
@@ -26,8 +25,8 @@ RGB = {
     "cyan": (60, 205, 225),
     "black": (30, 30, 30),
 }
-DIAMETER = {"small": (0.36, 0.44), "large": (0.75, 0.84)}  # least and greatest, of the room an object has
-SUPERSAMPLE = 8  # drawn so many times too large, then averaged: smooth edges
+DIAMETER = {"small": (0.36, 0.44), "large": (0.75, 0.84)}  # smallest and largest, as a fraction of the space per object
+SUPERSAMPLE = 8  # drawn this many times larger, then averaged, for smooth edges
 
 Box = tuple[int, int, int, int]
 
@@ -50,7 +49,7 @@ def _outline(shape: str) -> list[tuple[float, float]]:
 
 @lru_cache(maxsize=4096)
 def _coverage(shape: str, diameter: int) -> np.ndarray:
-    """How much of each pixel a shape covers: float32 (diameter, diameter, 1) in [0, 1]."""
+    """Fraction of each pixel that a shape covers: float32 (diameter, diameter, 1) in [0, 1]."""
     side = diameter * SUPERSAMPLE
     canvas = Image.new("L", (side, side))
     pen = ImageDraw.Draw(canvas)
@@ -64,14 +63,14 @@ def _coverage(shape: str, diameter: int) -> np.ndarray:
     return np.asarray(canvas.reduce(SUPERSAMPLE), dtype=np.float32)[..., None] / 255
 
 
-def _place(scene: Scene, image_size: int, rng: random.Random) -> list[Box]:
-    """A box for each object, apart by at least twice as much along the scene's axis as across it."""
-    room = image_size / len(scene.things)
+def _place_objects(scene: Scene, image_size: int, rng: random.Random) -> list[Box]:
+    """A box per object; neighbours are at least twice as far apart along the scene's axis as across it."""
+    space = image_size / len(scene.things)
     along, diameters = [], []
     for i, thing in enumerate(scene.things):
-        least, most = (round(part * min(room, image_size / 2)) for part in DIAMETER[thing.size])
+        least, most = (round(part * min(space, image_size / 2)) for part in DIAMETER[thing.size])
         diameters.append(rng.randint(least, most))
-        along.append(round(room * i + 1 + rng.random() * (room - 2 - diameters[-1])))
+        along.append(round(space * i + 1 + rng.random() * (space - 2 - diameters[-1])))
     centres = [start + d / 2 for start, d in zip(along, diameters, strict=True)]
     gap = min((b - a for a, b in itertools.pairwise(centres)), default=0.0)
     wobble, radius = max(gap / 4 - 0.5, 0.0), max(diameters) / 2  # half a pixel for the rounding
@@ -85,13 +84,13 @@ def _place(scene: Scene, image_size: int, rng: random.Random) -> list[Box]:
 
 
 def draw(scene: Scene, image_size: int, rng: random.Random) -> tuple[np.ndarray, list[Box]]:
-    """Draw a scene, jittered in place, size, colour and background.
+    """Draw a scene with random positions, sizes, colours and background.
 
     Returns:
-        uint8 (image_size, image_size, 3), and a box (left, top, right, bottom; pixels) for each object.
+        uint8 (image_size, image_size, 3), and a box (left, top, right, bottom; pixels) per object.
     """
     image = np.full((image_size, image_size, 3), rng.randint(215, 250), dtype=np.uint8)
-    boxes = _place(scene, image_size, rng)
+    boxes = _place_objects(scene, image_size, rng)
     for thing, (left, top, right, bottom) in zip(scene.things, boxes, strict=True):
         colour = np.array([min(max(c + rng.randint(-12, 12), 0), 255) for c in RGB[thing.colour]], np.float32)
         patch = image[top:bottom, left:right]
@@ -100,7 +99,7 @@ def draw(scene: Scene, image_size: int, rng: random.Random) -> tuple[np.ndarray,
 
 
 class Drawings(Records):
-    """Records drawn when they are asked for; the same index gives the same image every time."""
+    """Records drawn on access; an index always gives the same image."""
 
     def __init__(self, name: str, scenes: Scenes, ranks: np.ndarray, size: int, image_size: int, seed: int) -> None:
         self.name, self.scenes, self.ranks = name, scenes, ranks
@@ -109,21 +108,21 @@ class Drawings(Records):
     def __len__(self) -> int:
         return self.size
 
-    def scene(self, place: int) -> tuple[str, Scene]:
-        """The id and the scene of a record, which is not drawn."""
-        rank = int(self.ranks[place % len(self.ranks)])
+    def scene(self, index: int) -> tuple[str, Scene]:
+        """The image id and the scene of a record, without drawing it."""
+        rank = int(self.ranks[index % len(self.ranks)])
         return f"{'heldout' if self.scenes.held_out else 'scene'}-{rank}", self.scenes[rank]
 
-    def record(self, place: int) -> Record:
-        identity, scene = self.scene(place)
-        rng = random.Random(f"{self.seed}/{self.name}/{place}")
+    def record(self, index: int) -> Record:
+        identity, scene = self.scene(index)
+        rng = random.Random(f"{self.seed}/{self.name}/{index}")
         image, boxes = draw(scene, self.image_size, rng)
         objects = [thing._asdict() | {"box": box} for thing, box in zip(scene.things, boxes, strict=True)]
         return Record(identity, image, describe(scene), metadata={"objects": objects, "axis": scene.axis})
 
-    def text_only(self, place: int) -> Record:
+    def text_only(self, index: int) -> Record:
         """As `record`, but nothing is drawn, so no object has a box."""
-        identity, scene = self.scene(place)
+        identity, scene = self.scene(index)
         objects = [thing._asdict() for thing in scene.things]
         return Record(identity, None, describe(scene), metadata={"objects": objects, "axis": scene.axis})
 
@@ -132,20 +131,21 @@ class Shapes(Dataset):
     """Scenes of coloured shapes: "a small red circle left of a large blue square".
 
     No two images of a split show the same scene (the same objects in the same order along the same axis), so a
-    description has one right image in a gallery, and no scene of one split is in another. Where a split is
-    larger than the scenes left for it (only `train` may be), scenes come again, drawn anew; `image_id` names the
-    scene, so that two drawings of it are a match and never a negative. The split `heldout` pairs colours with
-    shapes they never have in the others.
+    description has one correct image in a gallery, and splits share no scene. A training split larger than the number
+    of scenes repeats them with other drawings; `image_id` names the scene, so two drawings of it are a match and never
+    a negative. The split `heldout` combines colours and shapes that the other splits never combine.
 
     Args:
         train_size: images to train on.
         val_size: images in `val`.
         test_size: images in `test`.
-        heldout_size: images in `heldout`, one unseen combination of colour and shape in each.
-        objects: objects in a scene, 1 to 3; three want an image_size of 96 or more.
+        heldout_size: images in `heldout`, each with one unseen combination of colour and shape.
+        objects: per scene, 1 to 3; three need an image_size of 96 or more.
         image_size: side of an image, pixels, at least 32.
-        seed: another seed, other images and other splits.
+        seed: of images and splits.
     """
+
+    record_type: type[Drawings] = Drawings
 
     def __init__(
         self,
@@ -189,14 +189,10 @@ class Shapes(Dataset):
             "heldout": np.random.default_rng(self.seed).permutation(len(self.unseen)),
         }
 
-    def split(self, name: str) -> Sequence[Record]:
-        return self.drawings(name)
-
-    def drawings(self, name: str) -> Drawings:
-        """As `split`, with the scenes that are drawn."""
+    def split(self, name: str) -> Drawings:
         if not self.sizes.get(name):
             filled = ", ".join(f"{split} ({size})" for split, size in self.sizes.items() if size)
             what = "is empty" if name in self.sizes else "does not exist"
             raise MissingSplitError(f"The split '{name}' of shapes {what}. Splits there are: {filled}.")
         scenes = self.unseen if name == "heldout" else self.seen
-        return Drawings(name, scenes, self._ranks[name], self.sizes[name], self.image_size, self.seed)
+        return self.record_type(name, scenes, self._ranks[name], self.sizes[name], self.image_size, self.seed)

@@ -1,33 +1,46 @@
-"""Stories about the scenes of `shapes`, to be summed up in one sentence. No image is drawn."""
+"""Text summarisation: stories about the scenes of `shapes`, with a one-sentence summary as target. No images."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
 from itertools import combinations
 
-from velm.data.base import Record, Records
+from velm.data.base import Record
 from velm.data.synthetic.scenes import COLOURS, RELATIONS, SHAPES, Scene, Thing, describe
 from velm.data.synthetic.shapes import Drawings, Shapes
 
 __all__ = ["ShapesStories", "summary", "tell"]
 
 
-class ShapesStories(Shapes):
-    """Scenes of `shapes` told fact by fact as texts, with the one sentence that says it all as the target.
+class _Stories(Drawings):
+    """The scenes of `shapes` as stories; nothing is drawn."""
 
-    A story says everything that is true of its scene, in any order, some of it more than once, and what is absent
-    besides: "the star is blue. there is no ring. the circle is left of the star. the star is large. ..." is summed up
-    as "a small red circle left of a large blue star". The splits are those of `Shapes`; records have no image.
+    stories = 4
+
+    def record(self, index: int) -> Record:
+        identity, scene = self.scene(index)
+        rng = random.Random(f"{self.seed}/{self.name}/{index}/story")
+        texts = tuple(tell(scene, rng) for _ in range(self.stories))
+        return Record(identity, None, texts, (summary(scene),) * len(texts))
+
+    text_only = record
+
+
+class ShapesStories(Shapes):
+    """Scenes of `shapes` as stories (texts), with a one-sentence summary as target.
+
+    A story states every fact of its scene in random order, some twice, and two absent attributes: "the star is blue.
+    there is no ring. the circle is left of the star. the star is large. ..." has the summary "a small red circle left
+    of a large blue star". The splits are those of `Shapes`; records have no image.
 
     Args:
         train_size: scenes to train on.
         val_size: scenes in `val`.
         test_size: scenes in `test`.
-        heldout_size: scenes in `heldout`, one unseen combination of colour and shape in each.
-        objects: objects in a scene, 1 to 3.
-        stories: told of a scene, each in other words.
-        seed: another seed, other stories and other splits.
+        heldout_size: scenes in `heldout`, each with one unseen combination of colour and shape.
+        objects: per scene, 1 to 3.
+        stories: per scene, in different words.
+        seed: of stories and splits.
     """
 
     def __init__(
@@ -42,40 +55,29 @@ class ShapesStories(Shapes):
         seed: int = 0,
     ) -> None:
         if stories < 1:
-            raise ValueError(f"stories {stories} is too small: a scene is told at least once.")
+            raise ValueError(f"stories {stories} is too small; it is at least 1.")
         super().__init__(
             train_size=train_size, val_size=val_size, test_size=test_size, heldout_size=heldout_size, objects=objects,
             seed=seed,
         )  # fmt: skip
         self.stories = stories
 
-    def split(self, name: str) -> Sequence[Record]:
-        return _Told(self.drawings(name), self.stories)
+    record_type = _Stories
 
-
-class _Told(Records):
-    """The scenes of drawings, told in place of drawn."""
-
-    def __init__(self, drawings: Drawings, stories: int) -> None:
-        self._drawings, self._stories = drawings, stories
-
-    def __len__(self) -> int:
-        return len(self._drawings)
-
-    def record(self, place: int) -> Record:
-        identity, scene = self._drawings.scene(place)
-        rng = random.Random(f"{self._drawings.seed}/{self._drawings.name}/{place}/story")
-        texts = tuple(tell(scene, rng) for _ in range(self._stories))
-        return Record(identity, None, texts, (summary(scene),) * len(texts))
+    def split(self, name: str) -> _Stories:
+        records = super().split(name)
+        assert isinstance(records, _Stories)
+        records.stories = self.stories
+        return records
 
 
 def summary(scene: Scene) -> str:
-    """The shortest sentence that says everything: the things from left to right, or from top to bottom."""
+    """The shortest complete description: objects from left to right, or from top to bottom."""
     return describe(scene)[0]
 
 
 def tell(scene: Scene, rng: random.Random) -> str:
-    """Everything that is true of a scene in random order, some of it twice, and two things that are absent."""
+    """Every fact of a scene in random order, two of them twice, and two absent attributes."""
     facts = [fact for thing in scene.things for fact in _attributes(thing, scene, rng)]
     for first, second in zip(scene.things, scene.things[1:], strict=False):
         forth, back = RELATIONS[scene.axis or "horizontal"]
@@ -90,13 +92,13 @@ def tell(scene: Scene, rng: random.Random) -> str:
 
 
 def _attributes(thing: Thing, scene: Scene, rng: random.Random) -> list[str]:
-    """What a thing is, under names that already say the rest, until nothing is left to be said."""
+    """The three attributes of an object, each under a name that does not contain it if possible."""
     names = _names(thing, scene)
-    told = []
+    facts = []
     for field, value in thing._asdict().items():
         name = rng.choice([name for name in names if field not in name] or names)
-        told.append(f"{_called(thing, name)} is {'a ' * (field == 'shape')}{value}")
-    return told
+        facts.append(f"{_called(thing, name)} is {'a ' * (field == 'shape')}{value}")
+    return facts
 
 
 def _name(thing: Thing, scene: Scene, rng: random.Random) -> str:
@@ -104,7 +106,7 @@ def _name(thing: Thing, scene: Scene, rng: random.Random) -> str:
 
 
 def _names(thing: Thing, scene: Scene) -> list[tuple[str, ...]]:
-    """The smallest sets of attributes that no other thing of the scene shares."""
+    """The smallest sets of attributes that identify an object of the scene."""
     others = [other for other in scene.things if other != thing]
     for size in range(1, len(Thing._fields) + 1):
         found = [
