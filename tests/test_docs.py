@@ -319,7 +319,7 @@ def test_every_figure_is_described() -> None:
 def test_every_option_for_more_figures_is_described() -> None:
     from argparse import ArgumentParser
 
-    from velm.commands.extras import add_extras
+    from velm.commands.options import add_extras
     from velm.evaluation.compositional.hard_negatives import KINDS
 
     parser = ArgumentParser()

@@ -166,7 +166,7 @@ def test_texts_alone_need_no_image(write_checkpoint, folder, tmp_path, capsys):
     assert velm([*arguments, str(folder / "a.jpg")]) == 2
     assert "attends over text: give texts=[...]; got images=[...]" in capsys.readouterr().err
     assert velm(arguments) == 2
-    assert "Nothing to write for: give images or folders, --text" in capsys.readouterr().err
+    assert "Nothing to caption: give images or folders, --text" in capsys.readouterr().err
 
 
 def test_json_names_the_text_beside_the_image(write_checkpoint, folder, capsys):

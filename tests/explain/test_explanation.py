@@ -53,7 +53,7 @@ def test_what_a_decoder_reads_is_given_and_what_it_writes_explained(write_checkp
     assert [each.text for each in found] == translator.caption([image, image], texts, max_length=4)
     assert all(each.similarity is None for each in found)
     assert all(each.attention.sum() < len(each.words) for each in found if each.words)
-    with pytest.raises(PipelineError, match=r"attends over a text as well: give what it is to read, texts=\[\.\.\.\]"):
+    with pytest.raises(PipelineError, match=r"attends over a text as well: give its input, texts=\[\.\.\.\]"):
         explain(translator, image)
 
 
@@ -71,7 +71,7 @@ def test_what_cannot_be_explained(write_checkpoint, image):
     with pytest.raises(PipelineError, match=r"Write \[text\]"):
         explain(load(write_checkpoint()), image, "a red circle")
     blind = load(write_checkpoint(memory=["text"], image_encoder=None, losses={"captioning": {}}))
-    with pytest.raises(PipelineError, match="sees no images"):
+    with pytest.raises(PipelineError, match="has no image encoder, so there is no image to lay maps over"):
         explain(blind, image, ["a star"])
 
 

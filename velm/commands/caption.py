@@ -1,4 +1,4 @@
-"""`velm caption`: one line an image, or a text where there are no images: path or text, tab, caption."""
+"""`velm caption`: one line per image (or per text, without images): path or text, tab, caption."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ __all__ = ["find_images", "main"]
 
 
 class Source(NamedTuple):
-    """What a caption is written for: the path of an image, a text, or both."""
+    """The input of a caption: the path of an image, a text, or both."""
 
     image: str | None
     text: str | None
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run `velm caption`; 0 when every image or text has its caption, 1 when some images could not be read.
+    """Run `velm caption`; 0, or 1 if some images could not be read.
 
     Raises:
         CheckpointError, PipelineError, DataError: nothing can be captioned; `velm` prints the message.
@@ -36,18 +36,17 @@ def main(argv: Sequence[str]) -> int:
     images = find_images(args.images) or None
     texts = None if args.texts is None else spelt_out(args.texts, "--text")
     if images is None and texts is None:
-        raise DataError("Nothing to write for: give images or folders, --text where the decoder reads texts, or both.")
+        raise DataError("Nothing to caption: give images or folders, --text if the decoder reads texts, or both.")
     pipeline = load_pipeline(args)
     pipeline.require_decoder()
     options = writing(args)
-    pipeline.generation_config(**options)  # what is wrong with the options is said before any work
+    pipeline.generation_config(**options)  # errors in the options come before any work
     if images is not None and texts is not None and len(texts) != len(images):
-        raise DataError(f"--text is given {len(texts)} times for {len(images)} images; it takes one an image.")
+        raise DataError(f"--text is given {len(texts)} times for {len(images)} images; it takes one per image.")
     failed = 0
     for start in range(0, len(images or texts or ()), args.batch_size):
         part = slice(start, start + args.batch_size)
-        shown, read = None if images is None else images[part], None if texts is None else texts[part]
-        for source, found in _captions(pipeline, shown, read, options):
+        for source, found in _captions(pipeline, images and images[part], texts and texts[part], options):
             if isinstance(found, DataError):
                 failed += 1
                 print(f"velm caption: {found}", file=sys.stderr)
@@ -57,23 +56,23 @@ def main(argv: Sequence[str]) -> int:
 
 
 def find_images(paths: Sequence[str]) -> list[str]:
-    """The paths as they are, and for a folder the images in it and below, by name.
+    """The paths, with each folder replaced by the images in it and its subfolders, sorted by name.
 
     Raises:
-        DataError: a path leads nowhere, or a folder has no images; the message names it.
+        DataError: a path does not exist, or a folder has no images; the message names it.
     """
-    found: list[str] = []
+    images: list[str] = []
     for path in paths:
         if not Path(path).is_dir():
             if not Path(path).exists():
                 raise DataError(f"There is no image or folder {path!r}.")
-            found.append(path)
+            images.append(path)
             continue
         below = sorted(str(p) for p in Path(path).rglob("*") if p.suffix.lower() in _suffixes() and p.is_file())
         if not below:
             raise DataError(f"The folder {path!r} has no images; looked for {', '.join(sorted(_suffixes()))}.")
-        found += below
-    return found
+        images += below
+    return images
 
 
 def _suffixes() -> set[str]:
@@ -85,31 +84,30 @@ def _suffixes() -> set[str]:
 def _captions(
     pipeline: Pipeline, images: list[str] | None, texts: list[str] | None, options: dict[str, Any]
 ) -> Iterator[tuple[Source, list[Caption] | DataError]]:
-    """Candidates for each source of a batch; an image that cannot be read does not take the others down."""
+    """Candidates for each source of a batch; if an image cannot be read, the others are still captioned."""
     count = len(images or texts or ())
-    nothing: list[None] = [None] * count
-    names = [Source(*each) for each in zip(images or nothing, texts or nothing, strict=True)]
+    absent: list[None] = [None] * count
+    sources = [Source(*each) for each in zip(images or absent, texts or absent, strict=True)]
     try:
-        yield from zip(names, pipeline.caption_candidates(images, texts, batch_size=count, **options), strict=True)
+        yield from zip(sources, pipeline.caption_candidates(images, texts, batch_size=count, **options), strict=True)
     except DataError as error:
         if count == 1:
-            yield names[0], error
+            yield sources[0], error
             return
-        for image, text in names:
-            alone, read = None if image is None else [image], None if text is None else [text]
-            yield from _captions(pipeline, alone, read, options)
+        for image, text in sources:
+            one_image, one_text = None if image is None else [image], None if text is None else [text]
+            yield from _captions(pipeline, one_image, one_text, options)
 
 
-def _lines(source: Source, found: list[Caption], as_json: bool) -> list[str]:
+def _lines(source: Source, captions: list[Caption], as_json: bool) -> list[str]:
     if as_json:
         named = {key: value for key, value in source._asdict().items() if value is not None}
-        captions = [_numbers(each) for each in found]
-        return [json.dumps({**named, "captions": captions}, ensure_ascii=False)]
-    return [f"{source.text if source.image is None else source.image}\t{each.text}" for each in found]
+        return [json.dumps({**named, "captions": [_as_json(each) for each in captions]}, ensure_ascii=False)]
+    return [f"{source.text if source.image is None else source.image}\t{each.text}" for each in captions]
 
 
-def _numbers(caption: Caption) -> dict[str, Any]:
-    """A caption for JSON, which knows no infinity: what could not be written has null for its numbers."""
+def _as_json(caption: Caption) -> dict[str, Any]:
+    """A caption for JSON; infinite numbers become null: no caption was found."""
     numbers = {"score": caption.score, "log_prob": caption.log_prob}
     if caption.cosine is not None:
         numbers["cosine"] = caption.cosine
@@ -119,8 +117,8 @@ def _numbers(caption: Caption) -> dict[str, Any]:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="velm caption",
-        description="Describe images, translate or sum up texts, answer questions on images: one line each, path "
-        "(of texts alone: the text), tab, what is written.",
+        description="Describe images, translate or summarise texts, answer questions about images: one line each, path "
+        "(without images: the text), tab, generated text.",
         allow_abbrev=False,
     )
     add_loading(parser)
@@ -129,10 +127,10 @@ def _parser() -> argparse.ArgumentParser:
         "--text",
         dest="texts",
         action="append",
-        metavar="SENTENCE",
-        help="what to translate, sum up or answer, where the decoder attends over the text; once an image, where it "
-        "attends over images; @FILE for one a line",
+        metavar="TEXT",
+        help="text to translate, summarise or answer, for a decoder that attends over text; one per image if it also "
+        "attends over images; @FILE for one per line",
     )
-    parser.add_argument("--json", action="store_true", help="a line of JSON each, with scores")
+    parser.add_argument("--json", action="store_true", help="one JSON line each, with scores")
     add_writing(parser)
     return parser

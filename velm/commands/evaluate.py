@@ -8,8 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from velm.commands.extras import add_extras, extras_of
-from velm.commands.options import add_loading, add_writing, load_pipeline, writing
+from velm.commands.options import add_extras, add_loading, add_writing, extras_of, load_pipeline, writing
 from velm.data.base import Dataset
 from velm.errors import ConfigError
 from velm.registry import datasets, split_config

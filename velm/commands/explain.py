@@ -1,4 +1,4 @@
-"""`velm explain`: what a model looked at, as images to look at and as arrays."""
+"""`velm explain`: attention, similarity and saliency maps of a caption, as images and as arrays."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["main"]
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run `velm explain`: for each sentence NAME.png and NAME.npz, and explanations.json over all.
+    """Run `velm explain`: NAME.png and NAME.npz for each text, and explanations.json with all of them.
 
     Raises:
         CheckpointError, PipelineError, DataError: nothing can be explained; `velm` prints the message.
@@ -43,7 +43,7 @@ def main(argv: Sequence[str]) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="velm explain",
-        description="Where each word of a caption looked, and where in the image a sentence is found.",
+        description="Where the decoder attends for each word of a caption, and where in the image a text is found.",
         allow_abbrev=False,
     )
     add_loading(parser)
@@ -52,8 +52,8 @@ def _parser() -> argparse.ArgumentParser:
         "--text",
         dest="texts",
         action="append",
-        metavar="SENTENCE",
-        help="to explain in place of the model's own caption, or what the decoder is to read; may come again",
+        metavar="TEXT",
+        help="text to explain instead of the model's own caption, or text that the decoder reads; repeatable",
     )
     parser.add_argument(
         "--saliency", action="store_true", help="also which pixels decide, by integrated gradients (needs captum)"
@@ -64,7 +64,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _write(folder: Path, name: str, explanation: Explanation) -> dict[str, str | list[str]]:
-    """NAME.png, the maps over the image, and NAME.npz, the maps; what explanations.json says of them."""
+    """Write NAME.png, the maps over the image, and NAME.npz, the maps; return their entry in explanations.json."""
     import numpy as np
 
     from velm.explain.drawing import sheet

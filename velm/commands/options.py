@@ -1,4 +1,4 @@
-"""Options that several commands share: which checkpoint, on which device, and how to write."""
+"""Options of the commands that use a checkpoint: loading it, generating text, and metrics on request."""
 
 from __future__ import annotations
 
@@ -9,36 +9,47 @@ from typing import TYPE_CHECKING, Any
 from velm.errors import DataError
 
 if TYPE_CHECKING:
+    from velm.data.base import Dataset
+    from velm.evaluation.extras import Extras
     from velm.pipeline import Pipeline
 
-__all__ = ["add_loading", "add_writing", "at_least_one", "load_pipeline", "spelt_out", "writing"]
+__all__ = [
+    "add_extras",
+    "add_loading",
+    "add_writing",
+    "at_least_one",
+    "extras_of",
+    "load_pipeline",
+    "spelt_out",
+    "writing",
+]
 
-_WRITING: dict[str, tuple[type, str]] = {
+_GENERATION: dict[str, tuple[type, str]] = {
     "num_beams": (int, "beams of the search; 1 is greedy"),
-    "num_beam_groups": (int, "groups of beams that keep away from each other"),
-    "diversity_penalty": (float, "how far: what a token costs for each beam of another group that wrote it there"),
-    "max_length": (int, "most tokens to write; as long as the sentences trained with, if left out"),
-    "min_length": (int, "fewest tokens to write"),
-    "length_penalty": (float, "above 1 favours long sentences, below 1 short ones"),
-    "temperature": (float, "sample at this temperature in place of searching"),
-    "top_k": (int, "sample among the k likeliest tokens only"),
-    "top_p": (float, "sample among the likeliest tokens that have this probability together"),
-    "min_p": (float, "sample among the tokens at least this share as likely as the likeliest"),
-    "no_repeat_ngram": (int, "no sequence of so many tokens comes twice in a sentence"),
-    "prefix": (str, "what every sentence begins with"),
-    "num_return": (int, "sentences for each image"),
+    "num_beam_groups": (int, "groups of beams that are penalised for repeating each other"),
+    "diversity_penalty": (float, "cost of a token per beam of an earlier group with the same token at that step"),
+    "max_length": (int, "most tokens of a text (default: the longest of the training)"),
+    "min_length": (int, "fewest tokens of a text"),
+    "length_penalty": (float, "above 1 favours long texts, below 1 short ones"),
+    "temperature": (float, "sample at this temperature instead of searching"),
+    "top_k": (int, "sample among the k most probable tokens"),
+    "top_p": (float, "sample among the most probable tokens whose probabilities sum to this"),
+    "min_p": (float, "sample among the tokens at least this fraction as probable as the most probable one"),
+    "no_repeat_ngram": (int, "no n-gram of this many tokens occurs twice in a text"),
+    "prefix": (str, "beginning of every text"),
+    "num_return": (int, "captions per image"),
     "rerank_by_alignment": (float, "order all beams (or samples) by score + this * cosine with the image"),
 }
-_WORDS = {
-    "forbidden": "a word or phrase that is not written; may be given again, @FILE for one a line",
-    "must_include": "a word or phrase that every sentence has; may be given again, @FILE for one a line",
-    "answers": "one of the only sentences there are; given for each, or @FILE for one a line",
+_PHRASES = {
+    "forbidden": "a phrase that does not occur; repeatable, @FILE for one per line",
+    "must_include": "a phrase that every text contains; repeatable, @FILE for one per line",
+    "answers": "one of the only possible texts; repeatable, @FILE for one per line",
 }
 
 
 def add_loading(parser: argparse.ArgumentParser) -> None:
     """CHECKPOINT, --device, --precision, --batch_size, --image_size, --plugins."""
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a .ckpt that `velm fit` wrote")
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a .ckpt written by `velm fit`")
     parser.add_argument("--device", default="cpu", help="where to compute, e.g. cuda (default cpu)")
     parser.add_argument(
         "--precision",
@@ -47,13 +58,13 @@ def add_loading(parser: argparse.ArgumentParser) -> None:
         help="bf16: half the memory, and about half the time where the hardware multiplies it (default 32)",
     )
     parser.add_argument(
-        "--batch_size", type=at_least_one, default=32, metavar="N", help="images at a time (default 32)"
+        "--batch_size", type=at_least_one, default=32, metavar="N", help="images per batch (default 32)"
     )
     parser.add_argument(
         "--image_size",
         type=at_least_one,
         metavar="N",
-        help="side of the square that images become, in pixels (default as validated)",
+        help="side of the square that images are resized to, in pixels (default: as in validation)",
     )
     parser.add_argument(
         "--plugins", metavar="A,B.py", help="modules or .py files whose decorators register parts, if they have moved"
@@ -61,31 +72,31 @@ def add_loading(parser: argparse.ArgumentParser) -> None:
 
 
 def add_writing(parser: argparse.ArgumentParser) -> None:
-    """The fields of `GenerationConfig`, and --seed; what is left out keeps its default."""
-    group = parser.add_argument_group("how to write")
-    for name, (kind, text) in _WRITING.items():
+    """The fields of `GenerationConfig`, and --seed; absent ones keep their default."""
+    group = parser.add_argument_group("text generation")
+    for name, (kind, text) in _GENERATION.items():
         group.add_argument(f"--{name}", type=kind, metavar={int: "N", float: "X", str: "TEXT"}[kind], help=text)
-    for name, text in _WORDS.items():
+    for name, text in _PHRASES.items():
         group.add_argument(f"--{name}", action="append", metavar="TEXT", help=text)
     group.add_argument("--seed", type=int, metavar="N", help="of samples")
 
 
 def writing(args: argparse.Namespace) -> dict[str, Any]:
-    """The fields of `GenerationConfig` that were given."""
-    given = {name: getattr(args, name) for name in (*_WRITING, *_WORDS) if getattr(args, name) is not None}
-    return {name: spelt_out(value, f"--{name}") if name in _WORDS else value for name, value in given.items()}
+    """The fields of `GenerationConfig` among the arguments."""
+    options = {name: getattr(args, name) for name in (*_GENERATION, *_PHRASES) if getattr(args, name) is not None}
+    return {name: spelt_out(value, f"--{name}") if name in _PHRASES else value for name, value in options.items()}
 
 
 def spelt_out(values: Sequence[str], option: str) -> list[str]:
-    """The values themselves, and in place of each @FILE the lines of that file, blank ones left out.
+    """The values, with each @FILE replaced by the lines of that file that are not blank.
 
     Raises:
-        DataError: a file cannot be read, or has no line; the message names the option and the file.
+        DataError: a file cannot be read or has no such line; the message names the option and the file.
     """
-    found: list[str] = []
+    texts: list[str] = []
     for value in values:
         if not value.startswith("@"):
-            found.append(value)
+            texts.append(value)
             continue
         try:
             with open(value[1:], encoding="utf-8") as file:
@@ -95,12 +106,12 @@ def spelt_out(values: Sequence[str], option: str) -> list[str]:
             raise DataError(f"{option} {value}: cannot read the file {value[1:]!r}: {cause}.") from error
         if not lines:
             raise DataError(f"{option} {value}: the file {value[1:]!r} has no line with text.")
-        found += lines
-    return found
+        texts += lines
+    return texts
 
 
 def load_pipeline(args: argparse.Namespace) -> Pipeline:
-    """The pipeline that the options of `add_loading` name; --seed, if any, is set."""
+    """The pipeline of the options of `add_loading`; sets --seed, if there is one."""
     from velm.pipeline import load
 
     if args.seed is not None:
@@ -114,8 +125,65 @@ def load_pipeline(args: argparse.Namespace) -> Pipeline:
 
 
 def at_least_one(text: str) -> int:
-    """The type of an option that counts something."""
+    """argparse type of a positive integer."""
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"{value} is too small; it is at least 1")
     return value
+
+
+def add_extras(parser: argparse.ArgumentParser) -> None:
+    """--folds, --clip_score, --clip_score_model, --novelty, --meteor, --spice, --compositional, --template, --probe."""
+    group = parser.add_argument_group("metrics on request")
+    group.add_argument("--folds", type=int, metavar="K", help="retrieval as the mean over K folds of the images")
+    group.add_argument(
+        "--clip_score", action="store_true", help="CLIPScore of the captions by the model's own embeddings"
+    )
+    group.add_argument(
+        "--clip_score_model",
+        metavar="CHECKPOINT",
+        help="CLIPScore of the captions by the embeddings of another checkpoint",
+    )
+    group.add_argument(
+        "--novelty", action="store_true", help="fraction of the captions that do not occur in the split 'train'"
+    )
+    group.add_argument("--meteor", action="store_true", help="METEOR; needs Java and pip install 'velm[metrics]'")
+    group.add_argument("--spice", action="store_true", help="SPICE; needs Java and pip install 'velm[metrics]'")
+    group.add_argument(
+        "--compositional", action="store_true", help="captions against hard negatives, with words exchanged"
+    )
+    group.add_argument(
+        "--template",
+        action="append",
+        metavar="TEXT",
+        help="prompt of zero-shot classification, {} for the class; may be repeated",
+    )
+    group.add_argument(
+        "--probe",
+        action="store_true",
+        help="nearest neighbours and a linear probe, fitted on the classes of split 'train'",
+    )
+
+
+def extras_of(args: argparse.Namespace, dataset: Dataset) -> Extras:
+    """The `Extras` of the options; loads the judge and opens the split 'train' if they are needed.
+
+    Raises:
+        CheckpointError, DataError: they cannot be loaded.
+    """
+    from velm.evaluation.extras import Extras
+    from velm.pipeline import load
+
+    judge = args.clip_score_model
+    return Extras(
+        folds=args.folds,
+        clip_score=args.clip_score,
+        judge=None if judge is None else load(judge, device=args.device),
+        novelty=args.novelty,
+        meteor=args.meteor,
+        spice=args.spice,
+        compositional=args.compositional,
+        templates=args.template,
+        probe=args.probe,
+        train=dataset.split("train") if args.novelty or args.probe else None,
+    )

@@ -1,4 +1,4 @@
-"""What a model looked at: where each word came from, where a sentence is found, which pixels decide."""
+"""Explanations: attention maps of words, similarity maps of texts, saliency of pixels."""
 
 from velm.explain.attention import WordMaps, word_maps
 from velm.explain.explanation import Explanation, explain

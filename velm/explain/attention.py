@@ -1,8 +1,8 @@
-"""Where the decoder looked as it wrote each word, on the grid of the image.
+"""Attention maps: the decoder's attention over the image for each word of a text.
 
-The decoder's own attention, under teacher forcing: alpha of an RNN's additive attention (Xu et al. 2015, arXiv
-1502.03044, figure 3), the last block's cross-attention of a Transformer, averaged over heads. It is what was looked at,
-not what decided: for that see `velm.explain.saliency`.
+Computed under teacher forcing: alpha of an RNN's additive attention (Xu et al. 2015, arXiv 1502.03044, figure 3), the
+last block's cross-attention of a Transformer, averaged over heads. Attention is not attribution: which pixels decide is
+in `velm.explain.saliency`.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ UNKNOWN = "⟨unk⟩"
 
 @dataclass(frozen=True)
 class WordMaps:
-    """One map a word.
+    """One attention map per word.
 
     Attributes:
-        words: W words of a sentence, in their order.
+        words: W words of a text, in order.
         maps: float (W, H', W'), the attention on each position of the image, row by row from the top left corner;
-            a map sums to 1, or to less where the decoder attends over a text too.
+            a map sums to 1, or to less if the decoder attends over a text too.
     """
 
     words: tuple[str, ...]
@@ -41,16 +41,19 @@ class WordMaps:
 def word_maps(
     pipeline: Pipeline, image: EncoderOutput | None, texts: Sequence[str], source: EncoderOutput | None = None
 ) -> list[WordMaps | None]:
-    """Where each word of some sentences looked, one sentence an image.
+    """The attention map of each word of B texts, one text per image.
 
     Args:
-        pipeline: a model that writes.
-        image: B images as encoded (`pipeline.encode_images`).
-        texts: B sentences, the model's own or any other.
-        source: B texts as encoded, where the decoder attends over these too.
+        pipeline: a model with a decoder.
+        image: B encoded images (`pipeline.encode_images`).
+        texts: B texts, the model's own captions or any other.
+        source: B encoded texts, if the decoder attends over text too.
 
     Returns:
-        B items; None where there is no map: the decoder does not say where it looked, or not at a grid.
+        B items; None without a map: the decoder returns no attention, or the image encoder has no grid.
+
+    Raises:
+        PipelineError: the model has no decoder.
     """
     pipeline.require_decoder()
     decoder, sources = pipeline.model.decoder, pipeline.model.memory_sources
@@ -58,14 +61,14 @@ def word_maps(
     if image is None or image.grid is None or "image" not in sources or not texts:
         return [None] * len(texts)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that a sentence is cut was said when it was read
+        warnings.simplefilter("ignore")  # the texts were tokenized before, with a warning
         tokens, _ = pipeline.tokenize(texts)
-    looked = decoder.decode(tokens[:, :-1], *pipeline.model.memory(image, source)).attention
-    if looked is None:
+    attention = decoder.decode(tokens[:, :-1], *pipeline.model.memory(image, source)).attention
+    if attention is None:
         return [None] * len(texts)
     positions = image.features.shape[1]
-    looked = looked[..., :positions] if sources[0] == "image" else looked[..., -positions:]
-    grids = looked.float().unflatten(-1, image.grid).cpu()
+    attention = attention[..., :positions] if sources[0] == "image" else attention[..., -positions:]
+    grids = attention.float().unflatten(-1, image.grid).cpu()
     return [_by_word(pipeline.tokenizer, ids, grid) for ids, grid in zip(tokens[:, 1:].tolist(), grids, strict=True)]
 
 

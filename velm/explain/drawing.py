@@ -1,4 +1,4 @@
-"""Maps over their image, as a sheet of tiles: what was not looked at lies under a veil."""
+"""Maps over their image, as a sheet of tiles; low values are darkened."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PAPER, INK = (255, 255, 255), (23, 25, 31)
 
 
 def veiled(image: np.ndarray, values: np.ndarray) -> Image.Image:
-    """An image uint8 (H, W, 3) as a tile, dark where values (h, w) are lowest and clear where they are highest."""
+    """An image uint8 (H, W, 3) as a tile, dark where values (h, w) are lowest, unchanged where they are highest."""
     spread = float(values.max() - values.min())
     levels = (values - values.min()) / spread if spread > 0 else np.zeros_like(values)
     size = (SIDE, SIDE)
@@ -32,7 +32,7 @@ def veiled(image: np.ndarray, values: np.ndarray) -> Image.Image:
 
 
 def sheet(explanation: Explanation) -> Image.Image:
-    """The image, then its maps, each with its name below, and the sentence above all."""
+    """The text, then a tile of the image and one of each map, each with its name below."""
     tiles = [("image", Image.fromarray(explanation.image).resize((SIDE, SIDE), Image.Resampling.BICUBIC))]
     if explanation.similarity is not None:
         tiles.append(("similarity", veiled(explanation.image, explanation.similarity)))
@@ -48,8 +48,8 @@ def sheet(explanation: Explanation) -> Image.Image:
     page = Image.new("RGB", (GAP + columns * (SIDE + GAP), top + rows * (SIDE + LABEL + GAP) + GAP), PAPER)
     pen = ImageDraw.Draw(page)
     pen.text((GAP, GAP), "\n".join(lines), INK, font=ImageFont.load_default(size=17))
-    for place, (name, tile) in enumerate(tiles):
-        row, column = divmod(place, columns)
+    for index, (name, tile) in enumerate(tiles):
+        row, column = divmod(index, columns)
         left, upper = GAP + column * (SIDE + GAP), top + GAP + row * (SIDE + LABEL + GAP)
         page.paste(tile, (left, upper))
         pen.text((left, upper + SIDE + 3), name[:24], INK, font=ImageFont.load_default(size=15))
@@ -57,7 +57,7 @@ def sheet(explanation: Explanation) -> Image.Image:
 
 
 def _smooth(values: np.ndarray, part: int = 24) -> np.ndarray:
-    """Single pixels cannot be seen: a mean over neighbours, a few percent of the side."""
+    """Mean over blocks of a few percent of the side: single pixels are too small to see."""
     height, width = values.shape
     small = (max(1, min(part, width)), max(1, min(part, height)))
     return np.asarray(Image.fromarray(values.astype(np.float32)).resize(small, Image.Resampling.BOX))

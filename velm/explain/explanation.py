@@ -1,4 +1,4 @@
-"""Everything that can be said of one image and a sentence, as arrays."""
+"""All maps of one image for a text, as arrays."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ __all__ = ["Explanation", "explain"]
 
 @dataclass(frozen=True)
 class Explanation:
-    """Maps of one image for one sentence; (H', W') is the encoder's grid, row by row from the top left corner.
+    """Maps of one image for one text; (H', W') is the encoder's grid, row by row from the top left corner.
 
     Attributes:
-        image: uint8 (H, W, 3), what the model was shown.
-        text: the sentence explained: the one given, or else the model's own.
+        image: uint8 (H, W, 3), the input of the model.
+        text: the text explained: an argument, or the model's own caption.
         words: W words of `text`; () without attention.
-        attention: float32 (W, H', W'), where the decoder looked to write each word; None where it does not say.
-        similarity: float32 (H', W'), cosine of each position with the sentence; None where the model does not align.
-        saliency: float32 (H, W), what each pixel adds to the fit; None unless asked for.
+        attention: float32 (W, H', W'), the decoder's attention for each word; None if it returns none.
+        similarity: float32 (H', W'), cosine of each position with the text; None if the model does not align.
+        saliency: float32 (H, W), contribution of each pixel to the fit; None unless requested.
     """
 
     image: np.ndarray
@@ -42,7 +42,7 @@ class Explanation:
     saliency: np.ndarray | None = None
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """The maps there are, by name."""
+        """The maps that are not None, by name."""
         maps = {"attention": self.attention, "similarity": self.similarity, "saliency": self.saliency}
         return {name: each for name, each in maps.items() if each is not None}
 
@@ -50,38 +50,39 @@ class Explanation:
 def explain(
     pipeline: Pipeline, image: Any, texts: Sequence[str] | None = None, *, saliency: bool = False, **options: Any
 ) -> list[Explanation]:
-    """What a model makes of an image, for each of some sentences or for the one it writes itself.
+    """Explain each of several texts, or the model's own caption, for one image.
 
     Args:
-        pipeline: a model that sees images.
+        pipeline: a model with an image encoder.
         image: a path, PIL image or uint8 array (H, W, 3).
-        texts: sentences to be explained; None: the model's own caption. Where the decoder attends over a text as well,
-            these are what it reads, and what it writes for them is explained.
-        saliency: also, which pixels decide (needs captum).
-        **options: fields of `velm.generation.GenerationConfig`, of the caption.
+        texts: texts to explain; None: the model's own caption. If the decoder attends over a text as well, these are
+            its inputs, and the captions generated from them are explained.
+        saliency: compute the saliency of the pixels, too (needs captum).
+        **options: fields of `velm.generation.GenerationConfig`, for the caption.
 
     Raises:
-        PipelineError: the model sees no images, or cannot write and no text is given; the message says what to do.
+        PipelineError: the model has no image encoder, or neither a decoder nor a text to explain; the message says
+            what to do.
     """
     if pipeline.model.image_encoder is None:
-        raise PipelineError("This model sees no images, so there is nothing to lay maps over.")
-    given = [] if texts is None else checked_texts(texts)
+        raise PipelineError("This model has no image encoder, so there is no image to lay maps over.")
+    text_list = [] if texts is None else checked_texts(texts)
     encoded = next(pipeline.encode_images([image], batch_size=1))
     reads = pipeline.writes and "text" in pipeline.model.memory_sources
-    if reads and not given:
-        raise PipelineError("The decoder attends over a text as well: give what it is to read, texts=[...].")
-    written = given if given and not reads else _written(pipeline, encoded, given, options)
-    sources: Sequence[str | None] = given if reads else [None] * len(written)
-    shown = pipeline.transform(image).permute(1, 2, 0).numpy()
-    found = []
-    for text, source in zip(written, sources, strict=True):
-        pixels = saliency_map(pipeline, image, text).numpy() if saliency else None
-        found.append(_explained(pipeline, encoded, shown, text, source, pixels))
-    return found
+    if reads and not text_list:
+        raise PipelineError("The decoder attends over a text as well: give its input, texts=[...].")
+    captions = text_list if text_list and not reads else _captions(pipeline, encoded, text_list, options)
+    sources: Sequence[str | None] = text_list if reads else [None] * len(captions)
+    pixels = pipeline.transform(image).permute(1, 2, 0).numpy()
+    explanations = []
+    for text, source in zip(captions, sources, strict=True):
+        salient = saliency_map(pipeline, image, text).numpy() if saliency else None
+        explanations.append(_explanation(pipeline, encoded, pixels, text, source, salient))
+    return explanations
 
 
-def _written(pipeline: Pipeline, image: EncoderOutput, sources: Sequence[str], options: dict[str, Any]) -> list[str]:
-    """The caption of an image, for each of the texts that the decoder reads beside it, if any."""
+def _captions(pipeline: Pipeline, image: EncoderOutput, sources: Sequence[str], options: dict[str, Any]) -> list[str]:
+    """The caption of an image; if the decoder attends over text too, one caption per source text."""
     pipeline.require_decoder()
     config = pipeline.generation_config(**options)
     if not sources:
@@ -90,26 +91,26 @@ def _written(pipeline: Pipeline, image: EncoderOutput, sources: Sequence[str], o
     return [each[0].text for each in pipeline.write(image.select(rows), pipeline.encode_texts(sources), config)]
 
 
-def _explained(
+def _explanation(
     pipeline: Pipeline,
     image: EncoderOutput,
-    shown: np.ndarray,
+    pixels: np.ndarray,
     text: str,
     source: str | None,
     saliency: np.ndarray | None,
 ) -> Explanation:
-    looked = None
+    attention = None
     if pipeline.writes:
-        read = None if source is None else pipeline.encode_texts([source])
-        looked = word_maps(pipeline, image, [text], read)[0]
-    near: Tensor | None = None
+        encoded_source = None if source is None else pipeline.encode_texts([source])
+        attention = word_maps(pipeline, image, [text], encoded_source)[0]
+    similarity: Tensor | None = None
     if pipeline.aligned and image.grid is not None and text:
-        near = similarity_maps(pipeline, image, [text])[0]
+        similarity = similarity_maps(pipeline, image, [text])[0]
     return Explanation(
-        image=shown,
+        image=pixels,
         text=text,
-        words=() if looked is None else looked.words,
-        attention=None if looked is None else looked.maps.numpy(),
-        similarity=None if near is None else near.numpy(),
+        words=() if attention is None else attention.words,
+        attention=None if attention is None else attention.maps.numpy(),
+        similarity=None if similarity is None else similarity.numpy(),
         saliency=saliency,
     )

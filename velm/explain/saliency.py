@@ -1,7 +1,7 @@
-"""Which pixels decide how well a sentence fits: integrated gradients (Sundararajan et al. 2017, arXiv 1703.01365).
+"""Saliency of pixels by integrated gradients (Sundararajan et al. 2017, arXiv 1703.01365).
 
-Gradients of the fit are added up on the way from a grey image to this one. The attributions of all pixels sum to what
-the image fits better than the grey one (completeness), for any encoder, be there a grid or not. captum does the sums:
+The gradient of the fit of image and text is integrated from a grey image to this one. The attributions of all pixels
+sum to the difference in fit between the two (completeness), for any encoder, with or without a grid. Needs captum:
 `pip install 'velm[explain]'`.
 """
 
@@ -20,15 +20,15 @@ __all__ = ["saliency_map"]
 
 
 def saliency_map(pipeline: Pipeline, image: Any, text: str, *, steps: int = 32) -> Tensor:
-    """What each pixel adds to the fit of image and sentence, signed, float (H, W), summed over colours.
+    """Signed contribution of each pixel to the fit of image and text, float (H, W), summed over colours.
 
     The fit is the cosine of the embeddings where the model aligns, else log P(text | image) in nats.
 
     Args:
-        pipeline: a model that sees images.
-        image: as of `Pipeline.caption`; H and W are what its transform makes of it.
-        text: the sentence.
-        steps: on the way from grey; more make the sum come closer to the difference.
+        pipeline: a model with an image encoder.
+        image: as in `Pipeline.caption`; H and W are those of the transformed image.
+        text: the text.
+        steps: of the integral, >= 1; more bring the sum closer to the difference.
 
     Raises:
         MissingPackageError: captum is not installed.
@@ -42,25 +42,25 @@ def saliency_map(pipeline: Pipeline, image: Any, text: str, *, steps: int = 32) 
         raise PipelineError(f"steps {steps} is too small; it is at least 1.")
     fit = _Cosine(pipeline, text) if pipeline.aligned else _Likelihood(pipeline, text)
     model = pipeline.model
-    # in the encoder's own range, where the mean of what it was trained with, a grey, is 0
+    # in the encoder's range, where the mean colour of its training images is 0
     pixels = pipeline.transform(image)[None].to(pipeline.device) * model.image_scale + model.image_shift
     with torch.enable_grad():
-        found = IntegratedGradients(fit).attribute(
+        attributions = IntegratedGradients(fit).attribute(
             pixels, baselines=torch.zeros_like(pixels), n_steps=steps, internal_batch_size=16
         )
-    return found[0].sum(dim=0).detach().float().cpu()
+    return attributions[0].sum(dim=0).detach().float().cpu()
 
 
 class _Cosine:
-    """float (B,) of images (B, 3, H, W) with a sentence."""
+    """Cosine of images (B, 3, H, W) with a text, float (B,)."""
 
     def __init__(self, pipeline: Pipeline, text: str) -> None:
         self.model = pipeline.model
-        self.sentence = pipeline.embed_texts([text]).to(pipeline.device).clone()
+        self.text_embeds = pipeline.embed_texts([text]).to(pipeline.device).clone()
 
     def __call__(self, pixels: Tensor) -> Tensor:
         embeds = self.model.embed_image(self.model.encode_image(pixels))
-        return functional.cosine_similarity(embeds, self.sentence.to(embeds))
+        return functional.cosine_similarity(embeds, self.text_embeds.to(embeds))
 
 
 class _Likelihood:

@@ -1,8 +1,8 @@
-"""Where in an image a sentence is found: cosines of each position with the sentence, in the joint space.
+"""Similarity maps: the cosine of each position of an image with a text, in the joint space.
 
-The projection into the joint space is trained on `pooled`, one vector for the whole image; here it is applied to
-`features`, one vector a position. That means something where pooling is a mean or a maximum of the positions (as of
-`cnn`, and wherever `pooling` is set), and little where `pooled` is a class token that positions never had to be like.
+The projection into the joint space is trained on `pooled`, one vector per image, and applied here to `features`, one
+vector per position. This is meaningful if pooling is a mean or a maximum over positions (`cnn`, and every encoder with
+`pooling`), and hardly if `pooled` is a class token.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ __all__ = ["similarity_maps"]
 
 @torch.inference_mode()
 def similarity_maps(pipeline: Pipeline, image: EncoderOutput, texts: Sequence[str]) -> Tensor:
-    """Cosines float (B, H', W') of the positions of B images, as encoded, with a sentence each.
+    """Cosines float (B, H', W') of the positions of B encoded images with one text each.
 
     Raises:
         PipelineError: the model does not align, its image encoder has no grid, or the numbers differ.
@@ -31,7 +31,7 @@ def similarity_maps(pipeline: Pipeline, image: EncoderOutput, texts: Sequence[st
     if image.grid is None:
         raise PipelineError("The image encoder gives no grid, so its positions cannot be laid over the image.")
     if len(texts) != len(image.features):
-        raise PipelineError(f"One text an image: got {len(image.features)} images and {len(texts)} texts.")
+        raise PipelineError(f"One text per image: got {len(image.features)} images and {len(texts)} texts.")
     positions = functional.normalize(pipeline.model.image_projection(image.features).float(), dim=-1)
-    sentences = pipeline.embed_texts(list(texts)).to(positions)
-    return torch.einsum("bne,be->bn", positions, sentences).unflatten(1, image.grid).cpu()
+    text_embeds = pipeline.embed_texts(list(texts)).to(positions)
+    return torch.einsum("bne,be->bn", positions, text_embeds).unflatten(1, image.grid).cpu()

@@ -205,6 +205,7 @@ class Pipeline:
         self, image: EncoderOutput | None, text: EncoderOutput | None, config: GenerationConfig
     ) -> list[list[Caption]]:
         """Captions of an encoded batch, `config.num_return` each, best first."""
+        self.require_decoder()
         weight = config.rerank_by_alignment
         if weight is None:
             return self.captioner.captions(image, text, config)
