@@ -18,24 +18,24 @@ Norm = Literal["group", "batch", "none"]
 
 
 class CNNEncoder(ImageEncoder):
-    """Stages of convolutions, each halving the grid, then positions, then one vector for the whole.
+    """Convolutional stages, each halving the grid, then position embeddings and pooling.
 
         pixels ─ stem / 2 ─ stage / 2 ─ stage / 2 ─ + positions ─ `depth` blocks ─ features ─ pooled
 
-    One vector for the whole image forgets where things are, and with it 'left of'. So sine positions join the
-    cells before the last ReLU, which binds what is seen to where it is seen; pooling keeps that, and a decoder that
-    attends over the features reads it too. Drawn scenes are few things on much background: their maximum learns far
-    faster than their mean, which the background fills.
+    Pooling discards positions, and with them relations such as 'left of'. So sine positions are added to the cells
+    before the last ReLU, which binds content to position; pooling keeps that, and a decoder that attends over the
+    features reads it too. Synthetic scenes are few objects on a large background: max pooling learns far faster than
+    the mean, which the background dominates.
 
     Args:
         dim: width D, divisible by 4 (the 2-D positions).
         architecture: residual (pre-activation blocks, He et al. 2016) or plain (convolution, ReLU, max-pooling).
         widths: channels of the stages before the last, which has dim; every stage halves the grid, so a cell of
-            the result spans 2 ** (len(widths) + 1) pixels a side. None: a quarter and a half of dim.
+            the output spans 2 ** (len(widths) + 1) pixels a side. None: a quarter and a half of dim.
         depth: further blocks (plain: convolution + ReLU) after the positions, on the final grid.
         norm: group (an image's features do not depend on its neighbours in the batch, nor on the number of
             devices), batch or none. None: group for residual, none for plain.
-        dropout: probability of zeroing a channel of an image's features.
+        dropout: probability of zeroing a channel of the features.
         pooling: max, mean or attention over the cells.
     """
 
@@ -79,7 +79,7 @@ class CNNEncoder(ImageEncoder):
 
 
 class _Block(nn.Module):
-    """x + conv(relu(norm(conv(relu(norm(x)))))); where the shape changes, x is averaged and mapped to the new one."""
+    """x + conv(relu(norm(conv(relu(norm(x)))))); the shortcut averages and maps x if the shape changes."""
 
     def __init__(self, channels: int, width: int, norm: Norm, stride: int = 1) -> None:
         super().__init__()
@@ -105,7 +105,7 @@ def _residual(widths: list[int], dim: int, depth: int, norm: Norm) -> tuple[nn.S
 
 
 def _plain(widths: list[int], dim: int, depth: int, norm: Norm) -> tuple[nn.Sequential, nn.Sequential]:
-    """Convolution, ReLU, max-pooling, again and again; the last ReLU of all comes after the positions."""
+    """Stages of convolution, ReLU and max pooling; the last ReLU comes after the positions."""
     stages: list[nn.Module] = []
     for channels, width in pairwise([3, *widths, dim]):
         stages += [_conv(channels, width), _norm(norm, width), nn.ReLU(), nn.MaxPool2d(2, ceil_mode=True)]

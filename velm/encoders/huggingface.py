@@ -23,17 +23,17 @@ _NORMALISATION = {"clip": _CLIP, "siglip": _HALF, "siglip2": _HALF, "vit": _HALF
 class HFImageEncoder(ImageEncoder):
     """A vision model of transformers; of a model with two towers, its vision tower.
 
-    Class and register tokens are left out of the features. Images of another size than the model's own get its
-    positions interpolated.
+    Class and register tokens are not part of the features. For images of another size than the model's own, its
+    position embeddings are interpolated.
 
     Args:
         model_name: a hub id or a folder, or with `config` a model type such as 'vit', 'clip_vision_model',
             'siglip_vision_model', 'dinov2'; the part after 'hf/'.
-        config: hyper-parameters named as in the model's config.json: random weights, nothing is read.
-        pretrained: read the weights; null: yes, unless there is a config.
-        trainable: false freezes the model; projection and attention pooling are still learnt.
+        config: hyper-parameters named as in the model's config.json: random weights, nothing is downloaded.
+        pretrained: load the weights; null: yes, unless there is a config.
+        trainable: false freezes the model; projection and attention pooling are still trained.
         dim: width D of a linear projection of the features; null: no projection, the model's own width.
-        pooling: 'own' as the model does it (class token, attention head), or the mean where it has no way of its own;
+        pooling: 'own' as the model does it (class token, attention head), or the mean if it has none;
             or 'mean', 'max', 'attention' over the positions.
         image_mean: of the pixels' three channels, in [0, 1]; null: the model's own.
         image_std: likewise.
@@ -92,7 +92,7 @@ class HFImageEncoder(ImageEncoder):
         return self
 
     def _run(self, images: Tensor) -> tuple[Tensor, Tensor | None, tuple[int, int]]:
-        """Positions (B, N, width), what the model pools itself (B, width) where it is asked for, and the grid."""
+        """Positions (B, N, width), the model's own pooled vector (B, width) or None, and the grid."""
         size = (images.shape[2], images.shape[3])
         resized = self.interpolates and size != _pair(getattr(self.model.config, "image_size", size))
         output = self.model(pixel_values=images, **({"interpolate_pos_encoding": True} if resized else {}))
@@ -116,12 +116,12 @@ class HFTextEncoder(TextEncoder):
     Args:
         model_name: a hub id or a folder, or with `config` a model type such as 'bert', 'roberta', 'distilbert',
             'clip_text_model'; the part after 'hf/'.
-        vocab_size: of the tokenizer; handed over. Pretrained weights want their own tokenizer, to which a few special
-            tokens may have been added (their rows are new).
-        pad_id: of the tokenizer; handed over.
-        config: hyper-parameters named as in the model's config.json: random weights, nothing is read.
-        pretrained: read the weights; null: yes, unless there is a config.
-        trainable: false freezes the model; the projection is still learnt.
+        vocab_size: of the tokenizer; set by the builder. Pretrained weights need their own tokenizer, to which a few
+            special tokens may have been added (their rows are random).
+        pad_id: of the tokenizer; set by the builder.
+        config: hyper-parameters named as in the model's config.json: random weights, nothing is downloaded.
+        pretrained: load the weights; null: yes, unless there is a config.
+        trainable: false freezes the model; the projection is still trained.
         dim: width D of a linear projection of the features; null: no projection, the model's own width.
         pooling: 'first' (bos), 'mean', or 'last' (eos); null: last for models that read from left to right and for
             the text towers of CLIP and SigLIP, first for masked ones (BERT), mean for the others.
@@ -141,8 +141,8 @@ class HFTextEncoder(TextEncoder):
     ) -> None:
         super().__init__()
         pretrained = hub.resolve_pretrained(model_name, config, pretrained)
-        given = hub.token_ids(vocab_size, pad_id)
-        text = hub.read_config(model_name, None if config is None else _text_config(given, config))
+        ids = hub.token_ids(vocab_size, pad_id)
+        text = hub.read_config(model_name, None if config is None else _text_config(ids, config))
         text = getattr(text, "text_config", text)
         cls = hub.model_class(text)
         if cls is None or getattr(cls, "main_input_name", "") != "input_ids":
@@ -167,9 +167,9 @@ class HFTextEncoder(TextEncoder):
         if text.model_type.startswith("siglip"):
             self._take_head(pooling is None)
         self.padding_idx = _padding_idx(self.model)
-        places = getattr(text, "max_position_embeddings", None)
-        taken = 0 if self.padding_idx is None else self.padding_idx + 1
-        self.max_length = None if places is None else int(places) - taken
+        positions = getattr(text, "max_position_embeddings", None)
+        offset = 0 if self.padding_idx is None else self.padding_idx + 1
+        self.max_length = None if positions is None else int(positions) - offset
         self.portable_config: dict[str, Any] = {"config": hub.portable_config(text), "pretrained": False}
         self.train(self.training)
 
@@ -194,9 +194,9 @@ class HFTextEncoder(TextEncoder):
         eval_frozen(self.model)
         return self
 
-    def _take_head(self, wanted: bool) -> None:
+    def _take_head(self, use: bool) -> None:
         head = getattr(self.model, "head", None)
-        if head is not None and wanted:
+        if head is not None and use:
             self.head = head
             self.model.head = nn.Identity()
         elif head is not None:
@@ -212,15 +212,15 @@ def _pair(size: Any) -> tuple[int, int]:
     return (int(size), int(size)) if isinstance(size, int) else (int(size[0]), int(size[1]))
 
 
-def _triple(given: Any, default: Any) -> tuple[float, float, float]:
-    values = default if given is None else given
+def _triple(option: Any, default: Any) -> tuple[float, float, float]:
+    values = default if option is None else option
     if len(values) != 3:
         raise ValueError(f"image_mean and image_std have three numbers, red, green, blue; got {list(values)}.")
     return (float(values[0]), float(values[1]), float(values[2]))
 
 
 def _grid(size: tuple[int, int], patch: Any, count: int) -> tuple[tuple[int, int], int]:
-    """The grid of `count` tokens of an image of `size` pixels, and how many tokens stand before it."""
+    """The grid of `count` tokens of an image of `size` pixels, and the number of prefix tokens."""
     if patch is not None:
         patch = _pair(patch)
         rows, columns = size[0] // patch[0], size[1] // patch[1]
@@ -232,10 +232,10 @@ def _grid(size: tuple[int, int], patch: Any, count: int) -> tuple[tuple[int, int
     return (rows, count // rows), 0
 
 
-def _text_config(given: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
-    """Put what the tokenizer knows into the config, into its text tower where it describes two."""
+def _text_config(ids: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
+    """Add the tokenizer's vocabulary size and special ids to the config, to its text tower if it has two."""
     tower = config.get("text_config")
-    return {**config, "text_config": {**given, **tower}} if isinstance(tower, dict) else {**given, **config}
+    return {**config, "text_config": {**ids, **tower}} if isinstance(tower, dict) else {**ids, **config}
 
 
 def _text_pooling(config: Any) -> Literal["first", "mean", "last"]:

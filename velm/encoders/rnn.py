@@ -1,4 +1,4 @@
-"""A sentence read word by word by a recurrent network."""
+"""A recurrent text encoder: Elman, GRU or LSTM."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ CELLS: dict[str, type[nn.RNN] | type[nn.GRU] | type[nn.LSTM]] = {"tanh": nn.RNN,
 
 
 class RNNEncoder(TextEncoder):
-    """Word vectors, then layers of recurrent cells, then one vector for the whole sentence.
+    """Token embeddings, recurrent layers, pooling.
 
     The plain cell is Elman's, h_t = tanh(W x_t + U h_{t-1} + b); `gru` is that of Cho et al. 2014, `lstm` that of
-    Hochreiter and Schmidhuber 1997. Sentences are packed: no cell ever sees padding.
+    Hochreiter and Schmidhuber 1997. Texts are packed: no cell sees padding.
 
     Args:
-        vocab_size: number of different tokens V.
-        pad_id: the token of padding.
-        dim: width D of the result, whatever the directions; with two, each has dim / 2.
-        embed_dim: width of a word vector; None for dim.
+        vocab_size: number of tokens V.
+        pad_id: the padding token.
+        dim: width D of the output; with two directions, each has dim / 2.
+        embed_dim: width of a token embedding; None: dim.
         cell: tanh (the plain one), gru or lstm.
-        layers: recurrent layers, one on another.
+        layers: number of stacked recurrent layers.
         bidirectional: also read from the end to the beginning.
-        dropout: probability of zeroing a number of a word vector, and of a layer's output.
-        word_dropout: probability of zeroing a whole word vector, as if the word had not been read (Iyyer et al. 2015,
+        dropout: probability, on token embeddings and on the output of each layer.
+        word_dropout: probability of zeroing the whole embedding of a token (Iyyer et al. 2015,
             "Deep Unordered Composition Rivals Syntactic Methods", section 3).
-        pooling: last (the state after the last word, of each direction), mean, max or attention over the words.
+        pooling: last (the final state of each direction), mean, max or attention over the tokens.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class RNNEncoder(TextEncoder):
 
     def forward(self, tokens: Tensor, mask: Tensor) -> EncoderOutput:
         words = self.dropout(self.word_dropout(self.embedding(tokens)))
-        lengths = mask.sum(dim=1).clamp(min=1).cpu()  # cuDNN and pack_padded_sequence want them there
+        lengths = mask.sum(dim=1).clamp(min=1).cpu()  # required by pack_padded_sequence
         packed = pack_padded_sequence(words, lengths, batch_first=True, enforce_sorted=False)
         states, final = self.rnn(packed)
         features, _ = pad_packed_sequence(states, batch_first=True, total_length=tokens.shape[1])
@@ -82,16 +82,16 @@ class RNNEncoder(TextEncoder):
         return EncoderOutput(features, pooled, mask)
 
     def _last(self, final: Tensor | tuple[Tensor, Tensor]) -> Tensor:
-        """The last layer's final state, both directions side by side."""
+        """The final state of the last layer, both directions concatenated."""
         hidden = final[0] if isinstance(final, tuple) else final
         directions = 2 if self.rnn.bidirectional else 1
         return self.dropout(torch.cat(list(hidden[-directions:]), dim=-1))
 
 
 def _initialise(rnn: nn.RNNBase, cell: str) -> None:
-    """Orthogonal U, so that a signal neither dies nor explodes on its way through the words (Saxe et al. 2014).
+    """Orthogonal U, against vanishing and exploding signals (Saxe et al. 2014).
 
-    An LSTM also starts by remembering: a forget gate's bias of 1 (Jozefowicz et al. 2015).
+    The forget gate's bias of an LSTM is 1 (Jozefowicz et al. 2015).
     """
     size = rnn.hidden_size
     for name, parameter in rnn.named_parameters():

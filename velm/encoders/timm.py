@@ -105,9 +105,9 @@ class TimmEncoder(ImageEncoder):
                 f"trainable is 'none', 'all' or a number of stages from 0 to {len(order)} "
                 f"for {type(self.model).__name__}; got {trainable!r}."
             )
-        learnt = set(order[len(order) - count :])
+        trained = set(order[len(order) - count :])
         for name, parameter in self.model.named_parameters():
-            parameter.requires_grad_(self._stage_of.get(name) in learnt)
+            parameter.requires_grad_(self._stage_of.get(name) in trained)
         self.train(self.training)
 
 

@@ -1,4 +1,4 @@
-"""Any classification model of torchvision as an image encoder: its feature map instead of its thousand classes."""
+"""Any classification model of torchvision as an image encoder: its feature map without the classifier."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ class TorchvisionEncoder(ImageEncoder):
 
     Stages are the top-level steps that have parameters: the 19 blocks of MobileNetV2, the stem's parts and the four
     layers of a ResNet, the layers of a ViT. Frozen stages stay in eval mode (batch norm keeps its statistics) and
-    build no graph; where nothing is to be learnt, batch norm is folded into the convolutions, which halves the time.
+    build no graph; where nothing is trained, batch norm is folded into the convolutions, which halves the time.
     `trainable: none` keeps the projection (`dim`) and attention pooling trainable: they are not torchvision's.
 
     Args:
-        model_name: torchvision's name, such as 'mobilenet_v2'; given by the part after 'torchvision/'.
+        model_name: torchvision's name, such as 'mobilenet_v2'; the part after 'torchvision/'.
         weights: path of a state dict of this model (.pth, read with weights_only; half precision is widened), or a
             name of torchvision's ('DEFAULT', 'IMAGENET1K_V1'), downloaded once; null: random weights.
         features: the step whose output is taken, such as 'layer3', 'features.13', 'layer3.2'; null: the last before
@@ -88,7 +88,7 @@ class TorchvisionEncoder(ImageEncoder):
 class Trunk(nn.Module):
     """The steps of a torchvision model up to a feature map, (B, 3, H, W) -> (B, N, D) and its grid.
 
-    What lies behind the map is dropped; what is left keeps the names it has in torchvision.
+    Later layers are dropped; the others keep their torchvision names.
     """
 
     def __init__(self, model: nn.Module, features: str | None) -> None:
@@ -108,7 +108,7 @@ class Trunk(nn.Module):
         return [step for step in self.steps if any(True for _ in self.model.get_submodule(step).parameters())]
 
     def freeze(self, trainable: str | int) -> None:
-        """Leave only the last `trainable` stages ('none', 'all' or a number) to be learnt."""
+        """Leave only the last `trainable` stages ('none', 'all' or a number) trained."""
         stages = self.stages()
         count = {"none": 0, "all": len(stages)}.get(trainable, trainable) if isinstance(trainable, str) else trainable
         if isinstance(count, str) or not 0 <= count <= len(stages):
@@ -118,9 +118,9 @@ class Trunk(nn.Module):
             )
         first = len(self.steps) if count == 0 else self.steps.index(stages[-count])
         self.frozen = 0 if count == len(stages) else first
-        kept = {f"{step}." for step in self.steps[self.frozen :]}
+        trained = {f"{step}." for step in self.steps[self.frozen :]}
         for name, parameter in self.model.named_parameters():
-            inside = any(name.startswith(step) for step in kept)
+            inside = any(name.startswith(step) for step in trained)
             parameter.requires_grad_(inside or self.frozen == 0)
         self.train(self.training)
 
@@ -140,9 +140,9 @@ class Trunk(nn.Module):
         layers = self._layers()
         x = images.contiguous(memory_format=torch.channels_last)
         learning = torch.is_grad_enabled() or self.training
-        still = self.frozen if learning else len(layers)
-        if images.device.type != "meta" and may_fold(layers[:still]):
-            x, layers = self._folded.of(layers[:still])(x), layers[still:]
+        foldable = self.frozen if learning else len(layers)
+        if images.device.type != "meta" and may_fold(layers[:foldable]):
+            x, layers = self._folded.of(layers[:foldable])(x), layers[foldable:]
         for layer in layers:
             x = layer(x)
         if isinstance(self.model, models.SwinTransformer):  # (B, H', W', D), unlike all others
@@ -196,7 +196,7 @@ def _read(weights: str, model_name: str) -> dict[str, Tensor] | None:
 
 
 def _steps(model: nn.Module, prefix: str = "") -> Iterator[str]:
-    """What `model` runs one after the other, as dotted names, without its classifier."""
+    """The steps of `model` in order, as dotted names, without its classifier."""
     for name, child in model.named_children():
         path = f"{prefix}{name}"
         if path in _CONTAINERS:
@@ -244,8 +244,8 @@ def _resized_positions(positions: Tensor, grid: tuple[int, int]) -> Tensor:
 
 def _fit_positions(encoder: Any, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
     """Resize positions from weights made for images of another size."""
-    given = state.get(f"{prefix}pos_embedding")
+    stored = state.get(f"{prefix}pos_embedding")
     own = encoder.pos_embedding
-    if given is not None and given.dim() == 3 and given.shape[2] == own.shape[2] and given.shape != own.shape:
+    if stored is not None and stored.dim() == 3 and stored.shape[2] == own.shape[2] and stored.shape != own.shape:
         side = math.isqrt(own.shape[1] - 1)
-        state[f"{prefix}pos_embedding"] = _resized_positions(given.to(own.dtype), (side, side))
+        state[f"{prefix}pos_embedding"] = _resized_positions(stored.to(own.dtype), (side, side))

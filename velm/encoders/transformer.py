@@ -1,4 +1,4 @@
-"""A sentence read all at once by a Transformer."""
+"""A Transformer text encoder."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from velm.outputs import EncoderOutput
 
 
 class TransformerEncoder(TextEncoder):
-    """Word vectors and positions, then pre-norm blocks, then one vector for the sentence.
+    """Token embeddings and positions, pre-norm Transformer blocks, pooling.
 
     CLIP's text tower (Radford et al. 2021) is `causal: true, pooling: last`.
 
     Args:
-        vocab_size: number of different tokens V.
-        pad_id: the token of padding.
+        vocab_size: number of tokens V.
+        pad_id: the padding token.
         dim: width D, divisible by heads; even with sine positions.
         depth: number of Transformer blocks.
         heads: attention heads of a block.
         mlp_ratio: hidden width of a block's MLP, as a multiple of dim.
-        dropout: probability of zeroing a number of what a block adds, and of the words after their positions.
-        max_length: longest sentence, in tokens, bos and eos included.
-        positions: learned (one vector a place) or sine (fixed).
-        pooling: mean over the words, last (eos), first (bos), or attention.
-        causal: a word sees only the words before it and itself.
+        dropout: probability, on the output of each branch of a block and on the tokens after their positions.
+        max_length: longest text in tokens, bos and eos included.
+        positions: learned (one vector per position) or sine (fixed).
+        pooling: mean over the tokens, last (eos), first (bos), or attention.
+        causal: a token sees only earlier tokens and itself.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class TransformerEncoder(TextEncoder):
         )
         self.norm = nn.LayerNorm(dim)
         self.pooling = Pooling(pooling, dim, heads)
-        # words as large as the positions they are added to: next to sines, small ones drown and learn far slower
+        # embeddings as large as the positions added to them: next to sines, smaller ones learn far slower
         nn.init.normal_(self.embedding.weight, std=0.02 if positions == "learned" else 0.5**0.5)
         self.embedding.weight.data[pad_id].zero_()
 

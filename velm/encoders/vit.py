@@ -1,4 +1,4 @@
-"""A Vision Transformer: an image cut into patches, read like a sentence (Dosovitskiy et al. 2021)."""
+"""A Vision Transformer (Dosovitskiy et al. 2021, arXiv 2010.11929)."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from velm.outputs import EncoderOutput
 
 
 class ViTEncoder(ImageEncoder):
-    """Patches, 2-D positions, pre-norm Transformer blocks, one vector for the whole.
+    """Patch embedding, 2-D positions, pre-norm Transformer blocks, pooling.
 
-    Any image whose sides are multiples of the patch will do. The class token, where there is one, is read for
-    `pooled` and left out of `features`, which hold the patches alone, row by row.
+    Accepts any image whose sides are multiples of the patch size. A class token is used for `pooled` only: `features`
+    holds the patches, in row-major order.
 
     Args:
         dim: width D, divisible by heads; by 4 with sine positions.
@@ -27,12 +27,11 @@ class ViTEncoder(ImageEncoder):
         heads: attention heads of a block.
         patch_size: side of a patch, in pixels.
         mlp_ratio: hidden width of a block's MLP, as a multiple of dim.
-        dropout: probability of zeroing a number of what a block adds, and of the patches after their positions.
-        positions: sine (fixed, 2-D) or learned (resized bicubically to the grid it meets).
-        position_grid: patches along a side of the grid that learned positions live on; the best is the one
-            trained with, image_size / patch_size.
-        pooling: class (a token of its own that looks at the patches), mean or attention over the patches.
-        input_norm: normalise the patches, their positions added, before the first block, as CLIP does.
+        dropout: probability, on the output of each branch of a block and on the patches after their positions.
+        positions: sine (fixed, 2-D) or learned (resized bicubically to the grid of the image).
+        position_grid: side of the grid of learned positions, in patches; best image_size / patch_size of training.
+        pooling: class (a learned token), mean or attention over the patches.
+        input_norm: LayerNorm before the first block, after the positions, as in CLIP.
     """
 
     def __init__(
@@ -84,7 +83,7 @@ class ViTEncoder(ImageEncoder):
         return EncoderOutput(features, self.pooling(x), grid=grid)
 
     def _patch_vectors(self, images: Tensor, grid: tuple[int, int]) -> Tensor:
-        """float (B, N, D): the convolution as one matrix product, whose weight gradient a CPU makes far faster."""
+        """float (B, N, D): the convolution as one matrix product, whose weight gradient is far faster on a CPU."""
         rows, columns = grid
         cut = images.unflatten(3, (columns, -1)).unflatten(2, (rows, -1))  # (B, 3, H', p, W', p)
         cut = cut.permute(0, 2, 4, 1, 3, 5).reshape(len(images), rows * columns, -1)
