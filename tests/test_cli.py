@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -63,6 +65,13 @@ def test_public_names_all_resolve() -> None:
         assert getattr(velm, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = velm.nothing
+
+
+def test_type_checkers_see_the_public_names() -> None:
+    import velm
+
+    block = Path(velm.__file__).read_text(encoding="utf-8").split("if TYPE_CHECKING:")[1]
+    assert {*re.findall(r" as (\w+)$", block, re.MULTILINE)} | {"__version__"} == set(velm.__all__)
 
 
 def test_registries_named_like_packages_register_either_way() -> None:

@@ -33,25 +33,18 @@ if TYPE_CHECKING:
     from velm.registry import tokenizers as tokenizers
 
 
-_HOME = {
-    "ImageEncoder": "velm.encoders.base",
-    "TextEncoder": "velm.encoders.base",
-    "EncoderOutput": "velm.outputs",
-    "Decoder": "velm.decoders.base",
-    "Loss": "velm.losses.base",
-    "Dataset": "velm.data.base",
-    "Record": "velm.data.base",
-    "Tokenizer": "velm.data.text.base",
-    "VisionLanguageModel": "velm.model",
-    "build_model": "velm.model",
-    "Pipeline": "velm.pipeline",
-    "load": "velm.pipeline",
-    "balancing_policies": "velm.registry",
-    "image_encoders": "velm.registry",
-    "text_encoders": "velm.registry",
-    "datasets": "velm.registry",
-    "tokenizers": "velm.registry",
+_MODULES = {
+    "velm.encoders.base": ("ImageEncoder", "TextEncoder"),
+    "velm.outputs": ("EncoderOutput",),
+    "velm.decoders.base": ("Decoder",),
+    "velm.losses.base": ("Loss",),
+    "velm.data.base": ("Dataset", "Record"),
+    "velm.data.text.base": ("Tokenizer",),
+    "velm.model": ("VisionLanguageModel", "build_model"),
+    "velm.pipeline": ("Pipeline", "load"),
+    "velm.registry": ("balancing_policies", "image_encoders", "text_encoders", "datasets", "tokenizers"),
 }
+_HOME = {name: module for module, names in _MODULES.items() for name in names}
 _PACKAGES = ("decoders", "losses", "metrics")
 __all__ = ["__version__", *_PACKAGES, *_HOME]
 
