@@ -241,8 +241,7 @@ def test_a_rank_killed_under_torchrun(folder: Path, whole_pair: Path, told: Told
         command, cwd=folder, env=environment, capture_output=True, text=True, timeout=280, check=False
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stderr.count("Seed set to 3") == 4  # two processes, started twice
-    assert "Restoring states from the checkpoint path at torchrun/last.ckpt" in done.stderr
+    assert "disappeared without an error: it was killed" in done.stdout + done.stderr  # rank 0 of the first attempt
     assert not (folder / "torchrun.1").exists()
     assert_same(folder / "torchrun", whole_pair)
     assert losses(folder / "torchrun")[-1] == losses(whole_pair)[-1]
