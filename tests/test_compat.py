@@ -13,6 +13,7 @@ import lightning
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy
 from PIL import Image
@@ -144,6 +145,14 @@ def test_a_strategy_says_whether_it_brings_a_checkpoint_io() -> None:
     assert not _compat.has_own_checkpoint_io(DDPStrategy())
     assert _compat.has_own_checkpoint_io(DDPStrategy(checkpoint_io=TorchCheckpointIO()))
     assert not _compat.has_own_checkpoint_io("ddp")
+
+
+@pytest.mark.parametrize("kind", [CSVLogger, TensorBoardLogger])
+def test_a_logger_is_open_once_it_has_logged(kind: type, tmp_path: Path) -> None:
+    logger = kind(tmp_path)
+    assert not _compat.is_logger_open(logger)
+    logger.log_metrics({"loss": 1.0}, step=0)
+    assert _compat.is_logger_open(logger)
 
 
 def test_a_model_parallel_strategy_has_a_data_parallel_size() -> None:

@@ -28,6 +28,7 @@ __all__ = [
     "is_batch_norm",
     "is_dropout",
     "is_fake",
+    "is_logger_open",
     "is_recomputing",
     "is_running_norm",
     "request_stop",
@@ -128,6 +129,11 @@ def set_process_group_timeout(strategy: Any, seconds: float) -> None:
 def has_own_checkpoint_io(strategy: Any) -> bool:
     """Whether a strategy object was constructed with a `CheckpointIO`."""
     return getattr(strategy, "_checkpoint_io", None) is not None
+
+
+def is_logger_open(logger: Any) -> bool:
+    """Whether a CSV or TensorBoard logger has created its files."""
+    return logger._experiment is not None
 
 
 def set_data_parallel_size(strategy: Any, size: int) -> None:

@@ -72,6 +72,45 @@ def test_a_second_run_sets_the_first_aside(config: Path) -> None:
     assert fit(config) == 0
     assert (Path("runs/tiny.1") / "last.ckpt").read_bytes() == first
     assert (Path("runs/tiny") / "last.ckpt").is_file()
+    assert len(rows(Path("runs/tiny"))) == len(rows(Path("runs/tiny.1"))), "and its metrics with it"
+
+
+def test_a_start_that_fails_moves_no_earlier_run_and_leaves_nothing(config: Path) -> None:
+    def contents() -> dict[str, bytes]:
+        return {str(path): path.read_bytes() for path in Path("runs").rglob("*") if path.is_file()}
+
+    assert fit(config) == 0
+    before = contents()
+    with pytest.raises(SystemExit):
+        fit(config, "--data.batchsize=3")
+    wrong = [
+        "--model.image_encoder.dmi=3",
+        "--model.memory=[image, text]",
+        "--model.optimizer.lr_scale={text: 0.1}",
+        "--data.dataset={name: csv, path: nowhere.csv}",
+    ]
+    for option in wrong:
+        assert fit(config, option) == 2, option
+        now = contents()
+        assert {name for name in now.keys() | before.keys() if now.get(name) != before.get(name)} == set(), option
+        assert fit(config, option, "--trainer.default_root_dir=runs/new") == 2
+        assert [path.name for path in Path("runs").iterdir()] == ["tiny"], option
+    assert fit(config) == 0
+    assert {path.name for path in Path("runs").iterdir()} == {"tiny", "tiny.1"}
+
+
+def test_too_many_bad_samples_are_listed_beside_an_earlier_run(
+    config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert fit(config) == 0
+    before = sorted(Path("runs/tiny").rglob("*"))
+    Path("bad.csv").write_text(
+        "image_path,text,split,image_id\n" + "".join(f"{i}.jpg,a dog,train,{i}\n" for i in range(9))
+    )
+    assert fit(config, "--data.dataset={name: csv, path: bad.csv}") == 2
+    assert "All of them: runs/tiny.quarantine.jsonl" in capsys.readouterr().err
+    assert len(Path("runs/tiny.quarantine.jsonl").read_text(encoding="utf-8").splitlines()) == 9
+    assert sorted(Path("runs/tiny").rglob("*")) == before
 
 
 def test_a_resumed_run_goes_on_below_its_figures(config: Path) -> None:

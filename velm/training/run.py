@@ -33,7 +33,7 @@ from velm.training.recovery.nonfinite import NonFiniteGuard
 from velm.training.recovery.quarantine import Quarantine, QuarantineFile
 from velm.training.recovery.ranks import RankWatch, new_rendezvous_port, record_errors
 from velm.training.recovery.resume import Resume, StopAllRanks, explain_failure, slurm_environments
-from velm.training.recovery.run_folder import claim_run_folder, is_torchrun_restart, refuse_url, resume_path
+from velm.training.recovery.run_folder import ClaimRunFolder, is_torchrun_restart, refuse_url, resume_path
 from velm.training.task import VisionLanguageTask
 
 CLI = TypeVar("CLI", bound="VelmCLI")
@@ -43,11 +43,13 @@ MONITOR = "val/score"
 
 
 class SaveConfigOfFit(SaveConfigCallback):
-    """`config.yaml` says how the run was trained, so `velm validate` and its like leave it alone."""
+    """Writes config.yaml when a fit begins; `velm validate`, `test` and `predict` do not overwrite it."""
 
     def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
-        if stage == "fit":
-            super().setup(trainer, pl_module, stage)
+        """Nothing yet: the folder may hold an earlier run until this one is built and checked."""
+
+    def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        super().setup(trainer, pl_module, "fit")
 
 
 class VelmCLI(LightningCLI):
@@ -87,9 +89,9 @@ class VelmCLI(LightningCLI):
         self.going_on = bool(config.resume) or is_torchrun_restart()
         if self.subcommand == "fit":
             keep = self.going_on or config.ckpt_path is not None
-            lock = claim_run_folder(folder, keep=keep, wait=self.going_on)
-            if lock is not None:
-                self.held.callback(lock.release)
+            self.run_folder = ClaimRunFolder(folder, keep=keep, wait=self.going_on)
+            self.held.callback(self.run_folder.release)
+            self.run_folder.reserve()
             config.resume = False  # of this start, not of the run that config.yaml tells how to do again
             if is_torchrun_restart():
                 new_rendezvous_port()
@@ -106,7 +108,8 @@ class VelmCLI(LightningCLI):
             super().instantiate_classes()
         except BadDataError as error:  # the vocabulary is made of the data, so it is opened before there is a Trainer
             if self.subcommand == "fit":
-                file = QuarantineFile(Path(self.config[self.subcommand].trainer.default_root_dir))
+                file = QuarantineFile(self.run_folder.folder)
+                file.path = self.run_folder.free_path(file.path.name)
                 file.append(error.bad_samples)
                 raise BadDataError(f"{error} All of them: {file.path}", error.bad_samples) from None
             raise
@@ -138,6 +141,7 @@ class VelmCLI(LightningCLI):
         place = str(self._get(self.config_init, "checkpoint_dir") or folder)
         guard = NonFiniteGuard(folder, self._get(self.config_init, "max_nonfinite_steps"))
         callbacks: list[Callback] = [
+            self.run_folder,
             CaptionPanel(),
             PrintResults(MONITOR),
             RankWatch(folder),

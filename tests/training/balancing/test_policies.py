@@ -355,13 +355,13 @@ def test_projection_in_float16_is_refused() -> None:
     trainer = lightning.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
     monkey = type("Trainer", (), {"strategy": trainer.strategy, "precision": "16-mixed"})
     with pytest.raises(ConfigError, match=r"--trainer.precision=bf16-mixed"):
-        GradientProjection().on_fit_start(monkey(), make_task(CONFLICT, "projection"))  # type: ignore[arg-type]
+        GradientProjection().setup(monkey(), make_task(CONFLICT, "projection"), "fit")  # type: ignore[arg-type]
 
 
 def test_projection_of_shards_is_refused() -> None:
     strategy = FSDP2Strategy()
     with pytest.raises(ConfigError, match=r"which FSDP2Strategy shards: use --trainer.strategy=ddp"):
-        GradientProjection().on_fit_start(type("T", (), {"strategy": strategy})(), make_task(CONFLICT, "projection"))  # type: ignore[arg-type]
+        GradientProjection().setup(type("T", (), {"strategy": strategy})(), make_task(CONFLICT, "projection"), "fit")  # type: ignore[arg-type]
 
 
 # --- which parameters are shared

@@ -9,13 +9,15 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from lightning.pytorch.utilities import rank_zero_only
 
 from velm.errors import ConfigError
 from velm.training.recovery import run_folder
-from velm.training.recovery.run_folder import RunLock, claim_run_folder, resume_path
+from velm.training.recovery.run_folder import ClaimRunFolder, RunLock, resume_path
 
 HOLD = """
 import os, sys, time
@@ -30,6 +32,18 @@ if os.fork() == 0:  # a DataLoader worker, which outlives a killed run by a few 
 print("acquired", flush=True)
 time.sleep(60)
 """
+
+
+def trainer(main: bool = True) -> Any:
+    return SimpleNamespace(is_global_zero=main, strategy=SimpleNamespace(broadcast=lambda value: value), loggers=[])
+
+
+def begin(folder: Path, keep: bool = False, wait: bool = False, main: bool = True) -> ClaimRunFolder:
+    """A run that is built and takes its first step."""
+    claim = ClaimRunFolder(folder, keep=keep, wait=wait)
+    claim.reserve()
+    claim.on_fit_start(trainer(main), None)  # type: ignore[arg-type]
+    return claim
 
 
 @pytest.fixture
@@ -71,7 +85,9 @@ def test_a_restarted_run_waits_for_another_machine(
         RunLock(tmp_path, wait=True).acquire()
     assert "for elsewhere to release" in capsys.readouterr().out
     first.release()
-    assert claim_run_folder(tmp_path, keep=True, wait=True) is not None
+    claim = begin(tmp_path, keep=True, wait=True)
+    assert claim.locked
+    claim.release()
 
 
 def test_a_holder_without_a_name_is_refused_too(tmp_path: Path) -> None:
@@ -84,11 +100,24 @@ def test_a_holder_without_a_name_is_refused_too(tmp_path: Path) -> None:
 
 
 def test_the_ranks_of_one_run_share_its_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    lock = claim_run_folder(tmp_path, keep=False, wait=False)
-    assert lock is not None
+    claim = begin(tmp_path)
+    assert claim.locked
     monkeypatch.setattr(rank_zero_only, "rank", 1)
-    assert claim_run_folder(tmp_path, keep=False, wait=False) is None
-    lock.release()
+    assert not begin(tmp_path, main=False).locked
+    claim.release()
+
+
+def test_a_second_run_is_refused_when_it_begins_on_all_ranks(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    first, second = (ClaimRunFolder(folder, keep=False, wait=False) for _ in range(2))
+    for claim in (first, second):
+        claim.reserve()
+    assert not folder.exists()
+    first.on_fit_start(trainer(), None)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="is used by another run"):
+        second.on_fit_start(trainer(), None)  # type: ignore[arg-type]
+    first.release()
+    assert not folder.exists(), "nothing was written"
 
 
 def test_an_earlier_run_is_renamed_unless_it_continues(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -96,11 +125,10 @@ def test_an_earlier_run_is_renamed_unless_it_continues(tmp_path: Path, capsys: p
     for keep in (True, False, False):
         folder.mkdir(exist_ok=True)
         (folder / "metrics.csv").touch()
-        lock = claim_run_folder(folder, keep=keep, wait=False)
-        assert lock is not None
+        claim = begin(folder, keep=keep)
         assert (folder / "metrics.csv").exists() == keep
-        lock.release()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["run", "run.1", "run.2"]
+        claim.release()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run.1", "run.2"]
     assert f"is now in {folder}.2. To continue it: --ckpt_path {folder}.2/last.ckpt" in capsys.readouterr().out
 
 

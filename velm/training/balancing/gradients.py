@@ -46,11 +46,13 @@ class GradientProjection(Callback):
         self.shared: list[nn.Parameter] | None = None
         self.gradients: list[Tensor] = []
 
-    def on_fit_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+    def setup(self, trainer: lightning.Trainer, pl_module: Any, stage: str) -> None:
         """
         Raises:
             ConfigError: the strategy shards gradients, or a gradient scaler (float16) is in use.
         """
+        if stage != "fit":
+            return
         name = type(trainer.strategy).__name__
         if not isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy):
             raise ConfigError(
@@ -62,6 +64,8 @@ class GradientProjection(Callback):
                 "A policy that projects gradients sees them before float16 is scaled, where small ones vanish: use "
                 "--trainer.precision=bf16-mixed."
             )
+
+    def on_fit_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         self.shared, self.gradients = None, []
         if pl_module.compiled:
             _compat.allow_second_backward()

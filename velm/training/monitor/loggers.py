@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
+from velm import _compat
 from velm.data.base import Record
 from velm.data.images.transforms import EvalTransform
 from velm.util import warn_on_oserror
@@ -79,7 +80,17 @@ class CaptionPanel(Callback):
         logger.experiment.add_text("panel", "  \n".join(text), step)
 
 
-class ResumableCSVLogger(CSVLogger):
+class DeferredLogger:
+    """Creates its files when the run begins, not when Lightning sets up: until then an earlier run is in the folder."""
+
+    begun = False
+
+    def begin(self) -> None:
+        """Allow the logger to write; `ClaimRunFolder` calls it, and so does the first metric."""
+        self.begun = True
+
+
+class ResumableCSVLogger(DeferredLogger, CSVLogger):
     """`metrics.csv` in the run's folder; a resumed run appends to the rows of the file."""
 
     def __init__(self, folder: str | Path) -> None:
@@ -89,8 +100,8 @@ class ResumableCSVLogger(CSVLogger):
     @property
     @rank_zero_only
     def experiment(self) -> Any:
-        if self._experiment is not None:
-            return self._experiment
+        if not self.begun or _compat.is_logger_open(self):
+            return super().experiment if self.begun else None
         file = Path(self.log_dir) / "metrics.csv"
         kept = list(csv.DictReader(file.read_text(encoding="utf-8").splitlines())) if file.is_file() else []
         with warnings.catch_warnings():
@@ -100,8 +111,14 @@ class ResumableCSVLogger(CSVLogger):
         experiment.save()
         return experiment
 
+    def log_metrics(self, metrics: Any, step: int | None = None) -> None:
+        self.begin()
+        super().log_metrics(metrics, step)
+
     def save(self) -> None:
         """Rows that cannot be written stay in memory, and the next save tries again."""
+        if not self.begun:
+            return
         file = Path(self.log_dir) / "metrics.csv"
         size = file.stat().st_size if file.is_file() else None
         with warn_on_oserror(file):
@@ -113,17 +130,27 @@ class ResumableCSVLogger(CSVLogger):
                 raise
 
 
-class EventLogger(TensorBoardLogger):
+class EventLogger(DeferredLogger, TensorBoardLogger):
     """TensorBoard events; on a full disk events are lost and training continues."""
 
+    @property
+    @rank_zero_only
+    def experiment(self) -> Any:
+        return super().experiment if self.begun else None
+
     def log_metrics(self, metrics: Any, step: int | None = None) -> None:
+        self.begin()
         with warn_on_oserror(f"{self.log_dir}/events"):
             super().log_metrics(metrics, step)
 
     def save(self) -> None:
+        if not self.begun:
+            return
         with warn_on_oserror(f"{self.log_dir}/events"):
             super().save()
 
     def finalize(self, status: str) -> None:
+        if not _compat.is_logger_open(self):  # a run that fails before its first step writes nothing
+            return
         with warn_on_oserror(f"{self.log_dir}/events"):
             super().finalize(status)

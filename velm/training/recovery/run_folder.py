@@ -10,14 +10,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import lightning
 from filelock import FileLock, Timeout
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_only
 
 from velm.errors import ConfigError
 from velm.training.recovery.checkpoint_io import LAST, exists, is_url, join
 from velm.util import write_atomically
 
-__all__ = ["RunLock", "claim_run_folder", "is_torchrun_restart", "refuse_url", "resume_path"]
+__all__ = ["ClaimRunFolder", "RunLock", "holds_run", "is_torchrun_restart", "refuse_url", "resume_path"]
 
 WAIT = 120.0
 """Seconds that a restarted run waits for the lock of another machine."""
@@ -101,20 +103,77 @@ class RunLock:
             return {}
 
 
-@rank_zero_only
-def claim_run_folder(folder: Path, *, keep: bool, wait: bool) -> RunLock | None:
-    """Lock the folder; move an earlier run in it aside unless `keep`. Returns None on ranks other than 0.
+class ClaimRunFolder(Callback):
+    """Holds the lock of the run folder; renames an earlier run in it when the new one is built and checked.
 
-    Raises:
-        ConfigError: another run is writing to the folder.
+    A start that fails before its first step (a misspelt option, an invalid config, unreadable data) leaves an earlier
+    run where it is, and no folder where there was none. Acts on rank 0.
+
+    Args:
+        folder: of the run.
+        keep: the run in the folder is continued, so it stays.
+        wait: wait for the lock of another machine rather than refuse it at once; see `RunLock`.
     """
-    lock = RunLock(folder, wait=wait)
-    lock.acquire()
-    if not keep and any((folder / name).exists() for name in ("config.yaml", "metrics.csv", LAST)):
-        lock.release()
-        _set_aside(folder)
-        lock.acquire()
-    return lock
+
+    def __init__(self, folder: Path, *, keep: bool, wait: bool) -> None:
+        self.folder, self.keep = folder, keep
+        self.lock = RunLock(folder, wait=wait)
+        self.locked = False
+
+    def reserve(self) -> None:
+        """Lock the folder if it exists.
+
+        Raises:
+            ConfigError: another run is writing to the folder.
+        """
+        if self.folder.is_dir():
+            rank_zero_only(self._acquire)()
+
+    def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """
+        Raises:
+            ConfigError: another run has begun to write to the folder; on all ranks.
+        """
+        refusal = ""
+        if trainer.is_global_zero:
+            try:
+                self._claim(self.keep or bool(getattr(trainer, "fast_dev_run", False)))
+            except ConfigError as error:
+                refusal = str(error)
+        refusal = trainer.strategy.broadcast(refusal)
+        if refusal:
+            raise ConfigError(refusal)
+        for logger in trainer.loggers:
+            getattr(logger, "begin", lambda: None)()
+
+    def release(self) -> None:
+        """Release the lock; delete the folder if it is empty."""
+        if self.locked:
+            self.lock.release()
+            self.locked = False
+            with contextlib.suppress(OSError):
+                self.folder.rmdir()
+
+    def free_path(self, name: str) -> Path:
+        """Where a file goes before the run has begun: in the folder, or beside it if an earlier run is in there."""
+        taken = not self.keep and holds_run(self.folder)
+        return self.folder.with_name(f"{self.folder.name}.{name}") if taken else self.folder / name
+
+    def _claim(self, keep: bool) -> None:
+        if not keep and holds_run(self.folder):
+            self.release()
+            _set_aside(self.folder)
+        if not self.locked:
+            self._acquire()
+
+    def _acquire(self) -> None:
+        self.lock.acquire()
+        self.locked = True
+
+
+def holds_run(folder: Path) -> bool:
+    """Whether a run has begun in a folder."""
+    return any((folder / name).exists() for name in ("config.yaml", "metrics.csv", LAST))
 
 
 def _set_aside(folder: Path) -> None:
@@ -124,4 +183,7 @@ def _set_aside(folder: Path) -> None:
         number += 1
     renamed = folder.with_name(f"{folder.name}.{number}")
     folder.rename(renamed)
+    if (renamed / "ranks").is_dir():  # status files of the new run's ranks
+        folder.mkdir()
+        (renamed / "ranks").rename(folder / "ranks")
     print(f"The earlier run in {folder} is now in {renamed}. To continue it: --ckpt_path {renamed}/{LAST}")
