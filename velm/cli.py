@@ -1,4 +1,4 @@
-"""`velm`: one word picks a command; what the command needs is imported only then."""
+"""`velm COMMAND ...`: imports a command's module only when the command is run."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from velm.errors import VelmError
 from velm.util import did_you_mean
 
 COMMANDS = {
-    "fit": ("velm.training.run", "train what a YAML describes"),
+    "fit": ("velm.training.run", "train a model from a YAML config"),
     "validate": ("velm.training.run", "measure a checkpoint on the validation split"),
     "test": ("velm.training.run", "measure a checkpoint on the test split"),
     "predict": ("velm.training.run", "caption the test split"),
     "caption": ("velm.commands.caption", "describe images with a checkpoint"),
     "evaluate": ("velm.commands.evaluate", "recall, BLEU, ROUGE-L, CIDEr-D of a checkpoint"),
-    "explain": ("velm.commands.explain", "where each word looked, where a sentence is found"),
+    "explain": ("velm.commands.explain", "what each word attends to, and which regions match a text"),
     "doctor": ("velm.commands.doctor", "check data and config before training"),
     "plan": ("velm.commands.plan", "predict memory and time of a step on other devices"),
     "selfcheck": ("velm.commands.selfcheck", "check laws of training for a config, on this machine"),
@@ -68,7 +68,7 @@ def main(args: list[str] | None = None) -> int:
         code = int(module.main(args[1:]) or 0)
         sys.stdout.flush()
         return code
-    except BrokenPipeError:  # `velm plugins | head` has read enough
+    except BrokenPipeError:  # the reader of a pipe (`velm plugins | head`) has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except VelmError as error:

@@ -27,16 +27,16 @@ from velm.training.recovery.resume import run_seed
 
 
 class VisionLanguageData(lightning.LightningDataModule):
-    """Images and sentences by name, as batches.
+    """Builds a dataset, a tokenizer, transforms and loaders from their configs.
 
     Args:
-        dataset: spec of a dataset, e.g. {name: csv, path: captions.csv}.
-        tokenizer: spec of a tokenizer; one that learns is trained on the training split's sentences.
-        image_size: side of the square images that the encoder gets, in pixels.
-        resize: 'crop' scales the shorter side and cuts the middle out; 'squash' ignores the aspect ratio.
-        augment: what happens to training images.
-        batch_size: samples a step and device.
-        eval_batch_size: images a step in validation; None: `batch_size`.
+        dataset: part config of a dataset, e.g. {name: csv, path: captions.csv}.
+        tokenizer: part config of a tokenizer; an untrained one is trained on the training split's captions.
+        image_size: side of the encoder's square input images, in pixels.
+        resize: 'crop' scales the shorter side and crops the centre; 'squash' ignores the aspect ratio.
+        augment: random changes to training images.
+        batch_size: samples per step and device.
+        eval_batch_size: images per step in validation; None: `batch_size`.
         captions: of an image's sentences, a 'random' one each epoch, one drawn by its weight ('weighted', see
             `weight_column`), 'all' of them, or the 'first'.
         captions_per_image: captions of an image that come with it in a step, which then encodes the image once
@@ -47,7 +47,7 @@ class VisionLanguageData(lightning.LightningDataModule):
         max_tokens: in place of `batch_size`: so many samples of like length that they have at most so many tokens on
             a device, padding included.
         max_length: longest sentence in tokens, bos and eos included; longer ones are cut, with a warning.
-        num_workers: processes that read images; 0 reads them in the main process.
+        num_workers: worker processes that read images; 0: the main process reads them.
         max_bad: share of a split's images, in [0, 1], that may be unusable: they are left out and named in
             quarantine.jsonl; above it the run ends.
         seed: of order, choice of sentence and augmentation; None: the run's `seed_everything`, or 0.
@@ -131,7 +131,7 @@ class VisionLanguageData(lightning.LightningDataModule):
 
     @cached_property
     def has_target(self) -> bool:
-        """Whether the data names a sentence to write apart from the text."""
+        """Whether the data has a caption to write apart from the text."""
         return self.records("train")[0].targets is not None
 
     def records(self, split: str) -> Sequence[Record]:
@@ -162,7 +162,7 @@ class VisionLanguageData(lightning.LightningDataModule):
 
     @property
     def eval_transform(self) -> EvalTransform:
-        """What happens to an image outside training."""
+        """The transform of images outside training."""
         return EvalTransform(image_size=self.image_size, resize=self.resize)
 
     def setup(self, stage: str) -> None:
@@ -180,7 +180,7 @@ class VisionLanguageData(lightning.LightningDataModule):
 
     @property
     def by_length(self) -> bool:
-        """Whether batches are made of sentences of like length."""
+        """Whether a batch holds captions of similar length."""
         return self.bucket_by_length or self.max_tokens is not None
 
     def train_items(self) -> CaptionSamples:
@@ -275,7 +275,7 @@ class VisionLanguageData(lightning.LightningDataModule):
 
 
 def _require_still(augment: Augmentation) -> None:
-    """Images that are encoded once may not look different every time."""
+    """Refuse random augmentation of images that are encoded once."""
     on = {name: value for name, value in asdict(augment).items() if value not in (None, False, 0.0)}
     if on:
         listed = ", ".join(f"{name} {value}" for name, value in on.items())
