@@ -115,12 +115,13 @@ class Table(Dataset):
         bad_samples = [bad_sample for owner, bad_sample in self._rejected if owner in (None, split)] + invalid
         if not table.num_rows:
             check_bad_share(bad_samples, 0, self.max_bad, where)
-        columns = {column: table[column].combine_chunks() for column in table.column_names}
+        columns = dict(zip(table.column_names, table.columns, strict=True))
         records = TableRecords(columns, self._image_index(table), self.image_root, self.encoded_image())
         if self.check_files and "image" in columns:
             bad_samples += missing_images(self.image_root, columns["image"])
         check_bad_share(bad_samples, len(records), self.max_bad, where)
         records.bad_samples = bad_samples
+        pa.default_memory_pool().release_unused()
         return records
 
     def _image_index(self, table: pa.Table) -> np.ndarray:
@@ -214,9 +215,9 @@ class Table(Dataset):
         return table
 
     def _by_split(self, table: pa.Table) -> dict[str | None, pa.Table]:
-        """The rows of each split, in one chunk; all rows under None if there is no split column."""
+        """The rows of each split; all rows under None if there is no split column."""
         if "split" not in table.column_names:
-            return {None: table.combine_chunks()}
+            return {None: table}
         column, table = table["split"], table.drop_columns("split")
         names = pc.unique(column).to_pylist()
         if len(names) > MAX_SPLITS:
@@ -225,7 +226,7 @@ class Table(Dataset):
                 f"name the one that says the split."
             )
         masks = ((name, column.is_null() if name is None else pc.equal(column, name)) for name in names)
-        return {name: (table.filter(mask) if len(names) > 1 else table).combine_chunks() for name, mask in masks}
+        return {name: table.filter(mask) if len(names) > 1 else table for name, mask in masks}
 
     def _forbid_overlap(self, tables: dict[str | None, pa.Table]) -> None:
         key = next((name for name in ("image_id", "image") if name in self.names), None)
