@@ -1,4 +1,4 @@
-"""Both encoders keep VELM's contract, by name and with other options; the same checks as VELM's own parts pass."""
+"""Both encoders satisfy VELM's contract, by registered name and with non-default options."""
 
 import pytest
 from velm_plugin_example.convmixer import ConvMixer

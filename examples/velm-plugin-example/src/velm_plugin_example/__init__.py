@@ -1,1 +1,1 @@
-"""Two encoders for VELM that live outside of it: `convmixer` for images, `textcnn` for sentences."""
+"""A VELM plugin: the image encoder `convmixer` and the text encoder `textcnn`."""

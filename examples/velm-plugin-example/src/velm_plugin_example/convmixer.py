@@ -1,4 +1,4 @@
-"""ConvMixer: patches, then layers that mix over space (depthwise) and over channels (pointwise) in turn."""
+"""ConvMixer: patch embedding, then alternating depthwise (spatial) and pointwise (channel) convolutions."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ class Residual(nn.Module):
 class ConvMixer(ImageEncoder):
     """ConvMixer (Trockman & Kolter, arXiv 2201.09792): a patch embedding, then isotropic convolutions.
 
-    Without learned positions, it takes images of any size: the grid is (H / patch_size, W / patch_size).
+    It has no position embeddings and takes images of any size; the grid is (H / patch_size, W / patch_size).
 
     Args:
-        dim: width D of a position.
+        dim: width D.
         depth: number of layers, each a depthwise and a pointwise convolution.
         kernel_size: side of the depthwise convolution, in patches; odd.
         patch_size: side of a patch, in pixels.

@@ -1,4 +1,4 @@
-"""A convolutional text encoder: every layer sees twice as many words to the left and right as the one below."""
+"""A convolutional text encoder; the dilation doubles from layer to layer."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from velm import EncoderOutput, TextEncoder
 
 
 class TextCNN(TextEncoder):
-    """Residual dilated convolutions over the words, then their maximum (Kim, arXiv 1408.5882).
+    """Residual dilated convolutions over the tokens, then max pooling (Kim, arXiv 1408.5882).
 
-    Padding is zeroed before every convolution, as what lies beyond the edge is, so it changes no result.
+    Padding positions are zeroed before every convolution, like the padding beyond the edge, so they change no result.
 
     Args:
         vocab_size: number of different tokens V.
-        pad_id: the token of padding.
-        dim: width D of a word.
-        depth: number of layers; layer i looks 2^i words to either side, times half the kernel.
-        kernel_size: width of a convolution, in words; odd.
-        dropout: probability of zeroing a number of a layer's input while training.
+        pad_id: id of the padding token.
+        dim: width D.
+        depth: number of layers; layer i has dilation 2^i.
+        kernel_size: width of a convolution, in tokens; odd.
+        dropout: dropout probability on the input of each layer.
     """
 
     def __init__(
