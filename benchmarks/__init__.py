@@ -1,11 +1,11 @@
-"""VELM beside its peers, on the same work, in one run: `python -m benchmarks`.
+"""VELM and its peers on the same work, in one run: `python -m benchmarks`.
 
-    workloads/    what is measured, one file each: systems, proof that the work is the same
-    peers/        open_clip, transformers, plain PyTorch and Lightning, as they come
-    harness/      turns, processes, load, memory, shares of time, the report
-    inputs ours steps proofs                 of training steps
-    photographs processes witness            of runs from the command line
-    growth profile_fit                       what docs/performance.md draws and lists beside
+    workloads/    one file per workload: the systems, and a proof that they do the same work
+    peers/        open_clip, transformers, plain PyTorch and Lightning, unmodified
+    harness/      alternation, processes, machine load, memory, profiles, the report
+    inputs ours steps proofs                 for training steps
+    photographs processes witness            for whole runs from the command line
+    growth profile_fit                       the plot and the profile in docs/performance.md
 
-The other files are scripts of their own, each with its command at its head; docs/results.md has what they found.
+The other files are separate scripts, each with its command at the top; docs/results.md lists their results.
 """

@@ -1,11 +1,12 @@
-"""VELM and its peers on the same work, in one run.
+"""Measure VELM and its peers on the same work, in one run.
 
     pip install '.[bench]'
     python -m benchmarks --output benchmark_results
     python -m benchmarks clip_step coca_step --output benchmark_results --repeats 7
 
-Each workload first proves that the work is the same, then lets the systems take turns, each measurement in a process
-of its own; one that other processes disturb is done again. Written: results.json, results.md, results.svg.
+Each workload first proves that the systems do the same work. They are then measured in alternation, each measurement
+in its own process; a measurement that other processes disturb is repeated. Writes results.json, results.md and
+results.svg.
 """
 
 from __future__ import annotations

@@ -1,10 +1,11 @@
-"""The alignment losses across processes: seconds, and bytes on the wire.
+"""Time and network traffic of the alignment losses across processes.
 
     python benchmarks/alignment_ranks.py --ranks 2 4 --sizes 4096
 
-B is that of all ranks together (gloo, one machine, a thread each). `shared` is what training does, each rank a share of
-the pairs; `gathered` is VELM's loss of the whole batch on every rank, its embeddings gathered with gradient. Bytes are
-those that the loopback interface counts, the fewest of the repeats, all ranks together. Linux only.
+B is the global batch size (gloo, one machine, one thread per rank). `shared` is the method of training: each rank
+computes its share of the pairs. `gathered` computes VELM's loss of the whole batch on every rank, on embeddings
+gathered with gradient. Bytes are those counted by the loopback interface, all ranks together, the minimum over the
+repeats. Linux only.
 """
 
 from __future__ import annotations

@@ -1,10 +1,11 @@
-"""Seconds of an epoch with a frozen CNN, from images and from their cached features, and how far the losses differ.
+"""Time of an epoch with a frozen CNN, from images and from cached features, and the difference of the losses.
 
     python benchmarks/cache_features.py [--batches 12] [--folder kept] [options of velm fit]
 
-Both runs take the same steps one after the other, two epochs each; of the second one's steps the median and the
-shortest count, from one step's end to the next one's, so that waiting for images is in it. Validation is off.
-The cache lies in a new folder, so the time of filling it is printed too, unless `--folder` names one.
+Both runs take the same steps for two epochs, one run after the other. Reported are the median and the minimum over the
+steps of the second epoch, from the end of one step to the end of the next, so that waiting for images is included.
+Validation is off. The cache is a new folder, and the time to fill it is printed, unless `--folder` names an existing
+one.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
-"""VELM's caption figures beside pycocoevalcap's whole Java pipeline, on real captions.
+"""VELM's caption metrics compared with the complete Java pipeline of pycocoevalcap, on real captions.
 
     pip install 'velm[metrics]'                            # and Java, e.g. apt-get install default-jre-headless
     python benchmarks/captions.py ../shared/data/flickr8k/captions.csv
     python benchmarks/captions.py ../shared/data/multi30k/translations.csv.gz --column en
 
-The first caption of every image that has several is held against its others. Both sides get the raw sentences: VELM
-cuts them by `ptb_tokenize`, the other by Stanford's PTBTokenizer, and each computes its figures from its own words.
-Printed: how many sentences have other words, the figures of both, their difference, and the seconds each took. "Same
-words" gives both the words of the Java tokenizer, which leaves the arithmetic.
+The first caption of every image that has several is evaluated against the others. Both sides receive the raw captions:
+VELM tokenizes by `ptb_tokenize`, pycocoevalcap by Stanford's PTBTokenizer, and each computes its metrics from its own
+tokens. Prints how many captions are tokenized differently, the metrics of both, their difference, and the seconds of
+each. In the column "same words" both use the tokens of the Java tokenizer, which isolates the arithmetic.
 """
 
 from __future__ import annotations

@@ -1,10 +1,11 @@
-"""How the cost of a CoCa step grows with batch, image, caption, vocabulary and processes, VELM's and open_clip's.
+"""Cost of a CoCa step against batch, image, caption, vocabulary and processes, for VELM and open_clip.
 
     python -m benchmarks.growth --output docs/growth.png
 
-The model is that of `coca_step`; one thing is changed at a time. Each point is a process of its own, the median of its
-steps; captions have one length for all there, which open_clip pads to 77 tokens. Processes are gloo's, DDP, on the
-cores of this machine, a small model and 16 samples for each: seconds of a step and bytes that a process sends.
+The model is that of `coca_step`; one quantity varies at a time. Each point is measured in its own process, as the
+median of its steps. All captions of a point have the same length, which open_clip pads to 77 tokens. Across processes
+(gloo, DDP, on the cores of this machine) the model is small, with 16 samples per process; seconds per step and bytes
+sent per process.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the systems of a training step are fed: images of noise, sentences of real lengths."""
+"""Inputs of the training steps: images of noise, captions of realistic lengths."""
 
 from __future__ import annotations
 

@@ -1,15 +1,15 @@
-"""Peak memory and time of one training step against the batch, with `micro_batch_size` and without.
+"""Peak memory and time of a training step against the batch size, with and without `micro_batch_size`.
 
     python benchmarks/micro_batch.py --output docs/micro_batch.svg
 
-A small ViT, a text Transformer and a decoder, contrastive and captioning loss, on random images of 224 pixels, on a
-CPU in float32. Every step runs in a process of its own. Without pieces it stops where the next step would take more
-than --limit. Linux only.
+A small ViT, a text Transformer and a decoder with contrastive and captioning loss, on random images of 224 pixels, on
+a CPU in float32. Every step runs in its own process. Without micro-batches the series ends before the step that would
+exceed --limit. Linux only.
 
-    live          the most bytes of tensors at one time, without weights, their gradients and the batch itself
-    resident      the largest resident memory that the kernel ever saw of the process (VmHWM of /proc/self/status), less
-                  that before the batch existed: the batch counts, and so does what malloc keeps in pieces
-    embeddings    bytes of both towers' embeddings and their gradients
+    live          largest number of bytes of tensors alive at one time, without weights, their gradients and the batch
+    resident      largest resident memory of the process (VmHWM of /proc/self/status), less that before the batch was
+                  created: it includes the batch and what malloc keeps between micro-batches
+    embeddings    bytes of the embeddings of both towers and of their gradients
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from typing import Any
 
 MIB = 2**20
 LENGTH, WIDTH, VOCABULARY = 16, 256, 8192
-SPEC: dict[str, Any] = {
+MODEL: dict[str, Any] = {
     "image_encoder": {"name": "vit", "dim": 192, "depth": 6, "heads": 3, "patch_size": 32},
     "text_encoder": {"name": "transformer", "dim": 128, "depth": 4, "heads": 4, "max_length": LENGTH},
     "decoder": {"name": "transformer", "dim": 128, "depth": 2, "heads": 4, "max_length": LENGTH},
@@ -40,8 +40,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batches", type=int, nargs="+", default=[32, 64, 128, 256, 512, 1024])
     parser.add_argument("--micro_batch_size", type=int, default=32)
-    parser.add_argument("--limit", type=float, default=6.0, metavar="GIB", help="of a step without pieces")
-    parser.add_argument("--output", type=Path, help="an SVG to write the drawing to")
+    parser.add_argument("--limit", type=float, default=6.0, metavar="GIB", help="memory limit without micro-batches")
+    parser.add_argument("--output", type=Path, help="SVG file to write")
     parser.add_argument("--step", type=int, nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.step is not None:
@@ -52,8 +52,8 @@ def main() -> None:
         args.output.write_text(drawing(rows), encoding="utf-8")
 
 
-def measure(samples: int, piece: int | None) -> dict[str, float]:
-    """One step in this process: MiB and seconds."""
+def measure(samples: int, size: int | None) -> dict[str, float]:
+    """Memory in MiB and seconds of one step in this process."""
     import torch
 
     from velm.outputs import Batch
@@ -62,7 +62,7 @@ def measure(samples: int, piece: int | None) -> dict[str, float]:
 
     warnings.filterwarnings("ignore")
     torch.manual_seed(0)
-    task = VisionLanguageTask(**SPEC, micro_batch_size=piece).train()
+    task = VisionLanguageTask(**MODEL, micro_batch_size=size).train()
     task.__dict__["_trainer"], task._jit_is_scripting = type("Trainer", (), {"world_size": 1})(), False
     gradients = [torch.zeros_like(parameter) for parameter in task.parameters()]
     for parameter, gradient in zip(task.parameters(), gradients, strict=True):
@@ -80,7 +80,7 @@ def measure(samples: int, piece: int | None) -> dict[str, float]:
             task.compute_losses(batch)[0].backward()
         return time.perf_counter() - begun
 
-    step(2)  # kernels and their scratch room are set up
+    step(2)  # warm up: kernels allocate their workspace
     before = peak()
     seconds = step(samples)
     resident, live = peak() - before, PeakMemory()
@@ -89,41 +89,41 @@ def measure(samples: int, piece: int | None) -> dict[str, float]:
 
 
 def peak() -> float:
-    """The largest resident memory that this process ever had, MiB."""
+    """Largest resident memory of this process so far, MiB."""
     status = Path("/proc/self/status").read_text()
     return int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) / 1024
 
 
-def report(batches: list[int], piece: int, limit: float) -> list[dict[str, Any]]:
-    """Print the table, and give its rows."""
+def report(batches: list[int], size: int, limit: float) -> list[dict[str, Any]]:
+    """Print the table and return its rows."""
     print(
-        f"| batch | whole: live, MiB | resident | s | pieces of {piece}: live, MiB | resident | s | embeddings, MiB |"
+        f"| batch | whole: live, MiB | resident | s | micro-batches of {size}: live | resident | s | embeddings, MiB |"
     )
     print("| --- " * 8 + "|")
     rows: list[dict[str, Any]] = []
     for samples in batches:
         before = rows[-1] if rows else None
         fits = before is None or (before["whole"] and before["whole"]["resident"] * samples / before["batch"] <= limit)
-        whole, pieces = _own_process(samples, 0) if fits else None, _own_process(samples, piece)
-        rows.append({"batch": samples, "whole": whole, "pieces": pieces})
+        whole, micro = _own_process(samples, 0) if fits else None, _own_process(samples, size)
+        rows.append({"batch": samples, "whole": whole, "micro": micro})
         cells = [
-            f"{e['live']:,.1f} | {e['resident']:,.0f} | {e['seconds']:.1f}" if e else " | | " for e in (whole, pieces)
+            f"{e['live']:,.1f} | {e['resident']:,.0f} | {e['seconds']:.1f}" if e else " | | " for e in (whole, micro)
         ]
         print(f"| {samples:,} | {' | '.join(cells)} | {16 * WIDTH * samples / MIB:,.1f} |", flush=True)
     return rows
 
 
-def _own_process(samples: int, piece: int) -> dict[str, float]:
-    command = [sys.executable, str(Path(__file__).resolve()), "--step", str(samples), str(piece)]
+def _own_process(samples: int, size: int) -> dict[str, float]:
+    command = [sys.executable, str(Path(__file__).resolve()), "--step", str(samples), str(size)]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     result: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return result
 
 
 def drawing(rows: list[dict[str, Any]]) -> str:
-    """Peak memory against the batch, both axes linear, as SVG."""
+    """SVG plot of peak memory against batch size, both axes linear."""
     width, height, left, bottom = 560, 300, 64, 40
-    most = max(each["live"] for row in rows for each in (row["whole"], row["pieces"]) if each)
+    most = max(each["live"] for row in rows for each in (row["whole"], row["micro"]) if each)
     last = max(row["batch"] for row in rows)
 
     def place(batch: float, mib: float) -> str:
@@ -139,7 +139,7 @@ def drawing(rows: list[dict[str, Any]]) -> str:
         parts.append(f'<path d="M{left} {y}H{width - 20}" stroke="#ddd"/>')
         parts.append(f'<text x="{left - 6}" y="{float(y) + 4}" text-anchor="end">{most * share:,.0f}</text>')
         parts.append(f'<text x="{x}" y="{height - bottom + 16}" text-anchor="middle">{last * share:,.0f}</text>')
-    for name, colour, label in (("whole", "#c0392b", "the whole batch at once"), ("pieces", "#2471a3", "in pieces")):
+    for name, colour, label in (("whole", "#c0392b", "whole batch"), ("micro", "#2471a3", "micro-batches")):
         points = [(row["batch"], row[name]["live"]) for row in rows if row[name]]
         line = " ".join(place(*point) for point in points)
         parts.append(f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="2"/>')

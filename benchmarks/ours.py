@@ -1,4 +1,4 @@
-"""VELM's side of a training step: its models, losses, batches and optimizer, as a run builds them."""
+"""VELM's side of a training step: model, losses, batches and optimizer as a run builds them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The photographs and sentences that whole runs are trained on, and CLIP's tokenizer as a folder that VELM reads."""
+"""The images and captions of whole runs, and CLIP's tokenizer as a folder that VELM can read."""
 
 from __future__ import annotations
 

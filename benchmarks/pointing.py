@@ -1,11 +1,12 @@
-"""The pointing game on drawn scenes (Zhang et al. 2016, arXiv 1608.00507): does a map peak inside the object's box?
+"""The pointing game on drawn scenes (Zhang et al. 2016, arXiv 1608.00507): is the peak of a map in the object's box?
 
     velm fit --config configs/quickstart.yaml
     python benchmarks/pointing.py runs/quickstart/best.ckpt
-    python benchmarks/pointing.py runs/quickstart/best.ckpt --saliency 100       # also, needs captum, a minute
+    python benchmarks/pointing.py runs/quickstart/best.ckpt --saliency 100       # also saliency; needs captum, a minute
 
-Attention maps are of the first correct caption: each word of an object against the object's box. Similarity maps and
-saliency are of phrases such as 'a small red circle'. Chance is a peak at a uniformly random position. Runs in seconds.
+Attention maps are those of the first correct caption: each word that names an object, against the box of the object.
+Similarity maps and saliency maps are those of phrases such as 'a small red circle'. Chance is a peak at a uniformly
+random position. Takes seconds.
 """
 
 from __future__ import annotations

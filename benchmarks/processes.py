@@ -1,4 +1,4 @@
-"""Commands that a workload measures as a whole: run to their end, with their highest memory."""
+"""Runs whole commands for a workload and measures their peak memory."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
-"""Where the time of `velm fit` goes: torch.profiler over some steps in the middle of a run, by kind of operation.
+"""Time of `velm fit` by kind of operation: torch.profiler over some steps in the middle of a run.
 
     python -m benchmarks.profile_fit --config configs/quickstart.yaml
     python -m benchmarks.profile_fit --config configs/quickstart.yaml --data.num_workers=1
 
-What follows is given to `velm fit`; the run goes to a temporary folder and ends after the steps. The floor is the
-seconds of matrix products and convolutions alone. "not in operations" is what the clock has and no operation of torch:
+All options are passed to `velm fit`; the run uses a temporary folder and stops after the profiled steps. The floor is
+the time of the matrix products and convolutions alone. "not in operations" is wall time outside torch operations:
 Python, Lightning, waiting for data.
 """
 

@@ -1,4 +1,4 @@
-"""That two systems do the same work: equal losses and gradients from equal weights, else equal sizes."""
+"""Proofs that two systems do the same work: equal losses and gradients for equal weights, otherwise equal sizes."""
 
 from __future__ import annotations
 

@@ -1,18 +1,18 @@
-"""Memory, start-up and speed of a table of paths and sentences, ten million rows unless told otherwise.
+"""Memory, start-up time and throughput of a table of paths and captions, by default of ten million rows.
 
     python benchmarks/rows.py --folder /tmp/rows --workers 0 2
 
-writes a seeded table into the folder (once; 0.9 GB), and opens it in a process of its own, as training does:
-`VisionLanguageData.train_dataloader`, one epoch. The same with a table of a thousand rows tells what Python, torch and
-Lightning take by themselves; that is taken off. Images are left out (`check_files: false`, no transform): their bytes
-are not the table's. The tokenizer is `byte`, which has nothing to learn, so that start-up is the table's alone.
+Writes a seeded table into the folder (once; 0.9 GB) and opens it in its own process as training does, by
+`VisionLanguageData.train_dataloader`, for one epoch. The same with a table of a thousand rows measures Python, torch
+and Lightning alone, which is subtracted. No images are read (`check_files: false`, no transform): their bytes are not
+the table's. The tokenizer is `byte`, which learns nothing, so start-up time is that of the table.
 
     memory   of the main process and its workers together, shared pages counted once: PSS of /proc/PID/smaps_rollup
-             without program files, which other programs may happen to share
-    peak     largest resident memory of the main process, as /usr/bin/time -v gives it
-    ratio    memory over the small table's, divided by the bytes of paths and sentences
+             without program files, which other programs may share
+    peak     largest resident memory of the main process, as reported by /usr/bin/time -v
+    ratio    memory above that of the small table, divided by the bytes of paths and captions
 
-An epoch of ten million takes some minutes; --batches 5000 stops before its end. Linux only.
+An epoch of ten million rows takes several minutes; --batches 5000 stops early. Linux only.
 """
 
 from __future__ import annotations

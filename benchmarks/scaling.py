@@ -1,14 +1,14 @@
-"""A step on many devices: the bytes and the time that are measured on this machine, and the table that they lead to.
+"""A step on many devices: bytes and times measured on this machine, and the predicted table.
 
     python benchmarks/scaling.py --processes 1 2 4 8
     python benchmarks/scaling.py --table configs/clip.yaml --device h100
 
-The first trains a small model with gloo on so many processes of this machine, with DDP and with FSDP2, whole and in
-pieces, and counts the tensors that every collective of a step is given; beside them stands what
-`velm.planning` says they are, byte for byte. Seconds are those of a step and of a gather alone: the processes
-share the machine's cores, so what grows is not what would grow on devices of their own.
+The first command trains a small model with gloo on several processes of this machine, with DDP and with FSDP2, with
+and without micro-batches, and counts the bytes of the tensors passed to every collective of a step. They are compared,
+byte for byte, with the predictions of `velm.planning`. Seconds are those of a step and of a gather alone. The
+processes share the cores of the machine, so the times do not scale as on separate devices.
 
-The second prints what `velm plan` predicts from 1 to 1,024 devices. Nothing in it is measured on a GPU.
+The second command prints the predictions of `velm plan` for 1 to 1,024 devices. Nothing in it is measured on a GPU.
 """
 
 from __future__ import annotations
@@ -36,7 +36,12 @@ MODEL: dict[str, Any] = {
     "decoder": {"name": "transformer", "dim": 128, "depth": 2, "heads": 4, "max_length": 32},
     "losses": {"contrastive": {}, "captioning": {}},
 }
-LAYOUTS = {"ddp": (False, None), "ddp, pieces": (False, 8), "fsdp2": (True, None), "fsdp2, pieces": (True, 8)}
+LAYOUTS = {
+    "ddp": (False, None),
+    "ddp, micro-batches": (False, 8),
+    "fsdp2": (True, None),
+    "fsdp2, micro-batches": (True, 8),
+}
 
 
 class Counted(TorchDispatchMode):
@@ -71,7 +76,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2, 4, 8])
     parser.add_argument("--layouts", nargs="+", choices=list(LAYOUTS), default=list(LAYOUTS))
-    parser.add_argument("--table", metavar="X.yaml", help="print the table of a config in place of measuring")
+    parser.add_argument("--table", metavar="X.yaml", help="print the predicted table of a config instead of measuring")
     parser.add_argument("--device", default="h100", help="of the table")
     parser.add_argument("--network", type=float, default=50.0, metavar="GB/S", help="between machines, of the table")
     parser.add_argument("--vocab_size", type=int, metavar="V")
@@ -129,8 +134,8 @@ def _steps(layout: str, world: int, steps: int) -> dict[str, Any]:
     from velm.planning.measure import probe
     from velm.planning.step import Setup, collectives
 
-    sharded, piece = LAYOUTS[layout]
-    task, trained = make_task(sharded, piece, world)
+    sharded, micro_batch = LAYOUTS[layout]
+    task, trained = make_task(sharded, micro_batch, world)
     batch = probe(BATCH, tokenizer=ByteTokenizer(), length=32, image_size=64)
     optimizer = torch.optim.AdamW(task.parameters())
     times, counted = [], Counted()
@@ -142,7 +147,7 @@ def _steps(layout: str, world: int, steps: int) -> dict[str, Any]:
         optimizer.step()
         optimizer.zero_grad()
         times.append(time.perf_counter() - begun)
-    setup = Setup(gpus=world, batch=BATCH, micro_batch=piece, sharded=sharded)
+    setup = Setup(gpus=world, batch=BATCH, micro_batch=micro_batch, sharded=sharded)
     predicted: dict[str, int] = defaultdict(int)
     for each in collectives(costs(), setup):
         predicted[each.kind] += each.bytes
@@ -183,11 +188,11 @@ class _Wrapped(torch.nn.Module):
         return total
 
 
-def options(piece: int | None) -> dict[str, Any]:
-    return {**MODEL, "micro_batch_size": piece, "vocab_size": 260, "pad_id": 0}
+def options(micro_batch: int | None) -> dict[str, Any]:
+    return {**MODEL, "micro_batch_size": micro_batch, "vocab_size": 260, "pad_id": 0}
 
 
-def make_task(sharded: bool, piece: int | None, world: int) -> tuple[Any, Any]:
+def make_task(sharded: bool, micro_batch: int | None, world: int) -> tuple[Any, Any]:
     """A task, and what to call with a batch."""
     from lightning.fabric.utilities.distributed import _all_gather_ddp_if_available
     from torch.distributed.device_mesh import init_device_mesh
@@ -196,7 +201,7 @@ def make_task(sharded: bool, piece: int | None, world: int) -> tuple[Any, Any]:
     from velm.training.task import VisionLanguageTask
 
     torch.manual_seed(0)
-    task = VisionLanguageTask(**options(piece)).train()
+    task = VisionLanguageTask(**options(micro_batch)).train()
     task.__dict__["_trainer"], task._jit_is_scripting = _Trainer(world), False
     task.all_gather = (  # type: ignore[method-assign]  # Lightning's, without a Trainer around it
         lambda tensor, sync_grads=False: _all_gather_ddp_if_available(tensor, sync_grads=sync_grads)

@@ -1,4 +1,4 @@
-"""A training step as every side does it: forward under autocast, backward, optimizer."""
+"""A training step, the same for all systems: forward under autocast, backward, optimizer."""
 
 from __future__ import annotations
 

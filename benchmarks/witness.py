@@ -1,4 +1,4 @@
-"""What a run of Lightning's Trainer did, written down for the proof; it can end the run at its first step."""
+"""Records what a run of Lightning's Trainer did, as input of the proof; can stop the run at its first step."""
 
 from __future__ import annotations
 

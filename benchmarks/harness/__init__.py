@@ -1,1 +1,1 @@
-"""How workloads are measured and told of."""
+"""Measures workloads and writes the report."""

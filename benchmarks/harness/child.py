@@ -1,4 +1,4 @@
-"""One measurement, proof or profile in a process of its own: what `python -m benchmarks.harness.child` does."""
+"""One measurement, proof or profile in its own process: the program `python -m benchmarks.harness.child`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What other processes make of the machine meanwhile, from /proc; where there is no /proc it is not known."""
+"""CPU load of other processes during a measurement, from /proc; None on systems without /proc."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Peak memory above what was there before: resident on a CPU, allocated on a GPU."""
+"""Peak memory above the memory at the start: resident on a CPU, allocated on a GPU."""
 
 from __future__ import annotations
 

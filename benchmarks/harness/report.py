@@ -1,4 +1,4 @@
-"""What was measured, as results.json, a Markdown table and a plot."""
+"""The results as results.json, a Markdown table and a plot."""
 
 from __future__ import annotations
 

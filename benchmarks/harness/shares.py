@@ -1,4 +1,4 @@
-"""Where the time of a step goes, by torch.profiler: each operation's own seconds, gathered into a few kinds."""
+"""Time of a step by kind of operation, from torch.profiler: self time of each operation, summed by kind."""
 
 from __future__ import annotations
 

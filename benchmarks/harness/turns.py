@@ -1,4 +1,4 @@
-"""Systems take turns (A B C A B C ...), each measurement a process of its own; a disturbed one is done again."""
+"""Measures the systems in alternation (A B C A B C ...), each in its own process; repeats disturbed measurements."""
 
 from __future__ import annotations
 

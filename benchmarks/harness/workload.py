@@ -1,4 +1,4 @@
-"""What a workload is: the same work done by several systems, and a proof that it is the same."""
+"""A workload: the same work done by several systems, with a proof that it is the same."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""The peers, as they come."""
+"""The peers, unmodified."""

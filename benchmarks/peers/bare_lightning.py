@@ -1,9 +1,9 @@
-"""configs/quickstart.yaml written by hand: the same scenes, sizes and batches under Lightning's Trainer, plain torch.
+"""configs/quickstart.yaml written by hand: the same scenes, sizes and batches, in plain torch with Lightning's Trainer.
 
     python -m benchmarks.peers.bare_lightning FOLDER WITNESS
 
-The scenes come from VELM's drawing code, which imports NumPy and PIL and nothing else that is heavy; all the rest is
-what somebody without VELM would write. It trains until `benchmarks.witness.FirstStep` ends it.
+The scenes come from VELM's drawing code, whose only large imports are NumPy and PIL; everything else is written as
+without VELM. Trains until `benchmarks.witness.FirstStep` stops it.
 """
 
 from __future__ import annotations

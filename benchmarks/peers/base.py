@@ -1,4 +1,4 @@
-"""A peer's model and the optimizer that people train it with."""
+"""The model of a peer with its usual optimizer."""
 
 from __future__ import annotations
 

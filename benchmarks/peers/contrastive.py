@@ -1,4 +1,4 @@
-"""open_clip's CLIP and CoCa and transformers' CLIPModel in the sizes of `benchmarks.ours`, as people train them."""
+"""CLIP and CoCa of open_clip and CLIPModel of transformers in the sizes of `benchmarks.ours`, trained as usual."""
 
 from __future__ import annotations
 

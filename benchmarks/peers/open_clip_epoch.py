@@ -1,8 +1,8 @@
-"""`open_clip_train.main` with a model of our sizes, which it knows by JSON; with --witness it says what it did.
+"""Run `open_clip_train.main` on a model of our sizes, given as JSON; with a witness file it records what it did.
 
     python -m benchmarks.peers.open_clip_epoch MODELS WITNESS|- OPTIONS...
 
-MODELS is a folder with <name>.json for `--model <name>`; all other options are open_clip's own.
+MODELS is a folder with <name>.json for `--model <name>`; all other options are those of open_clip.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Show, Attend and Tell with a contrastive head as tutorials write it: torch's modules, a loop over the words."""
+"""Show, Attend and Tell with a contrastive head, as in tutorials: torch modules and a loop over the tokens."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A peer's weights under VELM's names, so that the same function can be shown to be computed."""
+"""Copies a peer's weights to VELM's parameter names, to show that both compute the same function."""
 
 from __future__ import annotations
 

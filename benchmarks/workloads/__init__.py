@@ -1,4 +1,4 @@
-"""What is measured: each module lists `WORKLOADS`."""
+"""The workloads: each module lists its own in `WORKLOADS`."""
 
 from __future__ import annotations
 

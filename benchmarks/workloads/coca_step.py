@@ -1,4 +1,4 @@
-"""A training step of CoCa: CLIP's, and a decoder that writes the sentence."""
+"""A training step of CoCa: that of CLIP, and a captioning decoder."""
 
 from __future__ import annotations
 

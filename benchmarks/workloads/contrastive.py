@@ -1,4 +1,4 @@
-"""The alignment losses alone, forward and backward, on L2-normalised random embeddings of distinct images."""
+"""The alignment losses alone, forward and backward, on random L2-normalised embeddings of distinct images."""
 
 from __future__ import annotations
 

@@ -1,13 +1,13 @@
-"""Images a second of the shipped loader beside open_clip's CSV pipeline, on the same images.
+"""Images per second of VELM's loader and of open_clip's CSV pipeline, on the same images.
 
-Both get the same JPEGs and sentences from a CSV each and make batches of random 224-pixel crops of 90 to 100% of the
-area: open_clip by its `CsvDataset`, training transform and tokenizer, VELM by `VisionLanguageData`. open_clip's
-batches are float32 and normalised. VELM's are bytes, which its model normalises on the device; `velm_normalised` does
-that, too, on the same core. A step is an epoch. Without workers there is one process with one thread: images a second
-a core.
+Both read the same JPEGs and captions from a CSV and make batches of random 224-pixel crops of 90 to 100% of the area:
+open_clip by its `CsvDataset`, training transform and tokenizer, VELM by `VisionLanguageData`. The batches of open_clip
+are float32 and normalised. Those of VELM are uint8, which its model normalises on the device; `velm_normalised` also
+normalises them on the same core. A step is an epoch. Without workers there is one process with one thread: images per
+second and core.
 
-The images are made: noise with the spectrum of photographs, 500 x 375 pixels of about 115 kB as Flickr's have, and
-2,048 x 1,536 pixels of about 1.3 MB. Less detail is decoded faster and makes VELM's lead greater.
+The images are synthetic: noise with the spectrum of photographs, 500 x 375 pixels of about 115 kB as in Flickr's, and
+2,048 x 1,536 pixels of about 1.3 MB. Images with less detail decode faster, which increases VELM's lead.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""An epoch of photographs from the command line, start to end: `velm fit` beside open_clip's own training script."""
+"""An epoch on photographs from the command line, start to end: `velm fit` and open_clip's training script."""
 
 from __future__ import annotations
 

@@ -1,16 +1,16 @@
-"""32 images become 32 sentences of 20 tokens, by random weights that may not end before.
+"""Caption 32 images with 20 tokens each; the weights are random and captions cannot end earlier.
 
-All have a ViT of 384 x 12 in patches of 32 pixels, 49,408 words and a decoder of width 384; encoding the images is
-part of it. Two pairs, because the peers differ:
+All systems have a ViT of width 384 and depth 12 with patches of 32 pixels, 49,408 tokens and a decoder of width 384;
+encoding the images is included. There are two pairs, because the peers differ:
 
 - transformers: `VisionEncoderDecoderModel.generate`, ViT and a GPT-2 of 6 layers with cross-attention; VELM with a
   Transformer decoder of 6 blocks.
-- open_clip: CoCa with 12 layers of text and 6 of decoder over its 255 pooled positions, the same tower for both. A
-  layer of its decoder has two MLPs, one after each attention, where a block of VELM's has one: VELM with 16 blocks
-  that attend over the words and 6 that attend over the image too has as many weights in matrices and attends over
-  the image as often. CoCa's own `generate` needs a `BeamSearchScorer`, which transformers 5 no longer has; what runs
-  here is its loop, with its own `CoCa.forward`: every step reads the whole sentence again, and beams repeat the image
-  before it is encoded.
+- open_clip: CoCa with 12 text layers and 6 decoder layers over its 255 pooled positions; both have the same image
+  tower. A layer of its decoder has two MLPs, one after each attention, where a block of VELM has one: VELM with 16
+  unimodal blocks and 6 with cross-attention has as many weights in matrices and as many cross-attentions. CoCa's own
+  `generate` needs a `BeamSearchScorer`, which transformers 5 no longer has; measured here is its loop with its own
+  `CoCa.forward`: every step encodes the whole caption again, and the image is repeated for every beam before it is
+  encoded.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Recall on 5,000 images and 25,000 captions: VELM's blocks beside CLIP_benchmark's one-hot definition.
+"""Recall on 5,000 images and 25,000 captions: VELM's blocks compared with the one-hot definition of CLIP_benchmark.
 
-The other side is written anew from CLIP_benchmark's description of its zero-shot retrieval: the whole matrix of scores
-and one of who belongs to whom; the k best of each row as one-hot vectors, in batches of 64 rows as it does by default,
-multiplied with who belongs; a hit where any is left. It gives recall only; VELM gives ranks, median, mean and MRR too.
+The peer is a reimplementation of the zero-shot retrieval that CLIP_benchmark describes: the complete score matrix and
+a matrix of matches; the k best of each row as one-hot vectors, in its default batches of 64 rows, multiplied by the
+matches; a hit if any product is non-zero. It gives recall only; VELM also gives ranks, median, mean and MRR.
 """
 
 from __future__ import annotations

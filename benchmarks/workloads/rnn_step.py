@@ -1,4 +1,4 @@
-"""A training step of the recurrent family: ResNet, GRU and an LSTM that attends over the image."""
+"""A training step of the recurrent models: ResNet, GRU and an LSTM that attends over the image."""
 
 from __future__ import annotations
 

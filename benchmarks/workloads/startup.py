@@ -1,4 +1,4 @@
-"""From nothing to the first optimizer step, and to the text of a command that trains nothing."""
+"""Time from process start to the first optimizer step, and to the output of a command that does not train."""
 
 from __future__ import annotations
 
