@@ -40,7 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
     for workload in workloads:
         print(f"{workload.name}: {workload.title}", flush=True)
         outcomes.append(run(workload, settings, options.repeats))
-        write(outcomes, options.output, describe(settings))  # what is measured by now is not lost
+        write(outcomes, options.output, describe(settings))  # keep the results measured so far
         print(markdown(outcomes[-1:], "").split("\n\n", 2)[2], flush=True)
     note = calm_note(outcomes)
     print(*filter(None, [note, f"Written to {options.output}: results.json, results.md, results.svg"]), sep="\n")
@@ -48,7 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def run(workload: Workload, settings: Settings, repeats: int | None) -> Outcome:
-    """The proof, the turns, the profile; what fails is said, and the other workloads go on."""
+    """Run the proof, the measurements and the profile of each workload; report failures and continue with the next."""
     try:
         proof = [Agreement(*line) for line in in_a_process("prove", workload, OURS, settings)]
         measured = take_turns(
@@ -64,7 +64,7 @@ def run(workload: Workload, settings: Settings, repeats: int | None) -> Outcome:
 
 
 def describe(settings: Settings) -> str:
-    """The machine, what is installed, and what was set."""
+    """Machine, installed versions and settings."""
     return (
         f"{_device(settings)}, {settings.threads} threads, "
         f"{'bfloat16' if settings.precision == 'bf16' else 'float32'}"
@@ -97,14 +97,16 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("names", nargs="*", metavar="name", help="workloads; all where none is named")
+    parser.add_argument("names", nargs="*", metavar="name", help="workloads; default: all")
     parser.add_argument("--output", type=Path, default=Path("benchmark_results"), help="folder for the results")
-    parser.add_argument("--repeats", type=int, help="processes of each system; each workload has its own number")
-    parser.add_argument("--precision", choices=["bf16", "32"], default="bf16", help="of training steps and decoding")
-    parser.add_argument("--threads", type=int, default=2, help="of each process")
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="what steps run on")
-    parser.add_argument("--compile", action="store_true", help="torch.compile for the models, on both sides")
-    parser.add_argument("--list", action="store_true", help="name the workloads and end")
+    parser.add_argument("--repeats", type=int, help="processes per system; default: set by each workload")
+    parser.add_argument(
+        "--precision", choices=["bf16", "32"], default="bf16", help="precision of training steps and decoding"
+    )
+    parser.add_argument("--threads", type=int, default=2, help="torch threads per process")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="device of the steps")
+    parser.add_argument("--compile", action="store_true", help="use torch.compile for the models of both sides")
+    parser.add_argument("--list", action="store_true", help="list the workloads and exit")
     return parser
 
 

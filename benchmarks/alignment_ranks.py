@@ -20,7 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # run as a script: the folder that `benchmarks` lies in
+sys.path.insert(0, str(Path(__file__).parents[1]))  # run as a script: the folder that contains `benchmarks`
 
 from benchmarks.workloads.contrastive import inputs, ours
 

@@ -30,7 +30,7 @@ CONFIG = [
 
 
 class Watch(Callback):
-    """Losses of steps and the seconds at which they ended."""
+    """Losses of the steps, and the times at which they end."""
 
     def __init__(self) -> None:
         self.losses: list[float] = []
@@ -41,7 +41,7 @@ class Watch(Callback):
         self.ends.append(time.perf_counter())
 
     def steps(self) -> list[float]:
-        """Seconds of the second epoch's steps."""
+        """Seconds of each step of the second epoch."""
         return [end - start for start, end in pairwise(self.ends[len(self.ends) // 2 - 1 :])]
 
 

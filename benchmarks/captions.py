@@ -23,11 +23,11 @@ from typing import Any
 
 from velm import metrics
 
-Sentences = list[list[str]]
+Captions = list[list[str]]
 
 
-def read(path: str, column: str = "text") -> Sentences:
-    """The captions of each image, by the column image_id; .gz is opened."""
+def read(path: str, column: str = "text") -> Captions:
+    """The captions of each image, by the column image_id; .gz files are decompressed."""
     found: dict[str, list[str]] = {}
     with (gzip.open if path.endswith(".gz") else open)(path, "rt", encoding="utf-8", newline="") as file:
         for row in csv.DictReader(file):
@@ -35,18 +35,18 @@ def read(path: str, column: str = "text") -> Sentences:
     return list(found.values())
 
 
-def java_words(captions: Sentences) -> Sentences:
-    """Every sentence as Stanford's tokenizer cuts it, words joined by blanks."""
+def java_words(captions: Captions) -> Captions:
+    """Each caption as tokenized by Stanford's tokenizer, tokens joined by blanks."""
     from velm.metrics.java import require_java
 
     tokenizer = require_java("The comparison", "tokenizer.ptbtokenizer").PTBTokenizer()
     given = {i: [{"caption": text} for text in texts] for i, texts in enumerate(captions)}
-    found: Sentences = list(tokenizer.tokenize(given).values())
+    found: Captions = list(tokenizer.tokenize(given).values())
     return found
 
 
-def theirs(captions: Sentences) -> dict[str, float]:
-    """BLEU, ROUGE-L and CIDEr-D by pycocoevalcap, of sentences already cut."""
+def theirs(captions: Captions) -> dict[str, float]:
+    """BLEU, ROUGE-L and CIDEr-D by pycocoevalcap, from tokenized captions."""
     from pycocoevalcap.bleu.bleu import Bleu
     from pycocoevalcap.cider.cider import Cider
     from pycocoevalcap.rouge.rouge import Rouge
@@ -57,15 +57,15 @@ def theirs(captions: Sentences) -> dict[str, float]:
     return figures | {"rouge_l": Rouge().compute_score(*given)[0], "cider": Cider().compute_score(*given)[0]}
 
 
-def ours(captions: Sentences, tokenize: Callable[[str], list[str]] = metrics.ptb_tokenize) -> dict[str, float]:
+def ours(captions: Captions, tokenize: Callable[[str], list[str]] = metrics.ptb_tokenize) -> dict[str, float]:
     """The same by VELM."""
     given = [texts[0] for texts in captions], [texts[1:] for texts in captions]
     figures = metrics.caption_metrics(*given, tokenize=tokenize)
     return {name: figures[f"caption/{name}"] for name in ("bleu1", "bleu2", "bleu3", "bleu4", "rouge_l", "cider")}
 
 
-def compare(captions: Sentences) -> dict[str, Any]:
-    """What is printed."""
+def compare(captions: Captions) -> dict[str, Any]:
+    """The results to print."""
     captions, single = ([c for c in captions if (len(c) > 1) is several] for several in (True, False))
     start = time.perf_counter()
     mine = ours(captions) if captions else {}
@@ -96,16 +96,20 @@ def compare(captions: Sentences) -> dict[str, Any]:
 
 
 def main(argv: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(description="VELM's caption figures beside pycocoevalcap's, on real captions.")
+    parser = argparse.ArgumentParser(
+        description="VELM's caption metrics compared with pycocoevalcap's, on real captions."
+    )
     parser.add_argument("path", help="csv with the columns image_id and text")
-    parser.add_argument("--column", default="text", help="of the captions (default text)")
-    parser.add_argument("--json", action="store_true", help="print everything, with sentences that are cut otherwise")
+    parser.add_argument("--column", default="text", help="column of the captions (default text)")
+    parser.add_argument(
+        "--json", action="store_true", help="print everything, with the captions that are tokenized differently"
+    )
     args = parser.parse_args(argv)
     found = compare(read(args.path, args.column))
     if args.json:
         print(json.dumps(found, indent=1, ensure_ascii=False))
         return
-    print(f"{found['captions']} captions of {found['images']} images; {found['cut otherwise']} cut otherwise")
+    print(f"{found['captions']} captions of {found['images']} images; {found['cut otherwise']} tokenized differently")
     print("".join(f"{title:>24}" for title in ("", "velm", "pycocoevalcap", "difference", "same words")))
     for name, row in found["figures"].items():
         print(f"{name:>24}" + "".join(f"{value:24.3g}" if "diff" in key else f"{value:24.6f}"

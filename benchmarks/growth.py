@@ -36,7 +36,7 @@ PROCESSES = (1, 2, 4)
 
 
 def point(system: str, batch: int, side: int, length: int, vocabulary: int, threads: int) -> dict[str, float]:
-    """Seconds and extra memory of a step of those sizes, in this process."""
+    """Seconds and extra memory of a step of these sizes, measured in this process."""
     import torch
 
     from benchmarks import inputs, ours
@@ -68,7 +68,7 @@ def point(system: str, batch: int, side: int, length: int, vocabulary: int, thre
 
 
 def apart(options: Mapping[str, Any]) -> dict[str, float]:
-    """`point` in a process of its own."""
+    """`point` in its own process."""
     command = [sys.executable, "-m", "benchmarks.growth", "--point", json.dumps(options)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
@@ -76,7 +76,7 @@ def apart(options: Mapping[str, Any]) -> dict[str, float]:
 
 
 def grown(threads: int) -> dict[str, list[dict[str, Any]]]:
-    """By axis, its rows: value, system, seconds, extra_mb."""
+    """For each axis its rows: value, system, seconds, extra_mb."""
     found: dict[str, list[dict[str, Any]]] = {}
     for axis, values in AXES.items():
         found[axis] = []
@@ -93,20 +93,20 @@ def grown(threads: int) -> dict[str, list[dict[str, Any]]]:
 
 
 def devices() -> list[dict[str, float]]:
-    """Seconds and bytes of a step by the number of processes, and how many processes share a core."""
+    """Seconds and bytes of a step by number of processes, and the number of processes per core."""
     from benchmarks.scaling import measured
 
     rows = []
     for processes in PROCESSES:
-        told = measured(processes, "ddp")
-        sent = float(sum(told["counted"].values())) if "counted" in told else 0.0
-        rows.append({"value": processes, "seconds": told["step"], "megabytes": sent / 1e6})
+        result = measured(processes, "ddp")
+        sent = float(sum(result["counted"].values())) if "counted" in result else 0.0
+        rows.append({"value": processes, "seconds": result["step"], "megabytes": sent / 1e6})
         print(f"{'processes':>10} {processes:>7} {rows[-1]['seconds']:19.2f} s {rows[-1]['megabytes']:8.2f} MB sent")
     return rows
 
 
 def draw(found: Mapping[str, Any], path: Path) -> None:
-    """A panel an axis, seconds as lines; memory beneath."""
+    """One panel per axis: seconds as lines, memory below."""
     from matplotlib.figure import Figure
 
     axes = [axis for axis in AXES if axis in found]
@@ -134,7 +134,7 @@ def draw(found: Mapping[str, Any], path: Path) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, help="an .svg or .png to draw")
+    parser.add_argument("--output", type=Path, help=".svg or .png file to write")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--point", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)

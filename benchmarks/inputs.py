@@ -24,12 +24,12 @@ LENGTHS = {
 
 @dataclass
 class Feed:
-    """One batch, as each side wants it.
+    """One batch in the format of each side.
 
     Attributes:
-        pixels: uint8 (B, 3, S, S), as VELM's loader gives it.
-        floats: float32 (B, 3, S, S), normalised, as open_clip's and transformers' loaders give it.
-        tokens: int64 (B, 77), bos ... eos, then 0, as the peers' tokenizers give it.
+        pixels: uint8 (B, 3, S, S), as from VELM's loader.
+        floats: float32 (B, 3, S, S), normalised, as from the loaders of open_clip and transformers.
+        tokens: int64 (B, 77), bos ... eos, then 0, as from the tokenizers of the peers.
         lengths: int64 (B,), bos and eos included.
     """
 
@@ -40,24 +40,24 @@ class Feed:
 
     @property
     def trimmed(self) -> Tensor:
-        """`tokens` without the columns that hold only padding, as VELM's loader gives it."""
+        """`tokens` without the columns that are padding only, as from VELM's loader."""
         return self.tokens[:, : int(self.lengths.max())]
 
     @property
     def mask(self) -> Tensor:
-        """bool, beside `trimmed`."""
+        """bool, the mask of `trimmed`."""
         return torch.arange(int(self.lengths.max()), device=self.lengths.device) < self.lengths[:, None]
 
 
 def feed(number: int, batch_size: int = 32, *, side: int = SIDE, device: str = "cpu", longest: int = CONTEXT) -> Feed:
-    """The batch of that number, the same on every side and every machine.
+    """The batch with this number, the same for all systems and on all machines.
 
     Args:
         number: of the step.
         batch_size: B.
-        side: S, of an image in pixels.
-        device: where the tensors lie.
-        longest: no sentence has more tokens.
+        side: S, in pixels.
+        device: of the tensors.
+        longest: maximum length of a caption, in tokens.
     """
     random = torch.Generator().manual_seed(number)
     weights = torch.tensor([float(count) for count in LENGTHS.values()])

@@ -17,7 +17,7 @@ WIDTH, DEPTH, HEADS, PATCH = 384, 12, 6, 32
 
 
 def clip_config(width: int = WIDTH, depth: int = DEPTH, vocabulary: int = VOCABULARY) -> dict[str, Any]:
-    """CLIP as open_clip and transformers have it: class token, norm before the first block, pooled at eos."""
+    """CLIP as in open_clip and transformers: class token, norm before the first block, pooling at eos."""
     heads = width // 64
     vit = {"patch_size": PATCH, "positions": "learned", "position_grid": SIDE // PATCH, "pooling": "class"}
     return {
@@ -32,11 +32,11 @@ def clip_config(width: int = WIDTH, depth: int = DEPTH, vocabulary: int = VOCABU
 
 
 def coca_config(width: int = WIDTH, depth: int = DEPTH, decoder_depth: int = 6, vocabulary: int = VOCABULARY) -> Any:
-    """The same images, and words that one tower reads for both losses, as CoCa's and `configs/coca.yaml` do.
+    """The same images; one tower encodes the text for both losses, as in CoCa and `configs/coca.yaml`.
 
-    It has as many weights in matrices as `depth` layers of text and `decoder_depth` of decoder in open_clip's CoCa. A
-    layer of that decoder has an MLP after each of its two attentions, 24 width^2; a block of ours that looks at the
-    image has 16 width^2 and one that reads the words alone 12: six of theirs are six and four of ours.
+    It has as many weights in matrices as `depth` text layers and `decoder_depth` decoder layers of open_clip's CoCa. A
+    layer of that decoder has an MLP after each of its two attentions, 24 width^2 weights. A block of VELM with
+    cross-attention has 16 width^2, a unimodal one 12: six layers of open_clip equal six blocks and four unimodal ones.
     """
     words_only = depth + decoder_depth * 2 // 3
     decoder = {"name": "transformer", "dim": width, "heads": width // 64, "max_length": CONTEXT}
@@ -50,7 +50,7 @@ def coca_config(width: int = WIDTH, depth: int = DEPTH, decoder_depth: int = 6, 
 
 
 class Trained(Steps):
-    """As a run builds it from a model's config."""
+    """A model as a run builds it from its config."""
 
     def __init__(self, config: Mapping[str, Any], settings: Settings) -> None:
         from velm.losses.weighted import build_losses
@@ -71,14 +71,14 @@ class Trained(Steps):
                     compile_tower(getattr(self.model, name))
 
     def loss(self, feed: Feed) -> torch.Tensor:
-        """As the task computes it."""
+        """The loss as the task computes it."""
         batch = batch_of(feed)
         output = self.model(batch, self.losses.requires)
         return self.losses(output, batch)[0]
 
 
 def trained(config: Mapping[str, Any], settings: Settings) -> Trained:
-    """With random weights, and with memory kept as `velm fit` keeps it."""
+    """With random weights and the memory settings of `velm fit`."""
     from velm.training.memory.allocation import keep_freed_memory
 
     if settings.device == "cpu":
@@ -88,7 +88,7 @@ def trained(config: Mapping[str, Any], settings: Settings) -> Trained:
 
 
 def batch_of(feed: Feed) -> Any:
-    """As VELM's loader gives it."""
+    """The batch as VELM's loader returns it."""
     from velm.outputs import Batch
 
     rows = torch.arange(len(feed.lengths), device=feed.lengths.device)

@@ -12,7 +12,7 @@ from benchmarks.processes import ROOT
 __all__ = ["VARIABLE", "data_folder", "write_rows", "write_tokenizer"]
 
 VARIABLE = "VELM_FLICKR8K"
-PAD, UNKNOWN = -4, -3  # the two rarest merges of CLIP's vocabulary, which has no tokens for either
+PAD, UNKNOWN = -4, -3  # ids of the two rarest merges; CLIP's vocabulary has no such tokens
 
 
 def data_folder() -> Path:
@@ -32,18 +32,18 @@ def data_folder() -> Path:
 
 
 def write_rows(source: Path, target: Path, rows: int) -> list[tuple[str, str]]:
-    """The first training rows as a CSV that both sides read, paths made absolute.
+    """Write the first training rows as a CSV that both sides read, with absolute paths.
 
     Args:
         source: folder with captions.csv.
         target: the file to write: image_path, text, split, image_id.
-        rows: captions.
+        rows: number of captions.
 
     Returns:
-        path and sentence of each.
+        path and caption of each row.
 
     Raises:
-        ValueError: there are fewer.
+        ValueError: there are fewer rows.
     """
     written = []
     with open(source / "captions.csv", newline="", encoding="utf-8") as read:
@@ -60,10 +60,10 @@ def write_rows(source: Path, target: Path, rows: int) -> list[tuple[str, str]]:
 
 
 def write_tokenizer(folder: Path) -> None:
-    """CLIP's byte-pair encoding, from the file that open_clip brings along, as `transformers` saves it.
+    """Write CLIP's byte-pair encoding, from the file in open_clip, in the format of `transformers`.
 
-    The ids are CLIP's. Padding and unknown, for which CLIP uses ids of other tokens, get those of the rarest merges,
-    so that the vocabulary stays 49,408.
+    The ids are CLIP's. CLIP has no separate ids for padding and unknown; they get those of the rarest merges, so that
+    the vocabulary stays at 49,408.
     """
     from open_clip.tokenizer import SimpleTokenizer, default_bpe
     from transformers import CLIPTokenizerFast

@@ -131,7 +131,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="The pointing game on drawn scenes.")
     parser.add_argument("checkpoint", help="of a model trained on shapes")
     parser.add_argument("--split", default="test")
-    parser.add_argument("--saliency", type=int, default=0, metavar="N", help="also integrated gradients, N scenes")
+    parser.add_argument("--saliency", type=int, default=0, metavar="N", help="also integrated gradients, on N scenes")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args(argv)
     pipeline = velm.load(args.checkpoint)

@@ -16,7 +16,7 @@ from benchmarks.harness.turns import ROOT, environment
 
 __all__ = ["ROOT", "Finished", "peak_of", "run"]
 
-EVERY = 0.25  # seconds from one look at memory to the next
+EVERY = 0.25  # seconds between two samples of memory
 SMALL_PARENT = (
     "import os, resource, sys; os.spawnv(os.P_WAIT, sys.argv[1], sys.argv[1:]); "
     "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
@@ -24,24 +24,23 @@ SMALL_PARENT = (
 
 
 class Finished(NamedTuple):
-    """What a command said, stdout and stderr together; with `tree`, the most memory it took, MiB."""
+    """Output of a command, stdout and stderr together; with `tree`, its peak memory in MiB."""
 
     output: str
     peak_mb: float
 
 
 def run(command: Sequence[str], *, folder: str | Path, threads: int, tree: bool = False) -> Finished:
-    """Run a command of this Python in a folder; `benchmarks` and `velm` are importable there.
+    """Run a command of this Python in a folder; it can import `benchmarks` and `velm`.
 
     Args:
-        command: what comes after `python`.
+        command: arguments after `python`.
         folder: the working directory.
         threads: of torch.
-        tree: look a few times a second how much memory the process and its children take together; what they share
-            counts once (Linux).
+        tree: sample the memory of the process and its children a few times per second, shared memory once (Linux).
 
     Raises:
-        AssertionError: it ended with an error, whose last lines are told.
+        AssertionError: it ended with an error; the message has its last lines.
     """
     log = Path(folder) / "said.txt"
     with open(log, "wb") as sink:
@@ -58,10 +57,10 @@ def run(command: Sequence[str], *, folder: str | Path, threads: int, tree: bool 
 
 
 def peak_of(command: Sequence[str], *, threads: int) -> float:
-    """The highest resident size of a command that is soon over, MiB.
+    """Peak resident memory of a short command, in MiB.
 
-    The kernel counts what the parent takes when it starts a process as that process's own, so the parent is a Python
-    that has imported next to nothing.
+    The kernel attributes the parent's memory at the start of a process to that process, so the parent is a Python
+    process with few imports.
     """
     with tempfile.TemporaryDirectory() as folder:
         said = run(["-S", "-c", SMALL_PARENT, sys.executable, *command], folder=folder, threads=threads).output
@@ -69,7 +68,7 @@ def peak_of(command: Sequence[str], *, threads: int) -> float:
 
 
 class _Tree:
-    """The most memory of a process and its children, looked at now and then."""
+    """Peak memory of a process and its children, by sampling."""
 
     def __init__(self, pid: int) -> None:
         self.pid, self.most = pid, 0.0
@@ -88,7 +87,7 @@ class _Tree:
 
 
 def _share(pid: int) -> int:
-    """KiB of a process, each shared page divided by how many share it."""
+    """KiB of a process; each shared page is divided by the number of processes that share it."""
     with suppress(OSError):
         for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
             if line.startswith("Pss:"):

@@ -25,7 +25,7 @@ WARM, STEPS = 20, 10
 
 
 class Profiled(lightning.Callback):
-    """Looks at `STEPS` whole steps after `WARM` of them, from one batch's end to another's, and prints the table."""
+    """Profiles `STEPS` complete steps after `WARM` of them, from batch end to batch end; prints a table."""
 
     def __init__(self) -> None:
         self.profiler = torch.profiler.profile()
@@ -43,7 +43,7 @@ class Profiled(lightning.Callback):
 
 
 def table(seconds: float, kinds: Mapping[str, float]) -> str:
-    """Of a step that took so long, in Markdown."""
+    """Markdown table of a step of this duration."""
     rows = {**kinds, "not in operations": seconds - sum(kinds.values())}
     lines = [f"A step of {seconds:.3f} s", "", "| | seconds | share |", "| --- | --- | --- |"]
     lines += [f"| {name} | {value:.4f} | {value / seconds:.0%} |" for name, value in rows.items()]

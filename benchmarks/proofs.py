@@ -15,7 +15,7 @@ from benchmarks.ours import Trained
 __all__ = ["EXACT", "differ", "flops", "in_double", "parameters", "same_function", "same_size"]
 
 EXACT = 1e-8
-"""Relative difference of float64 figures that is rounding; the peers keep a constant or two in float32."""
+"""Relative difference of float64 values that counts as rounding; the peers keep one or two constants in float32."""
 
 CLASS_TOKEN = "image_encoder.class_token"
 """Ours is the sum of two of theirs, each of whose gradients is ours."""
@@ -24,13 +24,13 @@ CLASS_TOKEN = "image_encoder.class_token"
 def same_function(
     peer: str, ours: Trained, theirs: Any, translate: Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
 ) -> list[Agreement]:
-    """Loss and every gradient in float64, ours from the peer's weights.
+    """Compare the loss and every gradient in float64, with VELM's model loaded from the peer's weights.
 
     Args:
         peer: its name.
-        ours: whose weights are replaced.
+        ours: VELM's model; its weights are replaced.
         theirs: a `benchmarks.peers.contrastive.Peer`.
-        translate: the peer's tensors under our names.
+        translate: maps the peer's tensors to VELM's names.
 
     Raises:
         AssertionError: they differ by more than rounding.
@@ -48,7 +48,7 @@ def same_function(
     none = {name: torch.zeros_like(p) for name, p in theirs.model.named_parameters() if p.grad is None}
     expected = translate(none | {n: p.grad for n, p in theirs.model.named_parameters() if p.grad is not None})
     expected[CLASS_TOKEN] = expected[CLASS_TOKEN] / 2
-    trained = {n: p for n, p in ours.model.named_parameters() if n != "image_encoder.patches.bias"}  # theirs has none
+    trained = {n: p for n, p in ours.model.named_parameters() if n != "image_encoder.patches.bias"}  # the peer has none
     worst = max(differ(trained[name].grad, expected[name]) for name in trained)
     assert worst < 1e-6, f"a gradient differs from {peer}'s by {worst:.1e}"
     norms = [torch.stack([t.norm() for t in side]).norm().item() for side in (
@@ -64,10 +64,10 @@ def same_size(
     steps: tuple[Callable[[], Any], Callable[[], Any]],
     allowed: float = 0.02,
 ) -> list[Agreement]:
-    """Weights in matrices, all parameters, and the operations of a forward pass over equal tensors.
+    """Compare weights in matrices, all parameters, and the operations of a forward pass over equal tensors.
 
     Raises:
-        AssertionError: ours has fewer by more than `allowed`.
+        AssertionError: VELM's model has fewer by more than `allowed`.
     """
     lines = []
     for what, count in (("weights in matrices", matrices), ("parameters", parameters)):
@@ -83,12 +83,12 @@ def parameters(module: nn.Module) -> int:
 
 
 def matrices(module: nn.Module) -> int:
-    """Weights with two dimensions or more."""
+    """Number of weights with two or more dimensions."""
     return sum(p.numel() for p in module.parameters() if p.dim() > 1)
 
 
 def flops(step: Callable[[], Any]) -> int:
-    """Of one call, by torch's counter: matrix products, convolutions and attention, forward and backward."""
+    """Operations of one call by torch's counter: matrix products, convolutions, attention, forward and backward."""
     from torch.utils.flop_counter import FlopCounterMode
 
     with FlopCounterMode(display=False) as counter:
@@ -97,7 +97,7 @@ def flops(step: Callable[[], Any]) -> int:
 
 
 def differ(a: Tensor | None, b: Tensor | None) -> float:
-    """Relative difference, of the norms where they are tensors."""
+    """Relative difference; of tensors, that of their norms."""
     assert a is not None
     assert b is not None
     a, b = a.detach(), b.detach()
@@ -105,7 +105,7 @@ def differ(a: Tensor | None, b: Tensor | None) -> float:
 
 
 def in_double(batch: Feed) -> Feed:
-    """The batch with its images normalised in float64, as ours are then."""
+    """The batch in float64, with normalised images."""
     mean, std = (torch.tensor(values, dtype=torch.float64).view(3, 1, 1) for values in (MEAN, STD))
     batch.floats = (batch.pixels.double() / 255 - mean) / std
     return batch

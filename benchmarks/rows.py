@@ -32,13 +32,13 @@ BLOCK = 250_000  # rows written at once
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, required=True, help="for the tables")
+    parser.add_argument("--folder", type=Path, required=True, help="folder for the tables")
     parser.add_argument("--rows", type=int, default=10_000_000)
-    parser.add_argument("--captions", type=int, default=1, help="rows of each image; every one is a sample")
-    parser.add_argument("--scattered", action="store_true", help="an image's rows lie far apart, not together")
+    parser.add_argument("--captions", type=int, default=1, help="rows per image; each is a sample")
+    parser.add_argument("--scattered", action="store_true", help="spread the rows of an image over the table")
     parser.add_argument("--kind", choices=("csv", "parquet"), default="csv")
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 2])
-    parser.add_argument("--batches", type=int, help="to take of the epoch; all of them if left out")
+    parser.add_argument("--batches", type=int, help="number of batches to read; default: the whole epoch")
     parser.add_argument("--step", choices=("write", "measure"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.step == "write":
@@ -50,13 +50,13 @@ def main() -> None:
 
 
 def table(args: argparse.Namespace) -> Path:
-    """Where the table of these rows is."""
+    """Path of the table with these rows."""
     scattered = "-scattered" if args.scattered else ""
     return Path(args.folder) / f"{args.rows}-{args.captions}{scattered}.{args.kind}"
 
 
 def write(folder: Path, rows: int, captions: int, scattered: bool, kind: str) -> None:
-    """Write the table in blocks, and beside it the bytes of its paths and sentences."""
+    """Write the table in blocks, and the bytes of its paths and captions to a file beside it."""
     import numpy as np
     import pyarrow as pa
     from pyarrow import csv, parquet
@@ -79,7 +79,7 @@ def write(folder: Path, rows: int, captions: int, scattered: bool, kind: str) ->
 
 
 def measure(path: Path, workers: int, batches: int | None, captions: int) -> dict[str, Any]:
-    """Open the table, take an epoch or a part of it, and tell seconds, samples and memory (MiB)."""
+    """Open the table, read an epoch or a part of it, and return seconds, samples and memory (MiB)."""
     import resource
 
     from velm.training.data import VisionLanguageData
@@ -91,7 +91,7 @@ def measure(path: Path, workers: int, batches: int | None, captions: int) -> dic
         num_workers=workers, captions="all" if captions > 1 else "random",
     )  # fmt: skip
     loader = data.train_dataloader()
-    loader.dataset.transform = None  # type: ignore[attr-defined]  # the images are not there
+    loader.dataset.transform = None  # type: ignore[attr-defined]  # the images do not exist
     opened, peak = time.perf_counter() - begun, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     count = len(loader) if batches is None else min(batches, len(loader))
     marks, memory, samples, first = {count // 10, count // 2, count}, [], 0, 0.0
@@ -123,12 +123,12 @@ def shared_out() -> float:
 def _read(path: Path) -> str:
     try:
         return path.read_text()
-    except OSError:  # it has ended
+    except OSError:  # the process has ended
         return ""
 
 
 def run(args: argparse.Namespace, rows: int, workers: int) -> dict[str, Any]:
-    """A measurement in a fresh process, under /usr/bin/time -v; the table is written if it is not there."""
+    """A measurement in a new process, under /usr/bin/time -v; writes the table if it does not exist."""
     options = ["--folder", str(args.folder), "--rows", str(rows), "--captions", str(args.captions), "--kind", args.kind]
     options += ["--scattered"] * args.scattered + ["--workers", str(workers)]
     if args.batches is not None:
@@ -150,9 +150,9 @@ def report(args: argparse.Namespace) -> None:
         small, large = (run(args, rows, workers) for rows in (1000, args.rows))
         text, base = large["text_bytes"] / MIB, max(small["memory"])
         print(f"{args.rows:,} rows ({args.kind}), {text:,.0f} MiB of text, {workers} workers")
-        print(f"  small table {base:,.0f} MiB, which is taken off")
+        print(f"  small table {base:,.0f} MiB, subtracted below")
         print(f"  opened after {large['opened_s']:.1f} s, first batch after {large['first_batch_s']:.1f} s")
-        print(f"  {large['samples']:,} samples taken, {large['samples_s']:,.0f} a second")
+        print(f"  {large['samples']:,} samples read, {large['samples_s']:,.0f} per second")
         for when, memory in zip(("first batch", "tenth", "half", "end"), large["memory"], strict=False):
             print(f"  memory, {when:<12} {memory:>8,.0f} MiB, ratio {(memory - base) / text:.2f}")
         for when, key in (("opening", "opening_peak"), ("whole run", "timed_peak")):

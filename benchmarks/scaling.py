@@ -45,7 +45,7 @@ LAYOUTS = {
 
 
 class Counted(TorchDispatchMode):
-    """Bytes that collectives are given, by kind: the whole tensor, as in `velm.planning.step.Collective`."""
+    """Bytes passed to collectives, by kind: the whole tensor, as in `velm.planning.step.Collective`."""
 
     KINDS: ClassVar[dict[str, str]] = {
         "allreduce_": "all_reduce",
@@ -53,7 +53,7 @@ class Counted(TorchDispatchMode):
         "_allgather_base_": "all_gather",
         "_reduce_scatter_base_": "reduce_scatter",
         "reduce_scatter_": "reduce_scatter",
-        "scatter_": "reduce_scatter",  # the backward pass of a gather, which gloo makes of scatters
+        "scatter_": "reduce_scatter",  # backward pass of a gather; gloo implements it by scatters
         "alltoall_base_": "all_to_all",
     }
 
@@ -65,7 +65,7 @@ class Counted(TorchDispatchMode):
         space, _, name = func._schema.name.partition("::")
         if space == "c10d" and name in self.KINDS:
             given = [sum(t.nbytes for t in tree_leaves(arg) if isinstance(t, Tensor)) for arg in args[:2]]
-            # the larger of input and output; of scatters, every process takes one share from each of the others
+            # the larger of input and output; with scatters, each process receives one share from each of the others
             self.bytes[self.KINDS[name]] += given[0] if name == "scatter_" else max(given)
         elif space == "c10d" and name not in ("barrier", "broadcast_", "send", "recv_"):
             self.bytes[name] += 1
@@ -85,13 +85,15 @@ def main() -> None:
     if args.table:
         print_table(args, ["--config", args.table, *rest])
         return
-    print(f"{'layout':<16}{'processes':>10}{'seconds a step':>16}{'a gather, ms':>14}  bytes: counted (predicted)")
+    print(f"{'layout':<22}{'processes':>10}{'seconds a step':>16}{'a gather, ms':>14}  bytes: counted (predicted)")
     for layout in args.layouts:
         for processes in args.processes:
             got = measured(processes, layout)
-            told = [f"{kind} {got['counted'].get(kind, 0):,} ({number:,})" for kind, number in got["predicted"].items()]
+            sizes = [
+                f"{kind} {got['counted'].get(kind, 0):,} ({number:,})" for kind, number in got["predicted"].items()
+            ]
             gather = f"{1000 * got['gather']:.2f}"
-            print(f"{layout:<16}{processes:>10}{got['step']:>16.2f}{gather:>14}  {', '.join(told)}", flush=True)
+            print(f"{layout:<22}{processes:>10}{got['step']:>16.2f}{gather:>14}  {', '.join(sizes)}", flush=True)
 
 
 def measured(processes: int, layout: str, steps: int = STEPS) -> dict[str, Any]:
@@ -170,14 +172,14 @@ def _gather_seconds(width: int) -> float:
 
 
 class _Trainer:
-    """What a task asks of its trainer in a step."""
+    """The attributes of a Trainer that a task uses in a step."""
 
     def __init__(self, world: int) -> None:
         self.world_size = world
 
 
 class _Wrapped(torch.nn.Module):
-    """`forward` is the training step, as Lightning's strategies have it."""
+    """`forward` is the training step, as in Lightning's strategies."""
 
     def __init__(self, task: Any) -> None:
         super().__init__()
@@ -193,7 +195,7 @@ def options(micro_batch: int | None) -> dict[str, Any]:
 
 
 def make_task(sharded: bool, micro_batch: int | None, world: int) -> tuple[Any, Any]:
-    """A task, and what to call with a batch."""
+    """A task, and the function to call with a batch."""
     from lightning.fabric.utilities.distributed import _all_gather_ddp_if_available
     from torch.distributed.device_mesh import init_device_mesh
 
@@ -203,7 +205,7 @@ def make_task(sharded: bool, micro_batch: int | None, world: int) -> tuple[Any, 
     torch.manual_seed(0)
     task = VisionLanguageTask(**options(micro_batch)).train()
     task.__dict__["_trainer"], task._jit_is_scripting = _Trainer(world), False
-    task.all_gather = (  # type: ignore[method-assign]  # Lightning's, without a Trainer around it
+    task.all_gather = (  # type: ignore[method-assign]  # Lightning's strategy without a Trainer
         lambda tensor, sync_grads=False: _all_gather_ddp_if_available(tensor, sync_grads=sync_grads)
     )
     wrapped: Any = _Wrapped(task)
@@ -217,7 +219,7 @@ def make_task(sharded: bool, micro_batch: int | None, world: int) -> tuple[Any, 
 
 
 def costs() -> Any:
-    """What `velm.planning` measures of the model."""
+    """The costs of the model, as measured by `velm.planning`."""
     from velm.data.text.bpe import ByteTokenizer
     from velm.planning.measure import measure, probe
     from velm.training.task import VisionLanguageTask
@@ -230,7 +232,7 @@ def costs() -> Any:
 
 
 def print_table(args: argparse.Namespace, fit: list[str]) -> None:
-    """Markdown: a row for each number of devices."""
+    """Print a Markdown table with a row for each number of devices."""
     from dataclasses import replace
 
     from velm.planning.devices import device

@@ -15,12 +15,12 @@ __all__ = ["Steps", "run_of"]
 
 
 class Steps(ABC):
-    """A model with its optimizer, ready for steps.
+    """A model with its optimizer, ready for training steps.
 
     Attributes:
-        settings: given to all systems alike.
+        settings: the same for all systems.
         model: in training mode, on the device.
-        optimizer: over its parameters.
+        optimizer: of its parameters.
     """
 
     settings: Settings
@@ -29,10 +29,10 @@ class Steps(ABC):
 
     @abstractmethod
     def loss(self, feed: Feed) -> Tensor:
-        """Of a batch, float ()."""
+        """The loss of a batch, float ()."""
 
     def step(self, feed: Feed) -> int:
-        """Returns how many samples it was."""
+        """Take a step; returns the number of samples."""
         self.optimizer.zero_grad()
         half = self.settings.precision == "bf16"
         with torch.autocast(self.settings.device, torch.bfloat16, enabled=half):
@@ -42,7 +42,7 @@ class Steps(ABC):
         return len(feed.lengths)
 
     def allocate(self) -> None:
-        """Make gradients and the optimizer's state without changing a weight."""
+        """Allocate gradients and optimizer state without changing a weight."""
         rates = [group["lr"] for group in self.optimizer.param_groups]
         for group in self.optimizer.param_groups:
             group["lr"] = 0.0
@@ -54,6 +54,6 @@ class Steps(ABC):
 
 
 def run_of(system: Steps, make: Callable[[int], Feed], count: int = 5) -> Run:
-    """Steps on batches that have not been seen; making them is the same for all sides."""
+    """Steps on new batches; the cost of making them is the same for all systems."""
     number = iter(range(10**9))
     return Run(lambda: system.step(make(next(number))), system.allocate, steps=count)

@@ -16,10 +16,10 @@ __all__ = ["FirstStep", "Witness"]
 
 
 class FirstStep(Callback):
-    """Ends the process, without tidying up, as soon as the first optimizer step has been taken.
+    """Ends the process, without clean-up, right after the first optimizer step.
 
     Args:
-        path: where to write what there was by then: parameters, loggers, callbacks, the highest resident size in MiB.
+        path: file to write: parameters, loggers, callbacks, peak resident memory in MiB.
     """
 
     def __init__(self, path: str) -> None:
@@ -42,7 +42,7 @@ class Witness(Callback):
     """Counts what VELM is trained on.
 
     Args:
-        path: where to write parameters, steps, samples, the clock at the first step (seconds) and, if asked, sentences.
+        path: file to write: parameters, steps, samples, time of the first step (seconds) and, on request, captions.
         sentences: keep the token ids of every sample, in order.
     """
 

@@ -17,7 +17,7 @@ __all__ = ["TASKS"]
 
 
 def measure(workload: Workload, system: str, settings: Settings) -> dict[str, Any]:
-    """Seconds of a step (the median of some), what it counts, extra memory of the first, load by others."""
+    """Median seconds of a step, its units, extra memory of the first step, load by other processes."""
     run = _ready(workload, system, settings)
     if run.prepare is not None:
         run.prepare()
@@ -46,7 +46,7 @@ def prove(workload: Workload, system: str, settings: Settings) -> list[Any]:
 
 
 def profile(workload: Workload, system: str, settings: Settings) -> dict[str, float]:
-    """Seconds of a step by what was done."""
+    """Seconds of a step by kind of operation."""
     from benchmarks.harness.shares import shares
 
     run = _ready(workload, system, settings)
@@ -70,7 +70,7 @@ def _wait(settings: Settings) -> None:
 
 
 def main(arguments: list[str]) -> None:
-    """task, workload, system, settings, and the file that the result goes to."""
+    """Arguments: task, workload, system, settings, and the file to write the result to."""
     from benchmarks.workloads import all_workloads
 
     task, name, system, settings, output = arguments

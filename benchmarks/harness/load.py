@@ -12,14 +12,14 @@ TICKS = os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 100
 
 
 class Watch:
-    """Started when it is made; `others()` is the mean number of cores that other processes took since."""
+    """Starts on construction; `others()` is the mean number of cores used by other processes since then."""
 
     def __init__(self) -> None:
         self.start = time.perf_counter()
         self.busy, self.own = _busy_seconds(), _tree_seconds()
 
     def others(self) -> float | None:
-        """Cores, 0 and more; None where it cannot be measured."""
+        """Number of cores, at least 0; None if it cannot be measured."""
         if self.busy is None:
             return None
         busy, own = _busy_seconds(), _tree_seconds()
@@ -28,18 +28,18 @@ class Watch:
 
 
 def tree(pid: int) -> list[int]:
-    """A process and all that it has started and that still run."""
+    """A process and all of its running descendants."""
     found = [pid]
     for task in Path(f"/proc/{pid}/task").glob("*/children"):
         try:
             found += [one for child in task.read_text().split() for one in tree(int(child))]
-        except OSError:  # it has ended
+        except OSError:  # the process has ended
             continue
     return found
 
 
 def _busy_seconds() -> float | None:
-    """What all cores have worked since the machine was started, the time that a hypervisor took included."""
+    """CPU seconds of all cores since the machine started, including time taken by a hypervisor."""
     try:
         first = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]
     except OSError:
@@ -49,12 +49,12 @@ def _busy_seconds() -> float | None:
 
 
 def _tree_seconds() -> float:
-    """What this process and those it started have worked."""
+    """CPU seconds of this process and its descendants."""
     total = 0.0
     for pid in tree(os.getpid()):
         try:
             fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         except OSError:
             continue
-        total += sum(int(number) for number in fields[11:15]) / TICKS  # its own, and those of children that ended
+        total += sum(int(number) for number in fields[11:15]) / TICKS  # its own and those of finished children
     return total

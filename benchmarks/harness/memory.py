@@ -12,7 +12,7 @@ MB = 2**20
 
 
 class Peak:
-    """Started when it is made, in a process whose weights, gradients and optimizer's state are there already."""
+    """Starts on construction, in a process that already has its weights, gradients and optimizer state."""
 
     def __init__(self, device: str) -> None:
         gc.collect()
@@ -25,11 +25,11 @@ class Peak:
             torch.cuda.reset_peak_memory_stats()
             self.start = float(torch.cuda.memory_allocated())
         elif Path("/proc/self/clear_refs").exists():
-            Path("/proc/self/clear_refs").write_text("5")  # the peak is what is resident now
+            Path("/proc/self/clear_refs").write_text("5")  # resets the peak to the current resident memory
             self.start = highest()
 
     def extra_mb(self) -> float:
-        """MiB above the start; NaN where it cannot be measured."""
+        """MiB above the start; NaN if it cannot be measured."""
         if self.device == "cuda":
             import torch
 
@@ -38,7 +38,7 @@ class Peak:
 
 
 def highest() -> float:
-    """Bytes that this program had resident at most; `getrusage` would count the parent's. NaN without /proc."""
+    """Peak resident bytes of this program; `getrusage` would include the parent's. NaN without /proc."""
     try:
         found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
     except OSError:

@@ -18,14 +18,14 @@ __all__ = ["Outcome", "draw", "markdown", "results", "write"]
 
 @dataclass
 class Outcome:
-    """Of one workload.
+    """The outcome of one workload.
 
     Attributes:
-        workload: which.
-        proof: that the work is the same.
-        measured: by system.
-        shares: seconds of a step by kind; empty where none were asked for.
-        failed: what went wrong, in place of figures; None where nothing did.
+        workload: the workload.
+        proof: that the systems do the same work.
+        measured: results by system.
+        shares: seconds of a step by kind of operation; empty if not profiled.
+        failed: error message instead of results; None without an error.
     """
 
     workload: Workload
@@ -35,18 +35,18 @@ class Outcome:
     failed: str | None = None
 
     def ratio(self, peer: str) -> float:
-        """How many times as fast as the peer: its units a second in ours."""
+        """Speed relative to the peer: units per second of VELM over those of the peer."""
         ours, theirs = self.measured[self.workload.against[peer]].figures(), self.measured[peer].figures()
         return ours["per_s"] / theirs["per_s"]
 
     def memory_ratio(self, peer: str) -> float:
-        """Our extra memory by the peer's; NaN where either is not known or the peer has none."""
+        """VELM's extra memory over the peer's; NaN if either is unknown or the peer has none."""
         ours, theirs = self.measured[self.workload.against[peer]].figures(), self.measured[peer].figures()
         return ours["extra_mb"] / theirs["extra_mb"] if theirs["extra_mb"] else math.nan
 
 
 def results(outcomes: Sequence[Outcome]) -> dict[str, Any]:
-    """Workload, then system, then median_s, per_s, extra_mb and so on; and workload, `ratio`, peer."""
+    """Workload -> system -> median_s, per_s, extra_mb and so on; and workload -> `ratio` -> peer."""
     found: dict[str, Any] = {}
     for outcome in outcomes:
         name = outcome.workload.name
@@ -62,7 +62,7 @@ def results(outcomes: Sequence[Outcome]) -> dict[str, Any]:
 
 
 def markdown(outcomes: Sequence[Outcome], machine: str) -> str:
-    """A section a workload."""
+    """One section per workload."""
     return "\n\n".join([f"# Benchmarks\n\n{machine}", *(_section(outcome) for outcome in outcomes)]) + "\n"
 
 
@@ -116,7 +116,7 @@ def _share_table(outcome: Outcome) -> str:
 
 
 def draw(outcomes: Sequence[Outcome], path: Path) -> None:
-    """A bar for each peer: how many times as fast VELM is."""
+    """One bar per peer: speed of VELM relative to it."""
     from matplotlib.figure import Figure
 
     bars = [
@@ -140,7 +140,7 @@ def draw(outcomes: Sequence[Outcome], path: Path) -> None:
 
 
 def write(outcomes: Sequence[Outcome], folder: Path, machine: str) -> None:
-    """results.json, results.md and results.svg in `folder`."""
+    """Write results.json, results.md and results.svg into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "results.json").write_text(json.dumps(results(outcomes), indent=2) + "\n", encoding="utf-8")
     (folder / "results.md").write_text(markdown(outcomes, machine), encoding="utf-8")
@@ -148,7 +148,7 @@ def write(outcomes: Sequence[Outcome], folder: Path, machine: str) -> None:
 
 
 def calm_note(outcomes: Sequence[Outcome]) -> str | None:
-    """A line about what others disturbed; None where nothing was."""
+    """A line about disturbed measurements; None if there are none."""
     count = sum(measured.disturbed for outcome in outcomes for measured in outcome.measured.values())
     if not count:
         return None

@@ -39,7 +39,7 @@ KINDS = {
 
 
 def kind(name: str) -> str:
-    """Of an operation, by its name in the profiler."""
+    """Kind of an operation, from its name in the profiler."""
     bare = name.lower().removeprefix("aten::").strip("_")
     if bare in KINDS[FLOOR]:
         return FLOOR
@@ -50,7 +50,7 @@ def kind(name: str) -> str:
 
 
 def shares(step: Callable[[], Any], device: str = "cpu") -> dict[str, float]:
-    """Seconds of each kind in one step, the most first; they add up to what the profiler has seen."""
+    """Seconds of each kind in one step, in descending order; the sum is the time seen by the profiler."""
     import torch
     from torch.profiler import ProfilerActivity
 
@@ -61,7 +61,7 @@ def shares(step: Callable[[], Any], device: str = "cpu") -> dict[str, float]:
 
 
 def gathered(recorded: Any, device: str) -> dict[str, float]:
-    """Seconds of each kind in what a torch.profiler has recorded, the most first."""
+    """Seconds of each kind in the records of a torch.profiler, in descending order."""
     own = "self_device_time_total" if device == "cuda" else "self_cpu_time_total"
     found: dict[str, float] = {}
     for event in recorded.key_averages():

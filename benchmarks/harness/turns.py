@@ -25,19 +25,19 @@ TRIES = 3
 
 
 class Failed(RuntimeError):
-    """A measurement's process ended with an error."""
+    """The process of a measurement ended with an error."""
 
 
 @dataclass
 class Measured:
-    """Of one system.
+    """The measurements of one system.
 
     Attributes:
-        seconds: of a step, one for each process.
-        units: what a step counts.
-        extra_mb: of each process.
-        others: cores that other processes took meanwhile; None where it is not known.
-        redone: processes whose figures are left out, for being disturbed.
+        seconds: of a step, one value per process.
+        units: units per step.
+        extra_mb: one value per process.
+        others: number of cores used by other processes in the meantime; None if unknown.
+        redone: number of processes whose results are discarded because they were disturbed.
     """
 
     seconds: list[float] = field(default_factory=list)
@@ -52,11 +52,11 @@ class Measured:
 
     @property
     def disturbed(self) -> int:
-        """How many of the measurements that count others have disturbed nevertheless."""
+        """Number of counted measurements that were disturbed nevertheless."""
         return sum(others is not None and others > CALM for others in self.others)
 
     def figures(self) -> dict[str, float]:
-        """As results.json has them."""
+        """The metrics of results.json."""
         return {
             "median_s": self.median_s,
             "min_s": min(self.seconds),
@@ -74,13 +74,13 @@ Measure = Callable[[str], dict[str, Any]]
 def take_turns(
     workload: Workload, measure: Measure, repeats: int, say: Callable[[str], None] = print
 ) -> dict[str, Measured]:
-    """`repeats` undisturbed measurements of each system, in turn.
+    """`repeats` undisturbed measurements of each system, in alternation.
 
     Args:
-        workload: whose systems they are.
-        measure: the name of a system to what its process found (see `benchmarks.harness.child.measure`).
-        repeats: of each.
-        say: is told of each.
+        workload: the workload.
+        measure: from the name of a system to the result of its process (see `benchmarks.harness.child.measure`).
+        repeats: number of measurements per system.
+        say: called with a line for each measurement.
     """
     found = {system: Measured() for system in workload.systems}
     for turn in range(repeats):
@@ -102,16 +102,16 @@ def take_turns(
 
 
 def environment(threads: int) -> dict[str, str]:
-    """Of a process in which torch has so many threads and `benchmarks` and `velm` are importable."""
+    """Environment variables for a process with this number of torch threads that can import `benchmarks` and `velm`."""
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
 
 
 def in_a_process(task: str, workload: Workload, system: str, settings: Settings) -> Any:
-    """What `benchmarks.harness.child` finds.
+    """The result of `benchmarks.harness.child`.
 
     Raises:
-        Failed: it ended with an error, whose last lines are said.
+        Failed: it ended with an error; the message has its last lines.
     """
     calm = {**environment(settings.threads), "TOKENIZERS_PARALLELISM": "false"}
     with tempfile.TemporaryDirectory() as folder:

@@ -15,13 +15,13 @@ OURS = "velm"
 
 @dataclass(frozen=True)
 class Settings:
-    """What every system of a workload is given alike.
+    """Settings that are the same for every system of a workload.
 
     Attributes:
-        precision: 'bf16' (autocast where training is measured) or '32'.
-        threads: of torch, in each process.
+        precision: 'bf16' (autocast in training) or '32'.
+        threads: torch threads of each process.
         device: 'cpu' or 'cuda'.
-        compile: hand models to torch.compile, on both sides where both can.
+        compile: use torch.compile, on both sides if both support it.
     """
 
     precision: str = "bf16"
@@ -39,15 +39,15 @@ class Settings:
 
 @dataclass
 class Run:
-    """A system made ready in a process of its own.
+    """A system, prepared in its own process.
 
     Attributes:
-        step: does the work once; returns how many units of it (samples, tokens, images) that was.
-        prepare: called once before the first step, whose extra memory is measured from there: what a step always needs
-            (gradients, the optimizer's state) is made here.
-        warm: steps that are not counted.
-        steps: steps that are; the process reports their median.
-        extra_mb: of a step that works in processes of its own, the peak they report; None: this process is looked at.
+        step: does the work once; returns the number of its units (samples, tokens, images).
+        prepare: called once before the first step, whose extra memory is measured from there; allocates what every step
+            needs (gradients, optimizer state).
+        warm: number of warm-up steps.
+        steps: number of measured steps; the process reports their median.
+        extra_mb: peak memory, for a step that runs in processes of its own; None: measure this process.
     """
 
     step: Callable[[], int]
@@ -58,7 +58,7 @@ class Run:
 
 
 class Agreement(NamedTuple):
-    """One line of the proof: what was compared, and both values (numbers, or the words 'equal' and so on)."""
+    """One line of the proof: the quantity compared, and both values (numbers, or text such as 'equal')."""
 
     what: str
     ours: Any
@@ -71,14 +71,14 @@ class Workload:
     """The same work for several systems.
 
     Attributes:
-        name: on the command line and in results.json; 'generate_beams' also runs where 'generate' is asked for.
-        title: a line that says what is done, with its sizes.
-        unit: what a step counts, in the plural.
-        systems: by name, each builds its `Run`; called in a process of its own, so imports belong inside.
-        against: {peer: the system of ours it is held against}; the ratio is the peer's median by ours.
-        prove: shows that the work is the same, or raises AssertionError; called in a process of its own.
-        repeats: processes of each system, when nobody says how many.
-        profiled: ours whose step goes through torch.profiler for the share-of-time table; None: no table.
+        name: on the command line and in results.json; 'generate' also selects 'generate_beams'.
+        title: one line that describes the work and its sizes.
+        unit: unit of a step, in the plural.
+        systems: by name, a function that builds its `Run`; called in its own process, so it imports what it needs.
+        against: {peer: the system of VELM that it is compared with}; the ratio is the peer's median over VELM's.
+        prove: shows that the work is the same, or raises AssertionError; called in its own process.
+        repeats: default number of processes per system.
+        profiled: the system of VELM whose step is profiled by torch.profiler; None: no profile.
     """
 
     name: str
@@ -93,7 +93,7 @@ class Workload:
 
 
 def require(module: str) -> None:
-    """Leave with a line that says what to install where a peer is not there."""
+    """Exit with a line that says what to install if a peer is not installed."""
     try:
         __import__(module)
     except ImportError as error:

@@ -29,7 +29,7 @@ PAD, BOS, EOS, UNKNOWN = range(4)
 
 
 class Scenes(Dataset):
-    """Drawn scenes, one of their descriptions at random, and the vocabulary of them all."""
+    """Drawn scenes, each with one random description, and the vocabulary of all descriptions."""
 
     def __init__(self) -> None:
         self.records = Shapes().split("train")

@@ -12,12 +12,12 @@ __all__ = ["Peer"]
 
 
 class Peer(Steps):
-    """With AdamW as open_clip_train.main builds it: no decay on gains, biases and scalars.
+    """A peer with AdamW as open_clip_train.main builds it: no decay on gains, biases and scalars.
 
     Args:
-        model: the peer's.
-        settings: given to all systems alike.
-        fused: torch's fused AdamW in place of its default.
+        model: of the peer.
+        settings: the same for all systems.
+        fused: use torch's fused AdamW instead of its default.
     """
 
     def __init__(self, model: nn.Module, settings: Settings, *, fused: bool = False) -> None:
@@ -26,7 +26,7 @@ class Peer(Steps):
         self.call = torch.compile(self.model) if settings.compile else self.model
 
     def build_optimizer(self, fused: bool | None) -> torch.optim.Optimizer:
-        """Of its parameters."""
+        """The optimizer of the model's parameters."""
         plain = [p for p in self.model.parameters() if p.ndim < 2]
         decayed = [p for p in self.model.parameters() if p.ndim >= 2]
         groups = [{"params": plain, "weight_decay": 0.0}, {"params": decayed, "weight_decay": 0.2}]

@@ -54,7 +54,7 @@ class TransformersCLIP(Peer):
 
 
 def towers(width: int, depth: int, vocabulary: int, side: int = SIDE) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Of images and of sentences, as open_clip's configs name their sizes."""
+    """The image and text towers, with sizes named as in open_clip's configs."""
     vision = {"image_size": side, "layers": depth, "width": width, "head_width": 64, "patch_size": PATCH}
     text = {
         "context_length": CONTEXT, "vocab_size": vocabulary, "width": width, "heads": width // 64, "layers": depth,
@@ -74,7 +74,7 @@ def open_clip_clip(width: int = WIDTH, depth: int = DEPTH, vocabulary: int = VOC
 def open_clip_coca(
     width: int = WIDTH, depth: int = DEPTH, decoder_depth: int = 6, vocabulary: int = VOCABULARY, side: int = SIDE
 ) -> nn.Module:
-    """`open_clip.coca_model.CoCa`, whose decoder looks at all patches, unpooled, as ours does."""
+    """`open_clip.coca_model.CoCa`, with a decoder that attends over all patches without a pooler, like VELM's."""
     require("open_clip")
     from open_clip.coca_model import CoCa
 
@@ -86,12 +86,12 @@ def open_clip_coca(
         text_cfg={**text, "embed_cls": True, "output_tokens": True},
         vision_cfg={**vision, "output_tokens": True},
     )
-    nn.init.normal_(model.text_decoder.text_projection, std=width**-0.5)  # left as memory was otherwise
+    nn.init.normal_(model.text_decoder.text_projection, std=width**-0.5)  # otherwise uninitialised memory
     return model
 
 
 def transformers_clip(width: int = WIDTH, depth: int = DEPTH, vocabulary: int = VOCABULARY) -> nn.Module:
-    """`transformers.CLIPModel` with the GELU that the others have."""
+    """`transformers.CLIPModel` with the GELU of the other systems."""
     require("transformers")
     from transformers import CLIPConfig, CLIPModel
 

@@ -27,7 +27,7 @@ def main(models: str, witness: str, *options: str) -> None:
 
 
 def _seen(train: Any, path: str) -> Any:
-    """Their loop, with what goes into the model written down."""
+    """The training loop of open_clip, with its inputs recorded."""
 
     def train_one_epoch(
         model: Any, data: Any, loss: Any, epoch: int, optimizer: Any, *args: Any, **kwargs: Any

@@ -16,14 +16,14 @@ __all__ = ["Loop", "PlainLoop", "from_ours"]
 
 
 class PlainLoop(nn.Module):
-    """The model of `benchmarks.workloads.rnn_step`, its equations those of `velm.decoders.rnn`.
+    """The model of `benchmarks.workloads.rnn_step`, with the equations of `velm.decoders.rnn`.
 
     Args:
         trunk: images float (B, 3, S, S) to features (B, C, H', W').
         channels: C.
         vocabulary: V.
-        dim: width of GRU, LSTM and joint space.
-        words: width of a word vector.
+        dim: width of the GRU, the LSTM and the joint space.
+        words: width of a token embedding.
     """
 
     def __init__(self, trunk: nn.Module, channels: int, vocabulary: int, dim: int, words: int) -> None:
@@ -64,7 +64,7 @@ class PlainLoop(nn.Module):
         return (F.cross_entropy(logits, places) + F.cross_entropy(logits.T, places)) / 2
 
     def write(self, features: Tensor, tokens: Tensor) -> Tensor:
-        """Logits (B, T, V), a word at a time."""
+        """Logits (B, T, V), computed token by token."""
         embedded, memory = self.embedding(tokens), self.memory_projection(features)
         hidden, cell = self.initial(memory.mean(dim=1)).tanh().chunk(2, dim=1)
         logits = []
@@ -78,7 +78,7 @@ class PlainLoop(nn.Module):
 
 
 class Loop(Peer):
-    """It, trained; with fused AdamW, so that the optimizer makes no difference."""
+    """`PlainLoop` with fused AdamW, so that the optimizers do not differ."""
 
     def loss(self, feed: Feed) -> Tensor:
         found: Tensor = self.call(feed.floats, feed.trimmed, feed.lengths)
@@ -86,7 +86,7 @@ class Loop(Peer):
 
 
 def from_ours(ours: Mapping[str, Tensor], log_scale: Tensor, trunk: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """VELM's weights, or their gradients, under the loop's names; gates in the order of torch's LSTMCell.
+    """VELM's weights or gradients under the parameter names of the loop; gates in the order of torch's LSTMCell.
 
     Args:
         ours: of the model, by name.
@@ -123,6 +123,6 @@ def _wide(x: Tensor) -> Tensor:
 
 
 def _gates(tensor: Tensor) -> Tensor:
-    """Input, forget, output, candidate to input, forget, candidate, output."""
+    """From the order (input, forget, output, candidate) to (input, forget, candidate, output)."""
     let_in, keep, let_out, candidate = tensor.chunk(4)
     return torch.cat([let_in, keep, candidate, let_out])

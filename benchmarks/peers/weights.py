@@ -14,9 +14,9 @@ MLPS = {"mlp.c_fc": "mlp.0", "mlp.c_proj": "mlp.3", "mlp.fc1": "mlp.0", "mlp.fc2
 
 
 def from_open_clip(theirs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Of `open_clip.model.CLIP`; works for gradients too, but for the class token's, see below.
+    """Weights of `open_clip.model.CLIP`; also for gradients, except that of the class token.
 
-    Their class token is a vector and the first position; ours is one vector, the sum.
+    open_clip has a class token and a position embedding for it; VELM has one vector, their sum.
     """
     ours = {
         "image_encoder.patches.weight": theirs["visual.conv1.weight"],
@@ -43,7 +43,7 @@ def from_open_clip(theirs: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def from_transformers(theirs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Of `transformers.CLIPModel`; works for gradients too, but for the class token's."""
+    """Weights of `transformers.CLIPModel`; also for gradients, except that of the class token."""
     vision, text = "vision_model", "text_model"
     ours = {
         "image_encoder.patches.weight": theirs[f"{vision}.embeddings.patch_embedding.weight"],

@@ -12,16 +12,16 @@ __all__ = ["all_workloads", "chosen"]
 
 
 def all_workloads() -> dict[str, Workload]:
-    """By name, in the order of the modules' names."""
+    """All workloads by name, in the order of the module names."""
     modules = (importlib.import_module(f"{__name__}.{found.name}") for found in pkgutil.iter_modules(__path__))
     return {workload.name: workload for module in modules for workload in getattr(module, "WORKLOADS", ())}
 
 
 def chosen(names: Sequence[str]) -> list[Workload]:
-    """Those asked for, all where none is: 'generate' stands for 'generate_beams' too.
+    """The workloads with these names, or all if there are none; 'generate' also selects 'generate_beams'.
 
     Raises:
-        ValueError: a name that no workload has.
+        ValueError: no workload has the name.
     """
     known = all_workloads()
     if not names:

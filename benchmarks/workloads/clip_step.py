@@ -35,7 +35,7 @@ def transformers(settings: Settings) -> Run:
 
 
 def prove(settings: Settings) -> list[Agreement]:
-    """The whole model, float64, on sentences of unequal lengths: the peers read the padding, ours does not."""
+    """The whole model in float64, on captions of different lengths: the peers process the padding, VELM does not."""
     from benchmarks import proofs
     from benchmarks.ours import Trained, clip_config
     from benchmarks.peers import contrastive, weights
@@ -67,6 +67,6 @@ WORKLOADS = [
         },
         against={"open_clip": OURS, "open_clip_fused": OURS, "transformers": OURS},
         prove=prove,
-        notes=("Sentences have the lengths of Flickr8k's; the peers pad them to 77 tokens, as they do by default.",),
+        notes=("Captions have the lengths of Flickr8k's; the peers pad them to 77 tokens, as they do by default.",),
     )
 ]

@@ -23,7 +23,7 @@ def open_clip(settings: Settings) -> Run:
 
 
 def prove(settings: Settings) -> list[Agreement]:
-    """Sizes, and the operations that both do where ours is made to read 77 tokens of every sentence, too."""
+    """Sizes, and the operations of both when VELM also processes 77 tokens per caption."""
     from benchmarks.ours import Trained, coca_config
     from benchmarks.peers.contrastive import OpenClipCoCa, open_clip_coca
     from benchmarks.proofs import same_size

@@ -20,7 +20,7 @@ Value = Callable[[Any, Any], Any]
 
 
 def inputs(size: int, dim: int = DIM, device: str = "cpu") -> tuple[Any, Any]:
-    """float (size, dim) of images and of sentences."""
+    """float (size, dim), embeddings of images and of captions."""
     import torch
 
     generator = torch.Generator().manual_seed(0)
@@ -30,7 +30,7 @@ def inputs(size: int, dim: int = DIM, device: str = "cpu") -> tuple[Any, Any]:
 
 
 def ours(name: str, group: Any = None) -> Value:
-    """VELM's loss as a function of the embeddings, of distinct images."""
+    """VELM's loss as a function of the embeddings of distinct images."""
     import torch
     from torch import distributed as dist
 
@@ -53,13 +53,13 @@ def ours(name: str, group: Any = None) -> Value:
 
 
 def peer(name: str) -> Value:
-    """open_clip's loss."""
+    """The loss of open_clip."""
     import torch
 
     package = importlib.util.find_spec("open_clip")
     if package is None or package.origin is None:
         sys.exit("The peers are missing ('open_clip'): pip install '.[bench]', in VELM's folder.")
-    # its file alone: the package would bring timm and torchvision along, which take memory
+    # this file only: the package imports timm and torchvision, which use memory
     spec = importlib.util.spec_from_file_location("open_clip_loss", Path(package.origin).with_name("loss.py"))
     assert spec is not None
     assert spec.loader is not None
@@ -77,7 +77,7 @@ def peer(name: str) -> Value:
 
 
 def apart(name: str, size: int = 4096, dim: int = DIM) -> dict[str, float]:
-    """How far value and gradients of the two sides are apart, each over its largest number."""
+    """Largest difference of value and gradients between the two sides, relative to the largest number of each."""
     import torch
 
     image, text = inputs(size, dim)
@@ -98,7 +98,7 @@ def prove(name: str, settings: Settings) -> list[Agreement]:
 
 def system(make: Callable[[str], Value], name: str, size: int, settings: Settings) -> Run:
     loss = make(name)
-    loss(*inputs(64, device=settings.device)).backward()  # libraries set themselves up
+    loss(*inputs(64, device=settings.device)).backward()  # libraries initialise themselves
     image, text = inputs(size, device=settings.device)
 
     def step() -> int:

@@ -39,7 +39,7 @@ COUNTS = {"500 x 375": 256, "2,048 x 1,536": 32}
 
 
 def made_image(rng: np.random.Generator, width: int, height: int, exponent: float) -> Image.Image:
-    """Noise whose amplitudes fall with frequency as those of photographs do; its colours vary less than its light."""
+    """Noise with the spectrum of photographs; its colours vary less than its brightness."""
     falling = np.maximum(1, np.hypot(np.fft.fftfreq(height)[:, None] * height, np.fft.rfftfreq(width) * width))
     noise = np.fft.rfft2(rng.standard_normal((3, height, width), np.float32)) / falling**exponent
     light, warm, cool = (plane / plane.std() for plane in np.fft.irfft2(noise, s=(height, width)))
@@ -48,7 +48,7 @@ def made_image(rng: np.random.Generator, width: int, height: int, exponent: floa
 
 
 def make_corpus(folder: Path, count: int, width: int, height: int, exponent: float) -> list[Path]:
-    """The same JPEGs every time, of quality 90."""
+    """Deterministic JPEGs of quality 90."""
     rng = np.random.default_rng(0)
     paths = [folder / f"{number:04}.jpg" for number in range(count)]
     for path in paths:
@@ -57,7 +57,7 @@ def make_corpus(folder: Path, count: int, width: int, height: int, exponent: flo
 
 
 def write_tables(folder: Path, images: list[Path]) -> None:
-    """ours.csv and theirs.csv: a sentence of twelve words for each image."""
+    """Write ours.csv and theirs.csv: a caption of twelve words per image."""
     rng = np.random.default_rng(1)
     rows = [(str(image.absolute()), " ".join(rng.choice(WORDS, 12))) for image in images]
     for name, columns, separator in (("ours", ("image_path", "text"), ","), ("theirs", ("filepath", "title"), "\t")):
@@ -66,7 +66,7 @@ def write_tables(folder: Path, images: list[Path]) -> None:
 
 
 def their_loader(folder: Path, batch_size: int, workers: int) -> Iterable[Any]:
-    """As open_clip's `get_csv_dataset` makes it, but that its workers stay, as VELM's do."""
+    """The loader as `get_csv_dataset` of open_clip builds it, but with persistent workers, like VELM's."""
     for module in ("pandas", "webdataset", "open_clip"):
         require(module)
     from open_clip import SimpleTokenizer, image_transform
@@ -94,7 +94,7 @@ def our_loader(folder: Path, batch_size: int, workers: int) -> Iterable[Any]:
 
 
 def normaliser() -> Callable[[torch.Tensor], torch.Tensor]:
-    """The shipped `encode_image` with an encoder that does nothing."""
+    """VELM's `encode_image` with an encoder that does nothing."""
     from velm.model import VisionLanguageModel
 
     idle = torch.nn.Identity()
@@ -103,7 +103,7 @@ def normaliser() -> Callable[[torch.Tensor], torch.Tensor]:
 
 
 def corpus(size: str) -> Path:
-    """The folder of the images and tables of that size; made once on a machine, in its temporary folder."""
+    """Folder of the images and tables of this size; created once per machine, in its temporary folder."""
     folder = Path(tempfile.gettempdir()) / f"velm_benchmark_data_{'_'.join(str(n) for n in SIZES[size])}_{os.getuid()}"
     if not (folder / "theirs.csv").exists():
         folder.mkdir(parents=True, exist_ok=True)
@@ -112,7 +112,7 @@ def corpus(size: str) -> Path:
 
 
 def epoch(system: str, size: str, workers: int) -> Callable[[], int]:
-    """Goes through an epoch of that side and returns the number of its images."""
+    """Iterate over an epoch of one side and return its number of images."""
     folder, batch_size = corpus(size), min(BATCH, COUNTS[size] // 4)
     if system == "open_clip":
         theirs = their_loader(folder, batch_size, workers)
@@ -129,7 +129,7 @@ def ready(system: str, size: str, workers: int, settings: Settings) -> Run:
 
 
 def prove(size: str, settings: Settings) -> list[Agreement]:
-    """As many images of the same shape, their normalised pixels alike on the whole (crops are random)."""
+    """Equal numbers of images of equal shape, with similar statistics of the normalised pixels (crops are random)."""
     folder = corpus(size)
     theirs = next(iter(their_loader(folder, COUNTS[size], 0)))[0]
     batch = next(iter(our_loader(folder, COUNTS[size], 0)))

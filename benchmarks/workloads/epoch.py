@@ -30,12 +30,12 @@ FEW = 5 * BATCH
 
 @dataclass(frozen=True)
 class Job:
-    """What both sides are given.
+    """Inputs of both sides.
 
     Attributes:
-        folder: an empty one, for inputs and whatever a run writes.
-        rows: captions, each seen once.
-        workers: processes that read images.
+        folder: an empty folder, for the inputs and the output of a run.
+        rows: number of captions, each used once.
+        workers: number of processes that read images.
         settings: threads, precision, device.
     """
 
@@ -45,7 +45,7 @@ class Job:
     settings: Settings
 
     def write(self) -> list[tuple[str, str]]:
-        """rows.csv, the tokenizer and the two configs."""
+        """Write rows.csv, the tokenizer and the two configs."""
         written = write_rows(data_folder(), self.folder / "rows.csv", self.rows)
         (self.folder / "models").mkdir()
         (self.folder / "models" / f"{MODEL}.json").write_text(json.dumps(open_clip_config()), encoding="utf-8")
@@ -55,7 +55,7 @@ class Job:
 
 
 def fit_config(job: Job) -> dict[str, Any]:
-    """VELM's YAML."""
+    """The YAML of VELM."""
     whole = clip_config()
     model = {name: whole[name] for name in ("image_encoder", "text_encoder", "embed_dim", "losses")}
     optimizer = {"lr": LR, "weight_decay": DECAY}
@@ -74,7 +74,7 @@ def fit_config(job: Job) -> dict[str, Any]:
 
 
 def open_clip_config() -> dict[str, Any]:
-    """open_clip's JSON."""
+    """The JSON of open_clip."""
     vision, text = towers(WIDTH, DEPTH, VOCABULARY)
     return {"embed_dim": WIDTH, "vision_cfg": vision, "text_cfg": text}
 
@@ -86,7 +86,7 @@ def fit_command(job: Job, witness: str | None = None) -> list[str]:
 
 
 def open_clip_command(job: Job, witness: str | None = None) -> list[str]:
-    """Their script, with the crop, clipping, schedule and logging of `fit_config`."""
+    """The script of open_clip, with the crop, clipping, schedule and logging of `fit_config`."""
     steps = job.rows // BATCH
     options = {
         "model": MODEL, "train-data": "rows.csv", "dataset-type": "csv", "csv-separator": ",",
@@ -105,7 +105,7 @@ def _witness(job: Job, path: str) -> dict[str, Any]:
 
 
 def fitted(job: Job) -> int:
-    """Samples that the finished run of VELM was trained on, by its checkpoint's count of steps."""
+    """Number of samples of a finished run of VELM, from the step count of its checkpoint."""
     import torch
 
     saved = torch.load(job.folder / "runs" / "fit" / "last.ckpt", map_location="cpu", mmap=True, weights_only=False)
@@ -113,13 +113,13 @@ def fitted(job: Job) -> int:
 
 
 def logged(job: Job) -> int:
-    """Samples that the finished run of open_clip was trained on, by its log."""
+    """Number of samples of a finished run of open_clip, from its log."""
     log = (job.folder / "logs" / "run" / "out.log").read_text(encoding="utf-8")
     return int(re.findall(r"Train Epoch: 0 \[\s*(\d+)/", log)[-1])
 
 
 def epoch(command: Callable[[Job], list[str]], trained: Callable[[Job], int]) -> Callable[[Settings], Run]:
-    """The first run, which is not counted, is a short one: files are in memory from then on."""
+    """The first run is short and not counted; the files are in memory afterwards."""
 
     def system(settings: Settings) -> Run:
         _require_data()
@@ -139,7 +139,7 @@ def epoch(command: Callable[[Job], list[str]], trained: Callable[[Job], int]) ->
 
 
 def prove(settings: Settings) -> list[Agreement]:
-    """A short run of either side: weights, steps, and that each sentence comes once, as the same tokens."""
+    """A short run of each side: weights, steps, and that each caption occurs once, with the same tokens."""
     _require_data()
     found = []
     for command in (fit_command, open_clip_command):
@@ -153,17 +153,17 @@ def prove(settings: Settings) -> list[Agreement]:
         ),
         Agreement("steps", ours["steps"], theirs["steps"], "of five batches, in the proof"),
         Agreement("samples", ours["samples"], theirs["samples"], "each caption once"),
-        Agreement("tokens of all sentences", *(sum(map(len, side["sentences"])) for side in found), "padding left out"),
+        Agreement("tokens of all captions", *(sum(map(len, side["sentences"])) for side in found), "padding left out"),
     ]
     assert abs(ours["parameters"] - theirs["parameters"]) < WIDTH, lines
     assert all(line.ours == line.theirs for line in lines[1:]), lines
-    assert sorted(ours["sentences"]) == sorted(theirs["sentences"]), "the sides read other tokens"
+    assert sorted(ours["sentences"]) == sorted(theirs["sentences"]), "the tokens of the two sides differ"
     return [*lines, Agreement("token ids, sorted", "equal", "equal")]
 
 
 @contextmanager
 def _job(rows: int, settings: Settings) -> Iterator[Job]:
-    """A job in a temporary folder, written."""
+    """A job in a temporary folder, with its files written."""
     with tempfile.TemporaryDirectory() as folder:
         job = Job(Path(folder), rows, _number("VELM_EPOCH_WORKERS", 1), settings)
         job.write()

@@ -32,7 +32,7 @@ Search = Callable[[Tensor], Any]
 
 
 def velm_model(depth: int, unimodal_depth: int = 0) -> Any:
-    """The shipped model: ViT and Transformer decoder."""
+    """VELM's model: ViT and Transformer decoder."""
     from velm.model import build_model
 
     decoder = {"name": "transformer", "dim": DIM, "depth": depth, "unimodal_depth": unimodal_depth, "heads": HEADS}
@@ -48,7 +48,7 @@ def velm_model(depth: int, unimodal_depth: int = 0) -> Any:
 
 
 def ours(model: Any, beams: int, tower: Search | None = None) -> Search:
-    """The shipped engine; with another image tower, its features (B, N, 384) in place of the ViT's."""
+    """VELM's generation; optionally with the features (B, N, 384) of another image tower instead of the ViT's."""
     from velm.generation import GenerationConfig, generate
 
     how = GenerationConfig(max_length=TOKENS, min_length=TOKENS, num_beams=beams)
@@ -78,7 +78,7 @@ def transformers_model(depth: int) -> Any:
 
 
 def transformers_own(model: Any, beams: int) -> Search:
-    """`VisionEncoderDecoderModel.generate` as it is, with its cache."""
+    """`VisionEncoderDecoderModel.generate` unmodified, with its cache."""
     options = {"decoder_start_token_id": BOS, "eos_token_id": EOS, "pad_token_id": PAD, "do_sample": False}
 
     @torch.inference_mode()
@@ -91,7 +91,7 @@ def transformers_own(model: Any, beams: int) -> Search:
 
 
 def coca(text_depth: int, depth: int) -> Any:
-    """open_clip's CoCa, made as its configs make it, but for the sizes."""
+    """CoCa of open_clip, built as from its configs, except for the sizes."""
     require("open_clip")
     from open_clip.coca_model import CoCa
 
@@ -104,12 +104,12 @@ def coca(text_depth: int, depth: int) -> Any:
         text_cfg={**width, "vocab_size": VOCABULARY, "layers": text_depth, "embed_cls": True, "output_tokens": True},
         vision_cfg={**vision, **pooler},
     )
-    torch.nn.init.normal_(model.text_decoder.text_projection, std=DIM**-0.5)  # left as memory was otherwise
+    torch.nn.init.normal_(model.text_decoder.text_projection, std=DIM**-0.5)  # otherwise uninitialised memory
     return model.eval()
 
 
 def open_clip_loop(model: Any, beams: int) -> Search:
-    """What `CoCa.generate` does, with `CoCa.forward`; the beams' book-keeping is left out of theirs."""
+    """The loop of `CoCa.generate`, with `CoCa.forward` and without the bookkeeping of the beams."""
 
     @torch.inference_mode()
     def run(images: Tensor) -> Tensor:
@@ -130,17 +130,17 @@ def open_clip_loop(model: Any, beams: int) -> Search:
 
 
 def matrices(*modules: Any) -> int:
-    """How many weights there are in matrices: no biases, no norms."""
+    """Number of weights in matrices: no biases, no norms."""
     return sum(weight.numel() for module in modules for weight in module.parameters() if weight.dim() > 1)
 
 
 def scaled(images: Tensor, model: Any) -> Tensor:
-    """Pixels about 0, in the model's precision."""
+    """Pixels centred at 0, in the precision of the model."""
     return (images.float() / 255 - 0.5).to(next(model.parameters()).dtype)
 
 
 def coca_pair() -> tuple[Any, Any]:
-    """open_clip's and ours, whose image tower is theirs."""
+    """open_clip's model, and VELM's with the same image tower."""
     return coca(12, 6), velm_model(22, unimodal_depth=16)
 
 
@@ -150,7 +150,7 @@ def their_tower(model: Any) -> Search:
 
 
 def prove(settings: Settings) -> list[Agreement]:
-    """As many weights in matrices, blocks that attend over the image as often; all write 20 tokens."""
+    """Equal numbers of weights in matrices and of cross-attentions; all generate 20 tokens."""
     theirs, mine = coca_pair()
     decoder = theirs.text_decoder
     sizes = matrices(mine.decoder.blocks), matrices(theirs.text.transformer, decoder.resblocks, decoder.cross_attn)
@@ -174,7 +174,7 @@ def random_images(count: int = IMAGES) -> Tensor:
 
 
 def build(system: str, beams: int, dtype: torch.dtype, device: str = "cpu") -> Search:
-    """The search of that system, its weights of that dtype on that device."""
+    """The search of a system, with its weights in this dtype on this device."""
     torch.manual_seed(0)
     to: dict[str, Any] = {"dtype": dtype, "device": device}
     if system == "transformers":
@@ -201,7 +201,7 @@ def workload(beams: int) -> Workload:
     systems = (OURS, "transformers", "velm_coca", "open_clip")
     return Workload(
         name="generate" if beams == 1 else f"generate_beams{beams}",
-        title=f"32 images to 32 sentences of 20 tokens, {'greedy' if beams == 1 else f'{beams} beams'}",
+        title=f"32 images to 32 captions of 20 tokens, {'greedy' if beams == 1 else f'{beams} beams'}",
         unit="tokens",
         systems={system: partial(ready, system, beams) for system in systems},
         against={"transformers": OURS, "open_clip": "velm_coca"},

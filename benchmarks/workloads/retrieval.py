@@ -26,7 +26,7 @@ Embeddings = tuple[Tensor, Tensor, Tensor]
 
 
 def made(images: int, seed: int = 0) -> Embeddings:
-    """Embeddings of images, of five noisy captions each, and whose they are."""
+    """Embeddings of images, of five noisy captions each, and the image of each caption."""
     generator = torch.Generator().manual_seed(seed)
     image = normalize(torch.randn(images, DIM, generator=generator), dim=1)
     ids = torch.arange(images).repeat_interleave(CAPTIONS)
@@ -41,7 +41,7 @@ def ours(image: Tensor, text: Tensor, ids: Tensor) -> dict[str, float]:
 
 
 def one_hot_recall(image: Tensor, text: Tensor, ids: Tensor) -> dict[str, float]:
-    """The definition that CLIP_benchmark describes."""
+    """Recall by the definition of CLIP_benchmark."""
     scores = text @ image.T
     belongs = torch.zeros_like(scores, dtype=torch.bool)
     belongs[torch.arange(len(scores), device=scores.device), ids] = True
@@ -58,7 +58,7 @@ def one_hot_recall(image: Tensor, text: Tensor, ids: Tensor) -> dict[str, float]
 
 
 def _one_hot_batch(scores: Tensor, belongs: Tensor, k: int) -> Tensor:
-    """Share of each row's own that is among its k best, float (rows,)."""
+    """Fraction of each row's matches among its k best, float (rows,)."""
     best = one_hot(scores.topk(k, dim=1).indices, num_classes=scores.shape[1])
     return (best * belongs[:, None]).sum((1, 2)) / belongs.sum(1)
 
@@ -68,7 +68,7 @@ Side = Callable[[Tensor, Tensor, Tensor], dict[str, float]]
 
 def system(side: Side, settings: Settings) -> Run:
     few, embeddings = (tuple(each.to(settings.device) for each in made(count)) for count in (50, IMAGES))
-    side(*few)  # what is imported or set up once
+    side(*few)  # one-time imports and initialisation
 
     def step() -> int:
         side(*embeddings)
@@ -78,7 +78,7 @@ def system(side: Side, settings: Settings) -> Run:
 
 
 def prove(settings: Settings) -> list[Agreement]:
-    """All six figures."""
+    """Compare all six metrics."""
     embeddings = made(1000)
     mine, theirs = ours(*embeddings), one_hot_recall(*embeddings)
     for name, value in mine.items():

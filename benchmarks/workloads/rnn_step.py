@@ -15,7 +15,7 @@ TRUNK = ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer
 
 
 def config() -> dict[str, Any]:
-    """Without dropout, so that both sides compute the same."""
+    """Without dropout, so that both sides compute the same function."""
     return {
         "image_encoder": {"name": "torchvision/resnet18", "trainable": "all"},
         "text_encoder": {"name": "rnn", "cell": "gru", "dim": DIM, "embed_dim": WORDS},
@@ -28,7 +28,7 @@ def config() -> dict[str, Any]:
 
 
 def loop(settings: Settings) -> Any:
-    """The plain loop, its weights random."""
+    """The plain loop with random weights."""
     from collections import OrderedDict
 
     from torchvision.models import resnet18
@@ -41,7 +41,7 @@ def loop(settings: Settings) -> Any:
 
 
 def pairs(number: int, batch_size: int = BATCH, device: str = "cpu") -> Feed:
-    """A batch whose words are among the first 10,000."""
+    """A batch with tokens among the first 10,000."""
     found = feed(number, batch_size, device=device)
     found.tokens %= VOCABULARY
     found.tokens[
@@ -104,6 +104,6 @@ WORKLOADS = [
         systems={OURS: ours, "plain_loop": plain},
         against={"plain_loop": OURS},
         prove=prove,
-        notes=("Both trim sentences to the batch and use fused AdamW; the loop is what tutorials write in PyTorch.",),
+        notes=("Both trim captions to the batch and use fused AdamW; the loop is what tutorials write in PyTorch.",),
     )
 ]

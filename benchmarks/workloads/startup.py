@@ -20,7 +20,7 @@ WITNESS = "witness.json"
 
 
 def fit_command(folder: str) -> list[str]:
-    """`velm fit` as shipped; a callback ends it at the first step."""
+    """`velm fit` unmodified; a callback ends it at the first step."""
     return [
         "-m", "velm.cli", "fit", "--config", str(QUICKSTART),
         "--data.batch_size=32", "--trainer.limit_val_batches=0",
@@ -29,7 +29,7 @@ def fit_command(folder: str) -> list[str]:
 
 
 def lightning_command(folder: str) -> list[str]:
-    """The script by hand; the same callback ends it."""
+    """The hand-written script; the same callback ends it."""
     return ["-m", "benchmarks.peers.bare_lightning", f"{folder}/runs/quickstart", f"{folder}/{WITNESS}"]
 
 
@@ -47,7 +47,7 @@ def to_first_step(command: Callable[[str], list[str]]) -> Callable[[Settings], R
 
 
 def whole(command: Sequence[str]) -> Callable[[Settings], Run]:
-    """A command from its start to its end."""
+    """A command from start to end."""
 
     def system(settings: Settings) -> Run:
         def step() -> int:
@@ -61,7 +61,7 @@ def whole(command: Sequence[str]) -> Callable[[Settings], Run]:
 
 
 def prove(settings: Settings) -> list[Agreement]:
-    """The same sizes, batches and loggers; `velm.data.synthetic.shapes` draws for both."""
+    """Equal sizes, batches and loggers; both use the drawings of `velm.data.synthetic.shapes`."""
     ours, theirs = (_witnessed(command, settings) for command in (fit_command, lightning_command))
     names = {"parameters": "parameters", "samples": "samples in the step", "batches": "steps in an epoch",
              "loggers": "loggers"}  # fmt: skip
@@ -71,7 +71,7 @@ def prove(settings: Settings) -> list[Agreement]:
 
 
 def prove_commands(settings: Settings) -> list[Agreement]:
-    """That neither side imports torch; what is said differs, and is not compared."""
+    """Neither side imports torch; the output differs and is not compared."""
     found = []
     for command in (("-m", "velm.cli", "--help"), BARE):
         with tempfile.TemporaryDirectory() as folder:

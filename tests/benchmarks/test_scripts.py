@@ -82,7 +82,7 @@ def test_both_alignment_losses_are_the_same(name: str, monkeypatch: pytest.Monke
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("layout", ["ddp", "ddp, pieces", "fsdp2", "fsdp2, pieces"])
+@pytest.mark.parametrize("layout", ["ddp", "ddp, micro-batches", "fsdp2", "fsdp2, micro-batches"])
 def test_a_plan_knows_every_byte_that_two_processes_send(layout: str) -> None:
     sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))  # the processes import it too
     try:
