@@ -72,7 +72,7 @@ def test_captions_are_compared_where_there_is_java(tmp_path: Path) -> None:
     assert all(abs(row["difference"]) < 1e-9 for row in found["figures"].values())
 
 
-@pytest.mark.parametrize("name", ["contrastive", "sigmoid", "triplet"])
+@pytest.mark.parametrize("name", ["contrastive", "sigmoid"])
 def test_both_alignment_losses_are_the_same(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("open_clip", reason="pip install 'velm[bench]'")
     assert max(contrastive.apart(name, 96, 16).values()) < 1e-4
@@ -88,7 +88,7 @@ def test_a_plan_knows_every_byte_that_two_processes_send(layout: str) -> None:
     try:
         import scaling
 
-        told = scaling.measured(2, layout, steps=1)
+        found = scaling.measured(2, layout, steps=1)
     finally:
         sys.path.pop(0)
-    assert told["counted"] == told["predicted"]
+    assert found["counted"] == found["predicted"]
