@@ -119,7 +119,7 @@ def test_options_of_a_command_are_accepted(words: list[str]) -> None:
     elif words[0] == "selfcheck":
         selfcheck._parser().parse_known_args(rest)
     elif words[0] == "pack":
-        assert set(pack._spec(pack._parser().parse_args(rest).dataset)) >= {"name"}
+        assert set(pack.dataset_config(pack._parser().parse_args(rest).dataset)) >= {"name"}
     else:
         plugins._parser().parse_args(rest)
 
@@ -172,7 +172,7 @@ def _typed(words: list[str]) -> dict[str, str]:
 
 def failure_options() -> set[str]:
     """The options of `velm fit` for failures, beside Lightning's."""
-    from velm.training.run import _add_fault_options
+    from velm.training.run import add_failure_options
 
     names: set[str] = set()
 
@@ -180,7 +180,7 @@ def failure_options() -> set[str]:
         def add_argument(self, name: str, **options: Any) -> None:
             names.add(name.removeprefix("--"))
 
-    _add_fault_options(Parser())  # type: ignore[arg-type]
+    add_failure_options(Parser())  # type: ignore[arg-type]
     return names
 
 

@@ -230,7 +230,6 @@ def test_bad_input_is_one_line_without_a_traceback(write_checkpoint, tmp_path, c
     ("package", "dataset", "extra"),
     [
         ("datasets", "{name: hf/someone/images}", "hf"),
-        ("fsspec", "{name: webdataset, test: 's3://bucket/a.tar'}", "remote"),
     ],
 )
 def test_a_missing_extra_is_one_line_and_no_traceback(

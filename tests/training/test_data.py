@@ -228,7 +228,7 @@ def test_unknown_names_and_options_are_refused_at_once() -> None:
         shapes(dataset="shape")
     with pytest.raises(ConfigError, match=r"has no option 'train_sizes'. Did you mean 'train_size'"):
         shapes(dataset={"name": "shapes", "train_sizes": 3})
-    with pytest.raises(ConfigError, match="The dataset 'shapes' cannot be built so: objects 5 is not between 1 and 3"):
+    with pytest.raises(ConfigError, match="The dataset 'shapes' cannot be built: objects 5 is not between 1 and 3"):
         shapes(dataset={"name": "shapes", "objects": 5})
     with pytest.raises(UnknownNameError, match=r"Unknown tokenizer 'words'. Did you mean 'word'"):
         _ = shapes(tokenizer="words").vocab_size

@@ -24,15 +24,15 @@ def main(argv: Sequence[str]) -> int:
         ConfigError, PluginError, DataError: nothing can be packed.
     """
     args = _parser().parse_args(argv)
-    spec = _spec(args.dataset)
+    config = dataset_config(args.dataset)
     plugins = args.plugins.split(",") if args.plugins else []
     load_plugins(plugins)
-    splits = args.splits.split(",") if args.splits else _splits(spec)
+    splits = args.splits.split(",") if args.splits else _splits(config)
 
     from velm.data.shards.packing import pack
 
     manifest = pack(
-        spec, args.output, splits=splits, shard_size=args.shard_size, workers=args.workers, plugins=plugins,
+        config, args.output, splits=splits, shard_size=args.shard_size, workers=args.workers, plugins=plugins,
         progress=progress_bar("shards"),
     )  # fmt: skip
     for split in splits:
@@ -46,7 +46,7 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _spec(text: str) -> dict[str, Any]:
+def dataset_config(text: str) -> dict[str, Any]:
     import yaml
 
     try:
@@ -57,9 +57,9 @@ def _spec(text: str) -> dict[str, Any]:
     return {"name": name, **options}
 
 
-def _splits(spec: dict[str, Any]) -> list[str]:
+def _splits(config: dict[str, Any]) -> list[str]:
     """Those of train, val and test that can be opened; prints why the others cannot."""
-    dataset = datasets.build(spec)
+    dataset = datasets.build(config)
     available = []
     for split in DEFAULT_SPLITS:
         try:

@@ -56,7 +56,7 @@ def check_text_encoder(encoder: Any, *, vocab_size: int = 32, pad_id: int = 0) -
     report, module = tested.report, tested.instance
     if not tested.judge_type(TextEncoder):
         return report
-    tokens, mask = _sentences(vocab_size, pad_id)
+    tokens, mask = _random_tokens(vocab_size, pad_id)
 
     def probe(module: nn.Module, rows: slice = ALL, dtype: torch.dtype = torch.float32) -> Outputs:
         out = _tensors(module(tokens[rows].clone(), mask[rows].clone()))
@@ -84,7 +84,7 @@ def _images(count: int, height: int, width: int) -> Tensor:
     return torch.randn(count, 3, height, width, generator=torch.Generator().manual_seed(0))
 
 
-def _sentences(vocab_size: int, pad_id: int) -> tuple[Tensor, Tensor]:
+def _random_tokens(vocab_size: int, pad_id: int) -> tuple[Tensor, Tensor]:
     """Random tokens int64 (4, 9), and their mask bool (4, 9)."""
     shape = len(LENGTHS), max(LENGTHS)
     tokens = torch.randint(0, vocab_size - 1, shape, generator=torch.Generator().manual_seed(0))

@@ -118,7 +118,7 @@ class VisionLanguageData(lightning.LightningDataModule):
         tokenizer: Tokenizer = registry.tokenizers.build(self.tokenizer_config)
         if not tokenizer.trained:
             records = self.records("train")
-            tokenizer.train(text for place in range(len(records)) for text in _sentences(text_only(records, place)))
+            tokenizer.train(text for index in range(len(records)) for text in all_texts(text_only(records, index)))
         return tokenizer
 
     @property
@@ -157,8 +157,8 @@ class VisionLanguageData(lightning.LightningDataModule):
             "max_length", "num_workers", "max_bad",
         )  # fmt: skip
         stored = {name: getattr(self, name) for name in names}
-        specs = {"dataset": self.dataset_config, "tokenizer": self.tokenizer_config}
-        return {**specs, "augment": asdict(self.augment), **stored}
+        configs = {"dataset": self.dataset_config, "tokenizer": self.tokenizer_config}
+        return {**configs, "augment": asdict(self.augment), **stored}
 
     @property
     def eval_transform(self) -> EvalTransform:
@@ -285,5 +285,5 @@ def _require_still(augment: Augmentation) -> None:
         )
 
 
-def _sentences(record: Record) -> tuple[str, ...]:
+def all_texts(record: Record) -> tuple[str, ...]:
     return record.texts if record.targets is None else record.texts + record.targets

@@ -64,7 +64,7 @@ class VelmCLI(LightningCLI):
             default=1000,
             help="optimizer steps after which last.ckpt is written again inside an epoch; null: at epochs' ends only",
         )
-        _add_fault_options(parser)
+        add_failure_options(parser)
         for part in ("model", "data"):
             parser.link_arguments("plugins", f"{part}.plugins")
         for given in ("vocab_size", "pad_id"):
@@ -180,7 +180,7 @@ def _stem(config: Any) -> str:
     return Path(str(files[0])).stem if files else "default"
 
 
-def _add_fault_options(parser: LightningArgumentParser) -> None:
+def add_failure_options(parser: LightningArgumentParser) -> None:
     add = parser.add_argument
     add("--resume", action="store_true", help="go on from the run's last.ckpt where there is one, else begin")
     add("--checkpoint_dir", type=str | None, default=None, help="folder or fsspec URL of checkpoints; null: the run's")

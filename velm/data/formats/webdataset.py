@@ -116,7 +116,7 @@ class WebDataset(Dataset):
                 image = next((number for kind, number in kinds.items() if kind in IMAGES), None)
                 title = where if image is None else f"{short}/{members[image]}"
                 try:
-                    texts, targets, image_id = self._told(where, contents.get(".txt"), contents.get(".json"))
+                    texts, targets, image_id = self._texts(where, contents.get(".txt"), contents.get(".json"))
                     _require(TWICE not in kinds, "two members of its shard have the same name")
                     _require(image is not None, NO_IMAGE)
                     _require(texts, NO_TEXT)
@@ -127,13 +127,13 @@ class WebDataset(Dataset):
                 else:
                     samples.add(title, image_id or where, places[image or 0], texts, targets)
 
-    def _told(self, where: str, txt: bytes | None, told: bytes | None) -> tuple[list[str], list[str] | None, str]:
+    def _texts(self, where: str, txt: bytes | None, metadata: bytes | None) -> tuple[list[str], list[str] | None, str]:
         """The sentences of a sample, their targets, its image's id ('' where none is named)."""
         texts: list[str] = []
         targets: list[str] | None = None
         image_id = ""
-        if told is not None:
-            row = _json(where, told)
+        if metadata is not None:
+            row = _json(where, metadata)
             texts = _strings(where, self.keys["json_text_key"], row)
             if self.keys["json_target_key"] in row:
                 targets = _strings(where, self.keys["json_target_key"], row)

@@ -58,13 +58,13 @@ def pack(
         raise DataError(f"shard_size {shard_size} and workers {workers} must be at least 1.")
     load_plugins(plugins)
     name, options = split_config(dataset, "dataset")
-    spec = json.loads(json.dumps({"name": name, **options}))
+    config = json.loads(json.dumps({"name": name, **options}))
     _open.cache_clear()
-    manifest = _resumed(output, _plan(spec, splits, shard_size))
+    manifest = _resumed(output, _plan(config, splits, shard_size))
     _write_manifest(output, manifest)
     shards = manifest["shards"]
     missing = [number for number, shard in enumerate(shards) if shard["sha256"] is None]
-    for number, written in _written(spec, output, [shards[i] for i in missing], shard_size, workers, plugins):
+    for number, written in _written(config, output, [shards[i] for i in missing], shard_size, workers, plugins):
         shards[missing[number]].update(written)
         _write_manifest(output, manifest)
         if progress is not None:
@@ -72,17 +72,17 @@ def pack(
     return manifest
 
 
-def _plan(spec: dict[str, Any], splits: Sequence[str], shard_size: int) -> dict[str, Any]:
+def _plan(config: dict[str, Any], splits: Sequence[str], shard_size: int) -> dict[str, Any]:
     """The manifest before any shard is written."""
     shards = []
     for split in splits:
-        total = len(_open(json.dumps(spec), split))
+        total = len(_open(json.dumps(config), split))
         for number, start in enumerate(range(0, total, shard_size)):
             samples = min(shard_size, total - start)
             name = f"{split}-{number:05d}.tar"
             written: dict[str, Any] = {"left_out": [], "bytes": None, "sha256": None}
             shards.append({"name": name, "split": split, "samples": samples, **written})
-    return {"velm": __version__, "dataset": spec, "shard_size": shard_size, "shards": shards}
+    return {"velm": __version__, "dataset": config, "shard_size": shard_size, "shards": shards}
 
 
 def _resumed(output: str, plan: dict[str, Any]) -> dict[str, Any]:
@@ -117,7 +117,7 @@ def _resumed(output: str, plan: dict[str, Any]) -> dict[str, Any]:
 
 
 def _written(
-    spec: dict[str, Any],
+    config: dict[str, Any],
     output: str,
     shards: Sequence[dict[str, Any]],
     shard_size: int,
@@ -126,7 +126,7 @@ def _written(
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """(shard number, result of `write_shard`) in the order of completion."""
     tasks = [
-        (json.dumps(spec), shard["split"], _number(shard["name"]) * shard_size,
+        (json.dumps(config), shard["split"], _number(shard["name"]) * shard_size,
          shard["samples"] + len(shard["left_out"]), os.path.join(output, shard["name"]), tuple(plugins))
         for shard in shards
     ]  # fmt: skip
@@ -145,12 +145,12 @@ def _written(
 
 
 def write_shard(
-    spec: str, split: str, start: int, samples: int, path: str, plugins: Sequence[str] = ()
+    config: str, split: str, start: int, samples: int, path: str, plugins: Sequence[str] = ()
 ) -> dict[str, Any]:
     """Write one shard atomically.
 
     Args:
-        spec: part config of the dataset, as JSON.
+        config: part config of the dataset, as JSON.
         split: of the dataset.
         start: index of the first record.
         samples: number of records.
@@ -162,7 +162,7 @@ def write_shard(
         'sha256' of the file.
     """
     load_plugins(plugins)
-    records = _open(spec, split)
+    records = _open(config, split)
     left_out = []
     with write_atomically(path) as partial, tarfile.open(partial, "w", format=tarfile.USTAR_FORMAT) as tar:
         for number in range(start, start + samples):
@@ -187,9 +187,9 @@ def _number(name: str) -> int:
 
 
 @lru_cache(maxsize=8)
-def _open(spec: str, split: str) -> Sequence[Record]:
+def _open(config: str, split: str) -> Sequence[Record]:
     """A split, opened once per process."""
-    records: Sequence[Record] = datasets.build(json.loads(spec)).split(split)
+    records: Sequence[Record] = datasets.build(json.loads(config)).split(split)
     return records
 
 

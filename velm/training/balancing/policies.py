@@ -107,16 +107,16 @@ class Projection(Fixed):
         return own.sum(0)
 
 
-def build_policy(spec: registry.PartConfig, weights: Mapping[str, float]) -> Policy:
+def build_policy(config: registry.PartConfig, weights: Mapping[str, float]) -> Policy:
     """The policy of `balance: {name: ..., options}` for losses of these weights.
 
     Raises:
         ConfigError: an unknown policy or option; or anything but `fixed` for a single loss or with a weight of 0.
     """
-    policy: Policy = registry.balancing_policies.build(spec, losses=list(weights))
+    policy: Policy = registry.balancing_policies.build(config, losses=list(weights))
     if isinstance(policy, Fixed) and not policy.projects:
         return policy
-    name = registry.split_config(spec, "balancing policy")[0]
+    name = registry.split_config(config, "balancing policy")[0]
     if len(weights) < 2:
         raise ConfigError(
             f"balance: {name} holds losses against each other, and `losses:` lists {next(iter(weights))} alone: "
