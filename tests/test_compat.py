@@ -58,15 +58,15 @@ def test_a_recomputed_forward_pass_is_told_from_the_first() -> None:
 
 
 @pytest.mark.slow
-def test_a_compiled_graph_has_a_second_backward_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_compiled_graph_has_a_second_backward_pass() -> None:
     import torch._functorch.config as config
 
-    monkeypatch.setattr(config, "donated_buffer", True)
-    _compat.allow_second_backward()
-    assert config.donated_buffer is False
-    x = torch.ones(3, requires_grad=True)
-    loss = torch.compile(lambda x: x.exp().sin().sum(), backend="aot_eager")(x)
-    first, second = (torch.autograd.grad(loss, x, retain_graph=True)[0] for _ in range(2))
+    with config.patch(donated_buffer=True):
+        _compat.allow_second_backward()
+        assert config.donated_buffer is False
+        x = torch.ones(3, requires_grad=True)
+        loss = torch.compile(lambda x: x.exp().sin().sum(), backend="aot_eager")(x)
+        first, second = (torch.autograd.grad(loss, x, retain_graph=True)[0] for _ in range(2))
     assert torch.equal(first, second)
 
 

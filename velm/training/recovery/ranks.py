@@ -23,7 +23,6 @@ import lightning
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch.distributed import DistError, TCPStore
-from torch.distributed.elastic.multiprocessing.errors import record
 
 from velm.util import describe_error, write_atomically
 
@@ -158,7 +157,11 @@ class RankWatch(Callback):
 
 def record_errors(function: Callable[P, R]) -> Callable[P, R]:
     """Under torchrun, write what `function` raises to torchrun's error file; its summary then shows the traceback."""
-    return cast("Callable[P, R]", record(function)) if "TORCHELASTIC_ERROR_FILE" in os.environ else function
+    if "TORCHELASTIC_ERROR_FILE" not in os.environ:
+        return function
+    from torch.distributed.elastic.multiprocessing.errors import record
+
+    return cast("Callable[P, R]", record(function))
 
 
 def new_rendezvous_port() -> None:
