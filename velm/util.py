@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import sys
 import warnings
@@ -18,6 +17,8 @@ Progress = Callable[[int, int], None]
 
 def did_you_mean(name: str, candidates: Iterable[str], count: int = 1) -> str:
     """' Did you mean 'vit'?', or '' where no candidate is close to `name`."""
+    import difflib  # not needed by `velm --help`
+
     close = difflib.get_close_matches(name, list(candidates), n=count)
     return f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
 

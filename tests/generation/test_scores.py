@@ -12,6 +12,7 @@ from velm.generation.scores import (
     keep_top_k,
     keep_top_p,
     largest,
+    log_sum_exp,
 )
 
 P = torch.tensor([[0.1, 0.4, 0.05, 0.25, 0.2]])
@@ -31,6 +32,13 @@ def test_best_by_hand():
     assert best(totals, scores, 99)[0].shape == (1, 6)
     for count, expected in ((1, [[0]]), (2, [[0, 2]])):  # one hypothesis
         assert best(totals[:, :1], scores[:, :1], count)[1].tolist() == expected
+
+
+@pytest.mark.parametrize("rows", [0, 1, 4, 11])
+def test_log_sum_exp_by_blocks_of_rows_is_that_of_all(rows):
+    scores = torch.randn(rows, 30, generator=torch.Generator().manual_seed(0))
+    scores[:1, 3:] = -torch.inf
+    torch.testing.assert_close(log_sum_exp(scores), scores.logsumexp(dim=1))
 
 
 @pytest.mark.parametrize("size", [3, 2 * BLOCK, 8 * BLOCK, 8 * BLOCK + 1, 50 * BLOCK - 1])

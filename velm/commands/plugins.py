@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from velm.errors import ConfigError, UnknownNameError
-from velm.findings import as_dict
 from velm.registry import KINDS, Registry, load_plugins, parameters, split_config
 from velm.util import did_you_mean
 
@@ -132,6 +131,8 @@ def main(argv: Sequence[str]) -> int:
         shown = show_plugin(args.kind, args.name)
         print(json.dumps(shown, indent=2) if "json" in args else _page(shown))
     elif args.command == "check":
+        from velm.findings import as_dict
+
         report = check_plugin(_read(args.part), args.kind, args.image_size)
         code = 0 if report.ok else 1
         print(json.dumps(as_dict(report.findings, code), indent=2) if "json" in args else report)

@@ -17,7 +17,7 @@ from velm.generation.config import GenerationConfig
 from velm.generation.constraints import Constraints
 from velm.generation.hypotheses import FinishedHypotheses, LiveHypotheses
 from velm.generation.phrases import Phrases
-from velm.generation.scores import Continuations, best, best_by_need, draw
+from velm.generation.scores import Continuations, best, best_by_need, draw, log_sum_exp
 
 __all__ = ["Search"]
 
@@ -109,7 +109,7 @@ class Search:
         """The continuations, best first, and the hypothesis that each extends, int64 (b, C)."""
         scores = logits.to(torch.promote_types(logits.dtype, torch.float32))
         shape = live.totals.shape
-        normalizer = scores.logsumexp(dim=1).unflatten(0, shape)  # log p = score - normalizer, for chosen tokens only
+        normalizer = log_sum_exp(scores).unflatten(0, shape)  # log p = score - normalizer, for chosen tokens only
         scores = self.constraints(scores, live.tokens.flatten(0, 1), live.states.flatten()).unflatten(0, shape)
         if self.config.temperature is not None:
             tokens = draw(scores[:, 0], self.config, self.generator)[:, None]
