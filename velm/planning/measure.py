@@ -36,7 +36,7 @@ __all__ = ["PeakMemory", "measure", "probe"]
 
 FAKE = (32, 64)  # samples; enough for the activations to dominate the peak over the gradient of a large weight
 REAL = (4, 8)  # samples
-PAIRS = (4096, 5120, 6144)  # rows of an alignment loss; larger than the tiles of the tiled losses
+PAIRS = 4096  # rows of an alignment loss at most; more than the tiles of the tiled losses have
 
 
 class PeakMemory(TorchDispatchMode):
@@ -136,30 +136,35 @@ class _Step:
     embeds: int
 
 
-def measure(build: Callable[[], VisionLanguageTask], probe: Callable[[int], Batch], precision: str) -> Costs:
+def measure(
+    build: Callable[[], VisionLanguageTask], probe: Callable[[int], Batch], precision: str, rows: int = PAIRS
+) -> Costs:
     """Build a task and measure the costs of a step.
 
     Args:
         build: returns the task; pretrained weights are not read.
         probe: returns a batch of that many samples without padding.
         precision: of the Trainer.
+        rows: of a step on all devices, at which the costs of the alignment losses are exact; more than PAIRS are
+            extrapolated. The fewer, the faster.
 
     Raises:
         ConfigError: the task cannot be built.
         Exception: the error of a step on real tensors.
     """
     try:
-        return _measure(build, probe, precision, FakeTensorMode(), FAKE)
+        return _measure(build, probe, precision, rows, FakeTensorMode(), FAKE)
     except ConfigError:
         raise
     except Exception:  # the model reads values of a tensor; other errors are raised again on real tensors
-        return _measure(build, probe, precision, nullcontext(), REAL)
+        return _measure(build, probe, precision, rows, nullcontext(), REAL)
 
 
 def _measure(
     build: Callable[[], VisionLanguageTask],
     probe: Callable[[int], Batch],
     precision: str,
+    rows: int,
     mode: AbstractContextManager[Any],
     sizes: tuple[int, int],
 ) -> Costs:
@@ -173,7 +178,7 @@ def _measure(
         lines = {n: _line(sizes, [getattr(step, n) for step in steps]) for n in ("bytes", "forward", "backward")}
         sample = sum(t.numel() * t.element_size() for t in (batches[0].images, batches[0].tokens) if t is not None)
         weights = _weights(task)
-    loss_bytes, loss_flops = _alignment_costs(task) if steps[0].embeds else ((0.0,) * 3, (0.0,) * 3)
+    loss_bytes, loss_flops = _alignment_costs(task, rows) if steps[0].embeds else ((0.0,) * 3, (0.0,) * 3)
     return Costs(
         **weights,
         activations=lines["bytes"],
@@ -218,26 +223,25 @@ def _is_alignment(loss: Any) -> bool:
     return bool(loss.aligns) and "decoder" not in loss.requires
 
 
-def _alignment_costs(task: VisionLanguageTask) -> tuple[Any, Any]:
-    """Bytes and FLOPs of the alignment losses, as coefficients of a parabola in the rows of a batch."""
+def _alignment_costs(task: VisionLanguageTask, rows: int) -> tuple[Any, Any]:
+    """Bytes and FLOPs of the alignment losses: parabolas in the rows of a batch through `rows` and two larger sizes."""
     pairs = {name: loss for name, loss in task.losses.named().items() if _is_alignment(loss)}
     configs = {
         name: options for name, options in task.model_config["losses"].items() if name.rpartition(":")[2] in pairs
     }
     losses, width = build_losses(configs), task.model_config["embed_dim"]
-    measured = []
-    for rows in PAIRS:
-        embeds = [F.normalize(torch.randn(rows, width), dim=1).requires_grad_() for _ in range(2)]
-        batch = Batch(images=None, tokens=None, mask=None, image_ids=torch.arange(rows))
+    rows = max(1, min(rows, PAIRS))
+    sizes, measured = [rows, rows + -(-rows // 4), rows + 2 * -(-rows // 4)], []
+    for size in sizes:
+        embeds = [F.normalize(torch.randn(size, width), dim=1).requires_grad_() for _ in range(2)]
+        batch = Batch(images=None, tokens=None, mask=None, image_ids=torch.arange(size))
         output = VisionLanguageOutput(embeddings=JointEmbeddings(*embeds))
         with FlopCounterMode(display=False) as flops, PeakMemory() as peak:
             losses(output, batch)[0].backward()
         measured.append((peak.peak, flops.get_total_flops()))
-    return tuple(tuple(float(c) for c in _parabola([each[i] for each in measured])) for i in range(2))  # type: ignore
-
-
-def _parabola(values: list[int]) -> Any:
-    return np.polyfit(np.array(PAIRS) / PAIRS[0], values, 2) / np.array([PAIRS[0] ** 2, PAIRS[0], 1])
+    scale = np.array([rows**2, rows, 1])
+    parabolas = [np.polyfit(np.array(sizes) / rows, values, 2) / scale for values in zip(*measured, strict=True)]
+    return tuple(tuple(map(float, parabola)) for parabola in parabolas)  # type: ignore[return-value]
 
 
 def _line(sizes: tuple[int, int], values: list[int]) -> tuple[float, float]:

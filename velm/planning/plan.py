@@ -11,7 +11,7 @@ from velm.data.text.base import Tokenizer
 from velm.data.text.bpe import ByteTokenizer
 from velm.errors import ConfigError, DataError
 from velm.planning.advice import Advice, advise
-from velm.planning.measure import measure, probe
+from velm.planning.measure import PAIRS, measure, probe
 from velm.planning.step import Costs, Machine, Setup, collectives, flops, memory, seconds
 from velm.training.run import build_data, build_task
 
@@ -86,13 +86,16 @@ def make_plan(
         DataError: the vocabulary is learned from data that cannot be read.
     """
     vocabulary = vocabulary_of(config["data"]) if vocab_size is None else vocab_size
-    costs, setup = costs_of(config, vocabulary), setup_of(config, gpus)
+    setup = setup_of(config, gpus)
+    rows = setup.batch * config["data"]["captions_per_image"] * gpus
+    costs = costs_of(config, vocabulary, rows=rows)
 
     def checkpointed() -> Costs | None:
         if config["model"]["checkpoint_blocks"]:
             return None
+        model = {**config["model"], "checkpoint_blocks": True}
         try:
-            return costs_of({**config, "model": {**config["model"], "checkpoint_blocks": True}}, vocabulary)
+            return costs_of({**config, "model": model}, vocabulary, rows=rows)
         except ConfigError:  # the model has no blocks
             return None
 
@@ -115,13 +118,19 @@ def setup_of(config: Mapping[str, Any], gpus: int) -> Setup:
 
 
 def costs_of(
-    config: Mapping[str, Any], vocab_size: int, *, length: int | None = None, has_images: bool = True
+    config: Mapping[str, Any],
+    vocab_size: int,
+    *,
+    rows: int = PAIRS,
+    length: int | None = None,
+    has_images: bool = True,
 ) -> Costs:
     """Measure the costs of a config's model.
 
     Args:
         config: of `velm.training.run.parse_fit`.
         vocab_size: V.
+        rows: as of `measure`.
         length: tokens per text, bos and eos included; None: `data.max_length`.
         has_images: whether samples have an image.
 
@@ -139,7 +148,7 @@ def costs_of(
             image_size=data["image_size"] if has_images else None,
             per_image=data["captions_per_image"], has_target=has_target,
         ),
-        str(config["trainer"]["precision"] or "32-true"),
+        str(config["trainer"]["precision"] or "32-true"), rows,
     )  # fmt: skip
 
 
