@@ -3,7 +3,6 @@ from __future__ import annotations
 import csv
 import gzip
 import json
-import os
 import pickle
 from pathlib import Path
 
@@ -17,7 +16,6 @@ from velm.data.base import Record
 from velm.data.formats import delimited
 from velm.data.formats.delimited import CSV, JSONL, TSV
 from velm.data.formats.parquet import Parquet
-from velm.data.tables.validate import missing_images
 from velm.errors import DataError
 
 REAL = Path(__file__).resolve().parents[4] / "shared" / "data"
@@ -371,21 +369,6 @@ def test_a_column_that_does_not_name_splits(tmp_path: Path) -> None:
     message = error(write(tmp_path, content=content), split_column="id", image_column=None, image_id_column=None)
     assert "Column 'id' of" in message
     assert "holds more than 10,000 different values; name the one that says the split" in message
-
-
-def test_missing_images_are_named_once_and_in_order(tmp_path: Path) -> None:
-    (tmp_path / "a" / "b").mkdir(parents=True)
-    for name in ("1.png", "a/2.png", "a/b/3.png"):
-        (tmp_path / name).touch()
-    (tmp_path / "a" / os.fsdecode(b"b\xe4r.png")).touch()  # a folder may hold names that are not UTF-8
-    paths = ["1.png", "z/1.png", "a/2.png", " ", "a/1.png", "a/b/3.png", None, "z/1.png", "2.png", "a/./2.png"]
-    bad_samples = missing_images(str(tmp_path), pa.array(paths))
-    assert [bad_sample.path for bad_sample in bad_samples] == [
-        str(tmp_path / name) for name in ("z/1.png", "a/1.png", "2.png")
-    ]
-    assert "There is no image" in bad_samples[0].cause
-    assert repr(str(tmp_path)) in bad_samples[0].advice
-    assert missing_images(str(tmp_path), pa.array([], pa.string())) == []
 
 
 def test_rows_of_one_image_are_found_in_any_order(tmp_path: Path) -> None:

@@ -11,8 +11,9 @@ import pyarrow as pa
 
 from velm.data.bad_samples import check_bad_share, usable_texts
 from velm.data.base import Dataset
+from velm.data.tables.paths import find_images
 from velm.data.tables.records import TableRecords, records_from_texts
-from velm.data.tables.validate import existing_path, missing_images
+from velm.data.tables.validate import existing_path
 from velm.errors import DataError, MissingSplitError
 
 __all__ = ["Karpathy"]
@@ -60,7 +61,9 @@ class Karpathy(Dataset):
                 ids.append(str(image.get("cocoid", image["filename"])))
                 texts.append(usable)
         if self.check_files:
-            bad_samples += missing_images(self.root, pa.array(paths, pa.large_string()))
+            files, missing = find_images(self.root, pa.array(paths, pa.large_string()))
+            paths = [files.get(path, path) for path in paths]
+            bad_samples += missing
         check_bad_share(bad_samples, len(paths), self.max_bad, where)
         records = records_from_texts(texts, paths, self.root, ids)
         records.bad_samples = bad_samples

@@ -6,6 +6,7 @@ Columns stay in Arrow and are read once, however many splits are opened; workers
 from __future__ import annotations
 
 import os
+import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ import pyarrow.compute as pc
 
 from velm.data.bad_samples import BadSample, check_bad_share
 from velm.data.base import Dataset, EncodedImage
+from velm.data.tables.paths import DOWNLOAD, download_first, find_images, unusable_paths
 from velm.data.tables.records import TableRecords, image_index
 from velm.data.tables.validate import (
     ROW,
@@ -27,7 +29,6 @@ from velm.data.tables.validate import (
     explode_lists,
     find_overlap,
     has_text,
-    missing_images,
     parse_weights,
     reject_invalid_utf8,
     rejected_samples,
@@ -41,7 +42,6 @@ __all__ = ["Table"]
 
 MAX_SPLITS = 10_000  # a column with more distinct values does not name splits
 NAMELESS = "Set missing_image to 'drop' to leave rows without an image out, or to 'blank' to show a black one."
-OUTSIDE = "Set root to another folder, or allow_outside to true to let paths lead out of it."
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -115,10 +115,11 @@ class Table(Dataset):
         bad_samples = [bad_sample for owner, bad_sample in self._rejected if owner in (None, split)] + invalid
         if not table.num_rows:
             check_bad_share(bad_samples, 0, self.max_bad, where)
+        if self.check_files and "image" in table.column_names:
+            table, missing = self._find_images(table)
+            bad_samples += missing
         columns = dict(zip(table.column_names, table.columns, strict=True))
         records = TableRecords(columns, self._image_index(table), self.image_root, self.encoded_image())
-        if self.check_files and "image" in columns:
-            bad_samples += missing_images(self.image_root, columns["image"])
         check_bad_share(bad_samples, len(records), self.max_bad, where)
         records.bad_samples = bad_samples
         pa.default_memory_pool().release_unused()
@@ -260,8 +261,8 @@ class Table(Dataset):
             drop(self._without_image(table), "image", NAMELESS, silent=self.missing_image == "drop")
             if self.missing_image == "drop" and not table.num_rows and not bad_samples:
                 raise DataError(f"No row of {self.path!r} names an image in column {self.names['image']!r}.")
-            if not self.allow_outside:
-                drop(self._outside(table), "image", OUTSIDE)
+            if self._paths_root() is not None:
+                drop(*self._unusable_paths(table))
         return table, bad_samples
 
     def _without_image(self, table: pa.Table) -> dict[int, str]:
@@ -275,12 +276,32 @@ class Table(Dataset):
             )
         return dict.fromkeys(rows, "names no image")
 
-    def _outside(self, table: pa.Table) -> dict[int, str]:
-        """The rows whose image path leads out of `root`."""
-        suspects = true_indices(pc.match_substring_regex(table["image"], r"^[/\\]|^[A-Za-z]:|\.\."))
-        paths = {row: table["image"][row].as_py() for row in suspects}
-        return {
-            row: f"names the image {path!r}, which is outside {self.image_root!r}, the folder that paths start from"
-            for row, path in paths.items()
-            if os.path.isabs(path) or os.path.normpath(path).split(os.sep)[0] == os.pardir
-        }
+    def _unusable_paths(self, table: pa.Table) -> tuple[dict[int, str], str, str]:
+        """What is wrong with the image paths that are URLs or outside of `root`, by row; the column; what to do.
+
+        Raises:
+            DataError: every path is a URL.
+        """
+        causes, advice = unusable_paths(table["image"], self.image_root, self.allow_outside)
+        if advice == DOWNLOAD and len(causes) == table.num_rows:
+            raise DataError(
+                download_first(self.path, self.names["image"], self.names["text"], sum(self._sizes.values()))
+            )
+        return causes, "image", advice
+
+    def _find_images(self, table: pa.Table) -> tuple[pa.Table, list[BadSample]]:
+        """The table with the paths of the files there are, and a bad sample for each image that is missing."""
+        column = table["image"]
+        found, missing = find_images(self.image_root, column)
+        if found:
+            old, new = next(iter(found.items()))
+            warnings.warn(
+                f"{len(found):,} image paths of {self.path!r} differ from the files in {self.image_root!r} by "
+                f"separators, case, ending or Unicode form, and are read all the same: {old!r} is {new!r}.",
+                stacklevel=3,
+            )
+            names = pa.array(list(found), pa.large_string())
+            files = pa.array(list(found.values()), pa.large_string())
+            column = pc.coalesce(files.take(pc.index_in(column, value_set=names)), column)
+            table = table.set_column(table.column_names.index("image"), "image", column)
+        return table, missing

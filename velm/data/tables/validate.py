@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -12,13 +11,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from velm.data.bad_samples import MAX_CHARACTERS, BadSample, too_long
-from velm.data.base import no_image_message
 from velm.errors import DataError
 from velm.util import did_you_mean
 
 __all__ = [
     "ROW", "RejectedRows", "decode_texts", "drop_rows", "existing_path", "explode_lists", "find_overlap", "has_text",
-    "invalid_utf8", "missing_images", "parse_weights", "reject_invalid_utf8", "reject_rows",
+    "invalid_utf8", "parse_weights", "reject_invalid_utf8", "reject_rows",
     "rejected_samples", "text_problems", "true_indices",
 ]  # fmt: skip
 
@@ -199,29 +197,6 @@ def true_indices(mask: pa.ChunkedArray | pa.Array) -> list[int]:
     """The indices at which a bool column is True; null counts as False."""
     indices: list[int] = np.flatnonzero(np.asarray(pc.fill_null(mask, False))).tolist()
     return indices
-
-
-def missing_images(root: str, paths: pa.ChunkedArray | pa.Array) -> list[BadSample]:
-    """The images that do not exist under `root`, each once, in the order of `paths`; blank paths are skipped.
-
-    Each folder is listed once: asking for every file is slow on network drives. File names are compared as bytes,
-    since a folder may hold names that are not UTF-8.
-    """
-    paths = pc.unique(paths).cast(pa.large_string())
-    paths = paths.filter(has_text(paths))
-    separators = re.escape(os.sep + (os.altsep or ""))
-    folders = pc.unique(pc.replace_substring_regex(paths, f"[^{separators}]*$", "")).to_pylist()
-    existing = [pa.array(_paths_in(root, folder), pa.large_binary()) for folder in folders]
-    present = pc.is_in(paths.cast(pa.large_binary()), value_set=pa.chunked_array(existing, pa.large_binary()))
-    advice = f"Put the images there, or set root (now {root!r}) to the folder that their paths start from."
-    missing = [os.path.join(root, path) for path in paths.filter(pc.invert(present)).to_pylist()]
-    return [BadSample(path, no_image_message(path), lost=0, advice=advice) for path in missing]
-
-
-def _paths_in(root: str, folder: str) -> list[bytes]:
-    """The files of a folder of `root`, as paths from `root`; none if there is no such folder."""
-    path = os.path.join(root, folder)
-    return [folder.encode() + name for name in os.listdir(os.fsencode(path))] if os.path.isdir(path) else []
 
 
 def find_overlap(tables: Mapping[str | None, pa.Table], key: str) -> tuple[int, dict[str, list[str | None]]]:
