@@ -1,16 +1,9 @@
+"""The recurrent decoder: its cells and its penalty by hand, padding, and tied embeddings."""
+
 import pytest
 import torch
 
 from velm.decoders.rnn import RNNDecoder
-from velm.testing.decoders import check_decoder
-
-OPTIONS = [
-    {},
-    {"cell": "gru"},
-    {"gate": True},
-    {"cell": "gru", "gate": True, "embed_dim": 5, "attention_dim": 3},
-    {"tie_embeddings": False, "doubly_stochastic": 1.0},
-]
 
 
 def build(**options):
@@ -29,41 +22,6 @@ def inputs():
     return tokens, torch.randn(4, 9, 6, dtype=torch.float64), mask
 
 
-@pytest.mark.parametrize("options", OPTIONS, ids=str)
-def test_contract(options):
-    report = check_decoder(
-        lambda: RNNDecoder(vocab_size=32, memory_dim=16, dim=8, **options), vocab_size=32, memory_dim=16
-    )
-    assert report.ok, str(report)
-
-
-@pytest.mark.parametrize("options", OPTIONS, ids=str)
-@pytest.mark.parametrize("masked", [False, True])
-def test_stepping_is_teacher_forcing(options, masked, inputs):
-    tokens, memory, mask = inputs
-    decoder = build(**options)
-    whole = decoder.decode(tokens, memory, mask if masked else None)
-    logits, content = decoder.output_projection(whole.hidden), tokens != 0
-    state = decoder.start(memory, mask if masked else None)
-    for t in range(tokens.shape[1]):
-        stepped, state = decoder.step(tokens[:, t], state)
-        at = content[:, t]
-        torch.testing.assert_close(stepped[at], logits[at, t], rtol=0, atol=1e-10)
-        torch.testing.assert_close(state.attention[at], whole.attention[at, t], rtol=0, atol=1e-10)
-
-
-@pytest.mark.parametrize("options", OPTIONS, ids=str)
-def test_selecting_commutes_with_stepping(options, inputs):
-    tokens, memory, mask = inputs
-    decoder = build(**options)
-    rows = torch.tensor([3, 3, 0, 0, 1, 1])
-    _, state = decoder.step(tokens[:, 0], decoder.start(memory, mask))
-    after, state_after = decoder.step(tokens[:, 1], state)
-    before, state_before = decoder.step(tokens[rows, 1], state.select(rows))
-    torch.testing.assert_close(before, after[rows])
-    torch.testing.assert_close(state_before.attention, state_after.select(rows).attention)
-
-
 def test_padding_is_zero_and_changes_nothing(inputs):
     tokens, memory, mask = inputs
     output = build().decode(tokens, memory, mask)
@@ -71,15 +29,6 @@ def test_padding_is_zero_and_changes_nothing(inputs):
     assert output.attention[tokens == 0].eq(0).all()
     alone = build().decode(tokens[2:3, :2], memory[2:3])
     torch.testing.assert_close(alone.hidden, output.hidden[2:3, :2])
-
-
-def test_masked_memory_changes_nothing(inputs):
-    tokens, memory, mask = inputs
-    other = torch.where(mask[:, :, None], memory, 1e3)
-    decoder = build(gate=True, doubly_stochastic=1.0)
-    one, two = decoder.decode(tokens, memory, mask), decoder.decode(tokens, other, mask)
-    assert torch.equal(one.hidden, two.hidden)
-    assert torch.equal(one.penalty, two.penalty)
 
 
 def test_nothing_to_look_at_is_no_nan(inputs):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
 
 from velm.encoders.cnn import CNNEncoder
 
@@ -64,28 +63,11 @@ def test_every_stage_halves_the_grid(architecture, widths):
     assert output.grid == (side, side)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_batch_of_one_equals_its_row(kind):
-    encoder, images = build(*kind), random_images(3, 3, 16, 24)
-    output = encoder(images)
-    for row in range(3):
-        alone = encoder(images[row : row + 1])
-        close(alone.pooled[0], output.pooled[row])
-        close(alone.features[0], output.features[row])
-
-
 @pytest.mark.parametrize("norm", ["group", "batch"])
 def test_in_training_too_neighbours_matter_to_batch_norm_alone(norm):
     encoder, images = build(norm=norm).train(), random_images(3, 3, 16, 16)
     pooled = encoder(images).pooled
     assert torch.allclose(encoder(images[:1]).pooled[0], pooled[0], rtol=0, atol=1e-10) is (norm == "group")
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_gradient_reaches_every_parameter(kind):
-    encoder = build(*kind, depth=1)
-    encoder(random_images(4, 3, 16, 24)).pooled.pow(3).sum().backward()
-    assert not [name for name, p in encoder.named_parameters() if p.grad is None or not p.grad.any()]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -112,34 +94,6 @@ def test_group_norm_survives_one_cell():
     output = build(norm="group", dim=8)(random_images(2, 3, 4, 4))
     assert output.grid == (1, 1)
     assert (output.pooled[0] - output.pooled[1]).abs().max() > 1e-3
-
-
-def test_a_plain_stack_is_bare_and_a_residual_one_normalised():
-    def kinds(encoder):
-        return {type(module) for module in encoder.modules()}
-
-    assert kinds(build("plain")) & {nn.GroupNorm, nn.BatchNorm2d} == set()
-    assert nn.MaxPool2d in kinds(build("plain"))
-    assert nn.GroupNorm in kinds(build("residual"))
-    assert nn.BatchNorm2d in kinds(build("plain", "batch"))
-
-
-def test_dropout_is_off_in_eval_and_on_in_training():
-    encoder, images = build(dropout=0.5), random_images(2, 3, 16, 16)
-    assert torch.equal(encoder(images).pooled, encoder(images).pooled)
-    encoder.train()
-    assert not torch.equal(encoder(images).pooled, encoder(images).pooled)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_saved_equals_loaded(kind):
-    encoder, other, images = build(*kind), build(*kind), random_images(2, 3, 16, 16)
-    encoder.train()(images)  # moves the running means of batch norm
-    encoder.eval()
-    for parameter in other.parameters():
-        nn.init.normal_(parameter)
-    other.load_state_dict(encoder.state_dict())
-    assert torch.equal(other(images).pooled, encoder(images).pooled)
 
 
 def test_errors_settle_the_matter():

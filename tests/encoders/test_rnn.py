@@ -9,9 +9,6 @@ from torch import nn
 from velm.encoders.rnn import RNNEncoder
 
 CELLS = ["tanh", "gru", "lstm"]
-POOLINGS = ["last", "mean", "max", "attention"]
-KINDS = [(cell, "last", both) for cell in CELLS for both in (False, True)]
-KINDS += [("gru", pooling, both) for pooling in POOLINGS[1:] for both in (False, True)]
 
 
 def build(cell="gru", pooling="last", bidirectional=False, **options):
@@ -28,55 +25,6 @@ def sentences():
 
 def close(left, right):
     torch.testing.assert_close(left, right, rtol=1e-10, atol=1e-10)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_shapes_and_dtype(kind):
-    tokens, mask = sentences()
-    output = build(*kind, layers=2)(tokens, mask)
-    assert output.features.shape == (3, 6, 8)
-    assert output.pooled.shape == (3, 8)
-    assert output.features.dtype == output.pooled.dtype == torch.float64
-    assert output.mask is mask
-    assert output.grid is None
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_more_padding_changes_nothing(kind):
-    tokens, mask = sentences()
-    encoder = build(*kind, layers=2)
-    output = encoder(tokens, mask)
-    longer = encoder(nn.functional.pad(tokens, (0, 3)), nn.functional.pad(mask, (0, 3)))
-    close(longer.pooled, output.pooled)
-    close(longer.features[:, :6], output.features)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_what_the_padding_holds_does_not_matter(kind):
-    tokens, mask = sentences()
-    encoder = build(*kind)
-    output, other = encoder(tokens, mask), encoder(torch.where(mask, tokens, 7), mask)
-    close(other.pooled, output.pooled)
-    close(other.features, output.features)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_batch_of_one_equals_its_row(kind):
-    tokens, mask = sentences()
-    encoder = build(*kind)
-    output = encoder(tokens, mask)
-    for row, length in enumerate(mask.sum(dim=1).tolist()):
-        alone = encoder(tokens[row : row + 1, :length], mask[row : row + 1, :length])
-        close(alone.pooled[0], output.pooled[row])
-        close(alone.features[0], output.features[row, :length])
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_gradient_reaches_every_parameter(kind):
-    tokens, mask = sentences()
-    encoder = build(*kind, layers=2)
-    encoder(tokens, mask).pooled.square().sum().backward()
-    assert not [name for name, p in encoder.named_parameters() if p.grad is None or not p.grad.any()]
 
 
 def test_the_plain_cell_is_its_formula():
@@ -110,24 +58,6 @@ def test_reading_backwards_is_only_for_both_directions(both):
     changed[:, 1] = changed[:, 1] % 10 + 1
     before, after = encoder(tokens, mask).features[:, 0], encoder(changed, mask).features[:, 0]
     assert torch.equal(before, after) is not both
-
-
-def test_dropout_is_off_in_eval_and_on_in_training():
-    tokens, mask = sentences()
-    encoder = build(dropout=0.5, layers=2)
-    assert torch.equal(encoder(tokens, mask).pooled, encoder(tokens, mask).pooled)
-    encoder.train()
-    assert not torch.equal(encoder(tokens, mask).pooled, encoder(tokens, mask).pooled)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_saved_equals_loaded(kind):
-    tokens, mask = sentences()
-    encoder, other = build(*kind), build(*kind)
-    for parameter in other.parameters():
-        nn.init.normal_(parameter)
-    other.load_state_dict(encoder.state_dict())
-    assert torch.equal(other(tokens, mask).pooled, encoder(tokens, mask).pooled)
 
 
 def test_it_remembers_the_first_of_many_words():

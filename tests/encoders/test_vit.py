@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
 
 from velm.encoders.vit import ViTEncoder
 
@@ -38,23 +37,6 @@ def test_any_grid(kind, size):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_batch_of_one_equals_its_row(kind):
-    encoder, images = build(*kind), random_images(3, 3, 8, 12)
-    output = encoder(images)
-    for row in range(3):
-        alone = encoder(images[row : row + 1])
-        close(alone.pooled[0], output.pooled[row])
-        close(alone.features[0], output.features[row])
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_gradient_reaches_every_parameter(kind):
-    encoder = build(*kind)
-    encoder(random_images(2, 3, 8, 12)).pooled[:, :5].pow(3).sum().backward()
-    assert not [name for name, p in encoder.named_parameters() if p.grad is None or not p.grad.any()]
-
-
-@pytest.mark.parametrize("kind", KINDS)
 def test_patches_lie_row_by_row(kind):
     encoder = build(*kind, depth=0)  # without blocks a patch sees itself alone
     images = random_images(1, 3, 8, 12)
@@ -77,22 +59,6 @@ def test_mean_is_of_the_features_and_class_is_not_among_them():
     close(output.pooled, output.features.mean(dim=1))
     output = build(pooling="class")(image)
     assert (output.features - output.pooled[:, None]).abs().amax(dim=-1).min() > 1e-6
-
-
-def test_dropout_is_off_in_eval_and_on_in_training():
-    encoder, images = build(dropout=0.5), random_images(2, 3, 8, 8)
-    assert torch.equal(encoder(images).pooled, encoder(images).pooled)
-    encoder.train()
-    assert not torch.equal(encoder(images).pooled, encoder(images).pooled)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_saved_equals_loaded(kind):
-    encoder, other, images = build(*kind), build(*kind), random_images(2, 3, 8, 12)
-    for parameter in other.parameters():
-        nn.init.normal_(parameter)
-    other.load_state_dict(encoder.state_dict())
-    assert torch.equal(other(images).pooled, encoder(images).pooled)
 
 
 def test_errors_settle_the_matter():

@@ -59,6 +59,7 @@ def small_decoders(vocab_size=6, kinds=("rnn", "transformer")):
     options = {"vocab_size": vocab_size, "memory_dim": 6, "dim": 8}
     found = {
         "rnn": RNNDecoder(**options, gate=True),
+        "gru": RNNDecoder(**options, cell="gru"),
         "transformer": TransformerDecoder(**options, depth=2, heads=2, max_length=16),
         "coca": TransformerDecoder(**options, depth=2, unimodal_depth=1, heads=2, max_length=16),
     }
@@ -67,7 +68,7 @@ def small_decoders(vocab_size=6, kinds=("rnn", "transformer")):
     return {kind: found[kind].double().eval() for kind in kinds}
 
 
-@pytest.fixture(scope="session", params=["rnn", "transformer", "coca"])
+@pytest.fixture(scope="session", params=["rnn", "gru", "transformer", "coca"])
 def small_decoder(request):
     return small_decoders(kinds=(request.param,))[request.param]
 

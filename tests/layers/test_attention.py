@@ -64,15 +64,6 @@ def test_nothing_to_look_at_is_no_nan():
     assert weights[1].eq(0).all()
 
 
-def test_masked_content_changes_nothing():
-    attention = Attention(8, heads=2)
-    x, memory = torch.randn(1, 3, 8), torch.randn(1, 4, 8)
-    mask = torch.tensor([[True, True, False, True]])
-    other = memory.clone()
-    other[0, 2] = 1000.0
-    assert torch.equal(attention(x, memory, mask=mask), attention(x, other, mask=mask))
-
-
 def test_weights_make_the_result():
     attention = Attention(8, heads=1).double()
     x, mask = torch.randn(2, 4, 8, dtype=torch.float64), torch.tensor([[True] * 4, [True, True, False, False]])
@@ -107,13 +98,6 @@ def test_products_are_the_fused_kernel(causal, masked):
         results.append((value, *torch.autograd.grad(value.square().sum(), (query, keys, values))))
     for ours, theirs in zip(*results, strict=True):
         torch.testing.assert_close(ours, theirs)
-
-
-def test_products_drop_weights():
-    query, keys, values = torch.randn(1, 1, 50, 8), torch.zeros(1, 1, 50, 8), torch.ones(1, 1, 50, 8)
-    dropped = matmul_attention(query, keys, values, attn_mask=None, dropout_p=0.5, is_causal=False)
-    assert 0.7 < dropped.mean() < 1.3
-    assert dropped.std() > 0
 
 
 def test_products_are_for_short_sequences_that_are_learnt_in_bfloat16():

@@ -4,18 +4,6 @@ import torch
 from velm.layers.transformer import TransformerBlock
 
 
-def test_padding_changes_nothing():
-    block = TransformerBlock(8, heads=2)
-    x, mask = torch.randn(1, 5, 8), torch.tensor([[True, True, True, False, False]])
-    torch.testing.assert_close(block(x, mask)[:, :3], block(x[:, :3]))
-
-
-def test_causal_sees_the_past_only():
-    block = TransformerBlock(8, heads=2)
-    x = torch.randn(1, 5, 8)
-    torch.testing.assert_close(block(x, causal=True)[:, :3], block(x[:, :3], causal=True))
-
-
 def test_remembering_equals_the_whole():
     block = TransformerBlock(8, heads=2, memory_dim=6).double()
     x, memory = torch.randn(2, 4, 8, dtype=torch.float64), torch.randn(2, 3, 6, dtype=torch.float64)
@@ -33,16 +21,3 @@ def test_memory_and_memory_dim_belong_together():
         TransformerBlock(8, heads=2)(torch.randn(1, 2, 8), memory=torch.randn(1, 2, 8))
     with pytest.raises(ValueError, match="memory is missing but the block was built with a memory_dim"):
         TransformerBlock(8, heads=2, memory_dim=8)(torch.randn(1, 2, 8))
-
-
-def test_dropout_is_for_training():
-    block = TransformerBlock(8, heads=2, dropout=0.5)
-    x = torch.randn(1, 3, 8)
-    assert not torch.equal(block(x), block(x))
-    block.eval()
-    assert torch.equal(block(x), block(x))
-
-
-def test_heads_must_divide_dim():
-    with pytest.raises(ValueError, match="dim 10 is not divisible by heads 4"):
-        TransformerBlock(10, heads=4)

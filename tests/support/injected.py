@@ -1,4 +1,4 @@
-"""Faults as callbacks of a run in a process of its own (`stopped.fit`), and two ranks of one run without a launcher."""
+"""Failures as callbacks of a run in a process of its own (`fit`), and two ranks of one run without a launcher."""
 
 from __future__ import annotations
 
@@ -203,10 +203,15 @@ def write_config(folder: Path, **trainer: Any) -> None:
 def start(folder: Path, output: Path, *arguments: str, environment: dict[str, str] | None = None) -> Any:
     """Begin `velm fit --config run.yaml` in a process of its own, which writes what it says to a file."""
     context = multiprocessing.get_context("forkserver")  # forked from a process that has imports and no threads
-    context.set_forkserver_preload([__name__, "stopped", "velm.training.run"])
+    context.set_forkserver_preload([__name__, "velm.training.run"])
     process = context.Process(target=_fit, args=(str(folder), str(output), list(arguments), environment or {}))
     process.start()
     return process
+
+
+def fit(folder: Path, *arguments: str) -> int:
+    """The exit code of `velm fit --config run.yaml` in a process of its own; -9 if it was killed."""
+    return ended(start(folder, folder / "output.txt", *arguments), within=300)
 
 
 def two_ranks(folder: Path, name: str, *arguments: str) -> list[Any]:

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from stopped import fit
+from injected import CONFIG as PLAIN
+from injected import STEPS, faults, fit
 
 from velm import cli
 from velm.data.shards.packing import pack
@@ -21,33 +22,20 @@ from velm.training.recovery.resume import seed_step
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
-CONFIG: dict[str, Any] = {
-    "seed_everything": 3,
-    "checkpoint_every_n_steps": 2,
+CONFIG: dict[str, Any] = {  # everything that draws random numbers
+    **PLAIN,
     "model": {
-        "image_encoder": {"name": "cnn", "dim": 16, "dropout": 0.2},
+        **PLAIN["model"],
         "text_encoder": {"name": "rnn", "dim": 16, "dropout": 0.2, "word_dropout": 0.1},
-        "decoder": {"name": "rnn", "dim": 16, "dropout": 0.3},
         "losses": {"contrastive": {}, "captioning": {"label_smoothing": 0.1}},
         "embed_dropout": 0.1,
-        "ema": 0.9,
-        "validation": {"max_length": 4, "panel": 1, "captions": 2},
     },
-    "data": {
-        "dataset": {"name": "shapes", "train_size": 30, "val_size": 4, "test_size": 4},
-        "image_size": 32,
-        "batch_size": 4,
-        "captions_per_image": 2,
-        "augment": {"crop_scale": [0.8, 1.0]},
-    },
-    "trainer": {"max_epochs": 2, "accelerator": "cpu", "enable_progress_bar": False, "log_every_n_steps": 1},
+    "data": {**PLAIN["data"], "captions_per_image": 2, "augment": {"crop_scale": [0.8, 1.0]}},
 }
-STEPS = 14  # 30 images by 4, the rest of an epoch left out: 7 steps, twice
 
 
 def stopped_at(step: int, number: int) -> str:
-    init = {"step": step, "number": int(number)}
-    return f"--trainer.callbacks={yaml.safe_dump([{'class_path': 'stopped.Send', 'init_args': init}])}"
+    return faults({"Signal": {"step": step, "number": int(number)}})
 
 
 def losses(run: Path) -> list[tuple[int, str]]:
