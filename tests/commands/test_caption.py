@@ -201,7 +201,7 @@ def test_closed_answers_from_a_file(write_checkpoint, folder, tmp_path, capsys):
     [
         (["nowhere.ckpt", "{image}"], "No checkpoint at nowhere.ckpt"),
         (["{checkpoint}", "nowhere.jpg"], "There is no image or folder 'nowhere.jpg'"),
-        (["{checkpoint}", "{empty}"], "has no images; looked for .bmp"),
+        (["{checkpoint}", "{empty}"], "empty' has no images at all."),
         (["{checkpoint}", "{image}", "--num_return", "3"], "num_return 3 is more than num_beams 1"),
         (["{checkpoint}", "{image}", "--must_include", "zebra"], "'zebra' has a word that is not in the model's"),
         (["{checkpoint}", "{image}", "--must_include", "red", "--forbidden", "red"], "which is forbidden"),

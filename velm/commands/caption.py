@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from math import isfinite
@@ -61,6 +62,8 @@ def find_images(paths: Sequence[str]) -> list[str]:
     Raises:
         DataError: a path does not exist, or a folder has no images; the message names it.
     """
+    from velm.data.images.names import list_images, no_images
+
     images: list[str] = []
     for path in paths:
         if not Path(path).is_dir():
@@ -68,17 +71,11 @@ def find_images(paths: Sequence[str]) -> list[str]:
                 raise DataError(f"There is no image or folder {path!r}.")
             images.append(path)
             continue
-        below = sorted(str(p) for p in Path(path).rglob("*") if p.suffix.lower() in _suffixes() and p.is_file())
+        below = [os.path.join(path, name) for name in list_images(path)]
         if not below:
-            raise DataError(f"The folder {path!r} has no images; looked for {', '.join(sorted(_suffixes()))}.")
+            raise DataError(f"The folder {path!r} has {no_images(path)}.")
         images += below
     return images
-
-
-def _suffixes() -> set[str]:
-    from velm.data.formats.folder import IMAGES
-
-    return set(IMAGES)
 
 
 def _captions(

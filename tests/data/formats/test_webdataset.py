@@ -75,6 +75,23 @@ def test_targets_of_the_json(tmp_path: Path) -> None:
     assert (record.texts, record.targets) == (("a dog", "dogs"), ("ein Hund", "Hunde"))
 
 
+@pytest.mark.parametrize("folder", ["", "a.b/"])
+def test_names_may_have_dots(tmp_path: Path, folder: str) -> None:
+    """A sample is named by the part before the first dot, else, without an image there, before the last."""
+    members = {
+        f"{folder}IMG.{n}{ending}": JPEG[n] if ending == ".JPG" else f"text {n}"
+        for n in range(3)
+        for ending in (".txt", ".JPG")
+    }
+    members |= {f"{folder}plain.jpg": JPEG[3], f"{folder}plain.mask.png": JPEG[4], f"{folder}plain.txt": "plain"}
+    members |= {f"{folder}1.5.jpg": JPEG[5], f"{folder}1.5.json": {"caption": "half"}}
+    train = WebDataset(train=write_tar(tmp_path / "0.tar", members), json_text_key="caption").split("train")
+    assert {record.image_id.removeprefix(f"0.tar/{folder}"): record.texts[0] for record in train} == {
+        "IMG.0": "text 0", "IMG.1": "text 1", "IMG.2": "text 2", "plain": "plain", "1.5": "half",
+    }  # fmt: skip
+    assert [record.image.load() for record in train] == [*JPEG[:4], JPEG[5]]
+
+
 def test_each_split_has_its_shards(tmp_path: Path) -> None:
     a, b = (write_tar(tmp_path / split / "0.tar", {"0.jpg": JPEG[0], "0.txt": split}) for split in ("a", "b"))
     data = WebDataset(train=[a], val=b)

@@ -7,13 +7,13 @@ import os
 
 from velm.data.bad_samples import BadSample, check_bad_share, usable_texts
 from velm.data.base import Dataset
+from velm.data.images.names import list_images, no_images
 from velm.data.tables.records import TableRecords, records_from_texts
 from velm.errors import DataError, MissingSplitError
 
-__all__ = ["IMAGES", "SPLITS", "Folder", "check_fractions", "hashed_split", "list_images"]
+__all__ = ["SPLITS", "Folder", "check_fractions", "hashed_split"]
 
 SPLITS = ("train", "val", "test")
-IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 
 class Folder(Dataset):
@@ -23,7 +23,7 @@ class Folder(Dataset):
     of a hash of its name, and does not change when images are added.
 
     Args:
-        path: the folder; subfolders are searched too.
+        path: the folder; subfolders are searched too, hidden files and folders left out.
         extension: of the text files, UTF-8.
         val_fraction: share of the images in 'val', in [0, 1), if there are no subfolders for splits.
         test_fraction: share of the images in 'test', in [0, 1), likewise.
@@ -43,7 +43,7 @@ class Folder(Dataset):
         paths = images.get(name, [])
         if not paths:
             listed = ", ".join(f"{split!r} ({len(some)} images)" for split, some in images.items() if some)
-            raise MissingSplitError(f"{self.path!r} has no split {name!r}. It has: {listed or 'no images at all'}.")
+            raise MissingSplitError(f"{self.path!r} has no split {name!r}. It has: {listed or no_images(self.path)}.")
         texts: dict[str, list[str]] = {}
         bad_samples: list[BadSample] = []
         for path in paths:
@@ -62,7 +62,7 @@ class Folder(Dataset):
         if subfolders:
             return {split: list_images(self.path, split) for split in subfolders}
         images: dict[str, list[str]] = {split: [] for split in SPLITS}
-        for path in list_images(self.path, "."):
+        for path in list_images(self.path):
             images[hashed_split(path, self.val_fraction, self.test_fraction)].append(path)
         return images
 
@@ -77,16 +77,6 @@ class Folder(Dataset):
             return [], [BadSample(image, f"there is no {self.extension} file beside it", advice="Write one.")]
         except UnicodeDecodeError as error:
             return [], [BadSample(image, f"{path!r} is not UTF-8: {error}")]
-
-
-def list_images(root: str, folder: str) -> list[str]:
-    """The images in a folder of `root` and its subfolders, as sorted paths from `root`."""
-    return sorted(
-        os.path.normpath(os.path.relpath(os.path.join(parent, file), root))
-        for parent, _, files in os.walk(os.path.join(root, folder))
-        for file in files
-        if os.path.splitext(file)[1].lower() in IMAGES
-    )
 
 
 def check_fractions(val_fraction: float, test_fraction: float) -> None:

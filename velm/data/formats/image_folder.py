@@ -10,7 +10,8 @@ import numpy as np
 import pyarrow as pa
 
 from velm.data.base import Dataset, Record, Records
-from velm.data.formats.folder import SPLITS, check_fractions, hashed_split, list_images
+from velm.data.formats.folder import SPLITS, check_fractions, hashed_split
+from velm.data.images.names import is_hidden, list_images, no_images
 from velm.data.tables.validate import existing_path
 from velm.errors import DataError, MissingSplitError
 from velm.util import did_you_mean
@@ -68,7 +69,7 @@ class ImageFolder(Dataset):
         images = splits.get(name)
         if not images:
             listed = ", ".join(f"{split!r} ({len(some)} images)" for split, some in splits.items() if some)
-            raise MissingSplitError(f"{self.path!r} has no split {name!r}. It has: {listed or 'no images at all'}.")
+            raise MissingSplitError(f"{self.path!r} has no split {name!r}. It has: {listed or no_images(self.path)}.")
         paths = pa.array([path for path, _ in images], pa.large_string())
         labels = np.array([number for _, number in images], np.int32)
         return ClassRecords(self.path, paths, labels, list(names.values()), self.templates)
@@ -125,4 +126,4 @@ class ClassRecords(Records):
 
 
 def _subfolders(folder: str) -> list[str]:
-    return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
+    return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not is_hidden(entry.name))

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 from velm.data.bad_samples import check_bad_share, text_problem
 from velm.data.base import Dataset
-from velm.data.formats.folder import IMAGES
+from velm.data.images.names import image_suffixes, is_hidden
 from velm.data.shards.samples import Samples
 from velm.data.shards.tar import TarIndex, index_tar
 from velm.data.shards.urls import MANIFEST, expand, local_path, read_manifest, short_names
@@ -19,12 +19,16 @@ from velm.errors import DataError, MissingSplitError
 __all__ = ["WebDataset"]
 
 NO_IMAGE, NO_TEXT = LACKING = ("it has no image", "it has no text")
+DRAWINGS = (".svg", ".svgz")
 TWICE = "*"  # stands among a sample's endings for one that comes twice
 PACKED = {"json_text_key": "texts", "json_target_key": "targets", "json_image_id_key": "image_id"}
 
 
 class WebDataset(Dataset):
     """Tar shards; members with the same name up to its first dot are one sample: `0012.jpg`, `0012.txt`, `0012.json`.
+
+    Where that gives no image, the name up to the last dot is the sample's: `IMG.0001.jpg`, `IMG.0001.txt`. Hidden
+    members (`._0012.jpg`, `.DS_Store`, `__MACOSX/`) belong to no sample.
 
     Args:
         path: a folder that `velm pack` wrote; its manifest says which shards make up which split, and the keys
@@ -103,7 +107,7 @@ class WebDataset(Dataset):
         """Add the samples that have an image and a sentence; the others are noted."""
         members: list[str] = index.names.to_pylist()
         places = list(zip(index.offsets.tolist(), index.sizes.tolist(), strict=True))
-        for member in index.refused:
+        for member in filter(lambda name: not is_hidden(name), index.refused):
             samples.skip(f"{short}/{member}", "the member's name leads out of the shard; do not unpack it")
         with open(path, "rb") as file:
             for stem, kinds in _by_sample(members).items():
@@ -113,7 +117,7 @@ class WebDataset(Dataset):
                     file.seek(offset)
                     contents[kind] = file.read(size)
                 where = f"{short}/{stem}"
-                image = next((number for kind, number in kinds.items() if kind in IMAGES), None)
+                image = kinds.get(_image_kind(kinds) or "")
                 title = where if image is None else f"{short}/{members[image]}"
                 try:
                     texts, targets, image_id = self._texts(where, contents.get(".txt"), contents.get(".json"))
@@ -152,7 +156,8 @@ class WebDataset(Dataset):
         keys = f"json_text_key {self.keys['json_text_key']!r}, txt {self.txt!r}"
         return (
             f"No sample of split {name!r} has an image and a sentence. The members end in: {kinds}. Sentences are "
-            f"looked for by {keys}: set json_text_key to a key of the .json, or txt to 'one' or 'lines'."
+            f"looked for by {keys}: set json_text_key to a key of the .json, or txt to 'one' or 'lines'. "
+            f"Members are one sample if their names are the same before the first dot."
         )
 
     def _forbid_overlap(self) -> None:
@@ -195,16 +200,38 @@ def _by_sample(members: Sequence[str]) -> dict[str, dict[str, int]]:
 
     Where two members of a sample have the same ending, `TWICE` is among its endings.
     """
+    visible = {number: member for number, member in enumerate(members) if not is_hidden(member)}
     samples: dict[str, dict[str, int]] = {}
-    for number, member in enumerate(members):
-        folder, slash, base = member.rpartition("/")
-        stem, dot, ending = base.partition(".")
-        if not stem or not dot:  # '.DS_Store', 'README'
-            continue
-        kinds = samples.setdefault(f"{folder}{slash}{stem}", {})
-        if kinds.setdefault(f".{ending.lower()}", number) != number:
-            kinds[TWICE] = number
+    for stem, kinds in _group(visible, _first_dot).items():
+        dotted = {number: visible[number] for number in kinds.values()}
+        by_last = {} if _image_kind(kinds) else _group(dotted, os.path.splitext)
+        whole = any(_image_kind(each) and len(each) > 1 for each in by_last.values())
+        samples |= by_last if whole else {stem: kinds}
     return samples
+
+
+def _first_dot(member: str) -> tuple[str, str]:
+    folder, slash, base = member.rpartition("/")
+    stem, dot, ending = base.partition(".")
+    return f"{folder}{slash}{stem}", f"{dot}{ending}"
+
+
+def _group(members: Mapping[int, str], split: Callable[[str], tuple[str, str]]) -> dict[str, dict[str, int]]:
+    """As `_by_sample`, given a function from a name to (stem, ending); names without an ending are left out."""
+    samples: dict[str, dict[str, int]] = {}
+    for number, member in members.items():
+        stem, ending = split(member)
+        if ending:
+            kinds = samples.setdefault(stem, {})
+            if kinds.setdefault(ending.lower(), number) != number:
+                kinds[TWICE] = number
+    return samples
+
+
+def _image_kind(kinds: Iterable[str]) -> str | None:
+    """The ending of a sample's image, a drawing only if there is no other; None without one."""
+    images = [kind for kind in kinds if kind in image_suffixes()]
+    return min(images, key=DRAWINGS.__contains__, default=None)
 
 
 def _json(where: str, content: bytes) -> dict[str, Any]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from functools import cache
 
-__all__ = ["image_suffixes", "is_hidden", "list_images"]
+__all__ = ["image_suffixes", "is_hidden", "list_images", "no_images"]
 
 #: Folders of thumbnails and metadata that macOS and Synology add; other hidden names start with a dot.
 HIDDEN = ("__MACOSX", "@eaDir")
@@ -40,3 +41,11 @@ def list_images(root: str, folder: str = ".") -> list[str]:
         names = [name for name in files if not is_hidden(name)]
         found += [os.path.join(parent, name) for name in names if os.path.splitext(name)[1].lower() in image_suffixes()]
     return sorted(os.path.normpath(os.path.relpath(path, root)) for path in found)
+
+
+def no_images(folder: str) -> str:
+    """'no images at all', and the endings of the files that there are."""
+    names = (name for parent, _, files in os.walk(folder) for name in files if not is_hidden(name))
+    endings = [os.path.splitext(name)[1].lower() for name in names]
+    listed = ", ".join(f"{ending or 'none'} ({count})" for ending, count in Counter(sorted(endings)).most_common(5))
+    return f"no images at all{f', but files with the endings {listed}' if listed else ''}"
