@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from velm.data.base import EncodedImage, Record
-from velm.doctor.images import check_images, difference_hash, scan_images
+from velm.doctor.images import check_images, check_range, difference_hash, scan_images
 
 
 def test_clean_images_pass(records) -> None:
@@ -77,3 +78,23 @@ def test_the_hash_forgets_size_and_not_content(scene) -> None:
     a, b = scene(1), scene(2)
     assert (difference_hash(a) ^ difference_hash(a.resize((200, 200)))).bit_count() <= 4
     assert (difference_hash(a) ^ difference_hash(b)).bit_count() > 12
+
+
+def test_ranges_of_deep_grey_and_dark_images_are_shown(records) -> None:
+    train = records("train", 0, 4)
+    (finding,) = check_range(scan_images({"train": train}, limit=100))
+    assert (finding.severity, finding.message) == ("ok", "No image is nearly black.")
+    ramp = np.tile(np.linspace(0, 1, 40), (32, 1))
+    for record, image in zip(train, ((ramp * 4095).astype(np.uint16), ramp.astype(np.float32)), strict=False):
+        Image.fromarray(image).save(record.image, "TIFF")
+    Image.fromarray((ramp * 15).astype(np.uint8)).save(train[2].image, "PNG")
+    deep, dark = check_range(scan_images({"train": train}, limit=100))
+    assert deep.severity == "info"
+    assert deep.message == (
+        f"2 of 4 (50.0%) decoded images are grey of more than 8 bits, scaled by the range that each holds: "
+        f"{train[0].image} holds 0 to 4095, read as 12 bits, {train[1].image} holds 0 to 1, read as [0, 1]."
+    )
+    assert deep.value["ranges"] == {train[0].image: [0, 4095], train[1].image: [0, 1]}
+    assert dark.severity == "warning"
+    assert f"1 of 4 (25.0%) images are nearly black (no value of 255 above 15): {train[2].image}." in dark.message
+    assert check_range([])[0].severity == "skipped"

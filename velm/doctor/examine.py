@@ -14,7 +14,7 @@ from velm.data.base import Record, text_counts, text_only
 from velm.data.text.base import Tokenizer
 from velm.doctor import batches, parts, texts
 from velm.doctor.duplicates import check_duplicates
-from velm.doctor.images import check_images, check_records, scan_images
+from velm.doctor.images import check_images, check_range, check_records, scan_images
 from velm.errors import MissingSplitError, VelmError
 from velm.findings import Finding
 from velm.model.build import needs_of
@@ -32,6 +32,7 @@ __all__ = ["CHECKS", "examine"]
 CHECKS: dict[str, str] = {
     "data": "the dataset and each of its splits can be read, and which records are unusable",
     "images": "every image file exists and can be decoded",
+    "value_range": "the range of grey images of more than 8 bits; images that are nearly black",
     "duplicates_across_splits": "no image of one split is in another, byte for byte or nearly",
     "duplicates_within_a_split": "the same image under two names",
     "tokenizer": "pad, bos, eos and unk are four different ids of the vocabulary",
@@ -87,7 +88,8 @@ class _Examination:
         splits = {} if data is None else self.open_splits(data)
         if splits:
             scanned = scan_images(splits, limit=images, progress=progress)
-            self.findings += [*check_images(scanned, options["max_bad"]), *check_duplicates(scanned)]
+            self.findings += [*check_images(scanned, options["max_bad"]), *check_range(scanned)]
+            self.findings += check_duplicates(scanned)
         train_data = data if "train" in splits else None
         tokenizer = None if train_data is None else self.attempt("tokenizer", lambda: train_data.tokenizer)
         lengths = None if tokenizer is None else self.check_texts(splits, tokenizer)

@@ -14,15 +14,17 @@ from PIL import Image
 
 from velm.data.bad_samples import BadSample, count_records
 from velm.data.base import EncodedImage, Record, image_name
-from velm.data.images.transforms import read_image
+from velm.data.images.decode import read_image, read_range
+from velm.data.images.grey import GreyRange
 from velm.errors import DataError
 from velm.findings import Finding, Severity, examples, share
 from velm.util import Progress
 
-__all__ = ["ScannedImage", "check_images", "check_records", "difference_hash", "scan_images"]
+__all__ = ["ScannedImage", "check_images", "check_range", "check_records", "difference_hash", "scan_images"]
 
 DECODED = 128  # pixels of the shorter side that decoding keeps; fast on large JPEGs
 THUMBNAIL = 16  # pixels
+DARK = 16  # of 255: an image without a brighter value looks black
 CHUNK = 512  # images between two reports of progress
 
 
@@ -36,6 +38,8 @@ class ScannedImage:
         digest: of its bytes; None if it was not decoded.
         hash: difference hash, 64 bits.
         thumbnail: uint8 (16, 16, 3); None if it was not decoded.
+        brightest: largest value of a channel, 0 to 255; None if it was not decoded.
+        grey: the range of a grey image of more than 8 bits; None for every other.
         missing: whether its file does not exist.
         error: why it cannot be used; None if it can.
     """
@@ -45,6 +49,8 @@ class ScannedImage:
     digest: bytes | None = None
     hash: int = 0
     thumbnail: np.ndarray | None = None
+    brightest: int | None = None
+    grey: GreyRange | None = None
     missing: bool = False
     error: str | None = None
 
@@ -98,13 +104,16 @@ def _scan(split: str, records: Sequence[Record], index: int, decode: bool) -> Sc
         if not decode:
             return ScannedImage(split, name)
         content, image = _content(record.image, name)
-        small = read_image(image, minimum=DECODED)
+        small, grey = read_image(image, minimum=DECODED), read_range(image)
     except Exception as error:  # of any kind: it would end the run
         cause = str(error) if isinstance(error, DataError) else f"{type(error).__name__}: {error}"
         return ScannedImage(split, name, error=cause)
     thumbnail = np.asarray(small.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX))
     digest = hashlib.blake2b(content, digest_size=16).digest()
-    return ScannedImage(split, name, digest=digest, hash=difference_hash(small), thumbnail=thumbnail)
+    brightest = int(np.asarray(small).max())
+    return ScannedImage(
+        split, name, digest=digest, hash=difference_hash(small), thumbnail=thumbnail, brightest=brightest, grey=grey
+    )
 
 
 def _content(image: Any, name: str) -> tuple[bytes, Any]:
@@ -184,3 +193,23 @@ def check_images(scanned: Sequence[ScannedImage], max_bad: float = 0.0) -> list[
         rest = f"; the other {others:,} were only checked to exist (--pictures)" if others else ""
         findings.append(Finding("images", "ok", f"{decoded:,} images decoded, none missing{rest}.", value=value))
     return findings
+
+
+def check_range(scanned: Sequence[ScannedImage]) -> list[Finding]:
+    """The range of grey images of more than 8 bits, and images that are nearly black: a warning above 1%."""
+    decoded = [image for image in scanned if image.brightest is not None]
+    deep = [image for image in decoded if image.grey is not None]
+    dark = [image.name for image in decoded if (image.brightest or 0) < DARK]
+    findings = []
+    if deep:
+        listed = examples([f"{image.name} holds {image.grey}" for image in deep])
+        message = f"{share(len(deep), len(decoded))} decoded images are grey of more than 8 bits, scaled by the range "
+        advice = "Convert them to 8 bits by one scale if their brightness must be comparable."
+        value = {"deep": len(deep), "ranges": {i.name: [i.grey.low, i.grey.high] for i in deep if i.grey is not None}}
+        findings.append(Finding("value_range", "info", f"{message}that each holds: {listed}.", advice, value))
+    if dark:
+        message = f"{share(len(dark), len(decoded))} images are nearly black (no value of 255 above {DARK - 1}): "
+        advice = "If they are not meant to be, scale their values: 12 bits in 16 bits per channel look like this."
+        severity: Severity = "warning" if len(dark) > 0.01 * len(decoded) else "info"
+        findings.append(Finding("value_range", severity, f"{message}{examples(dark)}.", advice, {"dark": len(dark)}))
+    return findings or [Finding("value_range", "ok" if decoded else "skipped", "No image is nearly black.")]

@@ -72,12 +72,6 @@ def test_a_palette_with_a_transparent_colour(tmp_path: Path) -> None:
     assert np.asarray(read_image(tmp_path / "a.gif")).tolist() == [[[255, 255, 255], [255, 0, 0]]]
 
 
-def test_sixteen_bits_keep_their_high_byte(tmp_path: Path) -> None:
-    values = np.array([[0, 256, 32768, 65535]], np.uint16)
-    Image.fromarray(values).save(tmp_path / "a.png")
-    assert np.asarray(read_image(tmp_path / "a.png"))[0, :, 0].tolist() == [0, 1, 128, 255]
-
-
 def test_a_big_jpeg_is_decoded_small_but_never_below_the_minimum(tmp_path: Path) -> None:
     gradient(1000, 800).save(tmp_path / "a.jpg")
     assert read_image(tmp_path / "a.jpg").size == (1000, 800)

@@ -1,4 +1,4 @@
-"""Image files to upright RGB: any format that PIL reads, with a fast path for plain JPEG.
+"""Image files to upright RGB: any format that PIL reads, HEIC where pillow-heif is, with a fast path for plain JPEG.
 
 A large JPEG is decoded at the smallest scale of the codec (1/2, 1/4, 1/8) that preserves the requested size. A plain
 JPEG decoded at full scale goes through torchvision: both use libjpeg-turbo and give the same pixels, but PIL stores
@@ -11,7 +11,7 @@ import io
 import os
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from typing import Any
 
@@ -22,16 +22,19 @@ from torch import Tensor
 
 from velm import _compat
 from velm.data.base import EncodedImage, no_image_message
+from velm.data.images.grey import GreyRange, grey_range, is_deep, to_eight_bits
+from velm.data.images.unidentified import explain, is_heic, register_heic, without_text
 from velm.errors import DataError
 from velm.util import describe_error
 
-__all__ = ["read_image", "read_pixels"]
+__all__ = ["read_image", "read_pixels", "read_range"]
 
 
 def read_image(image: Any, minimum: int | None = None) -> Image.Image:
     """An upright RGB image.
 
-    Transparency is blended with white, 16-bit values keep their high byte, EXIF orientation is applied.
+    Transparency is blended with white, EXIF orientation is applied, and grey of more than 8 bits is scaled by the range
+    that the image holds (`velm.data.images.grey.to_eight_bits`).
 
     Args:
         image: a path, an `EncodedImage`, a PIL image, or a uint8 array (H, W), (H, W, 3) or (H, W, 4).
@@ -58,6 +61,22 @@ def read_pixels(image: Any, minimum: int) -> Tensor:
         return _pixels(_upright(encoded, minimum)) if pixels is None else pixels
 
 
+def read_range(image: Any) -> GreyRange | None:
+    """The range of a grey image of more than 8 bits per pixel (see `read_image`); None for every other image.
+
+    Raises:
+        DataError: the image cannot be read; the message names it and the cause.
+    """
+    if isinstance(image, np.ndarray):
+        return None
+    if isinstance(image, Image.Image):
+        return grey_range(np.asarray(image)) if is_deep(image) else None
+    with _named_errors(image):
+        encoded = _bytes(image)
+        with Image.open(io.BytesIO(without_text(encoded) or encoded)) as opened:
+            return grey_range(np.asarray(opened)) if is_deep(opened) else None
+
+
 @contextmanager
 def _named_errors(image: Any) -> Iterator[None]:
     if not isinstance(image, str | os.PathLike | EncodedImage):
@@ -67,8 +86,6 @@ def _named_errors(image: Any) -> Iterator[None]:
         yield
     except FileNotFoundError as error:
         raise DataError(no_image_message(name)) from error
-    except UnidentifiedImageError as error:  # its message contains the buffer's address
-        raise DataError(f"Cannot read image {name!r}: UnidentifiedImageError: cannot identify image file") from error
     except Exception as error:  # codecs fail in many ways: OSError, SyntaxError, struct.error, bombs ...
         raise DataError(f"Cannot read image {name!r}: {type(error).__name__}: {error}") from error
 
@@ -81,6 +98,24 @@ def _bytes(image: str | os.PathLike | EncodedImage) -> bytes:
 
 
 def _upright(encoded: bytes, minimum: int | None) -> Image.Image:
+    """Raises UnidentifiedImageError with what the file is instead of the buffer's address, among others."""
+    try:
+        return _decode(encoded, minimum)
+    except UnidentifiedImageError:
+        if is_heic(encoded) and register_heic():
+            with suppress(UnidentifiedImageError):
+                return _decode(encoded, minimum)
+        reason = explain(encoded)
+        message = f"cannot identify image file{f': {reason}' if reason else ''}"
+        raise UnidentifiedImageError(message) from None
+    except ValueError:  # more text in a PNG than Pillow's MAX_TEXT_CHUNK, a setting of the whole process
+        plain = without_text(encoded)
+        if plain is None:
+            raise
+        return _decode(plain, minimum)
+
+
+def _decode(encoded: bytes, minimum: int | None) -> Image.Image:
     with Image.open(io.BytesIO(encoded)) as opened:
         if minimum is not None and opened.format == "JPEG":
             scale = _scale(opened.width, opened.height, minimum)
@@ -165,10 +200,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "RGB":
         image.load()
         return image
-    if image.mode.startswith("I"):  # 16-bit grey; PIL's own conversion would clip at 255
-        values = np.asarray(image).astype(np.int64)
-        values = values >> 8 if values.max(initial=0) > 255 else values
-        return Image.fromarray(values.clip(0, 255).astype(np.uint8)).convert("RGB")
+    if is_deep(image):  # PIL's own conversion would clip at 255
+        return to_eight_bits(image).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
