@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import os
 import sys
 
@@ -47,6 +48,7 @@ def usage() -> str:
 def main(args: list[str] | None = None) -> int:
     """Run a command; the exit code: 0 done, 1 a check or the run failed, 2 the input was wrong."""
     args = sys.argv[1:] if args is None else args
+    _print_all_characters()
     if not args or args[0] in ("-h", "--help"):
         print(usage())
         return 0
@@ -76,6 +78,13 @@ def main(args: list[str] | None = None) -> int:
             raise
         print(f"velm {args[0]}: {error}", file=sys.stderr)
         return error.exit_code
+
+
+def _print_all_characters() -> None:
+    """A character that the console's encoding lacks (Chinese on cp1252) is printed as '?'; it would raise."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="replace")
 
 
 def _unknown(command: str) -> str:

@@ -72,10 +72,10 @@ def test_an_unknown_part_is_refused() -> None:
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"lr": 0.0}, "optimizer.lr must be positive; got 0.0."),
-        ({"lr": math.nan}, "optimizer.lr must be positive; got nan."),
-        ({"warmup": 1.0}, "optimizer.warmup is a fraction of all steps, 0 <= warmup < 1; got 1.0."),
-        ({"warmup": 2000.0}, "optimizer.warmup is a fraction of all steps"),
+        ({"lr": 0.0}, "model.optimizer.lr must be positive; got 0.0."),
+        ({"lr": math.nan}, "model.optimizer.lr must be positive; got nan."),
+        ({"warmup": 1.0}, "model.optimizer.warmup is a fraction of all steps, 0 <= warmup < 1; got 1.0."),
+        ({"warmup": 2000.0}, "model.optimizer.warmup is a fraction of all steps"),
         ({"warmup": -0.1}, "got -0.1."),
     ],
 )

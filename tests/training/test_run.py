@@ -12,28 +12,12 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from tiny_run import TINY, fit
 
 import velm
 from velm import cli
 
 pytestmark = pytest.mark.filterwarnings("ignore")
-
-TINY = {
-    "seed_everything": 0,
-    "model": {
-        "image_encoder": {"name": "cnn", "dim": 16},
-        "text_encoder": {"name": "rnn", "dim": 16},
-        "decoder": {"name": "transformer", "dim": 16, "depth": 1, "heads": 2},
-        "losses": {"contrastive": {"weight": 1.0}, "captioning": {"weight": 2.0}},
-        "validation": {"max_length": 6, "panel": 2},
-    },
-    "data": {
-        "dataset": {"name": "shapes", "train_size": 32, "val_size": 8, "test_size": 8},
-        "image_size": 32,
-        "batch_size": 8,
-    },
-    "trainer": {"max_epochs": 1, "accelerator": "cpu", "enable_progress_bar": False, "log_every_n_steps": 1},
-}
 
 
 @pytest.fixture
@@ -47,10 +31,6 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def rows(run: Path) -> list[dict[str, str]]:
     return list(csv.DictReader((run / "metrics.csv").read_text(encoding="utf-8").splitlines()))
-
-
-def fit(config: Path, *more: str) -> int:
-    return cli.main(["fit", "--config", str(config), *more])
 
 
 def test_fit_leaves_a_whole_run(config: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from velm.decoders.base import Decoder, DecoderState
+from velm.errors import ConfigError
 from velm.pretrained import hub
 from velm.pretrained.freezing import eval_frozen
 
@@ -133,7 +134,7 @@ class HFDecoder(Decoder):
 
     def _run(self, tokens: Tensor, memory: Tensor, mask: Tensor | None, cache: Any, past: int) -> Tensor:
         if self.max_length is not None and past + tokens.shape[1] > self.max_length:
-            raise ValueError(
+            raise ConfigError(
                 f"{past + tokens.shape[1]} tokens, but {type(self.model).__name__} holds {self.max_length}. "
                 f"Shorten the captions (data.max_length), or raise max_position_embeddings in its config."
             )

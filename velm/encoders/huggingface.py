@@ -8,6 +8,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from velm.encoders.base import ImageEncoder, TextEncoder
+from velm.errors import ConfigError
 from velm.layers.pooling import Pooling
 from velm.outputs import EncoderOutput
 from velm.pretrained import hub
@@ -175,7 +176,7 @@ class HFTextEncoder(TextEncoder):
 
     def forward(self, tokens: Tensor, mask: Tensor) -> EncoderOutput:
         if self.max_length is not None and tokens.shape[1] > self.max_length:
-            raise ValueError(
+            raise ConfigError(
                 f"{tokens.shape[1]} tokens, but {type(self.model).__name__} holds {self.max_length}. Shorten the "
                 f"sentences (data.max_length), or raise max_position_embeddings in its config."
             )
@@ -228,7 +229,7 @@ def _grid(size: tuple[int, int], patch: Any, count: int) -> tuple[tuple[int, int
             return (rows, columns), count - rows * columns
     rows = max(1, round((count * size[0] / size[1]) ** 0.5))
     if count % rows != 0:
-        raise ValueError(f"{count} tokens of {size[0]} x {size[1]} pixels lie on no grid of that shape.")
+        raise ConfigError(f"{count} tokens of {size[0]} x {size[1]} pixels lie on no grid of that shape.")
     return (rows, count // rows), 0
 
 

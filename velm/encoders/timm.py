@@ -9,7 +9,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from velm.encoders.base import ImageEncoder
-from velm.errors import MissingPackageError
+from velm.errors import ConfigError, MissingPackageError
 from velm.layers.pooling import Pooling
 from velm.outputs import EncoderOutput
 from velm.pretrained.freezing import eval_frozen, trace_shapes
@@ -91,7 +91,7 @@ class TimmEncoder(ImageEncoder):
                 return rows, columns
         rows = round((count * size[0] / size[1]) ** 0.5)
         if rows < 1 or count % rows != 0:
-            raise ValueError(
+            raise ConfigError(
                 f"{type(self.model).__name__} makes {count} tokens of {size[0]} x {size[1]} pixels, which lie on no "
                 f"grid of that shape; choose square images or another model."
             )

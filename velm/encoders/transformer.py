@@ -7,6 +7,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from velm.encoders.base import TextEncoder
+from velm.errors import ConfigError
 from velm.layers.pooling import Pooling
 from velm.layers.positions import LearnedPositions, SinePositions
 from velm.layers.transformer import TransformerBlock
@@ -71,7 +72,7 @@ class TransformerEncoder(TextEncoder):
 
     def forward(self, tokens: Tensor, mask: Tensor) -> EncoderOutput:
         if tokens.shape[1] > self.max_length:
-            raise ValueError(
+            raise ConfigError(
                 f"A sentence of {tokens.shape[1]} tokens, but max_length is {self.max_length}: "
                 "shorten the sentences (data.max_length) or raise the text encoder's max_length."
             )

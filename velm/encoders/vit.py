@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from velm.encoders.base import ImageEncoder
+from velm.errors import ConfigError
 from velm.layers.pooling import Pooling
 from velm.layers.positions import LearnedGridPositions, SineGridPositions
 from velm.layers.transformer import TransformerBlock
@@ -94,7 +95,7 @@ class ViTEncoder(ImageEncoder):
         height, width = images.shape[-2:]
         size = self.patch_size
         if min(height, width) < size or height % size or width % size:
-            raise ValueError(
+            raise ConfigError(
                 f"An image of {height} x {width} pixels cannot be cut into patches of {size} x {size}: "
                 f"choose an image_size that is a multiple of patch_size {size}, or another patch_size."
             )

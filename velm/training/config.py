@@ -1,11 +1,13 @@
 """The nested sections of a config: `model.optimizer`, `model.validation`, `model.watch` and `data.augment`.
 
-Imports nothing of VELM, so that helpers take a section without importing the task.
+Imports nothing of VELM but its errors, so that helpers take a section without importing the task.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+
+from velm.errors import ConfigError
 
 __all__ = ["Augmentation", "OptimizerConfig", "ValidationConfig", "WatchConfig"]
 
@@ -32,9 +34,9 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         if not self.lr > 0:
-            raise ValueError(f"optimizer.lr must be positive; got {self.lr}.")
+            raise ConfigError(f"model.optimizer.lr must be positive; got {self.lr}.")
         if not 0 <= self.warmup < 1:
-            raise ValueError(f"optimizer.warmup is a fraction of all steps, 0 <= warmup < 1; got {self.warmup}.")
+            raise ConfigError(f"model.optimizer.warmup is a fraction of all steps, 0 <= warmup < 1; got {self.warmup}.")
 
 
 @dataclass
@@ -74,10 +76,10 @@ class WatchConfig:
 
     def __post_init__(self) -> None:
         if self.every < 0:
-            raise ValueError(f"watch.every is a number of logged steps, 0 for never; got {self.every}.")
+            raise ConfigError(f"model.watch.every is a number of logged steps, 0 for never; got {self.every}.")
         for name in ("chance", "effective_rank", "distinct"):
             if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"watch.{name} is a fraction, 0 <= {name} < 1; got {getattr(self, name)}.")
+                raise ConfigError(f"model.watch.{name} is a fraction, 0 <= {name} < 1; got {getattr(self, name)}.")
 
 
 @dataclass

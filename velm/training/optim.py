@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
+import lightning
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
@@ -66,6 +68,22 @@ def warmup_cosine(step: int, total: int, warmup: float, min_lr: float) -> float:
 def build_schedule(optimizer: torch.optim.Optimizer, config: OptimizerConfig, total: int) -> LambdaLR:
     """`warmup_cosine` for every group; `total` in optimizer steps."""
     return LambdaLR(optimizer, lambda step: warmup_cosine(step, total, config.warmup, config.min_lr))
+
+
+def set_learning_rate(trainer: lightning.Trainer, config: OptimizerConfig) -> None:
+    """Give the optimizer and the schedule of a Trainer that has built them the rates of `config`."""
+    for place in trainer.lr_scheduler_configs:
+        schedule = place.scheduler
+        assert isinstance(schedule, LambdaLR)  # `build_schedule`
+        rates = [config.lr * config.lr_scale.get(_part(group), 1.0) for group in schedule.optimizer.param_groups]
+        schedule.base_lrs = rates
+        for group, rate, factor in zip(schedule.optimizer.param_groups, rates, schedule.lr_lambdas, strict=True):
+            group["initial_lr"], group["lr"] = rate, rate * factor(schedule.last_epoch)
+
+
+def _part(group: dict[str, Any]) -> str:
+    """The part whose parameters are in a group of `parameter_groups`."""
+    return str(group["name"]).partition("/")[0]
 
 
 def warm_ema(decay: float) -> Callable[[list[Tensor], list[Tensor], Tensor], None]:

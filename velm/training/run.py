@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import lightning
 from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt
 from lightning.fabric.plugins import CheckpointIO
-from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint, ModelSummary, ProgressBar
+from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelSummary, ProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
@@ -24,15 +24,18 @@ from velm.training.config import Augmentation, OptimizerConfig, ValidationConfig
 from velm.training.data import VisionLanguageData
 from velm.training.distributed.fsdp import register_strategy
 from velm.training.memory.allocation import keep_freed_memory
+from velm.training.mistakes import explain_mistake
 from velm.training.monitor.alarms import Alarms
 from velm.training.monitor.loggers import CaptionPanel, EventLogger, ResumableCSVLogger
 from velm.training.monitor.progress import ParameterSummary, PrintResults, ProgressLine
 from velm.training.monitor.throughput import Speed
-from velm.training.recovery.checkpoint_io import Checkpoints, exists, join
+from velm.training.monitor.tuning import FoundOptions
+from velm.training.recovery.checkpoint_io import Checkpoints, exists, is_url, join
 from velm.training.recovery.nonfinite import NonFiniteGuard
 from velm.training.recovery.quarantine import Quarantine, QuarantineFile
 from velm.training.recovery.ranks import RankWatch, new_rendezvous_port, record_errors
 from velm.training.recovery.resume import Resume, StopAllRanks, explain_failure, slurm_environments
+from velm.training.recovery.run_checkpoints import BEST, named_checkpoint, run_checkpoints
 from velm.training.recovery.run_folder import ClaimRunFolder, is_torchrun_restart, refuse_url, resume_path
 from velm.training.task import VisionLanguageTask
 
@@ -43,17 +46,26 @@ MONITOR = "val/score"
 
 
 class SaveConfigOfFit(SaveConfigCallback):
-    """Writes config.yaml when a fit begins; `velm validate`, `test` and `predict` do not overwrite it."""
+    """Writes config.yaml in the run folder when a fit begins; `velm validate`, `test` and `predict` do not.
+
+    Lightning's callback writes it in the folder of the first logger.
+    """
 
     def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
         """Nothing yet: the folder may hold an earlier run until this one is built and checked."""
 
     def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        super().setup(trainer, pl_module, "fit")
+        if trainer.is_global_zero:
+            folder = Path(trainer.default_root_dir)
+            folder.mkdir(parents=True, exist_ok=True)
+            self.parser.save(self.config, str(folder / self.config_filename), skip_none=False, overwrite=True)
 
 
 class VelmCLI(LightningCLI):
     """LightningCLI whose runs live in `runs/<config's stem>/` (or `--trainer.default_root_dir`)."""
+
+    def _parse_ckpt_path(self) -> None:
+        """Nothing: LightningCLI would read hyperparameters from the checkpoint, which VELM's have not."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         help_text = "modules or .py files whose decorators register parts"
@@ -75,7 +87,7 @@ class VelmCLI(LightningCLI):
             with ExitStack() as self.held:  # the lock of the run folder
                 super().__init__(*args, **kwargs)
         except (Exception, SIGTERMException) as error:
-            failure = explain_failure(error, getattr(self, "trainer", None))
+            failure = explain_failure(error, getattr(self, "trainer", None)) or explain_mistake(error)
             if failure is None:
                 raise
             raise failure from error
@@ -83,9 +95,12 @@ class VelmCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
         refuse_url(str(config.trainer.default_root_dir))
-        folder = Path(config.trainer.default_root_dir or Path("runs") / _stem(config))
+        folder = Path(config.trainer.default_root_dir or Path("runs") / _stem(config)).expanduser()
         config.trainer.default_root_dir = str(folder)
+        if config.checkpoint_dir is not None and not is_url(config.checkpoint_dir):
+            config.checkpoint_dir = str(Path(config.checkpoint_dir).expanduser())
         checkpoints = str(config.checkpoint_dir or folder)
+        config.ckpt_path = named_checkpoint(config.ckpt_path, checkpoints)
         self.going_on = bool(config.resume) or is_torchrun_restart()
         if self.subcommand == "fit":
             keep = self.going_on or config.ckpt_path is not None
@@ -98,7 +113,7 @@ class VelmCLI(LightningCLI):
             if self.going_on:
                 config.ckpt_path = resume_path(checkpoints, config.ckpt_path)
         elif config.ckpt_path is None:
-            best = join(checkpoints, "best.ckpt")
+            best = join(checkpoints, BEST)
             if not exists(best):
                 raise ConfigError(f"`velm {self.subcommand}` found no {best}: train first, or give --ckpt_path.")
             config.ckpt_path = best
@@ -125,7 +140,7 @@ class VelmCLI(LightningCLI):
         given = _listed(config["plugins"])
         kwargs["plugins"] = [
             *given,
-            *slurm_environments(),
+            *slurm_environments(given),
             *([] if _has_io(given, config["strategy"]) else [self.checkpoints]),
         ]
         trainer = super().instantiate_trainer(**kwargs)
@@ -141,9 +156,10 @@ class VelmCLI(LightningCLI):
         place = str(self._get(self.config_init, "checkpoint_dir") or folder)
         guard = NonFiniteGuard(folder, self._get(self.config_init, "max_nonfinite_steps"))
         callbacks: list[Callback] = [
+            FoundOptions(),
             self.run_folder,
-            CaptionPanel(),
-            PrintResults(MONITOR),
+            CaptionPanel(folder),
+            PrintResults(MONITOR, folder, place),
             RankWatch(folder),
             Resume(place, same_run=self.going_on),
         ]
@@ -151,13 +167,9 @@ class VelmCLI(LightningCLI):
         if config["logger"] is not False:
             callbacks += [LearningRateMonitor(logging_interval="step"), GradientWatch(), Speed()]
         if config["enable_checkpointing"] is not False:
-            shared: dict[str, Any] = {"dirpath": place, "enable_version_counter": False}
-            callbacks.append(ModelCheckpoint(filename="last", save_on_train_epoch_end=True, **shared))
+            monitor = None if config["limit_val_batches"] == 0 else MONITOR
             steps = self._get(self.config_init, "checkpoint_every_n_steps")
-            if steps is not None:
-                callbacks.append(ModelCheckpoint(filename="last", every_n_train_steps=steps, **shared))
-            if config["limit_val_batches"] != 0:
-                callbacks.append(ModelCheckpoint(filename="best", monitor=MONITOR, mode="max", **shared))
+            callbacks += run_checkpoints(place, monitor=monitor, every_n_steps=steps)
         return [*callbacks, StopAllRanks()]
 
     def after_fit(self) -> None:

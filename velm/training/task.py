@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import lightning
@@ -102,6 +103,7 @@ class VisionLanguageTask(lightning.LightningModule):
         self.micro_batch_size, self.ema = micro_batch_size, ema
         self.frozen, self.compiled, self.sharded = tuple(freeze or ()), compile, False
         self.weighted_losses: dict[str, Tensor] = {}
+        self.found_lr: float | None = None
         self.scores: dict[str, SplitScores] = {}
         self.predictions: dict[int, dict[str, str]] = {}
         self._prepare_towers(checkpoint_blocks)
@@ -118,6 +120,16 @@ class VisionLanguageTask(lightning.LightningModule):
         if self.compiled:
             for tower in towers.values():
                 compile_tower(tower)
+
+    @property
+    def lr(self) -> float:
+        """The peak learning rate, by the name under which Lightning's LearningRateFinder sets it."""
+        return self.optimizer_config.lr
+
+    @lr.setter
+    def lr(self, value: float) -> None:
+        self.found_lr = value
+        self.optimizer_config = replace(self.optimizer_config, lr=value)
 
     @property
     def needs(self) -> frozenset[str]:

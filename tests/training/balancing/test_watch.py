@@ -69,7 +69,7 @@ def test_it_is_silent_where_there_is_nothing_to_see(tmp_path: Path, losses: dict
 
 @pytest.mark.parametrize(
     ("options", "says"),
-    [({"every": -1}, "watch.every is a number of logged steps, 0 for never; got -1"),
+    [({"every": -1}, "model.watch.every is a number of logged steps, 0 for never; got -1"),
      ({"distinct": 1.0}, "watch.distinct is a fraction, 0 <= distinct < 1; got 1.0")],
 )  # fmt: skip
 def test_thresholds_that_cannot_be_are_refused(options: dict[str, Any], says: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 import uuid
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +14,7 @@ import pytest
 import torch
 import yaml
 from injected import CONFIG
-from lightning.fabric.plugins.environments import SLURMEnvironment
+from lightning.fabric.plugins.environments import LightningEnvironment, SLURMEnvironment
 
 from velm import cli
 from velm.errors import ConfigError
@@ -101,3 +102,26 @@ def test_slurm_is_not_asked_to_requeue_by_lightning(monkeypatch: pytest.MonkeyPa
     assert [environment.auto_requeue for environment in slurm_environments()] == [False]
     monkeypatch.setattr(SLURMEnvironment, "detect", staticmethod(lambda: False))
     assert slurm_environments() == []
+
+
+@pytest.mark.parametrize(
+    ("environment", "starts"),
+    [
+        ({"SLURM_JOB_NAME": "jupyter", "SLURM_NTASKS": "4", "SLURM_PROCID": "0"}, LightningEnvironment),
+        ({"SLURM_JOB_NAME": "train", "SLURM_NTASKS": "4", "SLURM_NTASKS_PER_NODE": "4"}, LightningEnvironment),
+        ({"SLURM_JOB_NAME": "x", "SLURM_NTASKS": "4", "SLURM_STEP_ID": "0", "SLURM_PTY_PORT": "1"},
+         LightningEnvironment),
+        ({"SLURM_JOB_NAME": "x", "SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2", "SLURM_STEP_ID": "0"},
+         SLURMEnvironment),
+        ({"SLURM_JOB_NAME": "bash", "SLURM_NTASKS": "4"}, None),
+    ],
+)  # fmt: skip
+def test_only_a_step_of_srun_has_processes_that_slurm_started(
+    environment: dict[str, str], starts: type | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [name for name in os.environ if name.startswith("SLURM_")]:
+        monkeypatch.delenv(name)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert [type(each) for each in slurm_environments()] == ([] if starts is None else [starts])
+    assert slurm_environments([LightningEnvironment()]) == [], "the user's own plugin decides"

@@ -43,10 +43,15 @@ class CaptionPanel(Callback):
     """Writes captions of the same few validation images after every validation, so that a collapse is visible.
 
     They go to `panel.txt` in the run's folder and, with the images, to TensorBoard.
+
+    Args:
+        folder: of the run.
     """
 
+    def __init__(self, folder: str | Path) -> None:
+        self.file = Path(folder) / "panel.txt"
+
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        folder = trainer.log_dir  # a collective: every rank calls it
         scores = getattr(pl_module, "scores", {}).get("val")
         if scores is None or trainer.sanity_checking or not scores.captions or not trainer.is_global_zero:
             return
@@ -55,12 +60,10 @@ class CaptionPanel(Callback):
         distinct = len(set(scores.captions.values()))
         where = f"epoch {trainer.current_epoch} step {trainer.global_step}"
         head = f"{where}: {distinct} distinct captions of {len(scores.captions)}"
-        if folder is not None:
-            panel = Path(folder) / "panel.txt"
-            with warn_on_oserror(panel):
-                panel.parent.mkdir(parents=True, exist_ok=True)
-                with panel.open("a", encoding="utf-8") as file:
-                    file.write("\n".join([head, *lines, "", ""]))
+        with warn_on_oserror(self.file):
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            with self.file.open("a", encoding="utf-8") as file:
+                file.write("\n".join([head, *lines, "", ""]))
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 with warn_on_oserror(str(logger.log_dir)):

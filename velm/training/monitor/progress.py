@@ -11,10 +11,13 @@ from time import perf_counter
 from typing import Any
 
 import lightning
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ModelSummary, ProgressBar
+from lightning.pytorch.callbacks import Callback, ModelSummary, ProgressBar
 from tqdm import tqdm
 
-__all__ = ["ParameterSummary", "PrintResults", "ProgressLine"]
+from velm.training.recovery.checkpoint_io import LAST, exists, is_url, join
+from velm.training.recovery.run_checkpoints import BEST, RunCheckpoint
+
+__all__ = ["ParameterSummary", "PrintResults", "ProgressLine", "nothing_trained"]
 
 HEADLINE = ("image_to_text/recall@1", "text_to_image/recall@1", "caption/bleu4", "caption/cider")
 REFRESH = 0.2
@@ -162,10 +165,17 @@ class PrintResults(Callback):
 
     Args:
         monitor: the metric that selects best.ckpt.
+        folder: of the run.
+        checkpoints: folder or URL of best.ckpt and last.ckpt.
     """
 
-    def __init__(self, monitor: str) -> None:
+    def __init__(self, monitor: str, folder: str | Path, checkpoints: str) -> None:
         self.monitor, self.best = monitor, -math.inf
+        self.folder, self.checkpoints = Path(folder), checkpoints
+        self.trained = False
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        self.trained = True
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         metrics = trainer.callback_metrics
@@ -181,24 +191,47 @@ class PrintResults(Callback):
     def _saved(self, trainer: lightning.Trainer) -> list[float]:
         """The score of best.ckpt, which a resumed run has from its checkpoint."""
         saved = [c.best_model_score for c in trainer.checkpoint_callbacks
-                 if isinstance(c, ModelCheckpoint) and c.monitor == self.monitor]  # fmt: skip
+                 if isinstance(c, RunCheckpoint) and c.monitor == self.monitor]  # fmt: skip
         return [float(score) for score in saved if score is not None]
 
     def on_fit_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        log_dir = trainer.log_dir  # a collective: every rank calls it
-        if log_dir is None or getattr(trainer, "fast_dev_run", False) or not trainer.is_global_zero:
+        if getattr(trainer, "fast_dev_run", False) or not trainer.is_global_zero:
             return
-        folder = Path(log_dir)
-        with contextlib.suppress(ValueError):  # outside the working folder: the full path
-            folder = folder.resolve().relative_to(Path.cwd())
-        best = folder / ("best.ckpt" if (folder / "best.ckpt").exists() else "last.ckpt")
+        if not self.trained:
+            print(nothing_trained(trainer))
+            return
         metrics = ", ".join(
             f"{name.removeprefix('val/')} {float(value):.3f}"
             for name, value in sorted(trainer.callback_metrics.items())
             if name.removeprefix("val/") in HEADLINE
         )
         print("\n" + textwrap.fill(f"Last validation: {metrics or 'none'}", 80, break_on_hyphens=False))
-        print(f"The run is in {folder}/: config.yaml, metrics.csv, {best.name}, ...")
-        print(f"Next:  velm evaluate {best} --output {folder / 'evaluation'}")
+        folder = _from_here(self.folder)
+        checkpoint = next((path for name in (BEST, LAST) if exists(path := join(self.checkpoints, name))), None)
+        files = [name for name in ("config.yaml", "metrics.csv", BEST, LAST) if (self.folder / name).exists()]
+        print(f"The run is in {folder}/: {', '.join([*files, '...'])}")
+        if checkpoint is None:
+            return
+        checkpoint = checkpoint if is_url(checkpoint) else str(_from_here(Path(checkpoint)))
+        print(f"Next:  velm evaluate {checkpoint} --output {folder / 'evaluation'}")
         if getattr(pl_module.model, "decoder", None) is not None:
-            print(f"       velm caption {best} IMAGE...")
+            print(f"       velm caption {checkpoint} IMAGE...")
+
+
+def nothing_trained(trainer: lightning.Trainer) -> str:
+    """What to print of a fit that took no step because its checkpoint has all the epochs or steps it asks for."""
+    begun = f"step {trainer.global_step} of epoch {trainer.current_epoch}"
+    where = f"{trainer.ckpt_path} is at {begun}" if trainer.ckpt_path else f"the run is at {begun}"
+    limits = {"max_epochs": trainer.max_epochs, "max_steps": trainer.max_steps}
+    asked = " and ".join(f"trainer.{name} is {value}" for name, value in limits.items() if value not in (None, -1))
+    return (
+        f"\nNothing was trained: {where}, and {asked or 'no batch is asked for'}. To go on: "
+        f"--trainer.max_epochs (or max_steps) above that; it counts from the beginning of the run."
+    )
+
+
+def _from_here(path: Path) -> Path:
+    """The path relative to the working folder, or the full path of one outside it."""
+    with contextlib.suppress(ValueError):
+        return path.resolve().relative_to(Path.cwd())
+    return path

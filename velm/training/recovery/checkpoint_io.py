@@ -97,7 +97,10 @@ class Checkpoints(TorchCheckpointIO):
             raise CheckpointError(f"There is no checkpoint {path}. Look at --ckpt_path.") from None
         except UNREADABLE as error:
             if "Weights only load failed" in str(error):
-                raise
+                raise CheckpointError(
+                    f"{path} is no checkpoint that `velm fit` wrote: torch would have to run code to read it, and does "
+                    f"not. A run can go on from its last.ckpt: --ckpt_path=runs/NAME/last.ckpt"
+                ) from None
             raise CheckpointError(_damaged(str(path), error)) from None
 
     def _save_local(self, checkpoint: dict[str, Any], path: Path, step: int) -> None:

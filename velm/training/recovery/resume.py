@@ -9,13 +9,19 @@ from __future__ import annotations
 import csv
 import os
 import signal
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning
 import numpy as np
 import torch
-from lightning.fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
+from lightning.fabric.plugins.environments import (
+    ClusterEnvironment,
+    LightningEnvironment,
+    SLURMEnvironment,
+    TorchElasticEnvironment,
+)
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
@@ -153,10 +159,25 @@ class StopAllRanks(Callback):
         self.requested = True
 
 
-def slurm_environments() -> list[SLURMEnvironment]:
-    """Under SLURM, its environment without Lightning's requeue, whose hpc_ckpt files outlive newer checkpoints."""
-    under_slurm = SLURMEnvironment.detect() and not TorchElasticEnvironment.detect()
-    return [SLURMEnvironment(auto_requeue=False)] if under_slurm else []
+def slurm_environments(plugins: Sequence[Any] = ()) -> list[ClusterEnvironment]:
+    """The plugin that tells Lightning how the processes of a run under SLURM were started.
+
+    In a step of srun, SLURM's environment without Lightning's requeue, whose hpc_ckpt files outlive newer checkpoints.
+    In a shell or notebook inside an allocation, SLURM_NTASKS counts tasks that nobody has started: the run is that one
+    process, and starts those of its other devices itself.
+
+    Args:
+        plugins: the user's; a `ClusterEnvironment` among them decides.
+    """
+    if any(isinstance(plugin, ClusterEnvironment) for plugin in plugins):
+        return []
+    if not SLURMEnvironment.detect() or TorchElasticEnvironment.detect():
+        return []
+    tasks = int(os.environ.get("SLURM_NTASKS", 1))
+    in_step = "SLURM_STEP_ID" in os.environ and "SLURM_PTY_PORT" not in os.environ
+    if tasks > 1 and not in_step:
+        return [LightningEnvironment()]
+    return [SLURMEnvironment(auto_requeue=False)]
 
 
 def _csv_loggers(trainer: lightning.Trainer) -> list[CSVLogger]:
