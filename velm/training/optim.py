@@ -76,7 +76,7 @@ def set_learning_rate(trainer: lightning.Trainer, config: OptimizerConfig) -> No
         schedule = place.scheduler
         assert isinstance(schedule, LambdaLR)  # `build_schedule`
         rates = [config.lr * config.lr_scale.get(_part(group), 1.0) for group in schedule.optimizer.param_groups]
-        schedule.base_lrs = rates
+        schedule.base_lrs = [*rates]
         for group, rate, factor in zip(schedule.optimizer.param_groups, rates, schedule.lr_lambdas, strict=True):
             group["initial_lr"], group["lr"] = rate, rate * factor(schedule.last_epoch)
 
