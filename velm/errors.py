@@ -125,3 +125,8 @@ class NonFiniteError(RunFailedError):
 
 class WorkerDiedError(RunFailedError):
     """A DataLoader worker was killed too often to continue."""
+
+
+def cause_of(error: Exception) -> str:
+    """The message of an error of VELM, which is complete; of any other error also its type."""
+    return str(error) if isinstance(error, VelmError) else f"{type(error).__name__}: {error}"

@@ -88,9 +88,9 @@ def table(findings: Sequence[Finding], width: int = 110) -> str:
     return "\n".join([*lines, "", f"{', '.join(counted)}."])
 
 
-def examples(items: Sequence[str], count: int = 3) -> str:
-    """The first `count` items, followed by ', ...' if there are more."""
-    return ", ".join(items[:count]) + (", ..." if len(items) > count else "")
+def examples(items: Sequence[str], count: int = 3, separator: str = ", ") -> str:
+    """The first `count` items, followed by '...' if there are more."""
+    return separator.join([*items[:count], *(["..."] if len(items) > count else [])])
 
 
 def share(part: int, whole: int) -> str:

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
+from tests.generation.conftest import TableDecoder
 from velm.generation import GenerationConfig
-from velm.generation.constraints import compile_rules, forbid_repeats
+from velm.generation.constraints import Constraints, forbid_repeats
 from velm.generation.phrases import Phrases
 from velm.generation.trie import Trie
 
@@ -60,7 +61,7 @@ def test_suppressed_token_is_unknown(table, write):
 
 def compiled(limit=8, name=repr, **options):
     config = GenerationConfig(max_length=limit, **options)
-    return compile_rules(config, eos_id=EOS, suppress=(PAD, BOS), vocab_size=16, limit=limit, name=name)
+    return Constraints(config, TableDecoder(16), eos_id=EOS, suppress=(PAD, BOS), name=name).rules
 
 
 @pytest.mark.parametrize(
@@ -93,9 +94,9 @@ def test_contradictions(options, message):
 
 def test_what_only_the_forbidden_could_join_is_refused():
     """3 and 4 must come, may not touch, and there is no other word to stand between them."""
-    config = GenerationConfig(must_include=[[3], [4]], forbidden=[[3, 4], [4, 3], [5]])
+    config = GenerationConfig(max_length=8, must_include=[[3], [4]], forbidden=[[3, 4], [4, 3], [5]])
     with pytest.raises(ValueError, match="cannot be written without something that is forbidden"):
-        compile_rules(config, eos_id=EOS, suppress=(PAD, BOS), vocab_size=6, limit=8)
+        Constraints(config, TableDecoder(), eos_id=EOS, suppress=(PAD, BOS))
 
 
 def test_messages_name_words():

@@ -145,7 +145,7 @@ def test_half_a_character_waits(pipeline, monkeypatch):
 def test_rules_are_compiled_once_for_all_batches(pipeline, images, monkeypatch):
     compiled = []
     monkeypatch.setattr(
-        "velm.generation.constraints.compile_rules", lambda config, **_: compiled.append(config.must_include)
+        "velm.generation.constraints.Constraints._compile", lambda self, *_: compiled.append(self.config.must_include)
     )
     pipeline.caption(images, batch_size=1, must_include=["red"], max_length=4)
     assert len(compiled) == 1

@@ -70,7 +70,7 @@ def test_the_prediction_is_the_peak_of_a_real_step() -> None:
     assert predicted["batch"] == batch.images.numel() + 8 * batch.tokens.numel()
 
 
-@pytest.mark.parametrize(("measured", "rows"), [(300, 300), (1200, 1400), (4096, 5632)])
+@pytest.mark.parametrize(("measured", "rows"), [(300, 300), (1200, 1400), (1200, 2500)])
 def test_the_prediction_is_the_peak_of_a_real_alignment_loss(measured: int, rows: int) -> None:
     """Similarities within 2% at the rows that are measured, between them and beyond.
 

@@ -8,8 +8,6 @@ from torch import Tensor, nn
 
 from velm.outputs import DecoderOutput
 
-__all__ = ["Decoder", "DecoderState"]
-
 
 class DecoderState(ABC):
     """State of a decoder between two calls of `step`; row b belongs to caption b.

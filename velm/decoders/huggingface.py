@@ -13,9 +13,7 @@ from torch import Tensor, nn
 from velm.decoders.base import Decoder, DecoderState
 from velm.errors import ConfigError
 from velm.pretrained import hub
-from velm.pretrained.freezing import eval_frozen
-
-__all__ = ["HFDecoder"]
+from velm.pretrained.freezing import FrozenPartsInEval
 
 _CROSS = ("cross", "encoder_attn", "q_attn")  # weights that a plain language model lacks
 
@@ -49,7 +47,7 @@ class HFDecoderState(DecoderState):
         return HFDecoderState(_fork(self.cache, rows), memory, mask, self.length, owners)
 
 
-class HFDecoder(Decoder):
+class HFDecoder(FrozenPartsInEval, Decoder):
     """A causal language model of transformers that attends over a memory.
 
     Pretrained weights may lack cross-attention, which is then initialised at random; all others must be present.
@@ -126,11 +124,6 @@ class HFDecoder(Decoder):
         hidden = self._run(token[:, None], state.memory, state.memory_mask, cache, state.length)
         after = HFDecoderState(cache, state.memory, state.memory_mask, state.length + 1, state.owners)
         return self.output_projection(hidden[:, -1]), after
-
-    def train(self, mode: bool = True) -> HFDecoder:
-        super().train(mode)
-        eval_frozen(self.model)
-        return self
 
     def _run(self, tokens: Tensor, memory: Tensor, mask: Tensor | None, cache: Any, past: int) -> Tensor:
         if self.max_length is not None and past + tokens.shape[1] > self.max_length:

@@ -13,11 +13,6 @@ from velm.data.batches.samples import Captions
 from velm.errors import DataError
 from velm.findings import Finding
 
-__all__ = [
-    "accumulation", "batch_size", "batches_by_length", "false_negative_share", "false_negatives", "first_loss",
-    "optimizer_steps", "steps", "warmup",
-]  # fmt: skip
-
 LONG = 0.5  # fraction of the run; a longer warm-up is a warning
 EPOCHS = 1000  # Lightning's default without max_epochs and max_steps
 
@@ -30,8 +25,6 @@ def batch_size(
     Args:
         counts: int (images,), texts per image.
         size: samples per step and device.
-        devices: number of data-parallel devices.
-        captions: as in `data.captions`.
 
     Returns:
         the finding; batches per epoch; samples per step on all devices.
@@ -98,7 +91,6 @@ def false_negatives(counts: Sequence[int] | np.ndarray, *, rows: int, repeated_i
 
     Args:
         counts: int (images,), captions per image.
-        rows: of a batch, on all devices.
         repeated_ids: records that share their image_id with an earlier record of the split.
     """
     share = false_negative_share(counts, rows)
@@ -120,10 +112,8 @@ def first_loss(losses: Collection[str], *, rows: int, per_image: int, vocab_size
     """The losses of uniform predictions; None without a contrastive or captioning loss.
 
     Args:
-        losses: names in the registry.
         rows: texts per step, on all devices.
         per_image: texts per image, which are not negatives of each other.
-        vocab_size: V.
     """
     parts, value = [], {}
     if "contrastive" in losses and rows > per_image:
@@ -190,12 +180,7 @@ def warmup(fraction: float, total: float) -> Finding | None:
 
 
 def accumulation(accumulate: int, aligning: Sequence[str]) -> Finding | None:
-    """A warning that accumulated batches do not add negatives; None without accumulation.
-
-    Args:
-        accumulate: batches per step.
-        aligning: names of the alignment losses.
-    """
+    """A warning that accumulated batches do not add negatives; None without accumulation."""
     if accumulate == 1:
         return None
     value = {"accumulate_grad_batches": accumulate}

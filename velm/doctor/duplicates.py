@@ -15,9 +15,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from velm.doctor.images import ScannedImage
-from velm.findings import Finding
-
-__all__ = ["check_duplicates", "exact_pairs", "near_pairs"]
+from velm.findings import Finding, examples
 
 DISTANCE = 4  # bits of 64
 CONTRAST = 40  # of 255
@@ -47,15 +45,13 @@ def check_duplicates(scanned: Sequence[ScannedImage]) -> list[Finding]:
             continue
         message = (
             f"Pairs of images {where}: {value['exact']} byte for byte (=), {value['near']} nearly the same (~): "
-            f"{'; '.join(listed[:3])}{'; ...' if len(listed) > 3 else ''}."
+            f"{examples(listed, separator='; ')}."
         )
         shown = {**value, "pairs": listed[:100]}
+        advice = "In a batch they are negatives of each other: give them one image_id, or remove one."
         if across:
             advice = "Remove them from the training split: metrics on training images are too good."
-            findings.append(Finding(check, "warning", message, advice, shown))
-        else:
-            advice = "In a batch they are negatives of each other: give them one image_id, or remove one."
-            findings.append(Finding(check, "info", message, advice, shown))
+        findings.append(Finding(check, "warning" if across else "info", message, advice, shown))
     return findings
 
 

@@ -15,7 +15,7 @@ from velm.data.text.base import Tokenizer
 from velm.doctor import batches, parts, texts
 from velm.doctor.duplicates import check_duplicates
 from velm.doctor.images import check_images, check_range, check_records, scan_images
-from velm.errors import MissingSplitError, VelmError
+from velm.errors import MissingSplitError, cause_of
 from velm.findings import Finding
 from velm.model.build import needs_of
 from velm.outputs import aligns
@@ -25,8 +25,6 @@ from velm.training.optim import parameter_groups
 from velm.training.run import build_data, build_task, count_devices
 from velm.training.task import VisionLanguageTask
 from velm.util import Progress
-
-__all__ = ["CHECKS", "examine"]
 
 #: Every check and what it examines.
 CHECKS: dict[str, str] = {
@@ -65,8 +63,6 @@ def examine(config: Mapping[str, Any], *, images: int = IMAGES, progress: Progre
 
     Args:
         config: of `velm.training.run.parse_fit`.
-        images: number of images to decode, evenly spaced.
-        progress: called with (images done, images in total).
     """
     examination = _Examination(config)
     examination.run(images, progress)
@@ -112,7 +108,7 @@ class _Examination:
             try:
                 return build()
             except Exception as error:  # of any plugin
-                self.findings.append(Finding(check, "error", _message(error), FIT_FAILS))
+                self.findings.append(Finding(check, "error", cause_of(error), FIT_FAILS))
                 return None
             finally:
                 own = {str(w.message) for w in caught if w.category is UserWarning and w.filename.startswith(home)}
@@ -240,10 +236,5 @@ def _unreadable_split(name: str, error: Exception) -> Finding:
     """Info for a missing 'val' or 'test', else an error."""
     if name != "train" and isinstance(error, MissingSplitError):
         consequence = {"val": "`velm fit` trains without validation.", "test": "`velm evaluate` needs it."}[name]
-        return Finding("data", "info", _message(error), consequence)
-    return Finding("data", "error", _message(error), "`velm fit` or `velm evaluate` would end with this message.")
-
-
-def _message(error: Exception) -> str:
-    """The message, with the type of an error that is not VELM's."""
-    return str(error) if isinstance(error, VelmError) else f"{type(error).__name__}: {error}"
+        return Finding("data", "info", cause_of(error), consequence)
+    return Finding("data", "error", cause_of(error), "`velm fit` or `velm evaluate` would end with this message.")

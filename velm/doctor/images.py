@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,11 +17,9 @@ from velm.data.bad_samples import BadSample, count_records
 from velm.data.base import EncodedImage, Record, image_name
 from velm.data.images.decode import read_image, read_range
 from velm.data.images.grey import GreyRange
-from velm.errors import DataError
+from velm.errors import cause_of
 from velm.findings import Finding, Severity, examples, share
 from velm.util import Progress
-
-__all__ = ["ScannedImage", "check_images", "check_range", "check_records", "difference_hash", "scan_images"]
 
 DECODED = 128  # pixels of the shorter side that decoding keeps; fast on large JPEGs
 THUMBNAIL = 16  # pixels
@@ -65,10 +64,8 @@ def scan_images(
     """Scan the images of every split in threads; records without an image are skipped.
 
     Args:
-        splits: records by split.
         limit: number of images to decode, evenly spaced over every split; others are only checked to exist.
         workers: threads; None: one per core, at most 8.
-        progress: called with (images done, images in total).
     """
     total = sum(map(len, splits.values()))
     counts = {name: max(1, min(1, limit / total) * len(records)) for name, records in splits.items()}
@@ -106,8 +103,7 @@ def _scan(split: str, records: Sequence[Record], index: int, decode: bool) -> Sc
         content, image = _content(record.image, name)
         small, grey = read_image(image, minimum=DECODED), read_range(image)
     except Exception as error:  # of any kind: it would end the run
-        cause = str(error) if isinstance(error, DataError) else f"{type(error).__name__}: {error}"
-        return ScannedImage(split, name, error=cause)
+        return ScannedImage(split, name, error=cause_of(error))
     thumbnail = np.asarray(small.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX))
     digest = hashlib.blake2b(content, digest_size=16).digest()
     brightest = int(np.asarray(small).max())
@@ -141,16 +137,10 @@ def check_records(split: str, records: Sequence[Record], max_bad: float) -> list
     if not bad_samples:
         return []
     count, total = count_records(bad_samples, len(records))
-    causes = "; ".join(f"{bad.path}: {bad.cause}" for bad in bad_samples[:3]) + (
-        "; ..." if len(bad_samples) > 3 else ""
-    )
+    causes = examples([f"{bad.path}: {bad.cause}" for bad in bad_samples], separator="; ")
     advice = dict.fromkeys([*(bad.advice for bad in bad_samples if bad.advice), "Repair or remove them."])
-    value = {
-        "split": split,
-        "bad": count,
-        "total": total,
-        "bad_samples": [{"path": f.path, "cause": f.cause} for f in bad_samples],
-    }
+    listed = [{"path": bad.path, "cause": bad.cause} for bad in bad_samples]
+    value = {"split": split, "bad": count, "total": total, "bad_samples": listed}
     message = f"{share(count, total)} records of {split} cannot be used. {causes}"
     return [Finding("data", _severity(count, total, max_bad), message, " ".join(advice), value)]
 
@@ -167,25 +157,18 @@ def check_images(scanned: Sequence[ScannedImage], max_bad: float = 0.0) -> list[
     broken = [p for p in scanned if p.error is not None and not p.missing]
     decoded = sum(p.thumbnail is not None for p in scanned) + len(broken)
     bad_samples = [{"path": p.name, "cause": p.error} for p in (*missing, *broken)]
-    value: dict[str, Any] = {
-        "images": len(scanned),
-        "decoded": decoded,
-        "missing": len(missing),
-        "unreadable": len(broken),
-    }
-    value |= {"bad_samples": bad_samples} if bad_samples else {}
-    splits = {p.split for p in (*missing, *broken)}
-    shares = [
-        (sum(p.split == s and p.error is not None for p in scanned), sum(p.split == s for p in scanned)) for s in splits
-    ]
-    severity: Severity = "error" if any(_severity(*each, max_bad) == "error" for each in shares) else "warning"
+    counts = {"images": len(scanned), "decoded": decoded, "missing": len(missing), "unreadable": len(broken)}
+    value: dict[str, Any] = {**counts, **({"bad_samples": bad_samples} if bad_samples else {})}
+    images, bad = (Counter(p.split for p in ps) for ps in (scanned, (*missing, *broken)))
+    severities = {_severity(count, images[split], max_bad) for split, count in bad.items()}
+    severity: Severity = "error" if "error" in severities else "warning"
     findings = []
     if missing:
         message = f"{share(len(missing), len(scanned))} images are missing: {examples([p.name for p in missing])}."
         advice = "Add them, set data.dataset.root to the folder of their relative paths, or remove their rows."
         findings.append(Finding("images", severity, message, advice, value))
     if broken:
-        causes = "; ".join(f"{p.split}: {p.error}" for p in broken[:3]) + ("; ..." if len(broken) > 3 else "")
+        causes = examples([f"{p.split}: {p.error}" for p in broken], separator="; ")
         message = f"{share(len(broken), decoded)} decoded images cannot be read. {causes}"
         findings.append(Finding("images", severity, message, "Fetch them again, or remove their rows.", value))
     if not findings:

@@ -12,8 +12,6 @@ from velm.planning.step import Costs, Setup
 from velm.planning.step import memory as memory_of
 from velm.registry import split_config
 
-__all__ = ["is_pretrained", "learning_rates", "lengths", "memory", "parameters"]
-
 MAX_LR = 3e-4  # of pretrained weights with AdamW; a higher rate is a warning
 
 
@@ -64,8 +62,6 @@ def learning_rates(
     Args:
         configs: part configs by name: image_encoder, text_encoder, decoder.
         parts: the modules by the same names; None: the model has no such part.
-        lr: peak learning rate.
-        lr_scale: factor on `lr` by part.
     """
     findings = []
     for name, part in parts.items():
@@ -108,13 +104,7 @@ def lengths(parts: Mapping[str, nn.Module | None], *, longest: int, max_length: 
 
 
 def memory(costs: Costs, setup: Setup, *, length: int) -> Finding:
-    """The peak memory of a training step on a device, by part, as `velm plan` computes it.
-
-    Args:
-        costs: measured with texts of `length` tokens.
-        setup: devices, batch and parallelism of the config.
-        length: T, tokens per text.
-    """
+    """The peak memory of a training step on a device, by part, as `velm plan` computes it."""
     value = memory_of(costs, setup)
     listed = ", ".join(f"{name} {_bytes(number)}" for name, number in value.items() if number and name != "total")
     message = (

@@ -12,11 +12,6 @@ from velm.data.base import Record, text_only
 from velm.data.text.base import Tokenizer
 from velm.findings import Finding, Severity, examples, share
 
-__all__ = [
-    "TextStatistics", "long_captions", "odd_captions", "read_texts", "repeated_captions", "special_tokens",
-    "unknown_words",
-]  # fmt: skip
-
 LIMIT = 10_000  # records read per split, evenly spaced
 CUT = 0.05  # fraction of texts cut by max_length; at least this is a warning
 UNKNOWN = 0.10  # fraction of unknown tokens; more is a warning
@@ -128,7 +123,8 @@ def odd_captions(splits: Mapping[str, TextStatistics]) -> list[Finding]:
 
 def repeated_captions(splits: Mapping[str, TextStatistics]) -> Finding:
     """One text for many images: such rows are false negatives, and retrieval cannot tell the images apart."""
-    parts, worst, severity = [], {}, "ok"
+    parts, worst = [], {}
+    severity: Severity = "ok"
     for name, split in splits.items():
         shared = [(len(ids), text) for text, ids in split.by_text.items() if len(ids) > 1]
         sharing = len(set().union(*(ids for ids in split.by_text.values() if len(ids) > 1)))
@@ -141,8 +137,4 @@ def repeated_captions(splits: Mapping[str, TextStatistics]) -> Finding:
             severity = "warning"
     message = "Images that share a text with another: " + ("; ".join(parts) or "none") + "."
     advice = "In a batch these are false negatives: describe the images more closely, or remove the text."
-    return Finding("repeated_captions", _severity(severity), message, advice if severity == "warning" else "", worst)
-
-
-def _severity(name: str) -> Severity:
-    return {"warning": "warning", "info": "info"}.get(name, "ok")  # type: ignore[return-value]
+    return Finding("repeated_captions", severity, message, advice if severity == "warning" else "", worst)

@@ -10,8 +10,6 @@ from velm.encoders.base import TextEncoder
 from velm.layers.pooling import Pooling
 from velm.outputs import EncoderOutput
 
-__all__ = ["DecoderTextEncoder", "UnimodalDecoder"]
-
 
 class UnimodalDecoder(Protocol):
     """A decoder with unimodal blocks; see `velm.decoders.base.Decoder`."""

@@ -12,16 +12,14 @@ from velm.errors import ConfigError
 from velm.layers.pooling import Pooling
 from velm.outputs import EncoderOutput
 from velm.pretrained import hub
-from velm.pretrained.freezing import eval_frozen, trace_shapes
-
-__all__ = ["HFImageEncoder", "HFTextEncoder"]
+from velm.pretrained.freezing import FrozenPartsInEval, trace_shapes
 
 _CLIP = ([0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711])
 _HALF = ([0.5, 0.5, 0.5], [0.5, 0.5, 0.5])
 _NORMALISATION = {"clip": _CLIP, "siglip": _HALF, "siglip2": _HALF, "vit": _HALF, "beit": _HALF}  # others: ImageNet's
 
 
-class HFImageEncoder(ImageEncoder):
+class HFImageEncoder(FrozenPartsInEval, ImageEncoder):
     """A vision model of transformers; of a model with two towers, its vision tower.
 
     Class and register tokens are not part of the features. For images of another size than the model's own, its
@@ -87,11 +85,6 @@ class HFImageEncoder(ImageEncoder):
         pooled = self.projection(pooled) if self.pooling is None else self.pooling(features)
         return EncoderOutput(features, pooled, grid=grid)
 
-    def train(self, mode: bool = True) -> HFImageEncoder:
-        super().train(mode)
-        eval_frozen(self.model)
-        return self
-
     def _run(self, images: Tensor) -> tuple[Tensor, Tensor | None, tuple[int, int]]:
         """Positions (B, N, width), the model's own pooled vector (B, width) or None, and the grid."""
         size = (images.shape[2], images.shape[3])
@@ -111,7 +104,7 @@ class HFImageEncoder(ImageEncoder):
         return positions, raw[:, 0] if tokens else positions.mean(dim=1), grid
 
 
-class HFTextEncoder(TextEncoder):
+class HFTextEncoder(FrozenPartsInEval, TextEncoder):
     """A text model of transformers; of a model with two towers, its text tower; of an encoder-decoder, its encoder.
 
     Args:
@@ -178,7 +171,7 @@ class HFTextEncoder(TextEncoder):
         if self.max_length is not None and tokens.shape[1] > self.max_length:
             raise ConfigError(
                 f"{tokens.shape[1]} tokens, but {type(self.model).__name__} holds {self.max_length}. Shorten the "
-                f"sentences (data.max_length), or raise max_position_embeddings in its config."
+                f"texts (data.max_length), or raise max_position_embeddings in its config."
             )
         options = {}
         if self.padding_idx is not None:  # RoBERTa counts positions from its own pad id, and finds padding by it
@@ -189,11 +182,6 @@ class HFTextEncoder(TextEncoder):
         if not isinstance(self.head, nn.Identity):
             pooled = self.projection(self.head(pooled))
         return EncoderOutput(features, pooled, mask=mask)
-
-    def train(self, mode: bool = True) -> HFTextEncoder:
-        super().train(mode)
-        eval_frozen(self.model)
-        return self
 
     def _take_head(self, use: bool) -> None:
         head = getattr(self.model, "head", None)

@@ -12,14 +12,12 @@ from velm.encoders.base import ImageEncoder
 from velm.errors import ConfigError, MissingPackageError
 from velm.layers.pooling import Pooling
 from velm.outputs import EncoderOutput
-from velm.pretrained.freezing import eval_frozen, trace_shapes
+from velm.pretrained.freezing import FrozenPartsInEval, trace_shapes
 from velm.pretrained.weights import load_matching, pretrained_allowed, read_state_dict
 from velm.util import did_you_mean
 
-__all__ = ["TimmEncoder"]
 
-
-class TimmEncoder(ImageEncoder):
+class TimmEncoder(FrozenPartsInEval, ImageEncoder):
     """A timm model up to its last feature map; pixels are normalised as the model expects it.
 
     Stages are timm's own coarse groups (stem, stages or blocks, last norm). Frozen ones stay in eval mode.
@@ -76,11 +74,6 @@ class TimmEncoder(ImageEncoder):
             features = positions = self.projection(raw.flatten(1, 2))
         pooled = positions[:, 0] if self.pooling is None else self.pooling(features)
         return EncoderOutput(features, pooled, grid=grid)
-
-    def train(self, mode: bool = True) -> TimmEncoder:
-        super().train(mode)
-        eval_frozen(self.model)
-        return self
 
     def _grid(self, size: tuple[int, int], count: int) -> tuple[int, int]:
         """The grid of `count` tokens of an image of `size` (H, W) pixels."""

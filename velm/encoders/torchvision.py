@@ -20,8 +20,6 @@ from velm.pretrained.freezing import trace_shapes
 from velm.pretrained.weights import load_matching, pretrained_allowed, read_state_dict
 from velm.util import did_you_mean
 
-__all__ = ["TorchvisionEncoder"]
-
 _HEADS = {"avgpool", "fc", "classifier", "head", "heads", "dropout", "flatten", "permute", "AuxLogits", "aux1", "aux2"}
 _CONTAINERS = {"features", "layers", "trunk_output", "blocks", "encoder", "encoder.layers"}
 _HALVES = (models.GoogLeNet, models.Inception3)  # trained on pixels in [-1, 1], not on ImageNet's mean and std

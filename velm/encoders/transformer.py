@@ -73,8 +73,8 @@ class TransformerEncoder(TextEncoder):
     def forward(self, tokens: Tensor, mask: Tensor) -> EncoderOutput:
         if tokens.shape[1] > self.max_length:
             raise ConfigError(
-                f"A sentence of {tokens.shape[1]} tokens, but max_length is {self.max_length}: "
-                "shorten the sentences (data.max_length) or raise the text encoder's max_length."
+                f"A text of {tokens.shape[1]} tokens, but max_length is {self.max_length}: "
+                "shorten the texts (data.max_length) or raise the text encoder's max_length."
             )
         x = self.embedding(tokens)
         x = self.dropout(x + self.positions(x))

@@ -15,8 +15,6 @@ from velm.evaluation.predictions import GeneratedCaption, Predictions
 from velm.metrics.captioning import CaptionScores, bleu_from_counts
 from velm.metrics.retrieval import RetrievalRanks
 
-__all__ = ["RESAMPLES", "Interval", "differences", "intervals", "resample"]
-
 RESAMPLES = 1000
 LEVEL = 0.95
 BLOCK = 100  # resamples at a time; memory is this times the number of texts
@@ -50,10 +48,7 @@ def resample(
     """Values of the metrics over the draws, float64 (resamples,) each, by the keys of metrics.json.
 
     Args:
-        predictions: of the split.
         ranks: retrieval ranks by key prefix ('' or 'reranked/').
-        scores: of `predictions.captions`; None if there are none.
-        resamples: number of draws.
         seed: the same seed draws the same images for splits of the same size.
     """
     if resamples < 1:

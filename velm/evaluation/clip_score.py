@@ -15,8 +15,6 @@ from velm.evaluation.reranking import require_image_captioner
 from velm.metrics.clipscore import clip_score, ref_clip_score
 from velm.pipeline import Pipeline
 
-__all__ = ["check_clip_score", "check_judge", "clip_score_metrics", "judge_metrics"]
-
 
 def check_clip_score(pipeline: Pipeline) -> None:
     """Raise PipelineError unless the model aligns and captions images."""
@@ -40,8 +38,6 @@ def clip_score_metrics(pipeline: Pipeline, captions: Captions, image_embeds: Ten
     They compare captions of one checkpoint (e.g. decoding options), not checkpoints.
 
     Args:
-        pipeline: a model that aligns and captions.
-        captions: one per image.
         image_embeds: float (n, E), of `pipeline`.
     """
     check_clip_score(pipeline)
@@ -56,11 +52,7 @@ def judge_metrics(
     They compare the captions of different checkpoints that share a judge.
 
     Args:
-        pipeline: the model that wrote the captions.
-        captions: one per image.
         judge: a model that aligns; it encodes the images itself.
-        records: the records of the captions, all readable.
-        batch_size: images at a time.
     """
     check_judge(pipeline, judge)
     embeds = [judge.embed_image(image) for _, image in encode_images(judge, records, batch_size)]

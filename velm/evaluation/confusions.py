@@ -9,11 +9,12 @@ from difflib import SequenceMatcher
 
 import torch
 
-from velm.evaluation.compositional.lexicon import FUNCTION_WORDS
 from velm.evaluation.predictions import GeneratedCaption, Retrieval
 from velm.metrics.ptb import ptb_tokenize
 
-__all__ = ["Confusion", "confused_words", "hardest_confusions"]
+_LISTED = "a an the in on at of to by for from with and or as is are was were be being it its this that"
+FUNCTION_WORDS = frozenset(_LISTED.split())
+"""Words whose confusion says little about the image."""
 
 
 @dataclass(frozen=True)
@@ -37,8 +38,6 @@ def hardest_confusions(retrieval: Retrieval, count: int, *, block_size: int = 10
     """The images with the largest margins of a wrong text over their own, largest first.
 
     Args:
-        retrieval: embeddings of a split.
-        count: maximal number of confusions.
         block_size: images at a time; memory is this times the number of texts.
     """
     image, text, ids = retrieval.image_embeds, retrieval.text_embeds, retrieval.image_ids

@@ -12,11 +12,9 @@ from torch import Tensor
 from velm.data.bad_samples import BadSample, raise_if_too_many
 from velm.data.base import Record, Records, image_name
 from velm.data.images.transforms import EvalTransform
-from velm.errors import DataError, PipelineError
+from velm.errors import DataError, PipelineError, cause_of
 from velm.outputs import EncoderOutput
 from velm.pipeline import Pipeline
-
-__all__ = ["MAX_BAD", "EncodedBatch", "encode_images", "encode_records", "readable_records"]
 
 MAX_BAD = 0.01
 """Fraction of the records that may be unreadable, as `data.max_bad` of a run."""
@@ -49,9 +47,6 @@ def encode_records(
     """Yield the records with their images encoded, batch by batch; a record without an image is encoded as black.
 
     Args:
-        pipeline: provides the image encoder and the transform.
-        records: one per image.
-        batch_size: images at a time.
         unreadable: filled with the unreadable records by index, sorted when the iteration ends; None: they raise.
         max_bad: fraction of the records, in [0, 1], that may be unreadable.
 
@@ -159,5 +154,4 @@ class _Reader(Sequence[Any]):
     def _skip(self, index: int, name: str, error: Exception) -> None:
         if self.unreadable is None:
             raise error
-        cause = str(error) if isinstance(error, DataError) else f"{type(error).__name__}: {error}"
-        self.unreadable[index] = BadSample(name, cause, lost=0)
+        self.unreadable[index] = BadSample(name, cause_of(error), lost=0)

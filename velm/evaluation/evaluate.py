@@ -66,12 +66,9 @@ def measure(
     record's targets if it has any, else its texts. Unreadable images are left out and counted as `left_out`.
 
     Args:
-        pipeline: the model.
-        records: one per image.
         rerank: number of candidates per query that the captioner reorders, see `velm.evaluation.reranking`; None: no
             `reranked/...` metrics.
         extras: further metrics, e.g. `Extras(clip_score=True, folds=5)`.
-        batch_size: images at a time.
         max_bad: fraction of the records, in [0, 1], that may be unreadable.
         **options: `texts_per_image`, `attention` and `progress` of `velm.evaluation.predictions.predict`; fields of
             `velm.generation.GenerationConfig`: num_beams, max_length, ...
@@ -110,12 +107,6 @@ def measure_all(
     **options: Any,
 ) -> tuple[list[Evaluation], list[BadSample]]:
     """`measure` one or two models on the records that all of them can read.
-
-    Args:
-        pipelines: the models.
-        records, extras: as of `measure`.
-        show_progress: show a progress bar for each model.
-        **options: further arguments of `measure`.
 
     Returns:
         an evaluation per model and the unreadable records of all models, whose number is `left_out` of each.

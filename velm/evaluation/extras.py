@@ -10,7 +10,7 @@ from velm import metrics
 from velm.data.base import Record
 from velm.errors import DataError, JavaMissingError, PipelineError
 from velm.evaluation.clip_score import check_clip_score, check_judge, clip_score_metrics, judge_metrics
-from velm.evaluation.compositional.metrics import compositional_metrics
+from velm.evaluation.compositional import compositional_metrics
 from velm.evaluation.encoding import MAX_BAD
 from velm.evaluation.predictions import Captions, Predictions
 from velm.evaluation.probing import probe_metrics
@@ -18,8 +18,6 @@ from velm.evaluation.zero_shot import TEMPLATES, check_templates, classes_of, re
 from velm.metrics.java import require_java
 from velm.metrics.retrieval import check_folds
 from velm.pipeline import Pipeline
-
-__all__ = ["Extras", "check_extras", "extra_metrics", "novelty_metrics"]
 
 _JAVA = ("meteor", "spice")
 
@@ -93,16 +91,7 @@ def extra_metrics(
     batch_size: int = 64,
     max_bad: float = MAX_BAD,
 ) -> dict[str, float]:
-    """The metrics by the keys of metrics.json; call `check_extras` first.
-
-    Args:
-        extras: the metrics to compute.
-        pipeline: the model.
-        records: the readable records.
-        predictions: of `records`.
-        batch_size: images at a time.
-        max_bad: fraction of `train` that may be unreadable.
-    """
+    """The metrics by the keys of metrics.json; call `check_extras` first."""
     values: dict[str, float] = {}
     retrieval, captions = predictions.retrieval, predictions.captions
     if captions is not None:

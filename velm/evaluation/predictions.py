@@ -18,8 +18,6 @@ from velm.generation import GenerationConfig
 from velm.pipeline import Pipeline
 from velm.util import Progress
 
-__all__ = ["Captions", "GeneratedCaption", "Predictions", "Retrieval", "predict"]
-
 
 @dataclass(frozen=True)
 class Retrieval:
@@ -105,9 +103,6 @@ def predict(
     """Embed and caption a split; unreadable images are skipped.
 
     Args:
-        pipeline: the model.
-        records: one per image.
-        batch_size: images at a time.
         texts_per_image: number of texts of an image, the first ones, that enter the gallery (and are attended to, if
             the decoder reads texts); None: all.
         attention: also return attention maps of the captions' words.

@@ -15,8 +15,6 @@ from velm.evaluation.zero_shot import require_classes
 from velm.metrics.classification import linear_probe, nearest_neighbours, top_k_accuracy
 from velm.pipeline import Pipeline
 
-__all__ = ["DECAYS", "choose_decay", "image_features", "probe_metrics"]
-
 DECAYS = (1e-3, 1e-2, 1e-1, 1.0)
 """Candidate weight decays of the linear probe."""
 
@@ -32,11 +30,7 @@ def image_features(
     """Pooled features of the image encoder before any projection, float32 (readable records, D), on the CPU.
 
     Args:
-        pipeline: provides the image encoder.
-        records: with images.
-        batch_size: images at a time.
         unreadable: filled with the unreadable records by index; None: they raise.
-        max_bad: fraction of the records that may be unreadable.
 
     Raises:
         PipelineError: the model has no image encoder.
@@ -58,11 +52,8 @@ def probe_metrics(
     The linear probe's weight decay is chosen on a fifth of `train`; nothing is chosen on `records`.
 
     Args:
-        pipeline: provides the image encoder, which is not trained.
         train: records with classes; unreadable ones are skipped.
         records: records to classify, all readable, with classes that `train` has.
-        batch_size: images at a time.
-        max_bad: fraction of `train` that may be unreadable.
 
     Raises:
         DataError: records have no classes, or classes that `train` lacks.

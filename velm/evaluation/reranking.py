@@ -28,15 +28,6 @@ from velm.metrics.retrieval import RetrievalRanks, retrieval_ranks
 from velm.outputs import EncoderOutput
 from velm.pipeline import Pipeline
 
-__all__ = [
-    "DEFAULT_SCALE",
-    "check_rerank",
-    "image_likelihoods",
-    "likelihoods",
-    "require_image_captioner",
-    "rerank_candidates",
-]
-
 DEFAULT_SCALE = 20.0
 """s for models whose losses have no temperature (triplet)."""
 
@@ -48,10 +39,7 @@ def rerank_candidates(
 
     Args:
         pipeline: a model that aligns, and captions from the image alone.
-        records: the readable records.
-        retrieval: their embeddings.
         k: candidates per query, >= 2; the rank of a best match behind them does not change.
-        batch_size: images at a time.
 
     Raises:
         PipelineError: the model cannot do both, or k is too small.

@@ -16,8 +16,6 @@ from velm.errors import DataError
 from velm.metrics.classification import ensemble_prompts, top_k_accuracy
 from velm.pipeline import Pipeline
 
-__all__ = ["TEMPLATES", "check_templates", "class_embeds", "classes_of", "require_classes", "zero_shot_metrics"]
-
 TEMPLATES = ("a photo of a {}.", "a picture of a {}.", "a close up of a {}.", "there is a {}.", "a {}.")
 """Plain English: a small model does not know prompts such as 'itap of a {}.'."""
 
@@ -58,9 +56,7 @@ def class_embeds(pipeline: Pipeline, names: Sequence[str], templates: Sequence[s
     """Class embeddings float (C, E), L2-normalised: the mean of the embeddings of each class's prompts.
 
     Args:
-        pipeline: a model that aligns.
         names: class names, as words.
-        templates: prompts with one {} for the name.
 
     Warns:
         UserWarning: the tokenizer lacks words of some names, so the model cannot distinguish them.
@@ -88,10 +84,7 @@ def zero_shot_metrics(
     """`zero_shot/top1`, ...: fraction of the images whose class is among the first k; ties count against the model.
 
     Args:
-        pipeline: a model that aligns.
-        records: with classes.
         image_embeds: float (records, E).
-        templates: as of `class_embeds`.
         ks: values of k; those of at least the number of classes are left out, except 1.
 
     Raises:

@@ -18,8 +18,6 @@ from velm.data.text.base import Tokenizer
 from velm.outputs import EncoderOutput
 from velm.pipeline import Pipeline
 
-__all__ = ["WordMaps", "word_maps"]
-
 UNKNOWN = "⟨unk⟩"
 
 
@@ -44,9 +42,7 @@ def word_maps(
     """The attention map of each word of B texts, one text per image.
 
     Args:
-        pipeline: a model with a decoder.
         image: B encoded images (`pipeline.encode_images`).
-        texts: B texts, the model's own captions or any other.
         source: B encoded texts, if the decoder attends over text too.
 
     Returns:

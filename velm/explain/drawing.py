@@ -9,8 +9,6 @@ from PIL import Image, ImageDraw, ImageFont
 
 from velm.explain.explanation import Explanation
 
-__all__ = ["sheet", "veiled"]
-
 SIDE = 192  # pixels of a tile
 GAP = 12
 LABEL = 24

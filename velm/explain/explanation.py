@@ -18,8 +18,6 @@ from velm.outputs import EncoderOutput
 from velm.pipeline import Pipeline
 from velm.pipeline.inputs import checked_texts
 
-__all__ = ["Explanation", "explain"]
-
 
 @dataclass(frozen=True)
 class Explanation:
@@ -53,7 +51,6 @@ def explain(
     """Explain each of several texts, or the model's own caption, for one image.
 
     Args:
-        pipeline: a model with an image encoder.
         image: a path, PIL image or uint8 array (H, W, 3).
         texts: texts to explain; None: the model's own caption. If the decoder attends over a text as well, these are
             its inputs, and the captions generated from them are explained.

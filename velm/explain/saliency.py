@@ -16,8 +16,6 @@ from torch.nn import functional
 from velm.errors import MissingPackageError, PipelineError
 from velm.pipeline import Pipeline
 
-__all__ = ["saliency_map"]
-
 
 def saliency_map(pipeline: Pipeline, image: Any, text: str, *, steps: int = 32) -> Tensor:
     """Signed contribution of each pixel to the fit of image and text, float (H, W), summed over colours.
@@ -25,9 +23,7 @@ def saliency_map(pipeline: Pipeline, image: Any, text: str, *, steps: int = 32) 
     The fit is the cosine of the embeddings where the model aligns, else log P(text | image) in nats.
 
     Args:
-        pipeline: a model with an image encoder.
         image: as in `Pipeline.caption`; H and W are those of the transformed image.
-        text: the text.
         steps: of the integral, >= 1; more bring the sum closer to the difference.
 
     Raises:

@@ -17,8 +17,6 @@ from velm.errors import PipelineError
 from velm.outputs import EncoderOutput
 from velm.pipeline import Pipeline
 
-__all__ = ["similarity_maps"]
-
 
 @torch.inference_mode()
 def similarity_maps(pipeline: Pipeline, image: EncoderOutput, texts: Sequence[str]) -> Tensor:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,8 +15,6 @@ from velm.decoders.base import Decoder
 from velm.generation.config import GenerationConfig, Tokens
 from velm.generation.phrases import MOST_REQUIRED, NEVER, Phrases
 from velm.generation.trie import Trie
-
-__all__ = ["Constraints", "compile_rules", "forbid_repeats"]
 
 Name = Callable[[Tokens], str]
 """How error messages name a phrase."""
@@ -29,11 +28,7 @@ class Constraints:
     these two rules are dropped for this step.
 
     Args:
-        config: the rules.
         decoder: gives the vocabulary size V and the longest text.
-        eos_id: the end token.
-        suppress: token ids that are never generated.
-        device: of the scores.
         name: how error messages name a phrase.
 
     Raises:
@@ -57,15 +52,7 @@ class Constraints:
         self.limit = config.max_length if longest is None else min(config.max_length, longest)
         self.config, self.eos_id = config, eos_id
         self.suppress = torch.tensor(sorted(set(suppress)), dtype=torch.int64, device=device)
-        self.rules = compile_rules(
-            config,
-            eos_id=eos_id,
-            suppress=suppress,
-            vocab_size=self.vocab_size,
-            limit=self.limit,
-            name=name,
-            device=device,
-        )
+        self.rules = self._compile(suppress, device, name)
         self.may_stick = self.rules is not None or len({*suppress, eos_id}) == self.vocab_size
         self.repeats = config.no_repeat_ngram if config.answers is None else 0
 
@@ -91,6 +78,26 @@ class Constraints:
             soft = soft.clone() if soft is hard and self.may_stick else soft
             soft[:, self.eos_id] = -torch.inf
         return soft if soft is hard else self._unstick(soft, hard)
+
+    def _compile(self, suppress: Sequence[int], device: torch.device | str, name: Name) -> Phrases | Trie | None:
+        """The automaton of phrases or the trie of answers; None if no rule depends on the earlier tokens."""
+        config, limit = self.config, self.limit
+        _check_phrases(config, self.eos_id, suppress, self.vocab_size, name)
+        if len(config.prefix) >= limit:
+            raise ValueError(
+                f"prefix {name(config.prefix)} has {len(config.prefix)} tokens and leaves no room to end: at most "
+                f"{limit} tokens are written, eos included. Shorten it, or raise max_length."
+            )
+        ids: dict[str, Any] = {"eos_id": self.eos_id, "vocab_size": self.vocab_size, "device": device}
+        if config.answers is not None:
+            return Trie(_possible_answers(config, limit, name), **ids)
+        if not config.forbidden and not config.must_include:
+            return None
+        if len(config.must_include) > MOST_REQUIRED:
+            raise ValueError(f"must_include has {len(config.must_include)} phrases; it takes up to {MOST_REQUIRED}.")
+        phrases = Phrases(config.must_include, config.forbidden, suppress=suppress, **ids)
+        _check_length(config, phrases, limit, name)
+        return phrases
 
     def advance(self, states: Tensor, tokens: Tensor) -> Tensor:
         """The states after one more token, int64, elementwise."""
@@ -119,49 +126,6 @@ def forbid_repeats(scores: Tensor, tokens: Tensor, size: int) -> Tensor:
     repeated = (ngrams[:, :, :-1] == tail[:, None, :]).all(dim=2)
     rows, columns = repeated.nonzero(as_tuple=True)
     return scores.index_put((rows, ngrams[rows, columns, -1]), scores.new_tensor(-torch.inf))
-
-
-def compile_rules(
-    config: GenerationConfig,
-    *,
-    eos_id: int,
-    suppress: Sequence[int],
-    vocab_size: int,
-    limit: int,
-    name: Name = repr,
-    device: torch.device | str = "cpu",
-) -> Phrases | Trie | None:
-    """The automaton of phrases or the trie of answers; None if no rule depends on the earlier tokens.
-
-    Args:
-        config: `prefix`, `forbidden`, `must_include`, `answers` and `min_length` are read.
-        eos_id: the end token.
-        suppress: token ids that are never generated.
-        vocab_size: V.
-        limit: most tokens of a text, eos included.
-        name: how error messages name a phrase.
-        device: of the scores.
-
-    Raises:
-        ValueError: no text satisfies all rules; the message says which two conflict.
-    """
-    _check_phrases(config, eos_id, suppress, vocab_size, name)
-    if len(config.prefix) >= limit:
-        raise ValueError(
-            f"prefix {name(config.prefix)} has {len(config.prefix)} tokens and leaves no room to end: at most {limit} "
-            "tokens are written, eos included. Shorten it, or raise max_length."
-        )
-    if config.answers is not None:
-        return Trie(_possible_answers(config, limit, name), eos_id=eos_id, vocab_size=vocab_size, device=device)
-    if not config.forbidden and not config.must_include:
-        return None
-    if len(config.must_include) > MOST_REQUIRED:
-        raise ValueError(f"must_include has {len(config.must_include)} phrases; it takes up to {MOST_REQUIRED}.")
-    phrases = Phrases(
-        config.must_include, config.forbidden, eos_id=eos_id, suppress=suppress, vocab_size=vocab_size, device=device
-    )
-    _check_length(config, phrases, limit, name)
-    return phrases
 
 
 def _check_token(token: int, vocab_size: int, prefix: str = "") -> None:

@@ -20,8 +20,6 @@ from velm.generation.constraints import Constraints
 from velm.generation.hypotheses import FinishedHypotheses, Hypothesis
 from velm.generation.search import Search
 
-__all__ = ["Generated", "evaluating", "generate", "stream"]
-
 
 @dataclass(frozen=True)
 class Generated:
@@ -68,13 +66,8 @@ def generate(
         decoder: runs in eval mode; its modes are restored afterwards.
         memory: float (B, N, memory_dim).
         memory_mask: bool (B, N), True on content; None: all content.
-        bos_id: the begin token.
-        eos_id: the end token.
-        pad_id: the padding token.
         config: None: greedy.
         suppress: token ids that are never generated, such as pad, bos and unk.
-        generator: for reproducible samples.
-        return_attention: return the decoder's attention.
         constraints: compiled from the config for this decoder, so that many batches share them; None: compiled here.
 
     Raises:
@@ -83,7 +76,7 @@ def generate(
     config = _greedy_by_default(config)
     if constraints is None:
         constraints = Constraints(config, decoder, eos_id=eos_id, suppress=suppress, device=memory.device)
-    search = Search(decoder, constraints, bos_id, generator, return_attention, memory.device)
+    search = Search(decoder, constraints, bos_id, memory.device, generator, return_attention)
     searches = len(memory) * search.copies
     finished = FinishedHypotheses(searches, search.beams, config.length_penalty)
     with evaluating(decoder):
@@ -126,7 +119,7 @@ def stream(
         )
     if constraints is None:
         constraints = Constraints(config, decoder, eos_id=eos_id, suppress=suppress, device=memory.device)
-    return _stream(Search(decoder, constraints, bos_id, generator, False, memory.device), memory, memory_mask, pad_id)
+    return _stream(Search(decoder, constraints, bos_id, memory.device, generator), memory, memory_mask, pad_id)
 
 
 @torch.no_grad()

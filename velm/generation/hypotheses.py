@@ -11,8 +11,6 @@ from itertools import chain, zip_longest
 import torch
 from torch import Tensor
 
-__all__ = ["FinishedHypotheses", "Hypothesis", "LiveHypotheses"]
-
 
 @dataclass(frozen=True)
 class LiveHypotheses:

@@ -8,8 +8,6 @@ from torch import Tensor
 from velm.decoders.base import Decoder
 from velm.generation.engine import evaluating
 
-__all__ = ["log_likelihood"]
-
 
 @torch.no_grad()
 def log_likelihood(

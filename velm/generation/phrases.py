@@ -14,8 +14,6 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["MOST_REQUIRED", "NEVER", "Matcher", "Phrases"]
-
 MOST_REQUIRED = 10
 """Most required phrases at once: the automaton has up to 2 ** MOST_REQUIRED states per token of a phrase."""
 
@@ -31,12 +29,7 @@ class Phrases:
     A phrase counts wherever its tokens are adjacent, also where it overlaps another.
 
     Args:
-        required: phrases that must all occur, at most MOST_REQUIRED.
-        forbidden: phrases that must not occur.
         eos_id: the end token, allowed once all required phrases have occurred.
-        suppress: tokens that are never generated.
-        vocab_size: V.
-        device: of the scores.
 
     Attributes:
         requires: whether there are required phrases.

@@ -11,18 +11,6 @@ from torch import Tensor
 from velm.generation.config import GenerationConfig
 from velm.generation.phrases import Phrases
 
-__all__ = [
-    "Continuations",
-    "best",
-    "best_by_need",
-    "draw",
-    "keep_min_p",
-    "keep_top_k",
-    "keep_top_p",
-    "largest",
-    "log_sum_exp",
-]
-
 Continuations = tuple[Tensor, Tensor, Tensor]
 """C continuations of each of b searches, best first: the parent hypothesis, int64 (b, C), the token appended,
 int64 (b, C), and the token's score, float (b, C)."""
@@ -67,8 +55,6 @@ def best_by_need(totals: Tensor, scores: Tensor, count: int, phrases: Phrases, s
     Args:
         totals: float (b, W), score of each hypothesis.
         scores: float (b, W, V), what each token would add.
-        count: C.
-        phrases: the required phrases.
         states: int64 (b, W), automaton states of the hypotheses.
     """
     symbols = phrases.symbols.expand(*states.shape, -1)
@@ -117,7 +103,6 @@ def draw(log_probs: Tensor, config: GenerationConfig, generator: torch.Generator
 
     Args:
         log_probs: float (R, V), up to a constant per row.
-        config: with a temperature.
         generator: of the noise; None: torch's default.
     """
     log_probs = log_probs / (1.0 if config.temperature is None else config.temperature)

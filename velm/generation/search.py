@@ -19,8 +19,6 @@ from velm.generation.hypotheses import FinishedHypotheses, LiveHypotheses
 from velm.generation.phrases import Phrases
 from velm.generation.scores import Continuations, best, best_by_need, draw, log_sum_exp
 
-__all__ = ["Search"]
-
 
 @dataclass(frozen=True)
 class Search:
@@ -28,22 +26,14 @@ class Search:
 
     A batch holds several searches per memory: one per sample, or one per group of beams. They are adjacent: group g of
     memory m is search m * groups + g.
-
-    Args:
-        decoder: in eval mode.
-        constraints: the rules, with the config.
-        bos_id: the begin token.
-        generator: of samples.
-        return_attention: collect the decoder's attention.
-        device: of the memory.
     """
 
     decoder: Decoder
     constraints: Constraints
     bos_id: int
-    generator: torch.Generator | None
-    return_attention: bool
     device: torch.device
+    generator: torch.Generator | None = None
+    return_attention: bool = False
 
     @property
     def config(self) -> GenerationConfig:

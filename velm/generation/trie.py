@@ -7,8 +7,6 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["Trie"]
-
 
 class Trie:
     """Nodes are prefixes of answers, node 0 the empty one; an answer is complete with eos.
@@ -18,9 +16,6 @@ class Trie:
 
     Args:
         answers: token sequences without eos, none empty.
-        eos_id: the end token.
-        vocab_size: V.
-        device: of the scores.
     """
 
     def __init__(

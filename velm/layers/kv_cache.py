@@ -7,8 +7,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["KVCache"]
-
 INITIAL_CAPACITY = 16
 """Tokens that fit in the first buffer; a full buffer is replaced by one of twice the size."""
 

@@ -9,8 +9,6 @@ from torch import Tensor, nn
 
 from velm.layers.attention import Attention
 
-__all__ = ["AttentionPooling", "Pooling", "PoolingName", "first", "last", "maximum", "mean"]
-
 PoolingName = Literal["mean", "max", "first", "last", "attention"]
 
 
@@ -66,7 +64,6 @@ class Pooling(nn.Module):
     """Pooling by name: `mean`, `max`, `first`, `last`, `attention`.
 
     Args:
-        name: one of the above.
         dim: width D.
         heads: attention heads, for `attention` only.
     """

@@ -9,15 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = [
-    "LearnedGridPositions",
-    "LearnedPositions",
-    "SineGridPositions",
-    "SinePositions",
-    "sine",
-    "sine_grid",
-]
-
 
 def sine(positions: Tensor, dim: int, temperature: float = 10_000.0) -> Tensor:
     """Sines and cosines of a position at dim / 2 wavelengths (Vaswani et al. 2017, section 3.5).
@@ -30,8 +21,7 @@ def sine(positions: Tensor, dim: int, temperature: float = 10_000.0) -> Tensor:
     Returns:
         (..., dim), first the sines, then the cosines; float64 for float64 positions, else float32.
     """
-    if dim % 2:
-        raise ValueError(f"Sine positions need an even dim (a sine and a cosine each); dim is {dim}.")
+    check_even(dim)
     positions = positions if positions.dtype == torch.float64 else positions.float()  # bfloat16 counts to 256 only
     steps = torch.arange(dim // 2, device=positions.device, dtype=positions.dtype)
     angles = positions[..., None] * temperature ** (-2 * steps / dim)
@@ -59,6 +49,12 @@ def sine_grid(grid: tuple[int, int], dim: int, like: Tensor, temperature: float 
     return torch.cat([rows, columns], dim=-1).flatten(0, 1).to(like.dtype)
 
 
+def check_even(dim: int) -> None:
+    """Raise a ValueError unless `dim` is even."""
+    if dim % 2:
+        raise ValueError(f"Sine positions need an even dim (a sine and a cosine each); dim is {dim}.")
+
+
 def check_grid_dim(dim: int) -> None:
     """Raise a ValueError unless `dim` is divisible by 4."""
     if dim % 4:
@@ -72,8 +68,7 @@ class SinePositions(nn.Module):
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        if dim % 2:
-            raise ValueError(f"Sine positions need an even dim (a sine and a cosine each); dim is {dim}.")
+        check_even(dim)
         self.dim = dim
 
     def forward(self, like: Tensor, start: int = 0) -> Tensor:

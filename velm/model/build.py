@@ -12,8 +12,6 @@ from velm.model.model import VisionLanguageModel
 from velm.outputs import aligns
 from velm.util import did_you_mean
 
-__all__ = ["MODEL_KEYS", "build_model", "needs_of"]
-
 MODEL_KEYS = (
     "image_encoder", "text_encoder", "decoder", "embed_dim", "embed_dropout", "memory", "losses",
     "vocab_size", "pad_id", "plugins",

@@ -15,8 +15,6 @@ from velm.model import VisionLanguageModel
 from velm.outputs import EncoderOutput
 from velm.pipeline.text_options import encode_text_options
 
-__all__ = ["Caption", "Captioner", "reranked"]
-
 
 @dataclass(frozen=True)
 class Caption:

@@ -11,8 +11,6 @@ from PIL import Image
 
 from velm.errors import PipelineError
 
-__all__ = ["ImageInput", "as_list", "checked_batch_size", "checked_sources", "checked_texts"]
-
 ImageInput = str | os.PathLike[str] | Image.Image | np.ndarray
 
 
@@ -38,8 +36,6 @@ def checked_sources(
     """Images and texts as lists, exactly those that the decoder attends over.
 
     Args:
-        memory: 'image', 'text' or both.
-        images: or None.
         texts: or None; as many as images where both are needed.
     """
     got = tuple(name for name, value in (("image", images), ("text", texts)) if value is not None)

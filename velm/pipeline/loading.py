@@ -20,8 +20,6 @@ from velm.errors import ConfigError, PluginError
 from velm.pipeline.pipeline import Pipeline
 from velm.registry import load_plugins
 
-__all__ = ["load"]
-
 
 def load(
     path: str | Path,

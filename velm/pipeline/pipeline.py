@@ -22,8 +22,6 @@ from velm.outputs import EncoderOutput
 from velm.pipeline.captioner import Caption, Captioner, reranked
 from velm.pipeline.inputs import ImageInput, as_list, checked_batch_size, checked_sources, checked_texts
 
-__all__ = ["Pipeline"]
-
 
 class Pipeline:
     """A model with its tokenizer and transform; `velm.load` makes one from a checkpoint.

@@ -7,8 +7,6 @@ from typing import Any
 from velm.data.text.base import Tokenizer
 from velm.errors import PipelineError
 
-__all__ = ["encode_text_options"]
-
 LISTS = ("forbidden", "must_include", "answers")
 
 

@@ -8,8 +8,6 @@ from functools import cache
 
 from velm.planning.step import Costs, Setup, memory
 
-__all__ = ["Advice", "advise"]
-
 CHECKPOINT = "--model.checkpoint_blocks=true"
 
 
@@ -35,8 +33,6 @@ def advise(costs: Costs, setup: Setup, limit: float, checkpointed: Callable[[], 
     checkpointed blocks; half the batch, a quarter, ...
 
     Args:
-        costs: of the model as configured.
-        setup: as configured.
         limit: bytes.
         checkpointed: returns the costs with `checkpoint_blocks`; None if the model has no blocks, or they are
             checkpointed already. Called at most once.

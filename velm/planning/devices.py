@@ -9,8 +9,6 @@ import torch
 from velm import _compat
 from velm.errors import ConfigError
 
-__all__ = ["DEVICES", "Device", "device"]
-
 
 @dataclass(frozen=True)
 class Device:

@@ -32,8 +32,6 @@ from velm.pretrained.weights import skip_pretrained
 from velm.training.memory.recompute import blocks_of
 from velm.training.task import VisionLanguageTask
 
-__all__ = ["PeakMemory", "measure", "probe"]
-
 FAKE = (32, 64)  # samples; enough for the activations to dominate the peak over the gradient of a large weight
 REAL = (4, 8)  # samples
 PAIRS = 4096  # rows of an alignment loss at most; more than the tiles of the tiled losses have
@@ -98,11 +96,8 @@ def probe(
     """A batch of black images and of texts that repeat one token.
 
     Args:
-        count: images.
-        tokenizer: whose ids to use.
         length: T, tokens per text, bos and eos included.
         image_size: pixels; None: no images.
-        per_image: texts per image.
         has_target: whether texts are to be generated from texts.
 
     Returns:
@@ -144,7 +139,6 @@ def measure(
     Args:
         build: returns the task; pretrained weights are not read.
         probe: returns a batch of that many samples without padding.
-        precision: of the Trainer.
         rows: of a step on all devices, at which the costs of the alignment losses are exact; more than PAIRS are
             extrapolated. The fewer, the faster.
 

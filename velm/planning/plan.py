@@ -15,8 +15,6 @@ from velm.planning.measure import PAIRS, measure, probe
 from velm.planning.step import Costs, Machine, Setup, collectives, flops, memory, seconds
 from velm.training.run import build_data, build_task
 
-__all__ = ["RESERVE", "Plan", "costs_of", "make_plan", "setup_of", "vocabulary_of"]
-
 RESERVE = 0.1
 """Fraction of a device's memory kept for its context, scratch buffers of libraries and fragmentation."""
 
@@ -78,7 +76,6 @@ def make_plan(
         config: of `velm.training.run.parse_fit`.
         gpus: W >= 1, data-parallel devices.
         gpu_memory: bytes of a device.
-        machine: assumptions about devices and links.
         vocab_size: V; None: see `vocabulary_of`.
 
     Raises:
@@ -132,7 +129,6 @@ def costs_of(
         vocab_size: V.
         rows: as of `measure`.
         length: tokens per text, bos and eos included; None: `data.max_length`.
-        has_images: whether samples have an image.
 
     Raises:
         ConfigError: a part cannot be built.

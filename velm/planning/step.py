@@ -8,8 +8,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-__all__ = ["Collective", "Costs", "Machine", "Setup", "collectives", "flops", "memory", "seconds"]
-
 BUCKET = 25 << 20  # bytes of gradients per all-reduce of DDP
 
 

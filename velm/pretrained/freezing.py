@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,20 @@ def eval_frozen(module: nn.Module) -> None:
         return
     for child in module.children():
         eval_frozen(child)
+
+
+_Module = TypeVar("_Module", bound="FrozenPartsInEval")
+
+
+class FrozenPartsInEval(nn.Module):
+    """Keeps the frozen parts of `self.model` in eval mode during training."""
+
+    model: Any
+
+    def train(self: _Module, mode: bool = True) -> _Module:
+        super().train(mode)
+        eval_frozen(self.model)
+        return self
 
 
 class _Call(nn.Module):
@@ -34,9 +48,7 @@ def trace_shapes(module: nn.Module, function: Callable[[Tensor], Any], size: tup
     """Run `function` on meta tensors: output shapes and used parameters, without computation.
 
     Args:
-        module: the module that `function` runs, or parts of it.
         function: takes a float tensor of `size`.
-        size: of the input.
 
     Returns:
         The result, on the meta device, and the names of the parameters that it depends on. Unused parameters (a

@@ -71,11 +71,7 @@ def load_matching(module: nn.Module, state: dict[str, Tensor], *, known: set[str
     """Load the tensors that `module` has, cast to its dtype; names in `known` that it lacks are ignored.
 
     Args:
-        module: receives the weights.
-        state: tensors by name.
         known: names of the complete model, of which `module` may be a part.
-        what: the model, for messages.
-        source: the file, for messages.
 
     Raises:
         ValueError: a tensor is missing, has another shape, or is not in `known`.

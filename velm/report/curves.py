@@ -8,8 +8,6 @@ from collections.abc import Mapping
 from html import escape
 from pathlib import Path
 
-__all__ = ["charts", "read_curves"]
-
 Points = list[tuple[float, float]]
 """(step, value)"""
 LEFT, RIGHT, TOP, BOTTOM = 44, 312, 8, 128  # edges of the plot in a drawing of 320 x 150

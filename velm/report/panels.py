@@ -20,8 +20,6 @@ from velm.explain.attention import WordMaps
 from velm.metrics.captioning import CaptionScores
 from velm.report.thumbnails import Thumbnails
 
-__all__ = ["EvaluatedModel", "caption_panels", "confusion_panels", "retrieval_panels"]
-
 CAPTIONS = 1000
 QUERIES = 48  # hits, and as many misses, per direction
 CANDIDATES = 5

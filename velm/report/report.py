@@ -26,8 +26,6 @@ from velm.report.tables import confused_words_table, metrics_table, tiles
 from velm.report.thumbnails import Thumbnails, count_images
 from velm.version import __version__
 
-__all__ = ["evaluated_model", "render", "write_report"]
-
 CONFUSED_WORDS = 12
 UNREADABLE = 50  # unreadable images that are listed
 
@@ -52,10 +50,7 @@ def write_report(
     """Write report.html and intervals.json; for two models also comparison.json.
 
     Args:
-        folder: an existing folder.
         models: one model or two to compare, named by the paths of their checkpoints.
-        records: the readable records.
-        split: the name of the split.
         resize: that of the first model's transform.
         unreadable: the cause for each unreadable image.
     """

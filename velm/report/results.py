@@ -11,8 +11,6 @@ from typing import Any
 from velm.data.bad_samples import BadSample
 from velm.evaluation.evaluate import Evaluation
 
-__all__ = ["write_results"]
-
 
 def write_results(folder: Path, evaluation: Evaluation, unreadable: Iterable[BadSample]) -> None:
     """Write metrics.json, captions.jsonl (if the model captions) and unreadable.jsonl (if there are such images).

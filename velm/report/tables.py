@@ -8,8 +8,6 @@ from html import escape
 from velm.evaluation.bootstrap import Interval, differences, intervals
 from velm.report.panels import EvaluatedModel
 
-__all__ = ["confused_words_table", "metrics_table", "tiles"]
-
 HEADLINE = {
     "image_to_text/recall@1": "Image to text, recall@1",
     "text_to_image/recall@1": "Text to image, recall@1",

@@ -13,8 +13,6 @@ from velm.data.base import Record
 from velm.data.images.transforms import EvalTransform, Resize, read_image
 from velm.errors import DataError
 
-__all__ = ["Thumbnails", "count_images"]
-
 SIDE = 160  # pixels, of a square with the area of a thumbnail
 LONGEST = 3  # maximal aspect ratio
 QUALITY = 50  # of JPEG: a photograph takes about 4 kB, noise 10 kB
@@ -29,7 +27,6 @@ class Thumbnails:
     """The images of a report, numbered in the order of first use.
 
     Args:
-        records: of the split.
         resize: that of the model's transform, so that attention maps fit the image: 'crop' shows the central square,
             'squash' the whole image in its own aspect ratio.
     """

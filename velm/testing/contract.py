@@ -17,8 +17,6 @@ from velm.testing.laws import PartUnderTest
 from velm.testing.losses import check_loss
 from velm.testing.report import Report
 
-__all__ = ["BASES", "CHECKS", "assert_contract", "check"]
-
 #: The check of each kind of part; keys as in `velm.registry.KINDS`.
 CHECKS: dict[str, Callable[..., Report]] = {
     "image_encoders": check_image_encoder,

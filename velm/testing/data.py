@@ -15,8 +15,6 @@ from velm.errors import MissingSplitError
 from velm.testing.laws import PartUnderTest
 from velm.testing.report import Report
 
-__all__ = ["check_dataset", "check_tokenizer"]
-
 TEXTS = (
     "a small red circle left of a large blue square",
     "two dogs play in the snow.",

@@ -11,8 +11,6 @@ from velm.decoders.base import Decoder
 from velm.testing.laws import ALL, Outputs, PartUnderTest, different, judge_module
 from velm.testing.report import Report
 
-__all__ = ["check_decoder", "step_logits"]
-
 BATCH, TOKENS, POSITIONS = 3, 6, 5
 SOUND = ("raised", "wrong shape")
 

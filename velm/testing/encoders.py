@@ -13,8 +13,6 @@ from velm.outputs import EncoderOutput
 from velm.testing.laws import ALL, Outputs, PartUnderTest, different, judge_module
 from velm.testing.report import Note, Report
 
-__all__ = ["check_image_encoder", "check_text_encoder"]
-
 LENGTHS = (6, 9, 6, 2)  # tokens with bos and eos; unsorted, the last text is empty
 SOUND = ("raised", "wrong shape")
 

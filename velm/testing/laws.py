@@ -18,8 +18,6 @@ from torch import Tensor, nn
 
 from velm.testing.report import Report
 
-__all__ = ["ALL", "Outputs", "Probe", "PartUnderTest", "different", "judge_module"]
-
 Outputs = dict[str, Tensor]
 Probe = Callable[..., Outputs]
 ALL = slice(None)

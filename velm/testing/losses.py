@@ -25,8 +25,6 @@ from velm.outputs import (
 from velm.testing.laws import ALL, Outputs, PartUnderTest, different, dtype_kept, state_restored
 from velm.testing.report import Report
 
-__all__ = ["check_loss"]
-
 BATCH, LENGTH, WIDTH, WORDS = 4, 5, 8, 16
 IMAGE_IDS = (0, 1, 1, 2)  # two captions of one image
 

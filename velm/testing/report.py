@@ -9,8 +9,6 @@ import torch
 
 from velm.findings import Finding, table
 
-__all__ = ["LAWS", "Note", "Report"]
-
 #: The name of every violation, and the law that it breaks.
 LAWS = {
     "cannot be built": "the factory builds an instance",
@@ -85,9 +83,7 @@ class Report:
         seeded, and the caller's random state is restored.
 
         Args:
-            name: in `LAWS`.
             law: returns the violation, a `Note`, or None; an exception is a violation.
-            needs: names of laws that must hold.
         """
         held = {f.check for f in self.findings if f.severity in ("ok", "info")}
         missing = [need for need in needs if need not in held]

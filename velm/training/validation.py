@@ -25,9 +25,6 @@ class SplitScores:
 
     Args:
         pipeline: the model in its present state, with the tokenizer of the data.
-        records: of the whole split.
-        losses: the training losses.
-        config: what to compute.
     """
 
     def __init__(

@@ -34,7 +34,6 @@ def run_checks(config: Mapping[str, Any], names: Sequence[str] = tuple(CHECKS)) 
 
     Args:
         config: of `velm.training.run.parse_fit`.
-        names: of the checks to run, in `CHECKS`.
 
     Raises:
         ConfigError, DataError: the config cannot be trained; the error is that of `velm fit`.

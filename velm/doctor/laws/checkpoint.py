@@ -18,8 +18,6 @@ from velm.pipeline import Pipeline
 from velm.pipeline.loading import load
 from velm.training.data import VisionLanguageData
 
-__all__ = ["check_checkpoint"]
-
 RECORDS = 8
 
 

@@ -9,8 +9,6 @@ from torch import Tensor, nn
 
 from velm.findings import Finding
 
-__all__ = ["ROUNDING", "failed", "farthest", "gap", "gradients", "passed"]
-
 TOLERANCE = 1e-9
 """Rounding of float64 in another order of operations; relative to the largest value."""
 

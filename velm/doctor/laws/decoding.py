@@ -17,8 +17,6 @@ from velm.generation.engine import evaluating, generate
 from velm.losses.captioning import CaptioningLoss
 from velm.testing.decoders import step_logits
 
-__all__ = ["check_decoding"]
-
 LENGTH = 12  # tokens of a generated text
 
 

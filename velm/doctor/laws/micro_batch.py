@@ -16,8 +16,6 @@ from velm.training.distributed.gather import Gather
 from velm.training.memory.micro_batch import micro_batch_losses
 from velm.training.task import VisionLanguageTask
 
-__all__ = ["check_micro_batch"]
-
 SIZE = 3  # samples of a micro-batch; of 8, so that the last one is smaller
 
 

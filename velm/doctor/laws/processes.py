@@ -31,8 +31,6 @@ from velm.pretrained.weights import skip_pretrained
 from velm.training.run import build_task
 from velm.training.task import VisionLanguageTask
 
-__all__ = ["ALL", "WORLD", "cases_of", "check_processes"]
-
 WORLD = 2
 ALL = "all losses"
 MICRO_BATCH = 3

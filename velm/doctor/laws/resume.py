@@ -20,8 +20,6 @@ from velm.findings import Finding
 from velm.outputs import Batch
 from velm.training.task import VisionLanguageTask
 
-__all__ = ["check_resume"]
-
 STEPS = 3  # optimizer steps per epoch; two epochs, stopped in the second
 OTHER_SEED = 20_261  # the random state of the process that resumes
 

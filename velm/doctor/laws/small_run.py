@@ -26,10 +26,6 @@ from velm.training.recovery.resume import run_seed
 from velm.training.run import build_data, build_task
 from velm.training.task import VisionLanguageTask
 
-__all__ = [
-    "SAMPLES", "SmallRun", "disable_randomness", "force_dropout", "freeze_batch_norm", "quiet", "trainer_of",
-]  # fmt: skip
-
 SAMPLES = 8
 SEARCHED = 64  # samples among which images with several captions are searched
 DROPOUT = 0.1
@@ -50,9 +46,6 @@ class SmallRun:
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> SmallRun:
         """Open the data of a config.
-
-        Args:
-            config: of `velm.training.run.parse_fit`.
 
         Raises:
             ConfigError, DataError: as `velm fit`.

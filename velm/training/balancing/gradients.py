@@ -25,15 +25,6 @@ from torch.optim import Optimizer
 from velm import _compat
 from velm.errors import ConfigError
 
-__all__ = [
-    "GradientProjection",
-    "dot_products",
-    "loss_gradient",
-    "mean_over_ranks",
-    "shared_parameters",
-    "trainable_parameters",
-]
-
 
 class GradientProjection(Callback):
     """Lets the task's balancing policy recombine the losses' gradients.

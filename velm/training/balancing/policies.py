@@ -18,8 +18,6 @@ from torch import Tensor, nn
 from velm import registry
 from velm.errors import ConfigError
 
-__all__ = ["Fixed", "Policy", "Projection", "Uncertainty", "build_policy"]
-
 
 class Policy(nn.Module, ABC):
     """The contract: a plain function of the weighted losses, the same on every device.

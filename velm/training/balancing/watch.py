@@ -20,8 +20,6 @@ from velm.training.balancing.gradients import (
 from velm.training.distributed.fsdp import FSDP2Strategy
 from velm.training.monitor.loggers import log_metrics, logging_interval
 
-__all__ = ["GradientWatch"]
-
 
 class GradientWatch(Callback):
     """Logs `watch/...`: the gradient norms, pairwise cosines and effective weights of several losses.
@@ -64,9 +62,6 @@ def gradient_metrics(
 
     Args:
         gradients: of each weighted loss on the shared parameters, float (P,), by its name.
-        weights: the losses' weights.
-        policy: a balancing policy, for its factors and coefficients.
-        step: optimizer steps taken.
     """
     names, factors = list(gradients), policy.factors()
     factor = {name: float(factors.get(name, 1.0)) for name in names}

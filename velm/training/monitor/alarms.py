@@ -21,8 +21,6 @@ from velm.training.monitor.loggers import is_logged, log_metrics
 if TYPE_CHECKING:
     from velm.training.validation import SplitScores
 
-__all__ = ["Alarms", "uninformed"]
-
 READINGS = 10
 """Logged steps over which a contrastive loss is averaged before it is called stuck."""
 
@@ -31,9 +29,6 @@ class Alarms(Callback):
     """Warns, and writes a line to `alarms.txt` in the run folder, when an alarm starts; writes another when it ends.
 
     Alarms start after the warm-up of the learning rate. `WatchConfig` holds the thresholds.
-
-    Args:
-        folder: of the run.
     """
 
     def __init__(self, folder: str | Path) -> None:

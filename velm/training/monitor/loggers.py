@@ -18,8 +18,6 @@ from velm.data.base import Record
 from velm.data.images.transforms import EvalTransform
 from velm.util import warn_on_oserror
 
-__all__ = ["CaptionPanel", "EventLogger", "ResumableCSVLogger", "is_logged", "log_metrics", "logging_interval"]
-
 
 def logging_interval(trainer: lightning.Trainer) -> int:
     """Optimizer steps between two logged steps; 0: none is logged."""

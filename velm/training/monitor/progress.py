@@ -17,8 +17,6 @@ from tqdm import tqdm
 from velm.training.recovery.checkpoint_io import LAST, exists, is_url, join
 from velm.training.recovery.run_checkpoints import BEST, RunCheckpoint
 
-__all__ = ["ParameterSummary", "PrintResults", "ProgressLine", "nothing_trained"]
-
 HEADLINE = ("image_to_text/recall@1", "text_to_image/recall@1", "caption/bleu4", "caption/cider")
 REFRESH = 0.2
 """Seconds between two updates of the line; reading the loss waits for the device."""
@@ -95,10 +93,7 @@ class ProgressLine(ProgressBar):
     ) -> None:
         self._update(batch_idx + 1)
 
-    def on_predict_batch_end(
-        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        self._update(batch_idx + 1)
+    on_predict_batch_end = on_test_batch_end
 
     def on_validation_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0

@@ -23,8 +23,6 @@ from velm._compat import TorchDispatchMode
 from velm.outputs import Batch
 from velm.training.monitor.loggers import is_logged, log_metrics
 
-__all__ = ["ModelFlops", "Speed", "peak_flops"]
-
 _DTYPES = {
     "64-true": torch.float64,
     "16-mixed": torch.float16,
@@ -161,12 +159,7 @@ class ModelFlops(TorchDispatchMode):
 
 
 def peak_flops(device: torch.device, precision: str) -> float | None:
-    """Peak FLOP/s by the data sheet; None for a CPU or a device that Lightning does not know.
-
-    Args:
-        device: where training runs.
-        precision: the Trainer's, e.g. 'bf16-mixed'.
-    """
+    """Peak FLOP/s by the data sheet; None for a CPU or a device that Lightning does not know."""
     if device.type != "cuda":
         return None
     return get_available_flops(device, _DTYPES.get(precision, torch.float32))

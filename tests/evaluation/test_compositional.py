@@ -10,7 +10,7 @@ from torch import Tensor
 
 from velm.data.synthetic.shapes import Shapes
 from velm.errors import PipelineError
-from velm.evaluation.compositional.metrics import compositional_metrics, hard_negatives
+from velm.evaluation.compositional import compositional_metrics, hard_negatives
 from velm.evaluation.predictions import Retrieval, predict
 from velm.pipeline import load
 

@@ -13,13 +13,11 @@ import torch
 from torch import Tensor
 
 from velm.data.base import Record
-from velm.evaluation.compositional.hard_negatives import KINDS, make_hard_negative
+from velm.evaluation.hard_negatives import KINDS, make_hard_negative
 from velm.evaluation.predictions import Retrieval
 from velm.evaluation.reranking import image_likelihoods
 from velm.metrics.ptb import ptb_tokenize
 from velm.pipeline import Pipeline
-
-__all__ = ["Pair", "compositional_metrics", "hard_negatives"]
 
 
 class Pair(NamedTuple):
@@ -61,12 +59,6 @@ def compositional_metrics(
     `compositional/<kind>` compares embeddings, `.../captioner` log P(caption | image) if the model captions from the
     image alone; `.../blind` and `.../captioner_blind` use the next record's image instead, which measures how far the
     text alone gives the negative away; `.../pairs` is the number of pairs.
-
-    Args:
-        pipeline: a model that aligns.
-        records: the readable records.
-        retrieval: their embeddings.
-        batch_size: images at a time.
 
     Raises:
         PipelineError: the model does not align.

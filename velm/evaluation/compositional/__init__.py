@@ -1,1 +1,0 @@
-"""Compositional understanding: accuracy on captions against hard negatives."""
