@@ -64,3 +64,11 @@ def write_checkpoint(tmp_path: Path, tiny_config: dict[str, Any]) -> Callable[..
         return tmp_path / name
 
     return write
+
+
+@pytest.fixture
+def pipeline(write_checkpoint: Callable[..., Path]) -> Any:
+    """The pipeline of `write_checkpoint()`: it aligns and captions."""
+    from velm.pipeline import load
+
+    return load(write_checkpoint())

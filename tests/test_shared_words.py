@@ -16,8 +16,6 @@ from velm.decoders.transformer import TransformerDecoder
 from velm.encoders.base import TextEncoder
 from velm.encoders.decoder import DecoderTextEncoder, UnimodalDecoder
 from velm.errors import ConfigError
-from velm.generation import generate
-from velm.generation.config import GenerationConfig
 from velm.model import VisionLanguageModel, build_model
 from velm.outputs import Batch, EncoderOutput
 from velm.training.config import OptimizerConfig
@@ -184,21 +182,6 @@ def test_a_sentence_is_pooled_at_eos_and_padding_changes_nothing(batch: Batch) -
 def test_selected_samples_keep_their_words(batch: Batch) -> None:
     text = build().encode_text(batch.tokens, batch.mask)
     assert torch.equal(text.select(torch.tensor([3, 0])).words, text.words[[3, 0]])
-
-
-def test_greedy_captions_are_the_most_probable_words_read_anew(batch: Batch) -> None:
-    model = build().double().eval()
-    memory = model.encode_image(batch.images).features
-    config = GenerationConfig(max_length=6)
-    written = generate(model.decoder, memory, config=config, bos_id=1, eos_id=2, pad_id=0).tokens[:, 0]
-    prefix = torch.ones(5, 1, dtype=torch.int64)
-    for _ in range(written.shape[1]):
-        words = model.decoder.read_words(prefix)
-        hidden = model.decoder.decode(prefix, memory, words=words).hidden[:, -1]
-        token = model.decoder.output_projection(hidden).argmax(1)
-        over = (prefix == 2).any(1)
-        prefix = torch.cat([prefix, token.masked_fill(over, 0)[:, None]], 1)
-    assert torch.equal(prefix[:, 1:], written)
 
 
 # --- weights are there once

@@ -21,7 +21,6 @@ from velm.doctor.laws.compare import failed, farthest, passed
 from velm.doctor.laws.small_run import SmallRun
 from velm.findings import Finding
 from velm.model import VisionLanguageModel
-from velm.outputs import IGNORE
 from velm.training.memory import micro_batch as micro
 from velm.training.run import parse_fit
 from velm.training.task import VisionLanguageTask
@@ -288,7 +287,3 @@ def test_a_difference_that_is_not_finite_is_none_in_json() -> None:
     assert passed("decoding", 1e-15).message == "Differs by at most 1.0e-15."
     assert "a part computes in float32" in passed("decoding", 1e-7, "A note.").message
     assert failed("resume", float("inf"), "No checkpoint.").value == {"difference": None}
-
-
-def test_ignored_labels_are_torchs_own() -> None:
-    assert IGNORE == -100  # the mutations write it out

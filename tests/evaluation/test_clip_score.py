@@ -17,11 +17,6 @@ from velm.metrics import clip_score, ref_clip_score
 from velm.pipeline import load
 
 
-@pytest.fixture
-def pipeline(write_checkpoint):
-    return load(write_checkpoint())
-
-
 def test_predictions_agree_with_the_pipeline(pipeline):
     found = predict(pipeline, Shapes(test_size=4, image_size=32).split("test"), max_length=4)
     captions = ["a red circle", "", "a star", "a blue square"]

@@ -22,11 +22,6 @@ from velm.pipeline import load
 
 
 @pytest.fixture
-def pipeline(write_checkpoint):
-    return load(write_checkpoint())
-
-
-@pytest.fixture
 def records(tmp_path):
     """Twelve; of the first batch of four all but one are broken, and the last is, too."""
     found = []

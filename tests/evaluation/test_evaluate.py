@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from velm.data.base import Record
-from velm.data.synthetic.shapes import Shapes
 from velm.errors import DataError, PipelineError
 from velm.evaluation.evaluate import evaluate, prediction_metrics
 from velm.evaluation.predictions import Captions, GeneratedCaption, Predictions, Retrieval, predict
@@ -32,16 +31,6 @@ CAPTION = {
         "length",
     )
 }
-
-
-@pytest.fixture
-def records():
-    return Shapes(test_size=7, image_size=32).split("test")
-
-
-@pytest.fixture
-def pipeline(write_checkpoint):
-    return load(write_checkpoint())
 
 
 def translated(records):
@@ -148,12 +137,6 @@ def test_a_missing_image_among_others_is_black(pipeline, records):
     found = predict(pipeline, [records[0], Record("x", None, ("a star",))], max_length=3)
     black = pipeline.embed_images([np.zeros((32, 32, 3), np.uint8)])
     assert torch.allclose(found.retrieval.image_embeds[1:], black, atol=1e-5)
-
-
-def test_progress_is_reported(pipeline, records):
-    calls = []
-    evaluate(pipeline, records, batch_size=3, max_length=2, progress=lambda done, total: calls.append((done, total)))
-    assert calls == [(3, 7), (6, 7), (7, 7)]
 
 
 def test_what_cannot_be_evaluated(pipeline, records):

@@ -8,7 +8,6 @@ from dataclasses import replace
 import pytest
 import torch
 
-from velm.data.synthetic.shapes import Shapes
 from velm.errors import PipelineError
 from velm.evaluation.evaluate import evaluate
 from velm.evaluation.predictions import predict
@@ -16,16 +15,6 @@ from velm.evaluation.reranking import rerank_candidates
 from velm.generation import log_likelihood
 from velm.metrics import figures_of_ranks, retrieval_ranks
 from velm.pipeline import load
-
-
-@pytest.fixture
-def records():
-    return Shapes(test_size=7, image_size=32).split("test")
-
-
-@pytest.fixture
-def pipeline(write_checkpoint):
-    return load(write_checkpoint())
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from velm.decoders.base import Decoder, DecoderState
 from velm.encoders.base import ImageEncoder, TextEncoder
-from velm.errors import ConfigError, MissingOutputError, PipelineError, PluginError, UnknownNameError
+from velm.errors import ConfigError, MissingOutputError, PipelineError
 from velm.model import ALL_OUTPUTS, VisionLanguageModel, build_model
 from velm.model.build import needs_of
 from velm.outputs import IGNORE, Batch, EncoderOutput
@@ -369,15 +369,6 @@ def test_what_does_not_fit_is_refused(changes: dict[str, Any], says: str) -> Non
     with pytest.raises(ConfigError) as error:
         build(**changes)
     assert says in str(error.value)
-
-
-def test_unknown_parts_losses_and_plugins_are_refused() -> None:
-    with pytest.raises(UnknownNameError, match=r"Unknown decoder 'transfomer'. Did you mean 'transformer'"):
-        build(decoder="transfomer")
-    with pytest.raises(UnknownNameError, match=r"Unknown loss 'constrastive'. Did you mean 'contrastive'"):
-        build(losses={"constrastive": {}})
-    with pytest.raises(PluginError, match=r"The plugin 'no_such_module' cannot be imported"):
-        build(plugins=["no_such_module"])
 
 
 def test_what_was_not_computed_is_named(batch: Batch) -> None:

@@ -1,12 +1,15 @@
-"""Small sets of images and sentences that tests of several formats share."""
+"""Small sets of images and texts that tests of several formats share."""
 
 from __future__ import annotations
 
 import csv
 import io
 import json
+import multiprocessing
+import pickle
 import tarfile
-from collections.abc import Iterable, Mapping
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -45,8 +48,21 @@ def told(record: Record) -> tuple:
     return record.image_id, content, record.texts, record.targets
 
 
+def assert_same_in_any_process(records: Sequence[Record]) -> None:
+    """A pickled copy, and a process that is forked, read the same records and images."""
+    expected = [told(record) for record in records]
+    copied = pickle.loads(pickle.dumps(records))
+    assert list(copied) == list(records)
+    assert [told(record) for record in copied] == expected
+    if "fork" in multiprocessing.get_all_start_methods():
+        with warnings.catch_warnings():  # of threads in this process
+            warnings.simplefilter("ignore")
+            with multiprocessing.get_context("fork").Pool(2) as pool:
+                assert pool.map(told, list(records)) == expected
+
+
 def csv_table(folder: Path) -> dict[str, str]:
-    """The spec of a csv: eleven images of two sentences each with targets, in three splits."""
+    """The config of a csv: eleven images of two texts each with targets, in three splits."""
     with open(folder / "captions.csv", "w", newline="", encoding="utf-8") as file:
         out = csv.writer(file)
         out.writerow(["image_path", "text", "to", "split", "image_id"])

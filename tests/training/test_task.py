@@ -13,8 +13,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint, WeightAveraging
 
 import velm
 from velm.checkpoint import read_checkpoint
-from velm.errors import ConfigError, UnknownNameError
-from velm.losses.weighted import build_losses
+from velm.errors import ConfigError
 from velm.outputs import Batch
 from velm.training.config import OptimizerConfig, ValidationConfig
 from velm.training.data import VisionLanguageData
@@ -178,16 +177,6 @@ def test_losses_that_cannot_be_are_refused(losses: dict[str, Any], says: str) ->
     with pytest.raises(ConfigError) as error:
         make_task(losses)
     assert says in str(error.value)
-
-
-def test_an_unknown_loss_comes_with_the_nearest() -> None:
-    with pytest.raises(UnknownNameError, match=r"Unknown loss 'captoning'. Did you mean 'captioning'"):
-        build_losses({"captoning": {}})
-
-
-def test_captioning_without_a_decoder_is_refused() -> None:
-    with pytest.raises(ConfigError, match="The loss 'captioning' needs a decoder, and the model has none"):
-        make_task(decoder=None)
 
 
 @pytest.mark.parametrize("memory", [["text"], ["image", "text"]])

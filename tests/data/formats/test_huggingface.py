@@ -1,14 +1,11 @@
 from __future__ import annotations
 
 import builtins
-import multiprocessing
-import pickle
-import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny import image_bytes, told
+from tiny import assert_same_in_any_process, image_bytes, told
 
 from velm.data.formats.huggingface import HFDataset
 from velm.data.images.transforms import read_image
@@ -71,15 +68,7 @@ def test_it_keeps_the_contract(tmp_path: Path) -> None:
 
 def test_images_are_read_alike_in_any_process(tmp_path: Path) -> None:
     train = HFDataset(model_name=saved(tmp_path)).split("train")
-    wanted = [told(record) for record in train]
-    copied = pickle.loads(pickle.dumps(train))
-    assert list(copied) == list(train)
-    assert [told(record) for record in copied] == wanted
-    if "fork" in multiprocessing.get_all_start_methods():
-        with warnings.catch_warnings():  # of threads in this process
-            warnings.simplefilter("ignore")
-            with multiprocessing.get_context("fork").Pool(2) as pool:
-                assert pool.map(told, list(train)) == wanted
+    assert_same_in_any_process(train)
 
 
 def test_images_may_be_paths_or_plain_bytes(tmp_path: Path) -> None:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import pickle
-import warnings
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
 from pyarrow import parquet
-from tiny import image_bytes, told
+from tiny import assert_same_in_any_process, image_bytes, told
 
 from velm.data.base import EncodedImage
 from velm.data.formats import parquet as module
@@ -68,15 +65,7 @@ def test_no_more_than_a_few_row_groups_are_held(tmp_path: Path) -> None:
 
 def test_records_are_read_alike_in_any_process(tmp_path: Path) -> None:
     train = data(write(tmp_path, STRUCTS)).split("train")
-    wanted = [told(record) for record in train]
-    copied = pickle.loads(pickle.dumps(train))
-    assert list(copied) == list(train)
-    assert [told(record) for record in copied] == wanted
-    if "fork" in multiprocessing.get_all_start_methods():
-        with warnings.catch_warnings():  # of threads in this process
-            warnings.simplefilter("ignore")
-            with multiprocessing.get_context("fork").Pool(2) as pool:
-                assert pool.map(told, list(train)) == wanted
+    assert_same_in_any_process(train)
     encoded = data(write(tmp_path, FILES)).encoded_image()
     assert encoded is not None
     assert [encoded(i).load() for i in range(7)] == FILES
@@ -86,7 +75,10 @@ def test_rows_of_one_id_are_one_image(tmp_path: Path) -> None:
     table = pa.table({"image": [FILES[0], FILES[0], FILES[1]], "text": ["a", "b", "c"], "image_id": ["x", "x", "y"]})
     parquet.write_table(table, tmp_path / "a.parquet")
     train = data(str(tmp_path / "a.parquet"), image_id_column="image_id", split_column=None).split("train")
-    assert [told(record) for record in train] == [("x", FILES[0], ("a", "b"), None), ("y", FILES[1], ("c",), None)]
+    assert [told(record) for record in train] == [
+        ("x", FILES[0], ("a", "b"), None),
+        ("y", FILES[1], ("c",), None),
+    ]
 
 
 def test_a_list_of_sentences_keeps_its_image(tmp_path: Path) -> None:
