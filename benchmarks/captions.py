@@ -53,15 +53,15 @@ def theirs(captions: Captions) -> dict[str, float]:
 
     right = {i: texts[1:] for i, texts in enumerate(captions)}
     given = right, {i: texts[:1] for i, texts in enumerate(captions)}
-    figures = {f"bleu{n}": score for n, score in enumerate(Bleu(4).compute_score(*given, verbose=0)[0], start=1)}
-    return figures | {"rouge_l": Rouge().compute_score(*given)[0], "cider": Cider().compute_score(*given)[0]}
+    scores = {f"bleu{n}": score for n, score in enumerate(Bleu(4).compute_score(*given, verbose=0)[0], start=1)}
+    return scores | {"rouge_l": Rouge().compute_score(*given)[0], "cider": Cider().compute_score(*given)[0]}
 
 
 def ours(captions: Captions, tokenize: Callable[[str], list[str]] = metrics.ptb_tokenize) -> dict[str, float]:
     """The same by VELM."""
     given = [texts[0] for texts in captions], [texts[1:] for texts in captions]
-    figures = metrics.caption_metrics(*given, tokenize=tokenize)
-    return {name: figures[f"caption/{name}"] for name in ("bleu1", "bleu2", "bleu3", "bleu4", "rouge_l", "cider")}
+    values = metrics.caption_metrics(*given, tokenize=tokenize)
+    return {name: values[f"caption/{name}"] for name in ("bleu1", "bleu2", "bleu3", "bleu4", "rouge_l", "cider")}
 
 
 def compare(captions: Captions) -> dict[str, Any]:
@@ -82,7 +82,7 @@ def compare(captions: Captions) -> dict[str, Any]:
         "captions": len(flat),
         "cut otherwise": len(other),
         "seconds": {"velm": middle - start, "pycocoevalcap": end - middle},
-        "figures": {
+        "metrics": {
             name: {
                 "velm": mine[name],
                 "pycocoevalcap": yours[name],
@@ -111,7 +111,7 @@ def main(argv: Sequence[str]) -> None:
         return
     print(f"{found['captions']} captions of {found['images']} images; {found['cut otherwise']} tokenized differently")
     print("".join(f"{title:>24}" for title in ("", "velm", "pycocoevalcap", "difference", "same words")))
-    for name, row in found["figures"].items():
+    for name, row in found["metrics"].items():
         print(f"{name:>24}" + "".join(f"{value:24.3g}" if "diff" in key else f"{value:24.6f}"
                                       for key, value in row.items()))  # fmt: skip
     print(f"{'seconds':>24}" + "".join(f"{value:24.1f}" for value in found["seconds"].values()))

@@ -36,12 +36,12 @@ class Outcome:
 
     def ratio(self, peer: str) -> float:
         """Speed relative to the peer: units per second of VELM over those of the peer."""
-        ours, theirs = self.measured[self.workload.against[peer]].figures(), self.measured[peer].figures()
+        ours, theirs = self.measured[self.workload.against[peer]].metrics(), self.measured[peer].metrics()
         return ours["per_s"] / theirs["per_s"]
 
     def memory_ratio(self, peer: str) -> float:
         """VELM's extra memory over the peer's; NaN if either is unknown or the peer has none."""
-        ours, theirs = self.measured[self.workload.against[peer]].figures(), self.measured[peer].figures()
+        ours, theirs = self.measured[self.workload.against[peer]].metrics(), self.measured[peer].metrics()
         return ours["extra_mb"] / theirs["extra_mb"] if theirs["extra_mb"] else math.nan
 
 
@@ -53,7 +53,7 @@ def results(outcomes: Sequence[Outcome]) -> dict[str, Any]:
         if outcome.failed is not None:
             found[name] = {"failed": outcome.failed}
             continue
-        found[name] = {system: measured.figures() for system, measured in outcome.measured.items()}
+        found[name] = {system: measured.metrics() for system, measured in outcome.measured.items()}
         found[name]["ratio"] = {peer: outcome.ratio(peer) for peer in outcome.workload.against}
         found[name]["memory_ratio"] = {peer: outcome.memory_ratio(peer) for peer in outcome.workload.against}
         found[name]["proof"] = [line._asdict() for line in outcome.proof]
@@ -85,14 +85,14 @@ def _section(outcome: Outcome) -> str:
 
 
 def _row(system: str, measured: Measured, outcome: Outcome) -> str:
-    figures = measured.figures()
+    values = measured.metrics()
     against = system in outcome.workload.against
     ratio = f"{outcome.ratio(system):.2f} x as fast" if against else ""
-    others, marks = figures["others_cores"], f" ({measured.disturbed} disturbed)" if measured.disturbed else ""
+    others, marks = values["others_cores"], f" ({measured.disturbed} disturbed)" if measured.disturbed else ""
     load = "unknown" if math.isnan(others) else f"{others:.2f}{marks}"
     return (
-        f"| {system} | {figures['median_s']:.3f} | {figures['min_s']:.3f} to {figures['max_s']:.3f} "
-        f"| {figures['per_s']:,.1f} | {figures['extra_mb']:,.0f} | {ratio} | {load} |"
+        f"| {system} | {values['median_s']:.3f} | {values['min_s']:.3f} to {values['max_s']:.3f} "
+        f"| {values['per_s']:,.1f} | {values['extra_mb']:,.0f} | {ratio} | {load} |"
     )
 
 

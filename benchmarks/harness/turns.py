@@ -55,7 +55,7 @@ class Measured:
         """Number of counted measurements that were disturbed nevertheless."""
         return sum(others is not None and others > CALM for others in self.others)
 
-    def figures(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, float]:
         """The metrics of results.json."""
         return {
             "median_s": self.median_s,

@@ -116,8 +116,8 @@ class Task(lightning.LightningModule):
     def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
         contrastive, captioning = self.model(*batch)
         loss = contrastive + 2 * captioning
-        figures = {"train/loss": loss, "train/contrastive": contrastive, "train/captioning": captioning}
-        self.log_dict(figures, prog_bar=True)
+        values = {"train/loss": loss, "train/contrastive": contrastive, "train/captioning": captioning}
+        self.log_dict(values, prog_bar=True)
         return loss
 
     def configure_optimizers(self):  # type: ignore[no-untyped-def]

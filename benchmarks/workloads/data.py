@@ -33,7 +33,7 @@ SIZE = 224
 BATCH = 32
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # open_clip's
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # open_clip's
-ALIKE = 0.05
+TOLERANCE = 0.05
 """By how much mean and deviation of the pixels may differ: crops are random, and open_clip resizes bicubically."""
 COUNTS = {"500 x 375": 256, "2,048 x 1,536": 32}
 
@@ -138,7 +138,7 @@ def prove(size: str, settings: Settings) -> list[Agreement]:
     assert mine.dtype == theirs.dtype == torch.float32
     lines = [Agreement("an epoch's pixels", str(tuple(mine.shape)), str(tuple(theirs.shape)), "float32, normalised")]
     for what, ours, other in (("mean", mine.mean(), theirs.mean()), ("deviation", mine.std(), theirs.std())):
-        assert abs(float(ours - other)) < ALIKE, (what, ours, other)
+        assert abs(float(ours - other)) < TOLERANCE, (what, ours, other)
         lines.append(Agreement(f"{what} of the normalised pixels", float(ours), float(other)))
     return lines
 

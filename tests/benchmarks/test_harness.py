@@ -63,7 +63,7 @@ def test_a_disturbed_measurement_is_done_again_and_the_calmest_counts() -> None:
 def test_where_the_load_is_not_known_nothing_is_done_again() -> None:
     measured = take_turns(toy(), lambda system: found(1.0, None), 2, say=lambda line: None)["velm"]
     assert (len(measured.seconds), measured.redone, measured.disturbed) == (2, 0, 0)
-    assert math.isnan(measured.figures()["others_cores"])
+    assert math.isnan(measured.metrics()["others_cores"])
 
 
 @pytest.fixture

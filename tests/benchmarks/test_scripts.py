@@ -69,7 +69,7 @@ def test_captions_are_compared_where_there_is_java(tmp_path: Path) -> None:
         csv.writer(file).writerows([*rows, ["2", "alone"]])
     found = captions.compare(captions.read(str(tmp_path / "captions.csv")))
     assert (found["images"], found["captions"], found["cut otherwise"]) == (3, 5, 0)
-    assert all(abs(row["difference"]) < 1e-9 for row in found["figures"].values())
+    assert all(abs(row["difference"]) < 1e-9 for row in found["metrics"].values())
 
 
 @pytest.mark.parametrize("name", ["contrastive", "sigmoid"])

@@ -8,14 +8,7 @@ import pytest
 from velm.data.base import Record
 from velm.data.text.bpe import ByteTokenizer
 from velm.data.text.word import WordTokenizer
-from velm.doctor.texts import (
-    long_captions,
-    odd_captions,
-    read_texts,
-    repeated_captions,
-    special_tokens,
-    unknown_words,
-)
+from velm.doctor.texts import long_captions, odd_captions, read_texts, repeated_captions, special_tokens, unknown_words
 
 
 def records(*texts: str, targets: tuple[str, ...] | None = None) -> list[Record]:

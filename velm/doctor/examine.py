@@ -186,7 +186,7 @@ class _Examination:
     def check_parts(self, task: VisionLanguageTask) -> None:
         """Parameters and learning rates."""
         optimizer = task.optimizer_config
-        self.findings.append(parts.parameters({**dict(task.model.named_children()), "losses": task.losses}))
+        self.findings.append(parts.parameters(task.parts))
         modules = {name: getattr(task.model, name) for name in ("image_encoder", "text_encoder", "decoder")}
         self.findings += parts.learning_rates(
             self.config["model"], modules, lr=optimizer.lr, lr_scale=optimizer.lr_scale
@@ -228,7 +228,7 @@ def _build_data(options: Mapping[str, Any]) -> VisionLanguageData:
 def _build_task(options: Mapping[str, Any], vocabulary: Mapping[str, int]) -> VisionLanguageTask:
     """The task; building its optimizer's parameter groups checks `lr_scale`."""
     task = build_task(options, **vocabulary)
-    parameter_groups({**dict(task.model.named_children()), "losses": task.losses}, task.optimizer_config)
+    parameter_groups(task.parts, task.optimizer_config)
     return task
 
 

@@ -8,13 +8,7 @@ from typing import Literal
 
 import torch
 
-from velm.checkpoint import (
-    Checkpoint,
-    aligned_by_losses,
-    build_from_checkpoint,
-    build_tokenizer,
-    read_checkpoint,
-)
+from velm.checkpoint import Checkpoint, aligned_by_losses, build_from_checkpoint, build_tokenizer, read_checkpoint
 from velm.data.images.transforms import transform_from_config
 from velm.errors import ConfigError, PluginError
 from velm.pipeline.pipeline import Pipeline

@@ -1,4 +1,4 @@
-"""AdamW over named towers, warm-up then cosine, and the moving average of weights."""
+"""AdamW over named parts, a schedule of warm-up and cosine, and the moving average of the weights."""
 
 from __future__ import annotations
 
@@ -17,13 +17,10 @@ from velm.training.config import OptimizerConfig
 
 
 def parameter_groups(modules: dict[str, nn.Module], config: OptimizerConfig) -> list[dict[str, object]]:
-    """AdamW's groups: one for each part and kind of decay; frozen parameters are in none.
-
-    Args:
-        modules: the parts by name (image_encoder, text_encoder, decoder, losses, ...).
+    """AdamW's groups: one for each part, with and without weight decay; frozen parameters are in no group.
 
     Raises:
-        ConfigError: `lr_scale` names a part that is not there.
+        ConfigError: `lr_scale` names a part that is not in `modules`.
     """
     unknown = sorted(set(config.lr_scale) - set(modules))
     if unknown:
@@ -89,8 +86,8 @@ def _part(group: dict[str, Any]) -> str:
 def warm_ema(decay: float) -> Callable[[list[Tensor], list[Tensor], Tensor], None]:
     """Moving average whose decay after n updates is min(decay, (1 + n) / (10 + n)).
 
-    A short run does not carry its random beginning along: with a fixed decay of 0.999, a third of what is averaged
-    after 1,000 steps would still be the initial weights. For `torch.optim.swa_utils.AveragedModel`.
+    With a fixed decay of 0.999 a third of the average after 1,000 steps would be the initial, random weights. For
+    `torch.optim.swa_utils.AveragedModel`.
     """
 
     def average(averaged: list[Tensor], current: list[Tensor], count: Tensor) -> None:

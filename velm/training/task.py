@@ -136,6 +136,13 @@ class VisionLanguageTask(lightning.LightningModule):
         """The model outputs that the losses require."""
         return self.losses.requires
 
+    @property
+    def parts(self) -> dict[str, torch.nn.Module]:
+        """The parts by the names of `optimizer.lr_scale`: the model's children, `losses` and, if learned, `balance`."""
+        learned = any(True for _ in self.balance.parameters())
+        named = {**dict(self.model.named_children()), "losses": self.losses}
+        return {**named, "balance": self.balance} if learned else named
+
     def train(self, mode: bool = True) -> VisionLanguageTask:
         """Set the mode of all modules except frozen parts, which stay in eval mode."""
         super().train(mode)
@@ -279,11 +286,7 @@ class VisionLanguageTask(lightning.LightningModule):
         return projection + ([] if self.ema is None else [Averaging(multi_avg_fn=warm_ema(self.ema))])
 
     def configure_optimizers(self) -> Any:
-        modules = dict(self.model.named_children())
-        modules["losses"] = self.losses
-        if any(True for _ in self.balance.parameters()):
-            modules["balance"] = self.balance
-        optimizer = build_optimizer(modules, self.optimizer_config, fused=self.trainer.precision != "16-mixed")
+        optimizer = build_optimizer(self.parts, self.optimizer_config, fused=self.trainer.precision != "16-mixed")
         total = int(self.trainer.estimated_stepping_batches)
         schedule = build_schedule(optimizer, self.optimizer_config, total)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
@@ -298,8 +301,7 @@ class VisionLanguageTask(lightning.LightningModule):
         norm = gradient_clip_algorithm in (None, "norm")
         if self.sharded and gradient_clip_val and norm:
             sharding.clip_sharded_gradients(list(self.parameters()), gradient_clip_val)
-            return
-        if self.trainer.precision == "bf16-mixed" and gradient_clip_val and norm:
+        elif self.trainer.precision == "bf16-mixed" and gradient_clip_val and norm:
             torch.nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
         else:
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)

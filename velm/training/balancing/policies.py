@@ -2,8 +2,8 @@
 
     losses L_i ── times weight w_i ──> w_i L_i ── policy ──> what is minimised
 
-`fixed` adds them up, `uncertainty` learns a factor for each, `projection` leaves the sum alone and takes conflicts out
-of the gradient (see `velm.training.balancing.projection`). An own policy is a class behind a dotted path.
+`fixed` is their sum; `uncertainty` learns a factor for each; `projection` minimises the sum and removes conflicts from
+the gradient (see `velm.training.balancing.gradients`). An own policy is a class with a dotted path.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ class Policy(nn.Module, ABC):
     """
 
     projects: bool = False
-    """Whether `coefficients` are to be asked for; the losses are then added up as they come."""
+    """Whether `coefficients` recombine the losses' gradients; `forward` is then the sum."""
 
     @abstractmethod
     def forward(self, weighted: Mapping[str, Tensor]) -> Tensor:
-        """What is minimised, float (), of {name: w_i L_i, float ()}."""
+        """The number to minimise, float (), for the weighted losses {name: w_i L_i, float ()}."""
 
     def factors(self) -> dict[str, Tensor]:
-        """By what a weighted loss enters, besides its weight, {name: float ()}; 1 for those that are left out."""
+        """The factor of each weighted loss in the sum, {name: float ()}; 1 for names that are missing."""
         return {}
 
     def coefficients(self, products: Tensor, step: int) -> Tensor:
-        """c of the gradient on the shared parameters, sum of c_i g_i; float (k,).
+        """c, float (k,); the gradient of the shared parameters is the sum of c_i g_i.
 
         Args:
             products: float (k, k), g_i . g_j of the losses' gradients on the parameters they share.
-            step: optimizer steps taken; for whatever is drawn, so that every device draws the same.
+            step: optimizer steps taken; seeds random numbers, which must be the same on every device.
         """
         return products.new_ones(len(products))
 
@@ -54,18 +54,18 @@ class Fixed(Policy):
 
 
 class Uncertainty(Policy):
-    """Weights that are learned (Kendall et al. 2018, arXiv 1705.07115, equation 10).
+    """Learned weights (Kendall et al. 2018, arXiv 1705.07115, equation 10).
 
     With s_i = log(sigma_i ** 2), which starts at 0 and is numerically safer to learn (their section 3.2), a
-    cross-entropy enters as L / sigma ** 2 + log sigma:
+    cross-entropy contributes L / sigma ** 2 + log sigma:
 
         sum over i of  exp(-s_i) w_i L_i + s_i / 2
 
-    At rest exp(-s_i) w_i L_i is 1/2: every loss counts the same, however small it is. So a loss that goes to 0 gets a
-    weight without bound. The sum may be negative.
+    At the optimum exp(-s_i) w_i L_i is 1/2: all losses have the same weight, however small they are, and the weight of
+    a loss that approaches 0 is unbounded. The sum may be negative.
 
     Args:
-        losses: their names; the task hands them over.
+        losses: the names of the losses; set by the task.
     """
 
     def __init__(self, *, losses: list[str]) -> None:
@@ -81,17 +81,17 @@ class Uncertainty(Policy):
 
 
 class Projection(Fixed):
-    """Conflicting gradients projected (PCGrad, Yu et al. 2020, arXiv 2001.06782, algorithm 1).
+    """Projects conflicting gradients (PCGrad, Yu et al. 2020, arXiv 2001.06782, algorithm 1).
 
-    On the parameters that losses share, each g_i loses its component along every g_j that it points against,
-    g_i -= min(0, g_i . g_j) / |g_j|^2 g_j, the others in random order; then they are added up. Where no two losses
-    disagree, that is the plain sum.
+    On the parameters that losses share, the component of g_i along every g_j with a negative product is removed,
+    g_i -= min(0, g_i . g_j) / |g_j|^2 g_j, for all other j in random order. The gradient is the sum of the results;
+    without conflicts it is the plain sum.
     """
 
     projects = True
 
     def coefficients(self, products: Tensor, step: int) -> Tensor:
-        """Every projected gradient is a combination of the g_j: its coefficients are what is projected here."""
+        """Every projected gradient is a combination of the g_j; row i of `own` holds the coefficients of gradient i."""
         count = len(products)
         own = torch.eye(count, dtype=products.dtype, device=products.device)
         tiny = torch.finfo(products.dtype).tiny

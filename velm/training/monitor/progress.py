@@ -139,10 +139,9 @@ class ParameterSummary(ModelSummary):
 
 def parameter_lines(task: Any) -> list[str]:
     """A line for each part of a task that has parameters, and the total; a shared parameter counts once."""
-    parts = {**dict(task.model.named_children()), "losses": task.losses, "balance": task.balance}
     counted: set[int] = set()
     rows, total, trained = [], 0, 0
-    for name, part in parts.items():
+    for name, part in task.parts.items():
         new = [parameter for parameter in part.parameters() if id(parameter) not in counted]
         counted |= {id(parameter) for parameter in new}
         size = sum(parameter.numel() for parameter in new)
