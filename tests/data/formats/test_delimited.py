@@ -249,7 +249,7 @@ def test_files_of_another_kind(tmp_path: Path) -> None:
     assert "row 1: the row is not JSON" in error(path, kind=JSONL)
     assert "Cannot read" in error(str(tmp_path / "empty"))
     (tmp_path / "list").write_text("[1]\n")
-    assert "row 1: the row is not a JSON object: [1]" in error(str(tmp_path / "list"), kind=JSONL)
+    assert "row 1: the row is not a JSON object: 1" in error(str(tmp_path / "list"), kind=JSONL)
 
 
 def test_a_row_with_too_many_fields(tmp_path: Path) -> None:

@@ -57,7 +57,7 @@ def error(path: str, split: str = "train", **options) -> str:
 
 def test_missing_split(tmp_path: Path) -> None:
     path = write(tmp_path, COCO)
-    assert "no split 'val'. It has: 'train' (1 images), 'restval' (1 images), 'test' (1 images)" in error(path, "val")
+    assert "no split 'val'. It has: 'train' (2 images), 'test' (1 images)" in error(path, "val")
 
 
 def test_missing_images_file_and_root(tmp_path: Path) -> None:
@@ -80,7 +80,7 @@ def test_empty_sentences(tmp_path: Path) -> None:
         assert [record.texts for record in data.split("train")] == [("fine",), ("c",)]
 
 
-@pytest.mark.parametrize("content", ["no json", "[]", '{"images": [{"filename": "a.jpg"}]}', '{"annotations": []}'])
+@pytest.mark.parametrize("content", ["no json", "[]", '{"images": [{"filename": "a.jpg"}]}', '{"annotations": {}}'])
 def test_other_files(tmp_path: Path, content: str) -> None:
     (tmp_path / "other.json").write_text(content)
     assert "is not one of Karpathy's files" in error(str(tmp_path / "other.json"))

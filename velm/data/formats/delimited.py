@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from velm.data.bad_samples import BadSample, check_bad_share
+from velm.data.tables.json_rows import json_rows
 from velm.data.tables.table import Table
 from velm.data.tables.validate import ROW
 from velm.errors import DataError
@@ -91,7 +90,7 @@ class TSV(_Delimited):
 
 
 class JSONL(Table):
-    """One JSON object per line, UTF-8; a row may hold a list of texts."""
+    """JSON objects, one per line or the items of one array, UTF-8; a row may hold a list of texts."""
 
     _parsed: tuple[list[str], list[pa.Table], list[BadSample]] | None = None  # until `read`: the file is parsed once
 
@@ -110,18 +109,15 @@ class JSONL(Table):
         rows: list[tuple[int, dict[str, Any]]] = []  # row number and object
         blocks: list[pa.Table] = []
         bad_samples: list[BadSample] = []
-        with pa.input_stream(self.path, compression="detect") as stream, io.BufferedReader(stream) as lines:
-            for number, line in enumerate(filter(bytes.strip, lines), start=1):
-                try:
-                    row = _parse_object(line)
-                except ValueError as error:
-                    bad_samples.append(BadSample(f"{self.path}, row {number}", str(error)))
-                    continue
-                names |= dict.fromkeys(row)
-                rows.append((number, row))
-                if len(rows) == BLOCK_LINES:
-                    blocks.append(self._block(rows))
-                    rows = []
+        for number, row in json_rows(self.path):
+            if isinstance(row, str):
+                bad_samples.append(BadSample(f"{self.path}, row {number}", row))
+                continue
+            names |= dict.fromkeys(row)
+            rows.append((number, row))
+            if len(rows) == BLOCK_LINES:
+                blocks.append(self._block(rows))
+                rows = []
         if rows:
             blocks.append(self._block(rows))
         if not blocks:
@@ -159,20 +155,3 @@ def _as_lists(column: pa.ChunkedArray) -> pa.ChunkedArray | pa.Array:
         return column
     ends = np.cumsum([0, *column.is_valid().to_numpy()], dtype=np.int32)
     return pa.ListArray.from_arrays(ends, pc.drop_null(column.combine_chunks()))
-
-
-def _parse_object(line: bytes) -> dict[str, Any]:
-    """The object in a line of JSON.
-
-    Raises:
-        ValueError: there is none; the message says what the row is instead.
-    """
-    try:
-        row = json.loads(line.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise ValueError(f"the row is not UTF-8: {error}") from error
-    except ValueError as error:
-        raise ValueError(f"the row is not JSON: {error}") from error
-    if not isinstance(row, dict):
-        raise ValueError(f"the row is not a JSON object: {line.strip()[:60].decode()}")
-    return row

@@ -79,13 +79,22 @@ class TableRecords(Records):
 
 
 def records_from_texts(
-    texts: Sequence[Sequence[str]], paths: Sequence[str], root: str, image_ids: Sequence[str] | None = None
+    texts: Sequence[Sequence[str]],
+    paths: Sequence[str],
+    root: str,
+    image_ids: Sequence[str] | None = None,
+    targets: Sequence[Sequence[str]] | None = None,
 ) -> TableRecords:
-    """Records of images (N,), given the captions and the path from `root` of each; the path is the id by default."""
+    """Records of images (N,), given the captions and the path from `root` of each, and the targets of the captions.
+
+    The path is the id by default.
+    """
     image_index = np.repeat(np.arange(len(texts)), [len(each) for each in texts])
     values = {"image": paths} if image_ids is None else {"image": paths, "image_id": image_ids}
     columns = {name: pa.array(each, pa.large_string()).take(pa.array(image_index)) for name, each in values.items()}
     columns["text"] = pa.array([text for each in texts for text in each], pa.large_string())
+    if targets is not None:
+        columns["target"] = pa.array([target for each in targets for target in each], pa.large_string())
     return TableRecords(columns, image_index, root)
 
 

@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 
 from velm.data.bad_samples import BadSample, check_bad_share
 from velm.data.base import Dataset, EncodedImage
+from velm.data.tables.layouts import suggest_layout
 from velm.data.tables.paths import DOWNLOAD, download_first, find_images, unusable_paths
 from velm.data.tables.records import TableRecords, image_index
 from velm.data.tables.validate import (
@@ -199,10 +200,12 @@ class Table(Dataset):
         for ours, theirs in self.names.items():
             if theirs not in present:
                 option = f"{ours}_column"
+                known = suggest_layout(self.path, self.root, type(self).__name__.lower())
                 absent = "" if ours == "text" else f", or {option} to null if there is none"
                 raise DataError(
                     f"{self.path!r} has no column {theirs!r}.{did_you_mean(theirs, present)} "
                     f"Its columns: {', '.join(present)}. Set {option} to the right one{absent}."
+                    f"{f' {known}' if known else ''}"
                 )
 
     def _as_text(self, table: pa.Table) -> pa.Table:
