@@ -182,6 +182,14 @@ def test_torch_knows_the_flag_of_its_signal_handler() -> None:
     assert signal_handling._SIGCHLD_handler_set
 
 
+def test_a_loaders_iterator_knows_the_exit_codes_of_its_workers() -> None:
+    iterator = iter(torch.utils.data.DataLoader([0, 1], num_workers=1))
+    assert _compat.worker_exit_codes(iterator) == []
+    assert list(iterator)
+    iterator._shutdown_workers()  # type: ignore[attr-defined]
+    assert _compat.worker_exit_codes(iterator) == [0]
+
+
 def test_torchvision_decodes_jpeg_to_the_pixels_of_pil() -> None:
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8))
     buffer = io.BytesIO()

@@ -35,6 +35,7 @@ __all__ = [
     "set_data_parallel_size",
     "set_process_group_timeout",
     "storage_key",
+    "worker_exit_codes",
 ]
 
 _CLASSES = {
@@ -167,6 +168,11 @@ def disable_worker_signal_handler() -> None:
     from torch.utils.data._utils import signal_handling
 
     signal_handling._SIGCHLD_handler_set = True
+
+
+def worker_exit_codes(iterator: Any) -> list[int]:
+    """Exit codes of the workers of a `DataLoader`'s iterator that have ended; -n: killed by signal n."""
+    return [worker.exitcode for worker in getattr(iterator, "_workers", []) if worker.exitcode is not None]
 
 
 def decode_jpeg(encoded: bytes) -> Tensor:

@@ -10,11 +10,14 @@ import sys
 from collections.abc import Callable, Iterable
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from velm.errors import PluginError
 
-__all__ = ["installed", "load_plugins"]
+__all__ = ["installed", "load_plugins", "loaded_files", "new_after_plugins"]
+
+T = TypeVar("T")
+_PREFIX = "velm_plugin_"  # of the names of modules that are .py files under `plugins:`
 
 
 def load_plugins(plugins: Iterable[str]) -> None:
@@ -37,7 +40,8 @@ def load_plugins(plugins: Iterable[str]) -> None:
 
 
 def _import_file(path: Path) -> None:
-    resolved, name = path.resolve(), f"velm_plugin_{path.stem}"
+    path = path.expanduser()
+    resolved, name = path.resolve(), f"{_PREFIX}{path.stem}"
     loaded = sys.modules.get(name)
     if loaded is not None and getattr(loaded, "__file__", None) == str(resolved):
         return
@@ -53,6 +57,22 @@ def _import_file(path: Path) -> None:
     except BaseException:
         del sys.modules[name]
         raise
+
+
+def loaded_files() -> tuple[str, ...]:
+    """The .py files that `load_plugins` has imported, as full paths."""
+    modules = [module for name, module in sys.modules.items() if name.startswith(_PREFIX)]
+    return tuple(str(module.__file__) for module in modules)
+
+
+def new_after_plugins(cls: type[T], files: Iterable[str]) -> T:
+    """An object of `cls` without state, made after `files` are imported.
+
+    For `__reduce__`: unpickling calls it before it reads the state, which may hold objects of classes in those files.
+    A spawned or forkserver process finds such a class in no module that it can import.
+    """
+    load_plugins(files)
+    return cls.__new__(cls)
 
 
 def installed(group: str) -> tuple[tuple[str, str, str, str], ...]:

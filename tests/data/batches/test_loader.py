@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import pickle
 import signal
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -12,7 +15,9 @@ from torch.utils.data import Dataset
 from velm.data.bad_samples import BadSample
 from velm.data.batches.loader import RESTARTS, LoadedBatch, Loader, ResumableLoader
 from velm.data.batches.samplers import ImageBatchSampler
-from velm.errors import DataError, WorkerDiedError
+from velm.data.batches.samples import CaptionSamples
+from velm.errors import DataError, RunFailedError, WorkerDiedError
+from velm.registry import load_plugins, tokenizers
 
 
 class Keys(Dataset):
@@ -188,3 +193,42 @@ def test_pinning_pins_the_batch_and_keeps_its_bad_samples():
 
     bad_samples = [BadSample("a", "unreadable")]
     assert LoadedBatch(Pinnable(), bad_samples).pin_memory() == LoadedBatch("pinned", bad_samples)
+
+
+class Quits(Keys):
+    """Its worker ends by itself, as one does whose process cannot import what the main process can."""
+
+    def __getitem__(self, key):
+        os._exit(3)
+
+
+def test_a_worker_that_ends_by_itself_is_not_told_as_want_of_memory():
+    sampler = ImageBatchSampler(image_of=range(8), batch_size=4, seed=0)
+    for source in (
+        ResumableLoader(Quits(), batch_sampler=sampler, num_workers=1),
+        Loader(Quits(), sampler=range(8), num_workers=1),
+    ):
+        with pytest.raises(RunFailedError, match=r"exit code 3.*printed above.*--data.num_workers=0") as error:
+            list(source)
+        assert not isinstance(error.value, WorkerDiedError)
+        assert "memory" not in str(error.value)
+
+
+def test_a_process_without_the_plugins_unpickles_samples_of_a_plugin_file(tmp_path):
+    """What a spawned or forkserver worker does first."""
+    (tmp_path / "own_data.py").write_text(
+        "from velm.data.base import Record, Records\n\n\nclass Mine(Records):\n"
+        "    def __len__(self):\n        return 2\n\n"
+        "    def record(self, place):\n        return Record(str(place), None, (f'text {place}',))\n"
+    )
+    load_plugins([str(tmp_path / "own_data.py")])
+    records = sys.modules["velm_plugin_own_data"].Mine()
+    samples = CaptionSamples(records, tokenizer=tokenizers.build("byte"), transform=None)
+    (tmp_path / "samples.pickle").write_bytes(pickle.dumps(samples))
+    code = "import pickle; print(pickle.load(open('samples.pickle', 'rb')).records[1].texts[0])"
+    path = os.pathsep.join(entry for entry in sys.path if entry)
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.stdout == "text 1\n", done.stderr

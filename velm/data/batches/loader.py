@@ -11,10 +11,10 @@ from typing import Any
 from torch.utils.data import DataLoader, default_collate
 from torch.utils.data import Dataset as TorchDataset
 
-from velm._compat import disable_worker_signal_handler
+from velm._compat import disable_worker_signal_handler, worker_exit_codes
 from velm.data.bad_samples import BadSample
 from velm.data.batches.samplers import ImageBatchSampler
-from velm.errors import DataError, WorkerDiedError
+from velm.errors import DataError, RunFailedError, WorkerDiedError
 from velm.outputs import Batch
 
 __all__ = ["RESTARTS", "LoadedBatch", "Loader", "ResumableLoader"]
@@ -75,11 +75,26 @@ class Loader(DataLoader[Batch]):
         return bad_samples
 
     def _batches(self) -> Iterator[Batch]:
+        """
+        Raises:
+            RunFailedError: a worker has ended by itself, which it would do again.
+        """
         disable_worker_signal_handler()
+        iterator = DataLoader.__iter__(self)
         loaded: LoadedBatch
-        for loaded in DataLoader.__iter__(self):
-            self._bad_samples += loaded.bad_samples
-            yield loaded.batch
+        try:
+            for loaded in iterator:
+                self._bad_samples += loaded.bad_samples
+                yield loaded.batch
+        except RuntimeError as error:
+            failed = [code for code in worker_exit_codes(iterator) if code > 0]
+            if not _is_dead_worker(error) or not failed:
+                raise
+            raise RunFailedError(
+                f"A worker process of the data loader ended with an error of its own (exit code {failed[0]}), which "
+                f"it printed above: most often an import that only the main process can do. Look at its last line; "
+                f"--data.num_workers=0 reads the data in the main process."
+            ) from None
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]  # a generator: fetches when the first is requested
         """

@@ -16,6 +16,7 @@ from velm.data.bad_samples import BadSample, text_problem
 from velm.data.base import Record, first_records, image_name, text_counts, text_only
 from velm.data.text.base import Tokenizer
 from velm.errors import DataError
+from velm.registry.plugins import loaded_files, new_after_plugins
 
 if TYPE_CHECKING:
     from velm.data.feature_cache.store import FeatureReader
@@ -107,6 +108,9 @@ class CaptionSamples(TorchDataset):
             self._record_index = np.repeat(self._record_index, counts)
             self._first_sample = np.cumsum(counts) - counts  # by record
         self._image_index = first_records(records)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return new_after_plugins, (type(self), loaded_files()), self.__dict__
 
     def __len__(self) -> int:
         return len(self._record_index)
