@@ -1,4 +1,4 @@
-"""Every private name of torch, torchvision, Lightning and datasets that VELM uses, each behind a small function.
+"""The private names of torch, torchvision, Lightning, jsonargparse and datasets that VELM uses, each in a function.
 
 pyproject.toml bounds the versions from above, and tests/test_compat.py calls each function against the installed ones:
 before the bounds are raised, that test says what has moved. Nothing heavy is imported until a function is called.
@@ -31,6 +31,7 @@ __all__ = [
     "is_logger_open",
     "is_recomputing",
     "is_running_norm",
+    "option_type",
     "request_stop",
     "set_data_parallel_size",
     "set_process_group_timeout",
@@ -148,6 +149,15 @@ def gpu_flops_table() -> dict[str, dict[Any, float]]:
 
     table: dict[str, dict[Any, float]] = _CUDA_FLOPS
     return table
+
+
+# --- jsonargparse
+
+
+def option_type(parser: Any, key: str) -> Any:
+    """The type hint of an option of a jsonargparse parser, resolved; None if it has no such option."""
+    action = next((action for action in parser._actions if action.dest == key), None)
+    return getattr(action, "_typehint", getattr(action, "type", None))
 
 
 # --- datasets

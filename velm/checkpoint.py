@@ -28,6 +28,7 @@ from velm.outputs import aligns
 from velm.pretrained.weights import portable_config, skip_pretrained
 from velm.registry import split_config, tokenizers
 from velm.registry.manifest import make_manifest, require_parts
+from velm.registry.scalars import plain
 from velm.version import __version__
 
 if TYPE_CHECKING:
@@ -137,7 +138,7 @@ def pack(
         "aligned": aligned_by_losses(config),
         "logit_scale": logit_scale,
     }
-    return _plain(entry, "velm")
+    return _plain(plain(entry), "velm")
 
 
 def _stored_config(model: VisionLanguageModel, config: Mapping[str, Any]) -> dict[str, Any]:

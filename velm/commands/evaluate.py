@@ -12,6 +12,7 @@ from velm.commands.options import add_extras, add_loading, add_writing, extras_o
 from velm.data.base import Dataset
 from velm.errors import ConfigError
 from velm.registry import datasets, split_config
+from velm.registry.scalars import read_config, read_value
 
 if TYPE_CHECKING:
     from velm.data.bad_samples import BadSample
@@ -131,8 +132,6 @@ def dataset_config(stored: Any, changes: Sequence[tuple[str, Any]]) -> dict[str,
 
 def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[tuple[str, Any]]]:
     """The options, and the changes to the dataset in their order."""
-    import yaml
-
     rest, changes = [], []
     arguments = iter(argv)
     for argument in arguments:
@@ -143,10 +142,8 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[tuple[str, Any
         value = text if equals else next(arguments, None)
         if value is None:
             raise ConfigError(f"{key} needs a value, e.g. {_PREFIX}.path=captions.csv.")
-        try:
-            changes.append((key.removeprefix(_PREFIX).lstrip("."), yaml.safe_load(value)))
-        except yaml.YAMLError as error:
-            raise ConfigError(f"The value of {key} is no YAML: {value!r}.") from error
+        path = key.removeprefix(_PREFIX).lstrip(".")
+        changes.append((path, read_value(value) if path else read_config(value, key)))
     return _parser().parse_args(rest), changes
 
 

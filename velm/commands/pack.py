@@ -8,8 +8,9 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from velm.errors import ConfigError, DataError
+from velm.errors import DataError
 from velm.registry import datasets, load_plugins, split_config
+from velm.registry.scalars import read_config
 from velm.util import progress_bar
 
 __all__ = ["main"]
@@ -47,13 +48,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def dataset_config(text: str) -> dict[str, Any]:
-    import yaml
-
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"The value of --dataset is no YAML: {text!r}.") from error
-    name, options = split_config(value, "dataset")
+    name, options = split_config(read_config(text, "--dataset"), "dataset")
     return {"name": name, **options}
 
 

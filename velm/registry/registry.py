@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from velm.errors import ConfigError, DuplicateNameError, PluginError, UnknownNameError
-from velm.registry.options import PartConfig, parameters, path_of, split_config, validated
+from velm.registry.options import PartConfig, as_typed, parameters, path_of, split_config, validated
 from velm.registry.plugins import installed
+from velm.registry.scalars import plain
 from velm.util import did_you_mean
 from velm.version import __version__
 
@@ -149,6 +150,15 @@ class Registry:
             if type(error) is not ValueError:  # a more specific error (DataError, ...) has the better message
                 raise
             raise ConfigError(f"The {self.kind} {name!r} cannot be built: {error}") from error
+
+    def as_typed(self, config: PartConfig) -> dict[str, Any]:
+        """A part config, to be stored: with the text that was typed where an option takes text.
+
+        Raises:
+            UnknownNameError, DuplicateNameError, PluginError: the class cannot be found.
+        """
+        name, options = split_config(config, self.kind)
+        return plain({"name": name, **as_typed(self.get(name), options)})
 
     def _unknown(self, name: str) -> str:
         names = self.names()

@@ -22,6 +22,7 @@ from velm.data.feature_cache.store import FeatureReader
 from velm.data.images.transforms import EvalTransform, TrainTransform
 from velm.data.text.base import Tokenizer
 from velm.errors import ConfigError, DataError, MissingSplitError
+from velm.registry.scalars import Value
 from velm.training.config import Augmentation
 from velm.training.recovery.resume import run_seed
 
@@ -59,8 +60,8 @@ class VisionLanguageData(lightning.LightningDataModule):
     def __init__(
         self,
         *,
-        dataset: dict[str, Any] | str,
-        tokenizer: dict[str, Any] | str = "word",
+        dataset: dict[str, Value] | str,
+        tokenizer: dict[str, Value] | str = "word",
         image_size: int = 224,
         resize: Literal["crop", "squash"] = "crop",
         augment: Augmentation = Augmentation(),  # noqa: B008 - never mutated
@@ -84,7 +85,7 @@ class VisionLanguageData(lightning.LightningDataModule):
                 raise ConfigError(f"data.{what} must be at least {minimum}; got {number}.")
         self.plugins = list(plugins or [])
         registry.load_plugins(self.plugins)
-        self.dataset_config, self.tokenizer_config = dataset, tokenizer
+        self.dataset_config, self.tokenizer_config = registry.datasets.as_typed(dataset), tokenizer
         self.image_size, self.resize, self.augment = image_size, resize, augment
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size or batch_size
         self.captions, self.max_length, self.num_workers = captions, max_length, num_workers

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import lightning
+from jsonargparse import Namespace
 from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelSummary, ProgressBar
@@ -30,6 +32,7 @@ from velm.training.monitor.loggers import CaptionPanel, EventLogger, ResumableCS
 from velm.training.monitor.progress import ParameterSummary, PrintResults, ProgressLine
 from velm.training.monitor.throughput import Speed
 from velm.training.monitor.tuning import FoundOptions
+from velm.training.part_options import YAML_MODE, merge_parts, prepare_parser
 from velm.training.recovery.checkpoint_io import Checkpoints, exists, is_url, join
 from velm.training.recovery.nonfinite import NonFiniteGuard
 from velm.training.recovery.quarantine import Quarantine, QuarantineFile
@@ -232,12 +235,15 @@ def main(args: ArgsType = None) -> VelmCLI:
 
 def _cli(cls: type[CLI], args: ArgsType) -> CLI:
     register_strategy()
+    prepare_parser()
+    args = merge_parts(sys.argv[1:] if args is None else args) if not isinstance(args, dict | Namespace) else args
     warnings.filterwarnings("ignore", message=".*LightningCLI's args parameter is intended")  # it is what we mean
     warnings.filterwarnings("ignore", message=".*It is recommended to use `self.log")  # all ranks have the same figures
     warnings.filterwarnings("ignore", message=".*LeafSpec")  # Lightning's own use of torch
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")  # as it should be
     for name in ("pytorch", "fabric"):  # devices, tips and advertisements; warnings stay
         logging.getLogger(f"lightning.{name}").setLevel(logging.WARNING)
+    mode = {"parser_mode": YAML_MODE}
     return cls(
         VisionLanguageTask,
         VisionLanguageData,
@@ -246,7 +252,7 @@ def _cli(cls: type[CLI], args: ArgsType) -> CLI:
         trainer_defaults={"gradient_clip_val": 1.0, "log_every_n_steps": 10, "use_distributed_sampler": False},
         save_config_callback=SaveConfigOfFit,
         save_config_kwargs={"overwrite": True},
-        parser_kwargs={"prog": "velm"},
+        parser_kwargs={"prog": "velm", **mode, **{name: dict(mode) for name in cls.subcommands()}},
     )
 
 

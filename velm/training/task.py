@@ -16,6 +16,7 @@ from velm.losses.weighted import build_losses
 from velm.model import build_model
 from velm.outputs import Batch
 from velm.pipeline import Pipeline
+from velm.registry.scalars import Value
 from velm.training.balancing.gradients import GradientProjection
 from velm.training.balancing.policies import build_policy
 from velm.training.config import OptimizerConfig, ValidationConfig, WatchConfig
@@ -67,11 +68,11 @@ class VisionLanguageTask(lightning.LightningModule):
     def __init__(
         self,
         *,
-        image_encoder: dict[str, Any] | str | None = None,
-        text_encoder: dict[str, Any] | str | None = None,
-        decoder: dict[str, Any] | str | None = None,
-        losses: dict[str, dict[str, Any] | None] | None = None,
-        balance: dict[str, Any] | str = "fixed",
+        image_encoder: dict[str, Value] | str | None = None,
+        text_encoder: dict[str, Value] | str | None = None,
+        decoder: dict[str, Value] | str | None = None,
+        losses: dict[str, dict[str, Value] | None] | None = None,
+        balance: dict[str, Value] | str = "fixed",
         embed_dim: int = 256,
         embed_dropout: float = 0.0,
         memory: list[str] | None = None,

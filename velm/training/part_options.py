@@ -1,0 +1,140 @@
+"""Part configs of `velm fit` that several config files and options say in part: one is made of them, in their order.
+
+    first.yaml    data: {dataset: {name: csv, path: captions.csv}}
+    second.yaml   data: {dataset: {path: other.csv}}                 merged: the name stays
+    third.yaml    data: {dataset: {name: folder, path: images}}      replaced: another name
+    option        --data.dataset='{path: more}'                      merged
+    option        --data.dataset='{name: csv, path: more.csv}'       replaced: an option with a name is a whole config
+    option        --data.dataset.path=more                           merged
+
+jsonargparse merges the options of classes with signatures, and replaces a mapping as a whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from velm.registry.scalars import Float, Value, as_flow, load_yaml, plain, read_value
+
+__all__ = ["PARTS", "YAML_MODE", "merge_parts", "prepare_parser"]
+
+PARTS = (
+    "model.image_encoder", "model.text_encoder", "model.decoder", "model.balance", "model.losses", "data.dataset",
+    "data.tokenizer",
+)  # fmt: skip
+LOSSES = "model.losses"  # {name: options}: the mapping has no name itself
+YAML_MODE = "velm"
+"""jsonargparse's name for VELM's way of reading YAML."""
+
+
+def prepare_parser() -> None:
+    """Register VELM's YAML and the type `Value` with jsonargparse."""
+    import yaml
+    from jsonargparse import set_loader
+    from jsonargparse.typing import register_type
+
+    set_loader(YAML_MODE, load_yaml, exceptions=(yaml.YAMLError,))
+    register_type(
+        Value,
+        serializer=plain,
+        deserializer=lambda value: value,
+        type_check=lambda value, hint: True,
+        fail_already_registered=False,
+    )
+    yaml.SafeDumper.add_representer(Float, lambda dumper, value: dumper.represent_float(float(value)))
+
+
+def merge_parts(args: Sequence[str]) -> list[str]:
+    """The arguments, with an option at the end for each part config that more than one of them says something of."""
+    merged: dict[str, Any] = {}
+    count: dict[str, int] = {}
+    for path, keys, value, in_file in _settings(args):
+        count[path] = count.get(path, 0) + 1 + bool(keys)
+        known = merged.get(path)
+        if keys:
+            merged[path] = _set(known, keys, value)
+        elif path == LOSSES:
+            merged[path] = _merge_losses(known, value) if in_file else value
+        elif not in_file and isinstance(value, Mapping) and "name" in value:
+            merged[path] = value
+        else:
+            merged[path] = _merge({"name": known} if isinstance(known, str) else known, value)
+    several = {path: merged[path] for path, times in count.items() if times > 1}
+    return [
+        *args,
+        *(f"--{path}={value if isinstance(value, str) else as_flow(value)}" for path, value in several.items()),
+    ]
+
+
+def _settings(args: Sequence[str]) -> Iterator[tuple[str, list[str], Any, bool]]:
+    """What is said of each part, in order: its path, the keys below it, the value, whether a file says it."""
+    rest = iter(args)
+    for argument in rest:
+        option, equals, text = argument.partition("=")
+        name = option.removeprefix("--")
+        known = name in ("config", "model", "data") or option == "-c" or _part_of(name) is not None
+        if not known or not option.startswith("-"):
+            continue
+        value = text if equals else next(rest, None)
+        if value is None:
+            return
+        part = _part_of(name)
+        if part is not None:
+            keys = name[len(part) + 1 :].split(".") if name != part else []
+            yield part, keys, read_value(value) if keys else _read_config(value, value), False
+        else:
+            prefix = f"{name}." if name in ("model", "data") else ""
+            yield from _in_mapping(_read_config(value, {}), prefix, Path(value).parent)
+
+
+def _part_of(name: str) -> str | None:
+    return next((part for part in PARTS if name == part or name.startswith(f"{part}.")), None)
+
+
+def _in_mapping(config: Any, prefix: str, folder: Path) -> Iterator[tuple[str, list[str], Any, bool]]:
+    """What a config file says of the parts; a section may be the path of another file, from the folder of the first."""
+    for part in PARTS:
+        inside: Any = config
+        for key in part.removeprefix(prefix).split(".") if part.startswith(prefix) else ["\0"]:
+            inside = _read_config(str(folder / inside), {}) if isinstance(inside, str) else inside
+            inside = inside.get(key, ...) if isinstance(inside, Mapping) else ...
+        if inside is not ...:
+            yield part, [], inside, True
+
+
+def _read_config(text: str, otherwise: Any) -> Any:
+    """The content of a config file, or of a mapping in YAML; `otherwise` where it is neither: jsonargparse tells."""
+    import yaml
+
+    try:
+        path = Path(text).expanduser()
+        if path.suffix in (".yaml", ".yml", ".json") and path.is_file():
+            return load_yaml(path.read_text(encoding="utf-8"))
+        value = read_value(text) if text.strip()[:1] in "{[\"'" or ":" not in text else load_yaml(text)
+    except (OSError, ValueError, yaml.YAMLError):
+        return otherwise
+    return value if not isinstance(value, str) or not isinstance(otherwise, Mapping) else otherwise
+
+
+def _set(config: Any, keys: Sequence[str], value: Any) -> Any:
+    """`config` with one option set, below nested mappings."""
+    level = {"name": config} if isinstance(config, str) else dict(config or {})
+    first, *rest = keys
+    return {**level, first: _set(level.get(first), rest, value) if rest else value}
+
+
+def _merge(config: Any, changes: Any) -> Any:
+    """`config` changed by a mapping; anything else, and a mapping with another name, replaces it."""
+    if not isinstance(changes, Mapping) or not isinstance(config, Mapping):
+        return changes
+    if "name" in changes and changes["name"] != config.get("name"):
+        return dict(changes)
+    return {**config, **{key: _merge(config.get(key), value) for key, value in changes.items()}}
+
+
+def _merge_losses(losses: Any, changes: Any) -> Any:
+    if not isinstance(losses, Mapping) or not isinstance(changes, Mapping):
+        return changes
+    return {**losses, **{name: _merge(losses.get(name) or {}, options or {}) for name, options in changes.items()}}
