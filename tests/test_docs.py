@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import ast
 import inspect
+import json
 import re
 import shlex
 import sys
 from collections.abc import Mapping
 from dataclasses import is_dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -154,8 +156,14 @@ def test_a_run_as_typed_builds_its_model(words: list[str]) -> None:
         _set(config, key.split("."), yaml.safe_load(value) if value else True)
     keys = ("image_encoder", "text_encoder", "decoder", "losses", "embed_dim", "memory")
     model = {key: config["model"][key] for key in keys if key in config["model"]}
+    _build(json.dumps(model))
+
+
+@cache
+def _build(model: str) -> None:
+    """Build a model without memory; many commands have the same one."""
     with torch.device("meta"), skip_pretrained():
-        build_model({**model, "vocab_size": 300, "pad_id": 0})
+        build_model({**json.loads(model), "vocab_size": 300, "pad_id": 0})
 
 
 def _typed(words: list[str]) -> dict[str, str]:

@@ -49,6 +49,7 @@ def test_it_decodes_the_same(decoder, config):
     torch.testing.assert_close(one.attention, two.attention)
 
 
+@pytest.mark.parametrize("decoder", [1], indirect=True)
 @pytest.mark.parametrize(("beams", "most"), [(1, 1), (4, 2)])
 def test_one_graph_for_every_position(decoder, beams, most):
     """fullgraph: a break is an error; the backend is called once a graph."""

@@ -94,15 +94,21 @@ def extra_metrics(
     """The metrics by the keys of metrics.json; call `check_extras` first."""
     values: dict[str, float] = {}
     retrieval, captions = predictions.retrieval, predictions.captions
+    if retrieval is not None and extras.folds is not None:
+        embeds = retrieval.image_embeds, retrieval.text_embeds
+        folds = metrics.fold_metrics(*embeds, retrieval.image_ids, folds=extras.folds)
+        values |= {f"folds/{name}": value for name, value in folds.items()}
     if captions is not None:
-        values |= _caption_extras(extras, pipeline, records, predictions, captions, batch_size)
-    if retrieval is not None:
-        embeds = retrieval.image_embeds
-        if extras.folds is not None:
-            folds = metrics.fold_metrics(embeds, retrieval.text_embeds, retrieval.image_ids, folds=extras.folds)
-            values = {f"folds/{name}": value for name, value in folds.items()} | values
-        if classes_of(records) is not None:
-            values |= zero_shot_metrics(pipeline, records, embeds, templates=extras.templates or TEMPLATES)
+        if extras.clip_score and retrieval is not None:
+            values |= clip_score_metrics(pipeline, captions, retrieval.image_embeds)
+        if extras.judge is not None:
+            values |= judge_metrics(pipeline, captions, judge=extras.judge, records=records, batch_size=batch_size)
+        if extras.novelty and extras.train is not None:
+            values |= novelty_metrics(captions, extras.train)
+        values |= _java_metrics(captions, [name for name in _JAVA if getattr(extras, name)])
+    if retrieval is not None and classes_of(records) is not None:
+        templates = extras.templates or TEMPLATES
+        values |= zero_shot_metrics(pipeline, records, retrieval.image_embeds, templates=templates)
     if extras.probe and extras.train is not None:
         values |= probe_metrics(pipeline, extras.train, records, batch_size=batch_size, max_bad=max_bad)
     if extras.compositional and retrieval is not None:
@@ -116,25 +122,11 @@ def novelty_metrics(captions: Captions, train: Sequence[Record]) -> dict[str, fl
     return {"caption/novel": metrics.novelty(captions.texts, known)}
 
 
-def _caption_extras(
-    extras: Extras,
-    pipeline: Pipeline,
-    records: Sequence[Record],
-    predictions: Predictions,
-    captions: Captions,
-    batch_size: int,
-) -> dict[str, float]:
+def _java_metrics(captions: Captions, names: Sequence[str]) -> dict[str, float]:
     values: dict[str, float] = {}
-    if extras.clip_score and predictions.retrieval is not None:
-        values |= clip_score_metrics(pipeline, captions, predictions.retrieval.image_embeds)
-    if extras.judge is not None:
-        values |= judge_metrics(pipeline, captions, judge=extras.judge, records=records, batch_size=batch_size)
-    if extras.novelty and extras.train is not None:
-        values |= novelty_metrics(captions, extras.train)
-    for name in _JAVA:
-        if getattr(extras, name):
-            try:
-                values[f"caption/{name}"] = getattr(metrics, name)(captions.texts, captions.references)
-            except JavaMissingError as error:  # the other metrics are still worth having
-                warnings.warn(str(error), stacklevel=2)
+    for name in names:
+        try:
+            values[f"caption/{name}"] = getattr(metrics, name)(captions.texts, captions.references)
+        except JavaMissingError as error:  # the other metrics are still worth having
+            warnings.warn(str(error), stacklevel=2)
     return values

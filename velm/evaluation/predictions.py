@@ -65,6 +65,10 @@ class Captions:
     rows: Sequence[GeneratedCaption]
     maps: Sequence[WordMaps | None] = ()
 
+    @classmethod
+    def joined(cls, parts: Sequence[Captions]) -> Captions:
+        return cls([row for part in parts for row in part.rows], [maps for part in parts for maps in part.maps])
+
     @property
     def texts(self) -> list[str]:
         return [row.caption for row in self.rows]
@@ -119,8 +123,7 @@ def predict(
     unreadable: dict[int, BadSample] = {}
     embeds: list[Tensor] = []
     gallery: list[tuple[int, str]] = []
-    captions: list[GeneratedCaption] = []
-    maps: list[WordMaps | None] = []
+    captions: list[Captions] = []
     count = 0
     for batch in encode_records(pipeline, records, batch_size, unreadable, max_bad=max_bad):
         if pipeline.aligned and batch.image is not None and batch.records:
@@ -128,10 +131,8 @@ def predict(
             for row, record in enumerate(batch.records, start=count):
                 gallery += [(row, text) for text in record.texts[:texts_per_image]]
         if pipeline.writes:
-            for part in _prompts(pipeline, batch, texts_per_image, batch_size):
-                captions_of_part, maps_of_part = _caption(pipeline, batch, part, config, attention)
-                captions += captions_of_part
-                maps += maps_of_part
+            prompts = _prompts(pipeline, batch, texts_per_image, batch_size)
+            captions += [_caption(pipeline, batch, part, config, attention) for part in prompts]
         count += len(batch.records)
         if progress is not None:
             progress(batch.done, len(records))
@@ -139,7 +140,7 @@ def predict(
         raise DataError(f"None of the {len(records)} records can be read. The first: {unreadable[0].cause}")
     return Predictions(
         _embed_gallery(pipeline, embeds, gallery) if pipeline.aligned else None,
-        Captions(captions, maps) if pipeline.writes else None,
+        Captions.joined(captions) if pipeline.writes else None,
         unreadable,
     )
 
@@ -190,7 +191,7 @@ def _inputs(record: Record, reads_text: bool, limit: int | None) -> list[tuple[s
 
 def _caption(
     pipeline: Pipeline, batch: EncodedBatch, prompts: list[_Prompt], config: GenerationConfig, attention: bool
-) -> tuple[list[GeneratedCaption], list[WordMaps | None]]:
+) -> Captions:
     """Captions of the prompts and, with `attention`, the attention maps of their words."""
     rows, texts, references = zip(*prompts, strict=True)
     image = batch.image
@@ -200,4 +201,4 @@ def _caption(
     captions = [candidates[0].text for candidates in pipeline.write(image, text, config)]
     ids = [batch.records[row].image_id for row in rows]
     generated = [GeneratedCaption(*row) for row in zip(ids, texts, captions, references, strict=True)]
-    return generated, word_maps(pipeline, image, captions, text) if attention else []
+    return Captions(generated, word_maps(pipeline, image, captions, text) if attention else ())

@@ -8,10 +8,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from velm.errors import PipelineError
-from velm.explain.attention import word_maps
+from velm.explain.attention import WordMaps, word_maps
 from velm.explain.saliency import saliency_map
 from velm.explain.similarity import similarity_maps
 from velm.outputs import EncoderOutput
@@ -71,10 +70,22 @@ def explain(
     captions = text_list if text_list and not reads else _captions(pipeline, encoded, text_list, options)
     sources: Sequence[str | None] = text_list if reads else [None] * len(captions)
     pixels = pipeline.transform(image).permute(1, 2, 0).numpy()
+    aligned = pipeline.aligned and encoded.grid is not None
     explanations = []
     for text, source in zip(captions, sources, strict=True):
-        salient = saliency_map(pipeline, image, text).numpy() if saliency else None
-        explanations.append(_explanation(pipeline, encoded, pixels, text, source, salient))
+        maps: WordMaps | None = None
+        if pipeline.writes:
+            encoded_source = None if source is None else pipeline.encode_texts([source])
+            maps = word_maps(pipeline, encoded, [text], encoded_source)[0]
+        explanation = Explanation(
+            image=pixels,
+            text=text,
+            words=() if maps is None else maps.words,
+            attention=None if maps is None else maps.maps.numpy(),
+            similarity=similarity_maps(pipeline, encoded, [text])[0].numpy() if aligned and text else None,
+            saliency=saliency_map(pipeline, image, text).numpy() if saliency else None,
+        )
+        explanations.append(explanation)
     return explanations
 
 
@@ -86,28 +97,3 @@ def _captions(pipeline: Pipeline, image: EncoderOutput, sources: Sequence[str], 
         return [pipeline.write(image, None, config)[0][0].text]
     rows = torch.zeros(len(sources), dtype=torch.long, device=image.features.device)
     return [each[0].text for each in pipeline.write(image.select(rows), pipeline.encode_texts(sources), config)]
-
-
-def _explanation(
-    pipeline: Pipeline,
-    image: EncoderOutput,
-    pixels: np.ndarray,
-    text: str,
-    source: str | None,
-    saliency: np.ndarray | None,
-) -> Explanation:
-    attention = None
-    if pipeline.writes:
-        encoded_source = None if source is None else pipeline.encode_texts([source])
-        attention = word_maps(pipeline, image, [text], encoded_source)[0]
-    similarity: Tensor | None = None
-    if pipeline.aligned and image.grid is not None and text:
-        similarity = similarity_maps(pipeline, image, [text])[0]
-    return Explanation(
-        image=pixels,
-        text=text,
-        words=() if attention is None else attention.words,
-        attention=None if attention is None else attention.maps.numpy(),
-        similarity=None if similarity is None else similarity.numpy(),
-        saliency=saliency,
-    )

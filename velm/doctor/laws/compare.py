@@ -56,11 +56,6 @@ def farthest(expected: Mapping[str, Tensor], actual: Mapping[str, Tensor]) -> tu
     return worst, where
 
 
-def gap(expected: Mapping[str, Tensor], actual: Mapping[str, Tensor]) -> float:
-    """The difference of `farthest`."""
-    return farthest(expected, actual)[0]
-
-
 def _largest(tensor: Tensor) -> float:
     if not tensor.numel():
         return 0.0

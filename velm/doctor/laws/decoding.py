@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from velm.decoders.base import Decoder
-from velm.doctor.laws.compare import ROUNDING, failed, gap, passed
+from velm.doctor.laws.compare import ROUNDING, failed, farthest, passed
 from velm.doctor.laws.small_run import SmallRun
 from velm.findings import Finding
 from velm.generation.config import GenerationConfig
@@ -37,7 +37,7 @@ def check_decoding(run: SmallRun) -> Finding:
     predicted = mask[:, 1:]
     stepped = step_logits(decoder, tokens[:, :-1], memory, memory_mask)
     whole = decoder.output_projection(decoder.decode(tokens[:, :-1], memory, memory_mask).hidden)
-    worst = gap({"logits": whole[predicted]}, {"logits": stepped[predicted]})
+    worst, _ = farthest({"logits": whole[predicted]}, {"logits": stepped[predicted]})
     if worst > ROUNDING:
         differences = (stepped - whole).abs().amax(2).masked_fill(~predicted, 0)
         first = int((differences.amax(0) > ROUNDING * float(whole[predicted].abs().max())).nonzero()[0])
