@@ -49,7 +49,6 @@ __all__ = [
 FORMAT = 1
 """Version of the layout of the "velm" entry; increased when an older VELM could not read the new layout."""
 
-_PREFIX = "model."
 _HINT = " `velm fit` writes VELM checkpoints to runs/<name of the config>/best.ckpt and last.ckpt."
 _ENTRIES = ("config", "tokenizer", "transform", "max_length", "plugins", "data", "target")
 
@@ -70,6 +69,7 @@ class Checkpoint:
         data: the data config of the training.
         target: whether the dataset has captions to write apart from the texts to read.
         weights: state dict of the model; the average where training kept one.
+        loss_weights: state dict of the losses, by the name of a loss.
         raw_weights: the weights as trained; None where training kept no average.
         aligned: whether a loss trained the joint space; None in files written before this was stored.
         logit_scale: inverse temperature that the alignment loss learned; None if it learned none.
@@ -86,6 +86,7 @@ class Checkpoint:
     target: bool
     weights: dict[str, Tensor]
     raw_weights: dict[str, Tensor] | None
+    loss_weights: dict[str, Tensor]
     aligned: bool | None = None
     logit_scale: float | None = None
 
@@ -214,8 +215,9 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     return Checkpoint(
         path=path,
         version=version,
-        weights=_model_weights(state),
-        raw_weights=None if raw is None else _model_weights(raw),
+        weights=_weights_of("model", state),
+        raw_weights=None if raw is None else _weights_of("model", raw),
+        loss_weights=_weights_of("losses", state),
         aligned=entry.get("aligned"),
         logit_scale=entry["logit_scale"] if "logit_scale" in entry else _first_logit_scale(state),
         **{key: entry[key] for key in _ENTRIES},
@@ -308,8 +310,9 @@ def _first_logit_scale(state: Mapping[str, Tensor]) -> float | None:
     return float(logs[0].exp()) if logs else None
 
 
-def _model_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {key.removeprefix(_PREFIX): value for key, value in state.items() if key.startswith(_PREFIX)}
+def _weights_of(part: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    prefix = f"{part}."
+    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
 
 
 def _check_weights(checkpoint: Checkpoint, built: Mapping[str, Tensor], stored: Mapping[str, Tensor]) -> None:

@@ -103,6 +103,8 @@ class Batch:
         image_rows: int64 (B,), the row of `images` or `encoded` of each sample, if samples share images; None: row i is
             that of sample i.
         encoded: cached encoder outputs in place of `images`.
+        stand_in: this rank has no share of the step's batch: the samples are computed, so that the rank takes part in
+            the step, and `drop_stand_in` takes them out before the losses.
     """
 
     images: Tensor | None
@@ -114,6 +116,7 @@ class Batch:
     target_count: Tensor | None = None
     image_rows: Tensor | None = None
     encoded: EncodedImages | None = None
+    stand_in: bool = False
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -131,6 +134,11 @@ class Batch:
         mask = self.mask if self.target_mask is None else self.target_mask
         assert mask is not None
         return mask[:, 1:].sum()
+
+    @property
+    def samples(self) -> int:
+        """Number of samples that the losses see: 0 of a stand-in."""
+        return 0 if self.stand_in else len(self)
 
     def micro_batches(self, size: int) -> list[Batch]:
         """Split into micro-batches of `size` samples; the last one may have fewer.

@@ -51,7 +51,7 @@ class Counted:
         self.total = 0.0
         share = {
             "all_gather_into_tensor": lambda size, whole, own: (size - 1) * own.nbytes,
-            "all_to_all_single": lambda size, parts, whole: (size - 1) / size * whole.nbytes,
+            "all_to_all_single": lambda size, parts, whole, *rows: (size - 1) / size * whole.nbytes,
             "all_reduce": lambda size, values, operation: 2 * (size - 1) / size * values.nbytes,
         }
         for name, cost in share.items():
@@ -75,9 +75,10 @@ class Counted:
 def formula(name: str, size: int, rows: int, number: int) -> float:
     """Bytes a rank sends in a step, as docs/training.md has it; `number` bytes a float."""
     pair = 2 * WIDTH * number + 8  # a text, its gradient, its image's id
+    counts = (size - 1) * 8  # how many rows each rank has
     if name.startswith("contrastive"):
-        return (size - 1) * rows * (pair + 6 * number) + 2 * (size - 1) / size * 2 * number
-    return (size - 1) * rows * pair + rows * WIDTH * number + 2 * (size - 1) / size * 3 * number
+        return counts + (size - 1) * rows * (pair + 6 * number) + 2 * (size - 1) / size * 2 * number
+    return counts + (size - 1) * rows * pair + rows * WIDTH * number + 2 * (size - 1) / size * 3 * number
 
 
 def worker(rank: int, folder: Path) -> None:

@@ -285,7 +285,7 @@ def test_test_and_predict_use_the_test_split(run: Run, tmp_path: Path) -> None:
 
 
 def test_an_average_of_the_weights_is_an_option(tmp_path: Path) -> None:
-    assert make_task().configure_callbacks() == []
+    assert not any(isinstance(callback, WeightAveraging) for callback in make_task().configure_callbacks())
     run = Run(tmp_path, ema=0.5, optimizer=OptimizerConfig(lr=0.05, warmup=0.0))
     assert any(isinstance(callback, WeightAveraging) for callback in run.trainer.callbacks)
     stored = read_checkpoint(run.path)

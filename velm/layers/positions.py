@@ -114,6 +114,13 @@ class SineGridPositions(nn.Module):
         return sine_grid(grid, self.dim, like, self.temperature)
 
 
+def resize_grid(weight: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Positions float (1, D, H, W) of a grid, bicubically as (1, D, H', W'), in single precision at least."""
+    # antialias: a smaller grid skips no learned vector; wide: half precision has no kernel
+    wide = weight if weight.dtype == torch.float64 else weight.float()
+    return F.interpolate(wide, size=grid, mode="bicubic", align_corners=False, antialias=True)
+
+
 class LearnedGridPositions(nn.Module):
     """(N, D) positions learned on a fixed grid, resized bicubically to the grid of the input.
 
@@ -132,7 +139,5 @@ class LearnedGridPositions(nn.Module):
     def forward(self, grid: tuple[int, int], like: Tensor) -> Tensor:
         weight: Tensor = self.weight
         if tuple(weight.shape[-2:]) != tuple(grid):
-            # antialias: a smaller grid skips no learned vector; wide: half precision has no kernel
-            wide = weight if weight.dtype == torch.float64 else weight.float()
-            weight = F.interpolate(wide, size=grid, mode="bicubic", align_corners=False, antialias=True)
+            weight = resize_grid(weight, grid)
         return weight[0].flatten(1).T.to(like.dtype)

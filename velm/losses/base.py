@@ -24,6 +24,8 @@ class Loss(nn.Module, ABC):
 
     Attributes:
         requires: the outputs that the loss reads, among `image_embeds`, `text_embeds` and `decoder`.
+            On several devices a loss of `decoder` alone sees the samples of one rank; the mean over the ranks weighs
+            each by its number of samples unless the loss is `additive`.
         additive: the loss of a batch is the sum over its micro-batches, given the `target_count` of the batch; with
             `micro_batch_size` such a loss sees micro-batches only.
         shares: the loss distributes its own work. `forward` then takes a third argument, `group`, the process group of

@@ -45,10 +45,14 @@ class WeightedLosses(nn.ModuleDict):
         return all(loss.shares for loss in self.named().values() if loss.aligns)
 
     def forward(
-        self, output: VisionLanguageOutput, batch: Batch, group: dist.ProcessGroup | None = None
+        self,
+        output: VisionLanguageOutput,
+        batch: Batch,
+        group: dist.ProcessGroup | None = None,
+        fraction: float = 1.0,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The weighted sum, float (), and the losses {name: float ()}; see `each` for the arguments."""
-        parts = self.each(self, output, batch, group)
+        parts = self.each(self, output, batch, group, fraction)
         return self.weighted(parts), parts
 
     def each(
@@ -57,6 +61,7 @@ class WeightedLosses(nn.ModuleDict):
         output: VisionLanguageOutput,
         batch: Batch,
         group: dist.ProcessGroup | None = None,
+        fraction: float = 1.0,
     ) -> dict[str, Tensor]:
         """The losses `names`, {name: float ()}.
 
@@ -65,10 +70,23 @@ class WeightedLosses(nn.ModuleDict):
             output: of the whole batch; with a group, of this rank's rows.
             batch: likewise.
             group: passed to losses with `shares`; None: the batch is complete.
+            fraction: number of this rank's samples divided by its mean over the ranks; factor on a loss that is a mean
+                over this rank's samples.
         """
-        losses = self.named()
-        passed = {name: (group,) if group is not None and losses[name].shares else () for name in names}
-        return {name: losses[name](output, batch, *extra) for name, extra in passed.items()}
+        return {name: self._value(self.named()[name], output, batch, group, fraction) for name in names}
+
+    @staticmethod
+    def _value(
+        loss: Loss, output: VisionLanguageOutput, batch: Batch, group: dist.ProcessGroup | None, fraction: float
+    ) -> Tensor:
+        if group is not None and loss.shares:
+            return loss(output, batch, group)
+        if loss.additive or loss.aligns or fraction == 1:
+            return loss(output, batch)
+        if fraction == 0:  # no samples: no mean, and every rank needs a gradient of every parameter
+            values = [output.decoder.hidden, *output.output_projection.parameters(), *loss.parameters()]
+            return torch.stack([value.sum() for value in values]).sum() * 0
+        return loss(output, batch) * fraction
 
     def weighted(self, parts: Mapping[str, Tensor]) -> Tensor:
         """The weighted sum, float (), of the losses {name: float ()}."""

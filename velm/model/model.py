@@ -116,14 +116,17 @@ class VisionLanguageModel(nn.Module):
         """Encode images: uint8 (B, 3, H, W), or float if already normalised.
 
         Raises:
-            PipelineError: the model has no image encoder.
+            PipelineError: the model has no image encoder, or it takes no images of this size.
         """
         encoder = self._encoder("image")
         if images.dtype == torch.uint8:
             pixels = images.to(self.image_scale.dtype)
             # (p / 255 - mean) / std in one pass, in place: `pixels` is a copy
             images = torch.addcmul(self.image_shift, pixels, self.image_scale, out=pixels)
-        output: EncoderOutput = encoder(images)
+        try:
+            output: EncoderOutput = encoder(images)
+        except ValueError as error:  # by the contract of `ImageEncoder`, a size that it does not take
+            raise PipelineError(f"{error} The option is image_size.") from error
         return output
 
     def encode_text(self, tokens: Tensor, mask: Tensor) -> EncoderOutput:

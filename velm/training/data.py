@@ -16,7 +16,7 @@ from velm.data.base import Dataset, Record, text_only
 from velm.data.batches.buckets import LengthBatchSampler, sample_lengths
 from velm.data.batches.collate import Collate
 from velm.data.batches.loader import Loader, ResumableLoader
-from velm.data.batches.samplers import ImageBatchSampler
+from velm.data.batches.samplers import ImageBatchSampler, ShareSampler
 from velm.data.batches.samples import RANDOM_CAPTIONS, Captions, CaptionSamples, check_lengths
 from velm.data.feature_cache.store import FeatureReader
 from velm.data.images.transforms import EvalTransform, TrainTransform
@@ -173,6 +173,7 @@ class VisionLanguageData(lightning.LightningDataModule):
     def train_dataloader(self) -> ResumableLoader:
         items = self.train_items()
         sampler = self.batch_sampler(items, rank=self._rank(), world_size=self._world_size())
+        sampler.repeats = getattr(self.trainer, "overfit_batches", 0) > 0
         self._train_loader = ResumableLoader(items, batch_sampler=sampler, **self._options(items))
         if self._place is not None:
             self._train_loader.load_state_dict(self._place)
@@ -236,7 +237,7 @@ class VisionLanguageData(lightning.LightningDataModule):
 
     def _each_image_once(self, split: str) -> DataLoader:
         items = self._items(split, train=False)
-        mine = range(self._rank(), len(items), self._world_size())
+        mine = ShareSampler(len(items), rank=self._rank(), world_size=self._world_size())
         return Loader(items, sampler=mine, batch_size=self.eval_batch_size, **self._options(items))
 
     def _items(self, split: str, train: bool) -> CaptionSamples:

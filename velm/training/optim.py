@@ -16,7 +16,7 @@ from velm.errors import ConfigError
 from velm.training.config import OptimizerConfig
 
 
-def parameter_groups(modules: dict[str, nn.Module], config: OptimizerConfig) -> list[dict[str, object]]:
+def parameter_groups(modules: dict[str, nn.Module], config: OptimizerConfig) -> list[dict[str, Any]]:
     """AdamW's groups: one for each part, with and without weight decay; frozen parameters are in no group.
 
     Raises:
@@ -25,7 +25,7 @@ def parameter_groups(modules: dict[str, nn.Module], config: OptimizerConfig) -> 
     unknown = sorted(set(config.lr_scale) - set(modules))
     if unknown:
         raise ConfigError(f"optimizer.lr_scale names {unknown[0]!r}; the parts are {', '.join(modules)}.")
-    groups: list[dict[str, object]] = []
+    groups: list[dict[str, Any]] = []
     for name, module in modules.items():
         trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
         lr = config.lr * config.lr_scale.get(name, 1.0)

@@ -124,6 +124,8 @@ class VelmCLI(LightningCLI):
     def instantiate_classes(self) -> None:
         try:
             super().instantiate_classes()
+            if self._get(self.config_init, "ckpt_path") is not None:
+                self.model.pretrained = None  # the weights are the checkpoint's
         except BadDataError as error:  # the vocabulary is made of the data, so it is opened before there is a Trainer
             if self.subcommand == "fit":
                 file = QuarantineFile(self.run_folder.folder)

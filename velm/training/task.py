@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import lightning
@@ -27,6 +27,8 @@ from velm.training.memory.feature_cache import prepare_features, require_frozen
 from velm.training.memory.micro_batch import micro_batch_losses, warn_about_negatives, warn_about_norms
 from velm.training.memory.recompute import checkpoint_blocks
 from velm.training.optim import build_optimizer, build_schedule, warm_ema
+from velm.training.pretrained import start_from
+from velm.training.recovery.changes import ResumeOptions, require_same_run
 from velm.training.recovery.nonfinite import Averaging
 from velm.training.recovery.resume import seed_step
 from velm.training.validation import SplitScores
@@ -57,6 +59,8 @@ class VisionLanguageTask(lightning.LightningModule):
             is validated and saved in place of the weights; None: no average.
         validation: how much a validation measures.
         watch: how often the losses' gradients are compared, and the thresholds of the alarms.
+        pretrained: a checkpoint, `runs/a/best.ckpt`, from whose weights a new run starts, as far as they fit (see
+            `velm.training.pretrained`); a resumed run ignores it.
         plugins: modules or .py files whose decorators register parts.
         vocab_size: V; set by the data module.
         pad_id: id of the padding token; set by the data module.
@@ -84,6 +88,7 @@ class VisionLanguageTask(lightning.LightningModule):
         ema: float | None = None,
         validation: ValidationConfig = ValidationConfig(),  # noqa: B008 - never mutated
         watch: WatchConfig = WatchConfig(),  # noqa: B008 - never mutated
+        pretrained: str | None = None,
         plugins: list[str] | None = None,
         vocab_size: int | None = None,
         pad_id: int = 0,
@@ -101,7 +106,8 @@ class VisionLanguageTask(lightning.LightningModule):
         self.model = build_model(self.model_config)
         self.losses = build_losses(losses)
         self.balance = build_policy(balance, self.losses.weights)
-        self.micro_batch_size, self.ema = micro_batch_size, ema
+        self.micro_batch_size, self.ema, self.pretrained = micro_batch_size, ema, pretrained
+        self.training_options = {"optimizer": asdict(optimizer), "balance": balance, "ema": ema, "freeze": freeze}
         self.frozen, self.compiled, self.sharded = tuple(freeze or ()), compile, False
         self.weighted_losses: dict[str, Tensor] = {}
         self.found_lr: float | None = None
@@ -167,6 +173,8 @@ class VisionLanguageTask(lightning.LightningModule):
                 "`velm predict` captions the test split, and this model has no decoder. For recall: velm evaluate."
             )
         data = getattr(self.trainer, "datamodule", None)
+        if self.pretrained is not None and stage == "fit":
+            start_from(self.pretrained, self)
         if data is not None:
             self.check_data(data)
 
@@ -214,12 +222,12 @@ class VisionLanguageTask(lightning.LightningModule):
 
     def compute_losses(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """The weighted sum of the losses over all ranks, float (), and each loss unweighted, {name: float ()}."""
-        gather = Gather(self)
-        if self.micro_batch_size is not None and len(batch) > self.micro_batch_size:
+        gather = Gather(self, batch)
+        if self.micro_batch_size is not None and max(gather.rows) > self.micro_batch_size:
             return micro_batch_losses(self.model, self.losses, batch, self.micro_batch_size, gather)
-        share = self.losses.share
+        share, fraction = self.losses.share, gather.fraction(batch.samples)
         output, batch = gather.all(self.model(batch, self.needs), batch, share=share)
-        return self.losses(output, batch, gather.group if share else None)
+        return self.losses(output, batch, gather.group if share else None, fraction)
 
     def on_after_backward(self) -> None:
         self.weighted_losses = {}  # frees the graph
@@ -230,7 +238,7 @@ class VisionLanguageTask(lightning.LightningModule):
         self._start_scores("val")
 
     def validation_step(self, batch: Batch, batch_index: int) -> None:
-        if len(batch):  # empty if none of its images could be read
+        if batch.samples:  # none of its images could be read, or the split has fewer images than ranks
             self.scores["val"].update(batch)
 
     def on_validation_epoch_end(self) -> None:
@@ -240,7 +248,7 @@ class VisionLanguageTask(lightning.LightningModule):
         self._start_scores("test")
 
     def test_step(self, batch: Batch, batch_index: int) -> None:
-        if len(batch):
+        if batch.samples:
             self.scores["test"].update(batch)
 
     def on_test_epoch_end(self) -> None:
@@ -252,7 +260,9 @@ class VisionLanguageTask(lightning.LightningModule):
 
     def predict_step(self, batch: Batch, batch_index: int) -> list[dict[str, str]]:
         """Captions of the batch's images: {'image_id': ..., 'caption': ...}."""
-        rows = self.scores["test"].captions_of(batch) if len(batch) else []
+        if not batch.samples:
+            return []
+        rows = self.scores["test"].captions_of(batch)
         self.predictions |= dict(zip(batch.image_ids.tolist(), rows, strict=True))
         return rows
 
@@ -283,8 +293,8 @@ class VisionLanguageTask(lightning.LightningModule):
             self.log_dict({f"{split}/{name}": float(value) for name, value in metrics.items()})
 
     def configure_callbacks(self) -> list[lightning.Callback]:
-        projection = [GradientProjection()] if self.balance.projects else []
-        return projection + ([] if self.ema is None else [Averaging(multi_avg_fn=warm_ema(self.ema))])
+        averaging = [] if self.ema is None else [Averaging(multi_avg_fn=warm_ema(self.ema))]
+        return [*([GradientProjection()] if self.balance.projects else []), *averaging, ResumeOptions()]
 
     def configure_optimizers(self) -> Any:
         optimizer = build_optimizer(self.parts, self.optimizer_config, fused=self.trainer.precision != "16-mixed")
@@ -306,6 +316,10 @@ class VisionLanguageTask(lightning.LightningModule):
             torch.nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
         else:
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint of another vocabulary or another model."""
+        require_same_run(checkpoint, self)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what `velm.load` needs to the checkpoint; see `velm.checkpoint`."""

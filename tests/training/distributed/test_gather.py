@@ -1,6 +1,6 @@
-"""Several processes, and pieces of their batches, give the gradients of one with the whole batch.
+"""Two and three processes give the gradients of one with the whole batch, whatever its size and however they share it.
 
-Every alignment loss, captioning, shared images; DDP and FSDP2.
+Every loss, several captions of an image, micro-batches; DDP, and FSDP2 through Lightning.
 """
 
 from __future__ import annotations
@@ -8,60 +8,158 @@ from __future__ import annotations
 import os
 import socket
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import lightning
+import numpy as np
 import pytest
 import torch
 import torch.multiprocessing as mp
-from lightning.pytorch.strategies import DDPStrategy, Strategy
+from torch import Tensor, distributed, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
 
 from velm.losses.alignment import ContrastiveLoss
+from velm.losses.base import Loss
+from velm.losses.tiled import tiles
 from velm.outputs import Batch
 from velm.training.distributed.fsdp import FSDP2Strategy
 from velm.training.task import VisionLanguageTask
 
-LOSSES = {
+SIZES = range(1, 10)
+JOINT: dict[str, Any] = {"contrastive": {}, "captioning": {"weight": 2.0, "label_smoothing": 0.1}}
+LOSSES: dict[str, dict[str, Any]] = {
     "contrastive": {"contrastive": {}},
     "sigmoid": {"sigmoid": {"weight": 0.5}},
     "triplet": {"triplet": {}},
-    "hardest_off": {"triplet": {"hardest": False}},
-    "joint": {"contrastive": {}, "captioning": {"weight": 2.0, "label_smoothing": 0.1}},
+    "all_negatives": {"triplet": {"hardest": False}},
     "captioning": {"captioning": {}},
+    "joint": JOINT,
+    "uncertainty": JOINT,
     "gathered": {"contrastive": {}, "sigmoid": {}},
+    "of_samples": {f"{__name__}:MeanOverSamples": {}},
 }
 
 
-def whole_batch() -> Batch:
-    """Eight pairs of five images, sentences of unequal lengths: the halves predict 22 and 13 tokens."""
+class MeanOverSamples(Loss):
+    """A plugin's loss that knows nothing of ranks: a mean over the samples that it gets."""
+
+    requires = frozenset({"decoder"})
+
+    def forward(self, output: Any, batch: Batch) -> Tensor:
+        return output.output_projection(output.decoder.hidden[:, :3]).square().mean()
+
+
+def whole_batch(size: int) -> Batch:
+    """Pairs of five images, captions of unequal lengths."""
     generator = torch.Generator().manual_seed(1)
-    images = torch.randint(0, 256, (8, 3, 32, 32), dtype=torch.uint8, generator=generator)
-    image_ids = torch.tensor([0, 1, 2, 3, 0, 1, 4, 4])
-    images = images[image_ids]
-    lengths = torch.tensor([9, 7, 5, 5, 6, 4, 4, 4])
-    tokens = torch.randint(4, 20, (8, 9), generator=generator)
+    images = torch.randint(0, 256, (9, 3, 16, 16), dtype=torch.uint8, generator=generator)
+    image_ids = torch.tensor([0, 1, 2, 3, 0, 1, 4, 4, 0])[:size]
+    lengths = torch.tensor([9, 7, 5, 5, 6, 4, 4, 4, 8])[:size]
+    tokens = torch.randint(4, 20, (9, 9), generator=generator)[:size]
     mask = torch.arange(9) < lengths[:, None]
     tokens[:, 0] = 1
-    tokens[torch.arange(8), lengths - 1] = 2
-    return Batch(images=images, tokens=tokens.where(mask, 0), mask=mask, image_ids=image_ids)
+    tokens[torch.arange(size), lengths - 1] = 2
+    return Batch(images=images[image_ids], tokens=tokens.where(mask, 0), mask=mask, image_ids=image_ids)
 
 
-def make_task(losses: dict, micro_batch_size: int | None = None) -> VisionLanguageTask:
+def share_of(batch: Batch, rank: int, world: int) -> Batch:
+    """A rank's samples, as `ImageBatchSampler` deals them; a stand-in where there are none."""
+    rows = np.array_split(np.arange(len(batch)), world)[rank]
+    share = batch[rows[0] : rows[-1] + 1] if len(rows) else batch[:1]
+    share.stand_in = not len(rows)
+    return share
+
+
+def make_task(name: str, micro_batch_size: int | None = None) -> VisionLanguageTask:
     torch.manual_seed(0)
     return VisionLanguageTask(
-        image_encoder={"name": "cnn", "dim": 16},
-        text_encoder={"name": "rnn", "dim": 12},
-        decoder={"name": "transformer", "dim": 16, "depth": 2, "heads": 2},
-        losses=losses,
+        image_encoder={"name": "vit", "dim": 8, "depth": 1, "heads": 2, "patch_size": 8},
+        text_encoder={"name": "rnn", "dim": 8},
+        decoder={"name": "rnn", "dim": 8, "dropout": 0.0, "doubly_stochastic": 1.0},
+        losses=LOSSES[name],
+        balance="uncertainty" if name == "uncertainty" else "fixed",
         embed_dim=8,
         vocab_size=20,
         micro_batch_size=micro_batch_size,
     ).double()
 
 
-def gradients(task: VisionLanguageTask) -> dict[str, torch.Tensor]:
-    return {name: p.grad.clone() for name, p in task.named_parameters() if p.grad is not None}
+class Step(nn.Module):
+    """The loss of a training step as a module's output, for DDP."""
+
+    def __init__(self, task: VisionLanguageTask) -> None:
+        super().__init__()
+        self.task = task
+
+    def forward(self, batch: Batch) -> Tensor:
+        _, parts = self.task.compute_losses(batch)
+        return self.task.balance({name: self.task.losses.weights[name] * part for name, part in parts.items()})
+
+
+def gradients_of_step(name: str, batch: Batch, micro: int | None = None, world: int = 1) -> dict[str, Tensor]:
+    ContrastiveLoss.shares = name != "gathered"  # as a plugin's, which is of the whole batch and never knows
+    task = make_task(name, micro)
+    task._trainer = SimpleNamespace(world_size=world)  # type: ignore[assignment]
+    step: nn.Module = DistributedDataParallel(Step(task)) if world > 1 else Step(task)
+    step(batch).backward()
+    ContrastiveLoss.shares = True
+    return {name: parameter.grad.clone() for name, parameter in task.named_parameters() if parameter.grad is not None}
+
+
+def join(rank: int, world: int, port: int) -> None:
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "LOCAL_RANK": str(rank), "NODE_RANK": "0"}
+    os.environ |= {"WORLD_SIZE": str(world), "RANK": str(rank)}
+    torch.set_num_threads(1)
+
+
+def worker(rank: int, world: int, port: int, cases: list[tuple[str, int, int | None]], folder: Path) -> None:
+    join(rank, world, port)
+    tiles.tile_size = lambda _: (2, 3)
+    distributed.init_process_group("gloo")
+    found = {
+        case: gradients_of_step(case[0], share_of(whole_batch(case[1]), rank, world), case[2], world) for case in cases
+    }
+    torch.save(found, folder / f"{rank}.pt")
+    distributed.destroy_process_group()
+
+
+def spawn(target: Any, world: int, *args: Any) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    mp.spawn(target, args=(world, port, *args), nprocs=world)
+
+
+def assert_gradients(found: dict[str, Tensor], expected: dict[str, Tensor], case: object, exact: float = 1e-10) -> None:
+    assert found.keys() == expected.keys(), case
+    largest = max(1.0, *(float(gradient.abs().max()) for gradient in expected.values()))
+    for name, gradient in expected.items():
+        torch.testing.assert_close(
+            found[name], gradient, rtol=0, atol=exact * largest, msg=lambda m, n=name: f"{case} {n}: {m}"
+        )
+
+
+ALL = [(name, size, micro) for name in LOSSES for size in SIZES for micro in (None, 2)]
+FEW = [("contrastive", 3, None), ("sigmoid", 1, None), ("triplet", 3, None), ("joint", 1, None), ("uncertainty", 5, 2)]
+
+
+@pytest.mark.parametrize(
+    ("world", "cases"),
+    [(2, FEW), pytest.param(2, ALL, marks=pytest.mark.slow), pytest.param(3, ALL, marks=pytest.mark.slow)],
+    ids=["a few on 2", "all on 2", "all on 3"],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_processes_give_the_gradients_of_one(world: int, cases: list, tmp_path: Path) -> None:
+    spawn(worker, world, cases, tmp_path)
+    whole = {case[:2]: gradients_of_step(case[0], whole_batch(case[1])) for case in cases}
+    for rank in range(world):
+        found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        for case in cases:
+            exact = 1e-10 if world == 2 else 1e-7  # a third of a number of tokens, in float32
+            assert_gradients(found[case], whole[case[:2]], (rank, *case), exact)
 
 
 class OneStep(torch.utils.data.Dataset):
@@ -76,99 +174,37 @@ class OneStep(torch.utils.data.Dataset):
 
 
 class Keep(lightning.Callback):
-    """Writes down the gradients as the optimizer would get them; of shards, the whole."""
+    """The gradients as the optimizer would get them, complete."""
 
-    def __init__(self, path: Path | None = None) -> None:
-        self.path = path
-        self.gradients: dict[str, torch.Tensor] = {}
-
-    def on_before_optimizer_step(self, trainer, pl_module, optimizer) -> None:
-        found = gradients(pl_module)
-        self.gradients = {n: g.full_tensor() if isinstance(g, DTensor) else g for n, g in found.items()}
-        if self.path is not None and trainer.is_global_zero:
-            torch.save(self.gradients, self.path)
+    def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+        found = {name: p.grad for name, p in pl_module.named_parameters() if p.grad is not None}
+        self.gradients = {name: g.full_tensor() if isinstance(g, DTensor) else g.clone() for name, g in found.items()}
 
 
-def train_one_step(task: VisionLanguageTask, batch: Batch, keep: Keep, **options) -> None:
-    trainer = lightning.Trainer(
-        accelerator="cpu", max_steps=1, callbacks=[keep], logger=False, enable_checkpointing=False,
-        enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False, **options,
-    )  # fmt: skip
-    loader = torch.utils.data.DataLoader(OneStep(batch), batch_size=None)
-    trainer.fit(task, loader)
+def sharded_worker(rank: int, world: int, port: int, cases: list[tuple[str, int, int | None]], folder: Path) -> None:
+    join(rank, world, port)
+    found = {}
+    for name, size, micro in cases:
+        task, keep = make_task(name, micro), Keep()
+        trainer = lightning.Trainer(
+            accelerator="cpu", devices=world, strategy=FSDP2Strategy(process_group_backend="gloo"), max_steps=1,
+            callbacks=[keep], logger=False, enable_checkpointing=False, enable_progress_bar=False,
+            enable_model_summary=False, use_distributed_sampler=False,
+        )  # fmt: skip
+        batch = share_of(whole_batch(size), rank, world)
+        trainer.fit(task, torch.utils.data.DataLoader(OneStep(batch), batch_size=None))
+        assert all(isinstance(parameter, DTensor) for parameter in task.model.parameters())
+        assert isinstance(task.model, FSDPModule)
+        found[name, size, micro] = keep.gradients
+    torch.save(found, folder / f"{rank}.pt")
 
 
-def strategy_of(name: str) -> Strategy:
-    if name == "fsdp2":
-        return FSDP2Strategy(process_group_backend="gloo")
-    return DDPStrategy(process_group_backend="gloo", find_unused_parameters=True)
-
-
-def worker(rank: int, world: int, port: int, cases: list[tuple[str, str, int | None]], folder: Path) -> None:
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "LOCAL_RANK": str(rank), "NODE_RANK": "0"}
-    os.environ |= {"WORLD_SIZE": str(world), "RANK": str(rank)}
-    torch.set_num_threads(1)
-    size = 8 // world
-    mine = whole_batch()[rank * size : (rank + 1) * size]
-    for case in cases:
-        name, strategy, micro = case
-        keep = Keep(folder / f"{file_of(case)}.pt")
-        ContrastiveLoss.shares = name != "gathered"  # as a plugin's, which is of the whole batch and never knows
-        task = make_task(LOSSES[name], micro)
-        train_one_step(task, mine, keep, devices=world, strategy=strategy_of(strategy))
-        if strategy == "fsdp2":
-            assert all(isinstance(parameter, DTensor) for parameter in task.model.parameters())
-            assert isinstance(task.model, FSDPModule)
-            assert "joint" not in name or all(isinstance(block, FSDPModule) for block in task.model.decoder.blocks)
-
-
-def file_of(case: tuple[str, str, int | None]) -> str:
-    return "-".join(map(str, case))
-
-
-def gradients_of(world: int, cases: list[tuple[str, str, int | None]], folder: Path) -> Path:
-    """A folder with the gradients of every case, from so many processes with a share of the batch each."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(worker, args=(world, port, cases, folder), nprocs=world)
-    return folder
-
-
-def assert_the_gradients_of_one(case: tuple[str, str, int | None], folder: Path) -> None:
-    whole = Keep()
-    train_one_step(make_task(LOSSES[case[0]]), whole_batch(), whole, devices=1)
-    split = torch.load(folder / f"{file_of(case)}.pt", weights_only=True)
-    assert split.keys() == whole.gradients.keys()
-    largest = max(float(gradient.abs().max()) for gradient in whole.gradients.values())
-    assert largest > 1e-3
-    for parameter, gradient in whole.gradients.items():
-        torch.testing.assert_close(split[parameter], gradient, rtol=0, atol=1e-10 * max(1.0, largest))
-
-
-TWO = [(name, "ddp", micro) for name in LOSSES for micro in (None, 3)]
-TWO += [(name, "fsdp2", micro) for name in ("joint", "sigmoid") for micro in (None, 3)]
-FOUR = [(name, "ddp", micro) for name in LOSSES for micro in (None, 1)] + [("joint", "fsdp2", 1)]
-
-
-@pytest.fixture(scope="module")
-def of_two_processes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return gradients_of(2, TWO, tmp_path_factory.mktemp("two"))
-
-
-@pytest.fixture(scope="module")
-def of_four_processes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return gradients_of(4, FOUR, tmp_path_factory.mktemp("four"))
-
-
-@pytest.mark.parametrize("case", TWO, ids=file_of)
 @pytest.mark.filterwarnings("ignore")
-def test_two_processes_give_the_gradients_of_one(case: tuple[str, str, int | None], of_two_processes: Path) -> None:
-    assert_the_gradients_of_one(case, of_two_processes)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("case", FOUR, ids=file_of)
-@pytest.mark.filterwarnings("ignore")
-def test_four_processes_give_the_gradients_of_one(case: tuple[str, str, int | None], of_four_processes: Path) -> None:
-    assert_the_gradients_of_one(case, of_four_processes)
+def test_shards_give_the_gradients_of_one(tmp_path: Path) -> None:
+    """Five samples in micro-batches of two are two on one rank and one on the other; of one sample, a rank has none."""
+    cases = [("joint", 8, None), ("joint", 5, 2), ("sigmoid", 1, None)]
+    spawn(sharded_worker, 2, cases, tmp_path)
+    for rank in range(2):
+        found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        for name, size, micro in cases:
+            assert_gradients(found[name, size, micro], gradients_of_step(name, whole_batch(size)), (name, size, micro))

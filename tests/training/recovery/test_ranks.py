@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -81,10 +82,31 @@ def test_a_killed_rank_is_named(tmp_path: Path) -> None:
     zombie = subprocess.Popen([sys.executable, "-c", ""])  # a child of this process, as under Lightning's launcher
     os.waitid(os.P_PID, zombie.pid, os.WEXITED | os.WNOWAIT)
     watch, trainer = rank(tmp_path, 0)
-    write_status(tmp_path, 1, pid=zombie.pid)
+    write_status(tmp_path, 1, pid=zombie.pid, crash=str(tmp_path / "nothing.crash"))
     assert f"process {zombie.pid}) disappeared without an error: it was killed" in cause_of(watch, trainer)
     zombie.wait()
     assert f"process {zombie.pid}) disappeared without an error: it was killed" in cause_of(watch, trainer)
+
+
+def test_a_crash_is_not_told_as_a_kill(tmp_path: Path) -> None:
+    """gloo aborts the process of a rank whose tensors have other shapes than it was told."""
+    code = f"""
+import os
+from pathlib import Path
+from types import SimpleNamespace
+from velm.training.recovery.ranks import RankWatch
+strategy = SimpleNamespace(broadcast=lambda value: "the same", barrier=lambda name: None)
+RankWatch(Path({str(tmp_path)!r})).setup(SimpleNamespace(world_size=2, global_rank=1, strategy=strategy), None, "fit")
+os.abort()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
+    assert done.returncode == -signal.SIGABRT
+    watch, trainer = rank(tmp_path, 0)
+    message = cause_of(watch, trainer)
+    assert "crashed outside of Python (Aborted); the cause is in its output" in message
+    assert "memory" not in message
+    write_status(tmp_path, 1, pid=done.returncode + 10**8, crash="")
+    assert "it crashed, and its output says why, or it was killed" in cause_of(watch, trainer)
 
 
 def test_a_rank_that_has_ended_is_not_missed(tmp_path: Path) -> None:

@@ -94,7 +94,7 @@ def test_ranks_that_see_different_checkpoints_are_told() -> None:
     with pytest.raises(
         ConfigError, match=r"Rank 3 would resume from nothing, rank 0 from .* do not share the run folder"
     ):
-        Resume("runs/run").setup(trainer, None, "fit")  # type: ignore[arg-type]
+        Resume("runs/run").on_fit_start(trainer, None)  # type: ignore[arg-type]
 
 
 def test_slurm_is_not_asked_to_requeue_by_lightning(monkeypatch: pytest.MonkeyPatch) -> None:

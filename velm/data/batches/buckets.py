@@ -22,7 +22,7 @@ class LengthBatchSampler(ImageBatchSampler):
         order of epoch   [6 7 7 9] [12 14] [4 4 4 5 5 6]
 
     A sample's length is that of the longest text it may have, so the sizes and number of batches are the same in every
-    epoch. Every sample occurs once per epoch, except a random remainder of the division by the number of processes or,
+    epoch. Every sample occurs once per epoch, except a random remainder of the division by the number of ranks or,
     without a budget, by the global batch size.
 
     Args:
@@ -63,9 +63,8 @@ class LengthBatchSampler(ImageBatchSampler):
         if self.max_tokens is None:
             super()._plan()
             return
-        if len(self.lengths) < self.world_size:
-            raise ValueError(f"{self.world_size} processes cannot share {len(self.lengths)} samples. Use fewer.")
-        rest = len(self.lengths) % self.world_size
+        ranks = min(self.world_size, len(self.lengths))
+        rest = len(self.lengths) % ranks
         ceilings = np.sort(self.lengths)[rest:]  # upper bound of the i-th shortest, whichever samples are left out
         longest = int(ceilings[-1])
         if longest > self.max_tokens:
@@ -73,7 +72,7 @@ class LengthBatchSampler(ImageBatchSampler):
                 f"max_tokens is {self.max_tokens}, but a single sample has {longest} tokens: raise it, or lower "
                 f"max_length."
             )
-        self._sizes = np.array(_within_budget(ceilings, self.max_tokens, self.world_size))
+        self._sizes = np.array(_within_budget(ceilings, self.max_tokens, ranks))
 
     def _batches(self, epoch: int) -> Iterator[np.ndarray]:
         rng = np.random.default_rng((self.seed, epoch))

@@ -46,6 +46,7 @@ class Collate:
             target_mask=target_mask,
             image_rows=torch.tensor(rows) if len(images) < len(readable) else None,
             encoded=None if self.features is None else self.features.read(images),
+            stand_in=any(sample.stand_in for sample in readable),
         )
 
 

@@ -9,9 +9,9 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 
 import numpy as np
-from torch.utils.data import Sampler
+from torch.utils.data import Sampler, SequentialSampler
 
-__all__ = ["ImageBatchSampler"]
+__all__ = ["ImageBatchSampler", "ShareSampler"]
 
 CHUNK = 2**20  # samples checked for conflicts at a time, which bounds memory
 
@@ -26,7 +26,8 @@ class ImageBatchSampler(Sampler[list]):
         batch 0  [ rank 0 | rank 1 ]
 
     Every epoch and rank has the same number of batches. With too few images for `batch_size`, batches are smaller
-    (with a warning when shuffled).
+    (with a warning when shuffled), the ranks' parts differ by at most one sample, and a rank without one gets a
+    stand-in, (epoch, ~sample), which no loss sees.
 
     Args:
         image_of: int (samples,), the image of each sample.
@@ -38,8 +39,12 @@ class ImageBatchSampler(Sampler[list]):
         rank: of this process.
         world_size: number of processes that share a global batch.
 
+    Attributes:
+        epoch: of the next iteration.
+        repeats: every epoch is epoch 0 again.
+
     Raises:
-        ValueError: an option is out of range, or the samples are too few for the processes.
+        ValueError: an option is out of range, or there are no samples.
     """
 
     def __init__(
@@ -61,7 +66,7 @@ class ImageBatchSampler(Sampler[list]):
             raise ValueError("There are no samples to make batches of: image_of is empty.")
         self.batch_size, self.seed, self.shuffle, self.drop_last = batch_size, seed, shuffle, drop_last
         self.rank, self.world_size = rank, world_size
-        self.epoch = 0
+        self.epoch, self.repeats = 0, False
         self._skipped = 0
         self._samples, self._image = len(image_of), _number_images(np.asarray(image_of))
         self._plan()
@@ -78,17 +83,14 @@ class ImageBatchSampler(Sampler[list]):
         else:  # an image with k samples needs k batches
             count, used = most, samples
         self._sizes = np.full(count, used // count) + (np.arange(count) < used % count)
-        if self._sizes.min() < self.world_size:
-            raise ValueError(
-                f"{self.world_size} processes cannot share a batch of {self._sizes.min()}: the split has {images} "
-                f"images and {samples} samples, and no image may occur twice in a batch. Use fewer processes."
-            )
         if self.shuffle and not enough:
             per = f" on each of {self.world_size} processes" if self.world_size > 1 else ""
+            idle = self.world_size - int(self._sizes.max())
+            fewer = f" {idle} of {self.world_size} processes have nothing to do: use fewer." if idle > 0 else ""
             warnings.warn(
                 f"batch_size {self.batch_size}{per} is more than this split can fill: it has {images} images and "
                 f"{samples} samples, up to {most} of one image, and no image may occur twice in a batch. "
-                f"Batches hold {self._sizes.max()} samples instead of {size}.",
+                f"Batches hold {self._sizes.max()} samples instead of {size}.{fewer}",
                 stacklevel=4,
             )
 
@@ -99,7 +101,7 @@ class ImageBatchSampler(Sampler[list]):
 
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch of the next iteration."""
-        self.epoch = epoch
+        self.epoch = 0 if self.repeats else epoch
 
     def skip(self, batches: int) -> None:
         """Skip the first batches of the next iteration only."""
@@ -116,7 +118,8 @@ class ImageBatchSampler(Sampler[list]):
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         epoch, skipped, self._skipped = self.epoch, self._skipped, 0
         for batch in islice(self._batches(epoch), skipped, None):
-            yield [(epoch, sample) for sample in np.array_split(batch, self.world_size)[self.rank].tolist()]
+            own = np.array_split(batch, self.world_size)[self.rank].tolist()
+            yield [(epoch, sample) for sample in own or [~int(batch[0])]]
 
     def global_batches(self, epoch: int) -> list[np.ndarray]:
         """The samples of every global batch of an epoch, int (samples,) each, before they are split over the ranks."""
@@ -144,6 +147,28 @@ class ImageBatchSampler(Sampler[list]):
             return _spread_distinct(total, rng)
         order = _resolve_conflicts(_spread(image, rng), image, self._sizes)
         return _deal(image, self._sizes, rng) if order is None else order
+
+
+class ShareSampler(SequentialSampler):
+    """A rank's samples of a split of which each occurs once on one rank; of a rank without any, one stand-in.
+
+    A `SequentialSampler`, which Lightning's `overfit_batches` leaves as it is.
+
+    Args:
+        samples: of the split.
+        rank: of this process.
+        world_size: number of processes that share the split.
+    """
+
+    def __init__(self, samples: int, *, rank: int = 0, world_size: int = 1) -> None:
+        super().__init__(range(samples))
+        self.own: Sequence[int] = range(rank, samples, world_size) or (~0,)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.own)
+
+    def __len__(self) -> int:
+        return len(self.own)
 
 
 def _number_images(image_of: np.ndarray) -> np.ndarray | None:

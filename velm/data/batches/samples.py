@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -40,6 +40,7 @@ class Sample:
         target: bos ... eos of the text to generate, None if it is `tokens`.
         image_id: index in the split of the first record that shows the image.
         text_index: index of the caption among the record's texts.
+        stand_in: in place of a rank's empty share of a batch.
     """
 
     image: Tensor | None
@@ -47,10 +48,11 @@ class Sample:
     target: list[int] | None
     image_id: int
     text_index: int
+    stand_in: bool = False
 
 
 class CaptionSamples(TorchDataset):
-    """The samples of a split, indexed by sample number or by (epoch, sample number).
+    """The samples of a split, indexed by sample number or by (epoch, sample number); ~number is a stand-in.
 
     The caption of an image and its crop are functions of (seed, epoch, sample): the number of workers has no effect,
     and workers need not know the epoch.
@@ -135,6 +137,9 @@ class CaptionSamples(TorchDataset):
         return [sample for key in keys for sample in self._read_or_replace(*_epoch_and_sample(key))]
 
     def _read_or_replace(self, epoch: int, sample: int) -> list[Sample | BadSample]:
+        if sample < 0:
+            samples = self._read_or_replace(epoch, ~sample)
+            return [replace(s, stand_in=True) if isinstance(s, Sample) else s for s in samples]
         bad_samples: list[Sample | BadSample] = []
         for candidate in islice(chain([sample], self._replacements(epoch, sample)), ATTEMPTS):
             try:

@@ -66,6 +66,10 @@ class Tokenizer(ABC):
                 content.append(token)
         return self.to_text(content)
 
+    def vocabulary(self) -> dict[str, int]:
+        """The ids of the tokens by their text, without the special ones; empty if a tokenizer cannot list them."""
+        return {}
+
     @abstractmethod
     def to_ids(self, text: str) -> list[int]:
         """Ids of a text without bos and eos."""

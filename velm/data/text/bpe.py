@@ -74,6 +74,10 @@ class BPETokenizer(Tokenizer):
     def to_text(self, ids: list[int]) -> str:
         return self._backend.decode([i - len(SPECIALS) for i in ids]).strip()
 
+    def vocabulary(self) -> dict[str, int]:
+        tokens: dict[str, int] = self._backend.get_vocab() if self.trained else {}
+        return {token: number + len(SPECIALS) for token, number in tokens.items()}
+
     def state(self) -> dict[str, Any]:
         return {"options": dict(self._options), "backend": self._backend.to_str() if self.trained else None}
 

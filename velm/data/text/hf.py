@@ -55,6 +55,11 @@ class HFTokenizer(Tokenizer):
         known = [i for i in ids if self._backend.id_to_token(i) is not None]
         return self._backend.decode(known, skip_special_tokens=False).strip()
 
+    def vocabulary(self) -> dict[str, int]:
+        tokens: dict[str, int] = self._backend.get_vocab(with_added_tokens=True)
+        special = {self.pad_id, self.bos_id, self.eos_id, self.unk_id}
+        return {token: number for token, number in tokens.items() if number not in special}
+
     def state(self) -> dict[str, Any]:
         special = {"pad": self.pad_id, "bos": self.bos_id, "eos": self.eos_id, "unk": self.unk_id}
         return {"model_name": self.model_name, "backend": self._json, "special": special, "size": self._size}

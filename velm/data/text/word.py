@@ -70,6 +70,9 @@ class WordTokenizer(Tokenizer):
     def to_text(self, ids: list[int]) -> str:
         return _join([self._words[i - len(SPECIALS)] for i in ids])
 
+    def vocabulary(self) -> dict[str, int]:
+        return {word: number for number, word in enumerate(self._words, len(SPECIALS))}
+
     def state(self) -> dict[str, Any]:
         options = {"lowercase": self.lowercase, "min_frequency": self.min_frequency, "max_size": self.max_size}
         return {"options": options, "words": list(self._words)}

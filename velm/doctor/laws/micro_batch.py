@@ -55,5 +55,5 @@ def check_micro_batch(run: SmallRun) -> Finding:
 def _of_micro_batches(task: VisionLanguageTask, batch: Batch, *, keep: bool) -> dict[str, Tensor]:
     task.zero_grad()
     torch.manual_seed(0)
-    micro_batch_losses(task.model, task.losses, batch, SIZE, Gather(task), keep_activations=keep)[0].backward()
+    micro_batch_losses(task.model, task.losses, batch, SIZE, Gather(task, batch), keep_activations=keep)[0].backward()
     return gradients(task)

@@ -32,7 +32,7 @@ def contrastive(
     """`velm.losses.ContrastiveLoss` and its gradients. Texts are gathered; each rank scores its own images.
 
     Args:
-        image: float (b, E), rows of this rank.
+        image: float (b, E), rows of this rank; b may differ between ranks and may be 0.
         text: float (b, E), rows of this rank.
         scale: float (), t.
         ids: int (b,), image ids of this rank.
@@ -43,7 +43,7 @@ def contrastive(
         L of the whole batch, float (), and its gradients; those of image and text are of the sum of L over ranks, as a
         gather with gradient gives them.
     """
-    ranks = RankGroup(group)
+    ranks = RankGroup(group, image)
     texts, all_ids = ranks.gather(text), ranks.gather(ids)
     scores, t, factor = TiledScores(image, texts, ids, all_ids), float(scale), 1 / (2 * len(all_ids))
     value, shifts, pull = _terms(scores, t, _match_weights(all_ids, image.dtype), ranks)

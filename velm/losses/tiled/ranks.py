@@ -12,37 +12,61 @@ __all__ = ["RankGroup", "RingExchange"]
 
 
 class RankGroup:
-    """One rank of W, each holding b rows of a batch of W * b; without a process group all methods are identities.
+    """One rank of W, each holding b rows of a batch of B; without a process group all methods are identities.
 
-    Gathered tensors are the ranks' rows in rank order. Every rank must call the same methods in the same order.
+    b may differ from rank to rank and may be 0. Gathered tensors are the ranks' rows in rank order. Every rank must
+    call the same methods in the same order.
 
     Args:
         group: the process group; None if this process holds the whole batch.
+        own: any tensor (b, ...) of this rank, for b and the device.
+
+    Attributes:
+        rows: b of each rank.
     """
 
-    def __init__(self, group: dist.ProcessGroup | None = None) -> None:
+    def __init__(self, group: dist.ProcessGroup | None, own: Tensor) -> None:
         self.group = group
         self.size = 1 if group is None else dist.get_world_size(group)
         self.rank = 0 if group is None else dist.get_rank(group)
+        self.rows = [len(own)]
+        if group is not None:
+            rows = torch.empty(self.size, dtype=torch.int64, device=own.device)
+            dist.all_gather_into_tensor(rows, rows.new_tensor([len(own)]), group=group)
+            self.rows = rows.tolist()
+
+    @property
+    def total(self) -> int:
+        """B."""
+        return sum(self.rows)
+
+    def pad(self, own: Tensor) -> Tensor:
+        """(b, ...), with zeros up to the largest b of all ranks."""
+        missing = max(self.rows) - len(own)
+        return torch.cat([own, own.new_zeros(missing, *own.shape[1:])]) if missing else own
 
     def gather(self, own: Tensor) -> Tensor:
-        """(b, ...) of every rank, as (W * b, ...)."""
+        """(b, ...) of every rank, as (B, ...)."""
         if self.group is None:
             return own
+        own = self.pad(own)
         gathered = own.new_empty(self.size * len(own), *own.shape[1:])
         dist.all_gather_into_tensor(gathered, own.contiguous(), group=self.group)
-        return gathered
+        if min(self.rows) == len(own):
+            return gathered
+        return torch.cat([part[:rows] for part, rows in zip(gathered.split(len(own)), self.rows, strict=True)])
 
     def reduce_scatter(self, values: Tensor) -> Tensor:
-        """This rank's rows (b, ...) of the sum over ranks of `values` (W * b, ...).
+        """This rank's rows (b, ...) of the sum over ranks of `values` (B, ...).
 
         Implemented as all-to-all and a local sum: gloo's reduce-scatter is an all-reduce, which sends twice as much.
         """
         if self.group is None:
             return values
-        parts = torch.empty_like(values)
-        dist.all_to_all_single(parts, values, group=self.group)
-        return parts.unflatten(0, (self.size, -1)).sum(0)
+        own = self.rows[self.rank]
+        parts = values.new_empty(self.size * own, *values.shape[1:])
+        dist.all_to_all_single(parts, values, [own] * self.size, self.rows, group=self.group)
+        return parts.view(self.size, own, *values.shape[1:]).sum(0)
 
     def sum(self, values: Tensor) -> Tensor:
         return self._reduce(values, dist.ReduceOp.SUM)

@@ -25,7 +25,7 @@ def sigmoid(
     No rank holds more than two ranks' texts. Their gradient travels with them and ends at their owner.
 
     Args:
-        image: float (b, E), rows of this rank.
+        image: float (b, E), rows of this rank; b may differ between ranks and may be 0.
         text: float (b, E), rows of this rank.
         scale: float (), t.
         bias: float (), b.
@@ -37,18 +37,20 @@ def sigmoid(
         L of the whole batch, float (), and its gradients; those of image and text are of the sum of L over ranks, as a
         gather with gradient gives them.
     """
-    ranks = RankGroup(group)
-    factor = 1 / (ranks.size * len(image))
+    ranks = RankGroup(group, image)
+    factor = 1 / ranks.total
     t, b = float(scale), float(bias)
     d_image = torch.zeros_like(image) if needs_grad[0] or needs_grad[2] else None
-    d_text = torch.zeros_like(text) if needs_grad[1] else None
     sums = image.new_zeros(2)  # of softplus(q) and of dL/dl
-    texts, their_ids = text, ids
+    texts, their_ids = ranks.pad(text), ranks.pad(ids)
+    d_text = torch.zeros_like(texts) if needs_grad[1] else None
     for step in range(ranks.size):
         last = step == ranks.size - 1
+        count = ranks.rows[(ranks.rank - step) % ranks.size]  # of the rank whose texts are here
         exchange = None if last else ranks.ring_exchange([texts, their_ids])
-        scores = TiledScores(image, texts, ids, their_ids)
-        sums += _add_pairs(scores, (t, b), (d_image, d_text), any(needs_grad), t * factor)
+        scores = TiledScores(image, texts[:count], ids, their_ids[:count])
+        d_texts = None if d_text is None else d_text[:count]
+        sums += _add_pairs(scores, (t, b), (d_image, d_texts), any(needs_grad), t * factor)
         if exchange is not None:
             texts, their_ids = exchange.wait()
         if d_text is not None:
@@ -58,7 +60,7 @@ def sigmoid(
         assert d_image is not None
         slope = torch.dot(image.flatten(), d_image.flatten()) / t
     value, d_bias, d_scale = ranks.sum(torch.cat([sums * factor, slope[None]])).unbind()
-    d_image = d_image if needs_grad[0] else None
+    d_image, d_text = d_image if needs_grad[0] else None, None if d_text is None else d_text[: len(text)]
     if ranks.size > 1:
         d_image, d_text = (g if g is None else g.mul_(ranks.size) for g in (d_image, d_text))
     d_scale, d_bias = d_scale.to(scale.dtype, copy=True), d_bias.to(bias.dtype, copy=True)
@@ -74,7 +76,8 @@ def _add_pairs(
 ) -> Tensor:
     """Sums of softplus(q) and of its derivative by l over the pairs, float (2,); adds to the gradients in place."""
     d_image, d_text = gradients
-    values, slopes = [], []
+    none = scores.image.new_zeros(())  # a rank without rows has no tiles
+    values, slopes = [none], [none]
     for tile in scores(*line):
         tile.set_matches(tile.pop_matches(0).neg_())
         values.append(_softplus_and_slope(scores, tile))
@@ -86,8 +89,7 @@ def _add_pairs(
             d_image[tile.rows].addmm_(tile.scores, scores.text[tile.columns], alpha=factor)
         if d_text is not None:
             d_text[tile.columns].addmm_(tile.scores.T, scores.image[tile.rows], alpha=factor)
-    value = torch.stack(values).sum()
-    return torch.stack([value, torch.stack(slopes).sum() if needs_grad else torch.zeros_like(value)])
+    return torch.stack([torch.stack(values).sum(), torch.stack(slopes).sum()])
 
 
 def _softplus_and_slope(scores: TiledScores, tile: Tile) -> Tensor:

@@ -3,34 +3,48 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import lightning
+import torch
 from torch import Tensor
 from torch import distributed as dist
 
-from velm.outputs import IGNORE, Batch, JointEmbeddings, VisionLanguageOutput
+from velm.losses.tiled.ranks import RankGroup
+from velm.outputs import IGNORE, Batch, DecoderOutput, JointEmbeddings, VisionLanguageOutput
 
-__all__ = ["Gather", "gather_list"]
+__all__ = ["Gather", "drop_stand_in", "gather_list", "weigh_penalty"]
 
 
 class Gather:
     """Turns one rank's output and batch into those of all ranks; on one rank it changes nothing.
 
-    The gradient is the whole batch's: every rank computes the same loss of the gathered embeddings, the gather's
-    backward sums the ranks' gradients, and DDP's mean divides by the number of ranks again. A mean over tokens
-    becomes global when each rank divides its sum by the mean of the ranks' counts.
+    The gradient is the whole batch's, however the ranks share it: every rank computes the same loss of the gathered
+    embeddings, the gather's backward sums the ranks' gradients, and DDP's mean divides by the number of ranks again. A
+    mean over tokens or samples becomes global when each rank divides its sum by the mean of the ranks' counts.
 
     Args:
         module: attached to the trainer that knows the ranks.
+        batch: this rank's.
+
+    Attributes:
+        group: the process group of all ranks, for losses that share the work; None on one rank.
+        rows: samples of each rank; 0 where it has a stand-in.
     """
 
-    def __init__(self, module: lightning.LightningModule) -> None:
-        self.module, self.world_size = module, module.trainer.world_size
+    def __init__(self, module: lightning.LightningModule, batch: Batch) -> None:
+        self.group = dist.group.WORLD if module.trainer.world_size > 1 else None
+        self.ranks = RankGroup(self.group, batch.image_ids[: batch.samples])
+        self.rows = self.ranks.rows
 
-    @property
-    def group(self) -> dist.ProcessGroup | None:
-        """The process group of all ranks, for losses that share the work; None on one rank."""
-        return dist.group.WORLD if self.world_size > 1 else None
+    def fraction(self, samples: int) -> float:
+        """Weight of a mean over so many of this rank's samples: their number divided by the mean over ranks."""
+        return samples * self.ranks.size / self.ranks.total
+
+    def token_count(self, count: Tensor) -> Tensor:
+        """The mean over the ranks of how many tokens each predicts, float (); a sum divided by it is a global mean."""
+        count = count.float()
+        return count.clamp(min=1) if self.group is None else self.ranks.sum(count) / self.ranks.size
 
     def all(
         self, output: VisionLanguageOutput, batch: Batch, *, share: bool = False
@@ -42,35 +56,53 @@ class Gather:
             batch: this rank's.
             share: the losses exchange embeddings themselves, given `group`: embeddings and ids stay this rank's.
         """
-        if output.prediction is not None and self.world_size > 1:
+        output, batch = drop_stand_in(output, batch)
+        if output.prediction is not None and self.group is not None:
             batch = replace(batch, target_count=self.token_count((output.labels != IGNORE).sum()))
+            weigh_penalty(output, self.fraction(len(batch)))
         return self.embeds(output, batch, share=share)
 
     def embeds(
         self, output: VisionLanguageOutput, batch: Batch, *, share: bool = False
     ) -> tuple[VisionLanguageOutput, Batch]:
         """The part of `all` that concerns embeddings; unchanged where the output has none."""
-        if self.world_size == 1 or share or output.embeddings is None:
+        if self.group is None or share or output.embeddings is None:
             return output, batch
-        ids = self.module.all_gather(batch.image_ids)
-        assert isinstance(ids, Tensor)
-        image, text = (_gather(self.module, each) for each in (output.image_embeds, output.text_embeds))
-        output = replace(output, embeddings=JointEmbeddings(image, text))
-        return output, replace(batch, image_ids=ids.flatten(0, 1))
-
-    def token_count(self, count: Tensor) -> Tensor:
-        """The mean over the ranks of how many tokens each predicts, float (); a sum divided by it is a global mean."""
-        count = count.float()
-        if self.world_size == 1:
-            return count.clamp(min=1)
-        dist.all_reduce(count)
-        return count / self.world_size
+        image, text = (_GatherRows.apply(each, self.ranks) for each in (output.image_embeds, output.text_embeds))
+        ids = self.ranks.gather(batch.image_ids)
+        return replace(output, embeddings=JointEmbeddings(image, text)), replace(batch, image_ids=ids)
 
 
-def _gather(module: lightning.LightningModule, embeds: Tensor) -> Tensor:
-    gathered = module.all_gather(embeds, sync_grads=True)
-    assert isinstance(gathered, Tensor)
-    return gathered.flatten(0, 1)
+class _GatherRows(torch.autograd.Function):
+    """The rows of all ranks; the gradient of a rank's rows is summed over the ranks."""
+
+    @staticmethod
+    def forward(ctx: Any, own: Tensor, ranks: RankGroup) -> Tensor:
+        ctx.ranks = ranks
+        return ranks.gather(own)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return ctx.ranks.reduce_scatter(gradient.contiguous()), None
+
+
+def drop_stand_in(output: VisionLanguageOutput, batch: Batch) -> tuple[VisionLanguageOutput, Batch]:
+    """Output and batch without the samples of a stand-in; its parameters still get a gradient, of zeros."""
+    if not batch.stand_in:
+        return output, batch
+    result = VisionLanguageOutput()
+    if output.embeddings is not None:
+        result.embeddings = JointEmbeddings(output.image_embeds[:0], output.text_embeds[:0])
+    if output.prediction is not None:
+        decoder = DecoderOutput(output.decoder.hidden[:0], penalty=output.decoder.penalty)
+        result.prediction = replace(output.prediction, decoder=decoder, labels=output.labels[:0])
+    return result, batch[:0]
+
+
+def weigh_penalty(output: VisionLanguageOutput, fraction: float) -> None:
+    """Multiply the decoder's penalty, a mean over samples, by their fraction of the batch."""
+    if output.prediction is not None and output.decoder.penalty is not None:
+        output.prediction.decoder = replace(output.decoder, penalty=output.decoder.penalty * fraction)
 
 
 def gather_list(items: list) -> list:

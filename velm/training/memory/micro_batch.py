@@ -25,7 +25,7 @@ from velm import _compat
 from velm.losses.weighted import WeightedLosses
 from velm.model import VisionLanguageModel
 from velm.outputs import IGNORE, Batch, DecoderOutput, JointEmbeddings, VisionLanguageOutput
-from velm.training.distributed.gather import Gather
+from velm.training.distributed.gather import Gather, drop_stand_in, weigh_penalty
 from velm.training.memory.recompute import recompute_contexts
 
 __all__ = ["micro_batch_losses", "warn_about_negatives", "warn_about_norms"]
@@ -48,34 +48,36 @@ def micro_batch_losses(
     Args:
         model: computes what the losses require.
         losses: by name, with their weights.
-        batch: B samples of this rank.
+        batch: of this rank.
         size: samples of a micro-batch; the last one may have fewer.
-        gather: brings together what the ranks computed.
+        gather: brings together what the ranks computed of this batch.
         keep_activations: recompute nothing; `velm selfcheck` compares with it.
     """
-    named, samples, requires = losses.named(), len(batch), losses.requires
+    named, requires = losses.named(), losses.requires
     if "decoder" in requires:
-        batch = replace(batch, target_count=gather.token_count(batch.predicted()))
+        batch = replace(batch, target_count=gather.token_count(batch.predicted() * bool(batch.samples)))
     additive = {name: loss for name, loss in named.items() if getattr(loss, "additive", False)}
     others = {name: loss for name, loss in named.items() if name not in additive}
     required_later = frozenset().union(*(loss.requires for loss in others.values()))
 
     def forward(micro_batch: Batch) -> tuple[VisionLanguageOutput, dict[str, Tensor]]:
-        output = model(micro_batch, requires)
-        if output.prediction is not None and output.decoder.penalty is not None:  # a mean over samples
-            fraction = len(micro_batch) / samples
-            output.prediction.decoder = replace(output.decoder, penalty=output.decoder.penalty * fraction)
+        output, micro_batch = drop_stand_in(model(micro_batch, requires), micro_batch)
+        weigh_penalty(output, gather.fraction(len(micro_batch)))
         return _select(output, required_later), {name: loss(output, micro_batch) for name, loss in additive.items()}
 
     micro_batches = batch.micro_batches(size)
+    missing = -(-max(gather.rows) // size) - len(micro_batches)  # FSDP2: as many on every rank
+    micro_batches += [replace(micro_batches[-1], stand_in=True)] * missing
     if keep_activations:
         results = [forward(micro_batch) for micro_batch in micro_batches]
     else:
         again = partial(checkpoint, forward, use_reentrant=False, context_fn=partial(recompute_contexts, model))
         results = [again(micro_batch) for micro_batch in micro_batches]
-    output, batch = gather.embeds(_concatenate([output for output, _ in results]), batch, share=losses.share)
+    group, fraction = gather.group if losses.share else None, gather.fraction(batch.samples)
+    output, batch = drop_stand_in(_concatenate([output for output, _ in results]), batch)
+    output, batch = gather.embeds(output, batch, share=losses.share)
     parts = {name: torch.stack([values[name] for _, values in results]).sum() for name in additive}
-    parts |= losses.each(others, output, batch, gather.group if losses.share else None)
+    parts |= losses.each(others, output, batch, group, fraction)
     return losses.weighted(parts), {name: parts[name] for name in named}
 
 

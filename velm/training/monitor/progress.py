@@ -14,6 +14,7 @@ import lightning
 from lightning.pytorch.callbacks import Callback, ModelSummary, ProgressBar
 from tqdm import tqdm
 
+from velm.training.recovery.changes import asked_limits
 from velm.training.recovery.checkpoint_io import LAST, exists, is_url, join
 from velm.training.recovery.run_checkpoints import BEST, RunCheckpoint
 
@@ -216,11 +217,12 @@ def nothing_trained(trainer: lightning.Trainer) -> str:
     """What to print of a fit that took no step because its checkpoint has all the epochs or steps it asks for."""
     begun = f"step {trainer.global_step} of epoch {trainer.current_epoch}"
     where = f"{trainer.ckpt_path} is at {begun}" if trainer.ckpt_path else f"the run is at {begun}"
-    limits = {"max_epochs": trainer.max_epochs, "max_steps": trainer.max_steps}
-    asked = " and ".join(f"trainer.{name} is {value}" for name, value in limits.items() if value not in (None, -1))
+    start = f" To start a new run from its weights: --model.pretrained={trainer.ckpt_path}, without --ckpt_path."
+    asked = " and ".join(f"trainer.{name} is {value}" for name, value in asked_limits(trainer).items())
     return (
         f"\nNothing was trained: {where}, and {asked or 'no batch is asked for'}. To go on: "
         f"--trainer.max_epochs (or max_steps) above that; it counts from the beginning of the run."
+        f"{start if trainer.ckpt_path else ''}"
     )
 
 

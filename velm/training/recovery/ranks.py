@@ -7,6 +7,7 @@ launchers (Lightning's, SLURM's) start the ranks and do not tell them about each
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import json
 import os
 import socket
@@ -17,7 +18,7 @@ import uuid
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar, cast
+from typing import IO, Any, ParamSpec, TypeVar, cast
 
 import lightning
 from lightning.pytorch.callbacks import Callback
@@ -51,12 +52,13 @@ CONTINUE = "Continue from the last checkpoint: the same command with --resume (t
 
 
 class RankWatch(Callback):
-    """Keeps a status file per rank, `ranks/rank_<n>.json`: {"attempt", "host", "pid", "error"}.
+    """Keeps a status file per rank, `ranks/rank_<n>.json`: {"attempt", "host", "pid", "error", "crash"}.
 
     A rank that fails writes its error; a rank that ends deletes its file. The others notice a failure in the collective
     that breaks (gloo) or, while the backend keeps them waiting (NCCL), in a thread that polls the files. A killed rank
-    writes nothing: ranks on its machine see that its process has ended. Ranks that hang, and machines that do not share
-    the run folder, are left to the timeout of the process group.
+    writes nothing: ranks on its machine see that its process has ended. A crash below Python (an abort of gloo, a
+    segmentation fault) is not a kill: faulthandler leaves its name in the file "crash". Ranks that hang, and machines
+    that do not share the run folder, are left to the timeout of the process group.
 
     Args:
         folder: of the run.
@@ -70,12 +72,14 @@ class RankWatch(Callback):
         self.rank, self.size, self.attempt = 0, 1, ""
         self.cause: str | None = None
         self._stop = threading.Event()
+        self._crash: IO[str] | None = None
 
     def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
         if trainer.world_size == 1:
             return
         self.rank, self.size = trainer.global_rank, trainer.world_size
         self.attempt = trainer.strategy.broadcast(uuid.uuid4().hex)
+        self._record_crash()
         self._write("")
         trainer.strategy.barrier("ranks")  # every file is of this attempt before the first poll
         self._stop.clear()
@@ -99,12 +103,25 @@ class RankWatch(Callback):
         if self.size > 1 and not self._stop.is_set():
             self._stop.set()
             self._delete()
+        if self._crash is not None:
+            faulthandler.disable()
+            self._crash.close()
+            self._crash = None
+
+    def _record_crash(self) -> None:
+        """Let a fatal signal leave its name in a file, unless it is written elsewhere already."""
+        with contextlib.suppress(OSError):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            if not faulthandler.is_enabled():
+                self._crash = self._file(self.rank).with_suffix(".crash").open("w", encoding="utf-8")
+                faulthandler.enable(self._crash, all_threads=False)
 
     def _file(self, rank: int) -> Path:
         return self.folder / f"rank_{rank}.json"
 
     def _write(self, error: str) -> None:
-        row = {"attempt": self.attempt, "host": socket.gethostname(), "pid": os.getpid(), "error": error}
+        row: dict[str, Any] = {"attempt": self.attempt, "host": socket.gethostname(), "pid": os.getpid()}
+        row |= {"error": error, "crash": "" if self._crash is None else self._crash.name}
         with contextlib.suppress(OSError):  # a full disk does not end a run
             self.folder.mkdir(parents=True, exist_ok=True)
             with write_atomically(self._file(self.rank)) as partial:
@@ -113,6 +130,7 @@ class RankWatch(Callback):
     def _delete(self) -> None:
         with contextlib.suppress(OSError):
             self._file(self.rank).unlink()
+            self._file(self.rank).with_suffix(".crash").unlink(missing_ok=True)
 
     def _unfinished(self) -> dict[str, dict[str, Any]]:
         """The status of the other ranks that have not ended by themselves, by 'Rank 1 (host, process 123)'."""
@@ -130,7 +148,7 @@ class RankWatch(Callback):
             if row["error"]:
                 return f"{name} failed: {row['error'].rstrip('.')}."
             if row["host"] == socket.gethostname() and _has_ended(row["pid"]):
-                return f"{name} disappeared without an error: it was killed, most often for lack of memory."
+                return f"{name} {_describe_end(row.get('crash', ''))}"
         return None
 
     def _await_failure(self) -> str | None:
@@ -188,6 +206,17 @@ def _is_lost_connection(exception: BaseException) -> bool:
     text = str(exception).lower()
     collective = isinstance(exception, RuntimeError) and any(word in text for word in CONNECTION_ERRORS)
     return collective or isinstance(exception, DistError)
+
+
+def _describe_end(crash: str) -> str:
+    """How a process ended that wrote no error; `crash` is the file for the name of a fatal signal, '' if none."""
+    if not crash:
+        return "disappeared without an error: it crashed, and its output says why, or it was killed (lack of memory?)."
+    with contextlib.suppress(OSError):
+        name = Path(crash).read_text(encoding="utf-8").partition("\n")[0].removeprefix("Fatal Python error: ")
+        if name:
+            return f"crashed outside of Python ({name}); the cause is in its output, above."
+    return "disappeared without an error: it was killed, most often for lack of memory."
 
 
 def _has_ended(pid: int) -> bool:

@@ -62,7 +62,7 @@ class Resume(Callback):
         self.last, self.same_run = join(checkpoints, LAST), same_run
         self.saved: str | None = None
 
-    def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
+    def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """
         Raises:
             ConfigError: the ranks do not see the same checkpoint.
