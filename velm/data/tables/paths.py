@@ -8,7 +8,6 @@ import re
 import shlex
 import unicodedata
 from collections.abc import Iterator
-from pathlib import PureWindowsPath
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -35,7 +34,8 @@ def unusable_paths(paths: pa.ChunkedArray, root: str, allow_outside: bool) -> tu
     suspect = pc.match_substring_regex(paths, SUSPECT)
     if not pc.any(suspect).as_py():
         return {}, ""
-    for prefix in _prefixes(root):
+    prefixes = _prefixes(root)
+    for prefix in prefixes:
         inside = pc.and_(pc.starts_with(paths, prefix), pc.invert(pc.match_substring(paths, "..")))
         suspect = pc.and_not(suspect, inside)
     causes: dict[int, str] = {}
@@ -45,7 +45,7 @@ def unusable_paths(paths: pa.ChunkedArray, root: str, allow_outside: bool) -> tu
         if URL.match(path):
             causes[row] = f"names the URL {path!r}"
             advice[DOWNLOAD] = None
-        elif not allow_outside and _relative(root, path) is None:
+        elif not allow_outside and _relative(prefixes, path) is None:
             causes[row] = f"names the image {path!r}, which is outside {root!r}, the folder that paths start from"
             if not advice:
                 advice[_inside_of(root, path) or OUTSIDE] = None
@@ -72,12 +72,12 @@ def _prefixes(root: str) -> set[str]:
     return {os.path.join(os.path.abspath(root), ""), os.path.join(os.path.realpath(root), "")}
 
 
-def _relative(root: str, path: str) -> str | None:
-    """A path from `root`, with '/'; None if it leads out of `root`. Backslashes separate on every system."""
-    if PureWindowsPath(path).drive and not os.path.isabs(path):
+def _relative(prefixes: set[str], path: str) -> str | None:
+    """A path from the root with these `_prefixes`, with '/'; None if it leads out. Backslashes always separate."""
+    if path[1:2] == ":" and os.sep != "\\":  # a drive of Windows
         return None
     path = os.path.normpath(path.replace("\\", "/"))
-    for prefix in _prefixes(root):
+    for prefix in prefixes:
         path = path.removeprefix(prefix)
     return None if os.path.isabs(path) or path.split(os.sep)[0] == os.pardir else path.replace(os.sep, "/")
 
@@ -116,14 +116,14 @@ def find_images(root: str, paths: pa.ChunkedArray | pa.Array) -> tuple[dict[str,
     bad_samples: list[BadSample] = []
     files, advice = _Files(root), None
     for path in paths.filter(pc.invert(present)).to_pylist():
-        similar = files.similar(path)
+        similar, others = files.similar(path)
         if len(similar) == 1 and similar[0] != path:
             found[path] = similar[0]
             continue
         if advice is None:
             advice = _root_of(root, path)
         full = os.path.join(root, path)
-        question = f" Is it {' or '.join(map(repr, similar[:3]))}?" if similar else files.other_ending(path)
+        question = f" Is it {' or '.join(map(repr, similar[:3]))}?" if similar else others
         bad_samples.append(BadSample(full, no_image_message(full) + question, lost=0, advice=advice))
     return found, bad_samples
 
@@ -164,27 +164,27 @@ class _Files:
     """Looks up the files and folders of `root` by similar names; lists a folder when a path leads there."""
 
     def __init__(self, root: str) -> None:
-        self._root = root
+        self._root, self._prefixes = root, _prefixes(root)
         self._names: dict[str, tuple[dict[str, list[str]], dict[str, list[str]]]] = {}  # by key, and by key of the stem
         self._folders: dict[str, str | None] = {"": ""}
 
-    def similar(self, path: str) -> list[str]:
-        """The files, as paths from `root`, that a path may mean; several where it is ambiguous."""
+    def similar(self, path: str) -> tuple[list[str], str]:
+        """The files, as paths from `root`, that a path may mean, several where it is ambiguous; without any,
+        ' There is 'a.png'.' for 'a.jpg', else ''.
+        """
         folder, name = self._folder_and_name(path)
         if folder is None:
-            return []
+            return [], ""
         whole, stems = self._listing(folder)
-        names = whole.get(_key(name)) or stems.get(_key(name)) or []
-        return [folder + each for each in names]
-
-    def other_ending(self, path: str) -> str:
-        """' There is 'a.png'.' for 'a.jpg', else ''."""
-        folder, name = self._folder_and_name(path)
-        names = [] if folder is None else self._listing(folder)[1].get(_key(os.path.splitext(name)[0]), [])
-        return f" There is {' and '.join(repr(f'{folder}{each}') for each in names[:3])}." if names else ""
+        key = _key(name)
+        names = whole.get(key) or stems.get(key)
+        if names:
+            return [folder + each for each in names], ""
+        others = stems.get(os.path.splitext(key)[0], [])
+        return [], f" There is {' and '.join(repr(folder + each) for each in others[:3])}." if others else ""
 
     def _folder_and_name(self, path: str) -> tuple[str | None, str]:
-        relative = _relative(self._root, path)
+        relative = _relative(self._prefixes, path)
         if relative is None:
             return None, path
         folder, _, name = relative.rpartition("/")
@@ -216,9 +216,11 @@ class _Files:
 
 def _key(name: str) -> str:
     """Equal for names that differ in Unicode form, case or surrounding blanks."""
+    if name.isascii():
+        return name.strip().lower()
     return unicodedata.normalize("NFC", name.strip()).casefold()
 
 
 def _is_text(name: str) -> bool:
     """Whether the bytes of a file name are UTF-8."""
-    return not any("\ud800" <= character <= "\udfff" for character in name)
+    return name.isascii() or not any("\ud800" <= character <= "\udfff" for character in name)
