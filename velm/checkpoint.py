@@ -194,7 +194,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         CheckpointError: the file is missing, damaged, not a VELM checkpoint, from a newer VELM, or would run code;
             the message says which and what to do.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     content = _load(path)
     entry = content.get("velm") if isinstance(content, dict) else None
     if not isinstance(entry, dict) or not isinstance(entry.get("format"), int):

@@ -8,10 +8,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from velm.commands.options import add_extras, add_loading, add_writing, extras_of, load_pipeline, writing
+from velm.commands.options import add_extras, add_loading, add_writing, extras_of, folder_path, load_pipeline, writing
 from velm.data.base import Dataset
 from velm.errors import ConfigError
 from velm.registry import datasets, split_config
+from velm.registry.locate import locate, name_places
 from velm.registry.scalars import read_config, read_value
 
 if TYPE_CHECKING:
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 __all__ = ["dataset_config", "main"]
 
 _PREFIX = "--data.dataset"
+LEVELS = 4
+"""Folders above a checkpoint in which its data is looked for: runs/NAME/last.ckpt lies two below the project."""
 SHOWN = 10
 """Maximal number of unreadable images that are named on stderr."""
 
@@ -41,7 +44,7 @@ def main(argv: Sequence[str]) -> int:
     from velm.report.thumbnails import count_images
 
     pipelines = [_load(args, path) for path in (args.checkpoint, args.compare) if path is not None]
-    dataset: Dataset = datasets.build(dataset_config(pipelines[0].data.get("dataset"), changes))
+    dataset = open_dataset(args.checkpoint, pipelines[0].data, changes)
     dataset.max_bad = _max_bad(args, pipelines[0])
     evaluations, unreadable = measure_all(
         pipelines,
@@ -66,6 +69,29 @@ def main(argv: Sequence[str]) -> int:
     print(f"\n{count_images(first.records)}{texts} of the split {args.split!r}; results are in {args.output}")
     print(f"Report: {args.output / 'report.html'}")
     return _report_unreadable(unreadable, args.output / "unreadable.jsonl")
+
+
+def open_dataset(checkpoint: str, data: Mapping[str, Any], changes: Sequence[tuple[str, Any]]) -> Dataset:
+    """The dataset of a checkpoint, changed by the command line.
+
+    Its paths start from the working folder; those that are not there are looked for in the folder of the training, and
+    in the folders above the checkpoint: a project that was moved as a whole is found.
+
+    Args:
+        checkpoint: the file.
+        data: the data config in it.
+        changes: see `dataset_config`.
+
+    Raises:
+        ConfigError, DataError: it cannot be opened; the message says where was looked and which option names a place.
+    """
+    above = list(Path(checkpoint).expanduser().resolve().parents)[:LEVELS]
+    origin = data.get("folder")
+    folders = [*([origin] if origin else []), *map(str, above)]
+    config = locate(dataset_config(data.get("dataset"), changes), folders, origin)
+    with name_places(config, folders, _PREFIX):
+        dataset: Dataset = datasets.build(config)
+    return dataset
 
 
 def _load(args: argparse.Namespace, checkpoint: str) -> Pipeline:
@@ -157,7 +183,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     add_loading(parser)
     parser.add_argument("--split", default="test", help="split of the dataset (default test)")
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="for metrics.json, report.html ...")
+    parser.add_argument(
+        "--output", type=folder_path, required=True, metavar="DIR", help="for metrics.json, report.html ..."
+    )
     parser.add_argument("--compare", metavar="CHECKPOINT", help="second checkpoint, to compare in the report")
     parser.add_argument(
         "--texts_per_image",

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from velm.commands.options import add_loading, add_writing, load_pipeline, writing
+from velm.commands.options import add_loading, add_writing, folder_path, load_pipeline, writing
 
 if TYPE_CHECKING:
     from velm.explain.explanation import Explanation
@@ -58,7 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--saliency", action="store_true", help="also which pixels decide, by integrated gradients (needs captum)"
     )
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="for the images and arrays")
+    parser.add_argument("--output", type=folder_path, required=True, metavar="DIR", help="for the images and arrays")
     add_writing(parser)
     return parser
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from velm.errors import DataError
@@ -19,6 +20,7 @@ __all__ = [
     "add_writing",
     "at_least_one",
     "extras_of",
+    "folder_path",
     "load_pipeline",
     "spelt_out",
     "writing",
@@ -130,6 +132,11 @@ def at_least_one(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"{value} is too small; it is at least 1")
     return value
+
+
+def folder_path(text: str) -> Path:
+    """argparse type of a folder; `~` is the home folder."""
+    return Path(text).expanduser()
 
 
 def add_extras(parser: argparse.ArgumentParser) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from velm.errors import DataError
 from velm.registry import datasets, load_plugins, split_config
+from velm.registry.locate import locate
 from velm.registry.scalars import read_config
 from velm.util import progress_bar
 
@@ -49,7 +50,8 @@ def main(argv: Sequence[str]) -> int:
 
 def dataset_config(text: str) -> dict[str, Any]:
     name, options = split_config(read_config(text, "--dataset"), "dataset")
-    return {"name": name, **options}
+    config: dict[str, Any] = locate({"name": name, **options}, [])
+    return config
 
 
 def _splits(config: dict[str, Any]) -> list[str]:
@@ -76,7 +78,13 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("--dataset", required=True, metavar="SPEC", help="'{name: csv, path: captions.csv}'")
-    parser.add_argument("--output", required=True, metavar="DIR", help="for DIR/train-00000.tar ..., DIR/manifest.json")
+    parser.add_argument(
+        "--output",
+        type=os.path.expanduser,
+        required=True,
+        metavar="DIR",
+        help="for DIR/train-00000.tar ..., DIR/manifest.json",
+    )
     parser.add_argument("--shard_size", type=int, default=1000, metavar="N", help="samples in a shard (default 1000)")
     cores = min(8, os.cpu_count() or 1)
     parser.add_argument("--workers", type=int, default=cores, metavar="N", help=f"processes (default {cores})")

@@ -12,13 +12,15 @@ jsonargparse merges the options of classes with signatures, and replaces a mappi
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from velm.registry.locate import locate, locate_path
 from velm.registry.scalars import Float, Value, as_flow, load_yaml, plain, read_value
 
-__all__ = ["PARTS", "YAML_MODE", "merge_parts", "prepare_parser"]
+__all__ = ["PARTS", "YAML_MODE", "locate_parts", "merge_parts", "prepare_parser"]
 
 PARTS = (
     "model.image_encoder", "model.text_encoder", "model.decoder", "model.balance", "model.losses", "data.dataset",
@@ -66,6 +68,21 @@ def merge_parts(args: Sequence[str]) -> list[str]:
         *args,
         *(f"--{path}={value if isinstance(value, str) else as_flow(value)}" for path, value in several.items()),
     ]
+
+
+def locate_parts(config: Any, folders: Sequence[str]) -> None:
+    """Replace the paths of a run's parsed config by those of files that exist, see `velm.registry.locate`."""
+    for part in PARTS:
+        section, name = part.split(".")
+        config[section][name] = locate(config[section][name], folders)
+    if config.model.pretrained is not None:
+        config.model.pretrained = locate_path(config.model.pretrained, folders)
+    if isinstance(config.data.cache_features, str):
+        config.data.cache_features = os.path.expanduser(config.data.cache_features)
+    files = {name: locate_path(name, folders) for name in config.plugins if name.endswith(".py")}
+    for section in (config, config.model, config.data):
+        if section.plugins:
+            section.plugins = [files.get(name, name) for name in section.plugins]
 
 
 def _settings(args: Sequence[str]) -> Iterator[tuple[str, list[str], Any, bool]]:

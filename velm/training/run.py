@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
@@ -21,6 +22,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from velm import _compat
 from velm.errors import BadDataError, ConfigError
+from velm.registry.locate import name_places
 from velm.training.balancing.watch import GradientWatch
 from velm.training.config import Augmentation, OptimizerConfig, ValidationConfig, WatchConfig
 from velm.training.data import VisionLanguageData
@@ -32,7 +34,7 @@ from velm.training.monitor.loggers import CaptionPanel, EventLogger, ResumableCS
 from velm.training.monitor.progress import ParameterSummary, PrintResults, ProgressLine
 from velm.training.monitor.throughput import Speed
 from velm.training.monitor.tuning import FoundOptions
-from velm.training.part_options import YAML_MODE, merge_parts, prepare_parser
+from velm.training.part_options import YAML_MODE, locate_parts, merge_parts, prepare_parser
 from velm.training.recovery.checkpoint_io import Checkpoints, exists, is_url, join
 from velm.training.recovery.nonfinite import NonFiniteGuard
 from velm.training.recovery.quarantine import Quarantine, QuarantineFile
@@ -95,6 +97,12 @@ class VelmCLI(LightningCLI):
                 raise
             raise failure from error
 
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        super().parse_arguments(parser, args)
+        config = self.config[self.config.subcommand]
+        self.config_folders = [os.path.dirname(str(file)) or "." for file in config.get("config") or []]
+        locate_parts(config, self.config_folders)
+
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
         refuse_url(str(config.trainer.default_root_dir))
@@ -122,8 +130,10 @@ class VelmCLI(LightningCLI):
             config.ckpt_path = best
 
     def instantiate_classes(self) -> None:
+        dataset = self.config[self.subcommand].data.dataset
         try:
-            super().instantiate_classes()
+            with name_places(dataset, self.config_folders, "--data.dataset"):
+                super().instantiate_classes()
             if self._get(self.config_init, "ckpt_path") is not None:
                 self.model.pretrained = None  # the weights are the checkpoint's
         except BadDataError as error:  # the vocabulary is made of the data, so it is opened before there is a Trainer

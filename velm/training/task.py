@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -333,7 +334,7 @@ class VisionLanguageTask(lightning.LightningModule):
             tokenizer_name=data.tokenizer_name,
             transform=data.eval_transform.config(),
             max_length=data.max_length,
-            data=data.config(),
+            data={**data.config(), "folder": os.getcwd()},  # where its relative paths start
             target=data.has_target,
             plugins=list(dict.fromkeys([*self.model_config["plugins"], *data.plugins])),
             logit_scale=logit_scale_of(self.losses, checkpoint["state_dict"]),  # with `ema`, of the average
