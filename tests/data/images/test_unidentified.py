@@ -76,6 +76,7 @@ def forget_heic():
         (bytes(128) + b"DICM" + bytes(10), "it is DICOM"),
         (b"%PDF-1.7", "it is PDF"),
         (b"\0\0\0\x18ftypisom" + bytes(64), "it is a video"),
+        (b"\xff\x0a\xfa\x7f", "it is JPEG XL"),
         (b"", "it is empty"),
     ],
 )

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from velm.data.formats.delimited import CSV, JSONL
-from velm.data.tables.paths import find_images, image_folder
+from velm.data.tables.paths import download_first, find_images, image_folder
 from velm.errors import DataError
 
 
@@ -137,6 +137,18 @@ def test_urls_are_to_be_downloaded(tmp_path: Path, options: dict[str, bool]) -> 
         r"\{name: webdataset, train: 'data/\{00000..00000\}.tar'\}.",
         message,
     )
+
+
+@pytest.mark.parametrize(
+    ("file", "words"),
+    [
+        ("cc.v2.tsv", "--input_format tsv --url_col url --caption_col 'my text' --output_format webdataset --output_folder cc.v2"),
+        ("my data.csv.gz", "--url_list 'my data.csv.gz' --input_format csv.gz "),
+        ("laion.parquet", "train: 'laion/{00000..00002}.tar'"),
+    ],
+)  # fmt: skip
+def test_the_command_that_downloads_fits_the_file(file: str, words: str) -> None:
+    assert words in download_first(file, "url", "my text", 20_001)
 
 
 def test_a_url_among_paths_is_a_bad_sample(tmp_path: Path) -> None:

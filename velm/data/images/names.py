@@ -13,12 +13,12 @@ HIDDEN = ("__MACOSX", "@eaDir")
 #: Formats that Pillow recognises and cannot decode by itself, and pages of vectors, which need Ghostscript.
 UNREADABLE = ("BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF")
 #: Read with pillow-heif or not at all: taken all the same, so that the file is named rather than passed over.
-OTHERS = (".avif", ".heic", ".heif", ".hif", ".svg", ".svgz")
+OTHERS = (".avif", ".heic", ".heif", ".hif", ".jxl", ".dcm", ".svg", ".svgz")
 
 
 @cache
 def image_suffixes() -> frozenset[str]:
-    """Every file extension, lower case with its dot, that Pillow decodes, and those of HEIC, AVIF and SVG."""
+    """Every file extension, lower case with its dot, that Pillow decodes, and `OTHERS`."""
     from PIL import Image
 
     formats = Image.registered_extensions()

@@ -53,6 +53,8 @@ def explain(encoded: bytes) -> str:
         return "it is HEIC, which Pillow reads with pillow-heif: pip install 'velm[heic]'"
     if encoded[4:12] in (b"ftypavif", b"ftypavis"):
         return "it is AVIF, which needs a newer Pillow: pip install -U pillow"
+    if encoded.startswith((b"\xff\x0a", b"\0\0\0\x0cJXL ")):
+        return "it is JPEG XL; convert it, for example with djxl image.jxl image.png"
     if encoded[4:8] == b"ftyp":
         return "it is a video; extract its frames, for example with ffmpeg"
     if b"<svg" in head:

@@ -54,7 +54,8 @@ def unusable_paths(paths: pa.ChunkedArray, root: str, allow_outside: bool) -> tu
 
 def download_first(file: str, url_column: str, text_column: str, rows: int) -> str:
     """The message for a table of URLs (Conceptual Captions, LAION): what to type to download it, and what then."""
-    stem, _, suffix = os.path.basename(file).partition(".")
+    stem, suffix = os.path.splitext(os.path.basename(file).removesuffix(".gz"))
+    suffix = suffix[1:] + ".gz" * file.endswith(".gz")
     last = max(0, math.ceil(rows / IMG2DATASET_SHARD) - 1)
     command = (
         f"img2dataset --url_list {shlex.quote(file)} --input_format {suffix or 'csv'} --url_col "
