@@ -142,7 +142,7 @@ def test_urls_are_to_be_downloaded(tmp_path: Path, options: dict[str, bool]) -> 
 @pytest.mark.parametrize(
     ("file", "words"),
     [
-        ("cc.v2.tsv", "--input_format tsv --url_col url --caption_col 'my text' --output_format webdataset --output_folder cc.v2"),
+        ("cc.v2.tsv", "--input_format tsv --url_col url --caption_col 'my text' --output_format webdataset"),
         ("my data.csv.gz", "--url_list 'my data.csv.gz' --input_format csv.gz "),
         ("laion.parquet", "train: 'laion/{00000..00002}.tar'"),
     ],
