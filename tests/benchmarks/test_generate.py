@@ -30,7 +30,7 @@ def test_all_write_as_many_tokens(images, beams, dtype) -> None:
     assert generate.build("velm_coca", beams, dtype)(images).shape == (2, 1, 5)
 
 
-def test_the_loop_is_greedy_over_the_whole_sentence(images) -> None:
+def test_the_loop_is_greedy_over_the_whole_text(images) -> None:
     pytest.importorskip("open_clip", reason="pip install 'velm[bench]'")
     torch.manual_seed(0)  # else a word may be the padding, which its text tower masks
     model = generate.coca(1, 1)

@@ -34,7 +34,7 @@ def test_the_corpus_is_the_same_each_time(tmp_path: Path) -> None:
     assert Image.open(first[0]).size == (50, 37)
 
 
-def test_both_sides_read_the_same_images_and_sentences(tmp_path: Path) -> None:
+def test_both_sides_read_the_same_images_and_texts(tmp_path: Path) -> None:
     data.write_tables(tmp_path, data.make_corpus(tmp_path, 3, 50, 37, 1.0))
     with open(tmp_path / "ours.csv") as ours, open(tmp_path / "theirs.csv") as theirs:
         (_, *mine), (header, *yours) = csv.reader(ours), csv.reader(theirs, delimiter="\t")

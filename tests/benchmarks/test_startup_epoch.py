@@ -38,7 +38,7 @@ def test_rows_are_the_first_training_rows_each_once(flickr: Path, tmp_path: Path
     assert {row["split"] for row in rows} == {"train"}
 
 
-def test_too_few_rows_are_told(flickr: Path, tmp_path: Path) -> None:
+def test_too_few_rows_are_named(flickr: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="has 6 training rows, and 7 are asked for"):
         photographs.write_rows(flickr, tmp_path / "rows.csv", 7)
 
@@ -119,7 +119,7 @@ def test_children_count_with_tree(tmp_path: Path) -> None:
     assert processes.run(["-c", code], folder=tmp_path, threads=1, tree=True).peak_mb > 115
 
 
-def test_what_fails_is_told(tmp_path: Path) -> None:
+def test_what_fails_is_named(tmp_path: Path) -> None:
     with pytest.raises(AssertionError, match=r"exit status 3\nlast words"):
         processes.run(["-c", "print('last words'); raise SystemExit(3)"], folder=tmp_path, threads=1)
 
@@ -131,7 +131,7 @@ def test_lightning_by_hand_is_of_the_same_size() -> None:
 
 
 @pytest.mark.slow
-def test_both_sides_read_each_sentence_once_as_the_same_tokens() -> None:
+def test_both_sides_read_each_text_once_as_the_same_tokens() -> None:
     pytest.importorskip("open_clip_train")
     try:
         photographs.data_folder()

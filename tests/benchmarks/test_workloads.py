@@ -15,7 +15,7 @@ EXACT = Settings(precision="32", threads=1)
 SMALL = {"width": 64, "depth": 1}
 
 
-def test_sentences_have_real_lengths_and_both_sides_read_the_same() -> None:
+def test_texts_have_real_lengths_and_both_sides_read_the_same() -> None:
     batch = inputs.feed(3, 64)
     assert 10 < batch.lengths.float().mean() < 18
     for tokens, length in zip(batch.tokens, batch.lengths, strict=True):

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tiny_run
 import yaml
 from PIL import Image
 
@@ -24,12 +25,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 ROOT = Path(__file__).parents[2]
 FLICKR = ROOT.parent / "shared" / "data" / "flickr8k" / "captions.csv"
 TINY: dict[str, Any] = {
-    "model": {
-        "image_encoder": {"name": "cnn", "dim": 16},
-        "text_encoder": {"name": "rnn", "dim": 16},
-        "decoder": {"name": "transformer", "dim": 16, "depth": 1, "heads": 2},
-        "losses": {"contrastive": {}, "captioning": {}},
-    },
+    "model": {name: part for name, part in tiny_run.TINY["model"].items() if name != "validation"},
     "data": {"image_size": 32, "batch_size": 4, "max_length": 16},
     "trainer": {"max_epochs": 2, "accelerator": "cpu"},
 }

@@ -55,7 +55,7 @@ def test_a_state_is_never_changed_by_stepping_on():
     assert torch.equal(first, again)
 
 
-def test_beams_within_their_sentence_do_not_copy_the_memory():
+def test_beams_within_their_text_do_not_copy_the_memory():
     decoder = HFDecoder(model_name="gpt2", config=GPT2, **GIVEN).eval()
     _, state = decoder.step(torch.tensor([4, 5]), decoder.start(torch.randn(2, 3, 12)))
     state = state.select(torch.tensor([0, 0, 1, 1]))
@@ -116,7 +116,7 @@ def test_errors_say_what_is_allowed(options, message):
         HFDecoder(**GIVEN, **options)
 
 
-def test_too_long_a_sentence():
+def test_too_long_a_text():
     decoder = HFDecoder(model_name="roberta", config=BERT, **GIVEN)
     assert decoder.max_length == 20  # positions begin behind the pad id, 3
     with pytest.raises(ValueError, match="21 tokens, but RobertaForCausalLM holds 20"):

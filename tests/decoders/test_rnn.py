@@ -53,7 +53,7 @@ def test_penalty_by_hand():
     assert build().decode(tokens, torch.randn(2, 4, 6, dtype=torch.float64)).penalty is None
 
 
-def test_no_sentence_at_all_is_no_error():
+def test_no_text_at_all_is_no_error():
     assert build()(torch.zeros(2, 3, dtype=torch.int64), torch.randn(2, 4, 6, dtype=torch.float64)).shape == (2, 3, 8)
 
 

@@ -63,7 +63,7 @@ def test_twice_in_one_split_is_information(records) -> None:
     assert found["duplicates_across_splits"].severity == "ok"
 
 
-def test_drawings_on_plain_ground_are_told_apart() -> None:
+def test_drawings_on_plain_ground_are_distinguished() -> None:
     data = Shapes(train_size=400, val_size=100, test_size=100)
     found = examined(**{name: data.split(name) for name in ("train", "val", "test")})
     assert found["duplicates_across_splits"].severity == "ok"

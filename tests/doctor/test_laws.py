@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny_run
 import torch
 import yaml
 from torch.utils.checkpoint import checkpoint
@@ -30,9 +31,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 TINY: dict[str, Any] = {
     "seed_everything": 3,
     "model": {
-        "image_encoder": {"name": "cnn", "dim": 16},
-        "text_encoder": {"name": "rnn", "dim": 16},
-        "decoder": {"name": "transformer", "dim": 16, "depth": 1, "heads": 2},
+        **tiny_run.TINY["model"],
         "losses": {"contrastive": {}, "captioning": {"label_smoothing": 0.1}},
         "ema": 0.9,
     },

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from encoding import random_images
 
 from velm.encoders.cnn import CNNEncoder
 
@@ -19,14 +20,6 @@ def build(architecture="residual", norm=None, pooling="max", **options):
     torch.manual_seed(0)
     options = {"dim": 16, "widths": [4, 8]} | options
     return CNNEncoder(architecture=architecture, norm=norm, pooling=pooling, **options).double().eval()
-
-
-def random_images(*shape):
-    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-
-
-def close(left, right):
-    torch.testing.assert_close(left, right, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -198,7 +198,7 @@ def test_text_errors_say_what_is_allowed(options, message):
         HFTextEncoder(vocab_size=32, **options)
 
 
-def test_too_long_a_sentence():
+def test_too_long_a_text():
     encoder = HFTextEncoder(model_name="roberta", config=TEXT, vocab_size=32, pad_id=0)
     with pytest.raises(ValueError, match=r"40 tokens, but RobertaModel holds 39"):
         encoder(torch.ones(1, 40, dtype=torch.long), torch.ones(1, 40, dtype=torch.bool))

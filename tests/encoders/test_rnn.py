@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from encoding import close, token_batch
 from torch import nn
 
 from velm.encoders.rnn import RNNEncoder
@@ -17,20 +18,10 @@ def build(cell="gru", pooling="last", bidirectional=False, **options):
     return encoder.double().eval()
 
 
-def sentences():
-    mask = torch.arange(6) < torch.tensor([4, 6, 2])[:, None]
-    generator = torch.Generator().manual_seed(1)
-    return torch.randint(1, 11, (3, 6), generator=generator) * mask, mask
-
-
-def close(left, right):
-    torch.testing.assert_close(left, right, rtol=1e-10, atol=1e-10)
-
-
 def test_the_plain_cell_is_its_formula():
     encoder = build("tanh", embed_dim=5)
     nn.init.normal_(encoder.rnn.bias_ih_l0)
-    tokens, mask = sentences()
+    tokens, mask = token_batch()
     W, U, b = encoder.rnn.weight_ih_l0, encoder.rnn.weight_hh_l0, encoder.rnn.bias_ih_l0
     output = encoder(tokens, mask)
     for row, length in enumerate(mask.sum(dim=1).tolist()):
@@ -43,7 +34,7 @@ def test_the_plain_cell_is_its_formula():
 
 @pytest.mark.parametrize("cell", CELLS)
 def test_last_is_where_each_direction_ends(cell):
-    tokens, mask = sentences()
+    tokens, mask = token_batch()
     output = build(cell, bidirectional=True, layers=2)(tokens, mask)
     forward, backward = output.pooled.chunk(2, dim=-1)
     close(forward, output.features[torch.arange(3), mask.sum(dim=1) - 1, :4])
@@ -52,7 +43,7 @@ def test_last_is_where_each_direction_ends(cell):
 
 @pytest.mark.parametrize("both", [False, True])
 def test_reading_backwards_is_only_for_both_directions(both):
-    tokens, mask = sentences()
+    tokens, mask = token_batch()
     encoder = build(bidirectional=both)
     changed = tokens.clone()
     changed[:, 1] = changed[:, 1] % 10 + 1
@@ -81,7 +72,7 @@ def test_errors_settle_the_matter():
 
 
 def test_word_dropout_takes_whole_words_and_only_in_training():
-    tokens, mask = sentences()
+    tokens, mask = token_batch()
     encoder = build(word_dropout=0.5)
     read = []
     encoder.rnn.register_forward_pre_hook(lambda module, args: read.append(args[0].data))

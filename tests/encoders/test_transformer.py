@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from encoding import token_batch
 
 from velm.encoders.transformer import TransformerEncoder
 
@@ -24,19 +25,9 @@ def build(pooling="mean", causal=False, positions="learned", **options):
     return encoder.double().eval()
 
 
-def sentences():
-    mask = torch.arange(6) < torch.tensor([4, 6, 2])[:, None]
-    generator = torch.Generator().manual_seed(1)
-    return torch.randint(1, 11, (3, 6), generator=generator) * mask, mask
-
-
-def close(left, right):
-    torch.testing.assert_close(left, right, rtol=1e-10, atol=1e-10)
-
-
 @pytest.mark.parametrize("causal", [False, True])
 def test_causal_means_that_later_words_are_unseen(causal):
-    tokens, mask = sentences()
+    tokens, mask = token_batch()
     encoder = build("last", causal)
     changed = tokens.clone()
     changed[1, 4:] = changed[1, 4:] % 10 + 1
@@ -52,7 +43,7 @@ def test_order_matters(positions):
 
 
 def test_last_is_eos():
-    tokens, mask = sentences()
+    tokens, mask = token_batch()
     output = build("last", causal=True)(tokens, mask)
     assert torch.equal(output.pooled, output.features[torch.arange(3), mask.sum(dim=1) - 1])
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from encoding import close, random_images
 
 from velm.encoders.vit import ViTEncoder
 
@@ -14,14 +15,6 @@ def build(positions="sine", pooling="mean", **options):
     torch.manual_seed(0)
     options = {"dim": 8, "depth": 2, "heads": 2, "patch_size": 4, "position_grid": 3} | options
     return ViTEncoder(positions=positions, pooling=pooling, **options).double().eval()
-
-
-def random_images(*shape):
-    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-
-
-def close(left, right):
-    torch.testing.assert_close(left, right, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("kind", KINDS)

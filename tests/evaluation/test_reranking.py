@@ -88,7 +88,7 @@ def test_a_captioner_that_knows_finds_everything(pipeline, records, found, monke
     assert scores["image_to_text/recall@1"] == scores["text_to_image/recall@1"] == 1.0
 
 
-def test_the_scale_is_the_one_that_was_learnt(pipeline, records, found, write_checkpoint):
+def test_the_scale_is_the_one_that_was_trained(pipeline, records, found, write_checkpoint):
     """Where a loss has none, as triplet, the cosines are multiplied by 20."""
     assert pipeline.logit_scale == pytest.approx(math.e**2)
     plain = load(write_checkpoint("plain.ckpt", logit_scale=None))

@@ -93,7 +93,7 @@ def trained(tokenizer):
 
 
 @pytest.mark.parametrize("tokenizer", [trained(BPETokenizer(vocab_size=300)), ByteTokenizer()], ids=["bpe", "bytes"])
-def test_pieces_of_a_word_are_averaged(tokenizer):
+def test_tokens_of_a_word_are_averaged(tokenizer):
     ids = tokenizer.encode("a zebra strip")[1:]
     grids = torch.arange(len(ids), dtype=torch.float)[:, None, None].expand(-1, 2, 2)
     found = _by_word(tokenizer, ids, grids)

@@ -39,7 +39,7 @@ def test_in_bfloat16_the_maps_are_nearly_the_same(write_checkpoint, image):
         assert abs(two[name] - maps).max() < 0.1 * abs(maps).max()
 
 
-def test_sentences_that_are_given_are_explained(write_checkpoint, image):
+def test_texts_that_are_given_are_explained(write_checkpoint, image):
     first, second = explain(load(write_checkpoint()), image, ["a red circle", "a star"])
     assert (first.text, first.words) == ("a red circle", ("a", "red", "circle"))
     assert second.words == ("a", "star")
@@ -57,7 +57,7 @@ def test_what_a_decoder_reads_is_given_and_what_it_writes_explained(write_checkp
         explain(translator, image)
 
 
-def test_alignment_alone_takes_a_sentence(write_checkpoint, image):
+def test_alignment_alone_takes_a_text(write_checkpoint, image):
     aligner = load(write_checkpoint(decoder=None, losses={"contrastive": {}}))
     (found,) = explain(aligner, image, ["a red circle"])
     assert found.arrays().keys() == {"similarity"}

@@ -48,7 +48,7 @@ def test_no_ngram_twice(table, write, size, config):
         assert len(ngrams) == len(set(ngrams))
 
 
-def test_a_sentence_that_may_write_nothing_ends(table, write):
+def test_a_text_that_may_write_nothing_ends(table, write):
     found = write(table(), torch.zeros(1, 2, 6), no_repeat_ngram=1, min_length=9, max_length=9)
     assert found.tokens[0, 0].tolist()[3:] == [EOS]
     assert found.scores.isfinite().all()

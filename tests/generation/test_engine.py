@@ -64,7 +64,7 @@ def test_attention_is_that_of_teacher_forcing(small_decoder, write, beams):
 
 
 @pytest.mark.parametrize("config", [{}, {"num_beams": 4, "num_return": 4}, {"temperature": 2.0, "num_return": 4}])
-def test_shape_of_a_sentence(table, write, config):
+def test_shape_of_a_text(table, write, config):
     """Words, then eos once, then padding; nothing that is suppressed."""
     found = write(table(), torch.randn(6, 2, 6), max_length=7, seed=0, suppress=(PAD, BOS, 4), **config)
     assert found.tokens.dtype == torch.int64
@@ -110,7 +110,7 @@ def test_nobody_left_means_stop(table, write):
     assert steps == [4]
 
 
-def test_sentences_that_are_done_leave(table, write):
+def test_texts_that_are_done_leave(table, write):
     """Half of the batch ends at once: the rest goes on by itself."""
     decoder, steps = table(), []
     memory = torch.zeros(4, 2, 6)
@@ -130,7 +130,7 @@ def test_the_decoder_is_put_back(write):
     assert torch.equal(one.tokens, write(decoder, torch.ones(1, 2, 6).double()).tokens)
 
 
-def test_no_memories_no_sentences(write):
+def test_no_memories_no_texts(write):
     assert write(small_decoders(kinds=("rnn",))["rnn"], torch.zeros(0, 2, 6).double()).tokens.shape == (0, 1, 0)
 
 

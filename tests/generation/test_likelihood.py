@@ -55,7 +55,7 @@ def test_a_shared_memory_is_a_repeated_one(small_decoder, memory, mask):
     torch.testing.assert_close(shared, log_likelihood(small_decoder, tokens, content, memory[rows], mask[rows]))
 
 
-def test_all_sentences_together_are_certain(table):
+def test_all_texts_together_are_certain(table):
     """Every sentence of up to two words, and those that are longer: their probabilities add up to 1."""
     decoder, memory = table(), torch.randn(1, 2, 6)
     ended = [[BOS, EOS, PAD, PAD], *([BOS, a, EOS, PAD] for a in (0, 1, 3, 4, 5))]

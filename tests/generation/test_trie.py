@@ -20,7 +20,7 @@ def test_only_what_leads_to_an_answer_may_follow():
         assert follows(trie, states[sentence])[0].nonzero().flatten().tolist() == expected
 
 
-def test_rows_are_told_apart_and_scores_kept():
+def test_rows_are_distinguished_and_scores_kept():
     trie = Trie([(3,), (4, 5)], eos_id=EOS, vocab_size=9)
     states = trie.advance(torch.zeros(2, 2, dtype=torch.int64), torch.tensor([[3, 4], [4, 3]]))
     assert states.shape == (2, 2)

@@ -100,7 +100,7 @@ def test_products_are_the_fused_kernel(causal, masked):
         torch.testing.assert_close(ours, theirs)
 
 
-def test_products_are_for_short_sequences_that_are_learnt_in_bfloat16():
+def test_products_are_for_short_sequences_that_are_trained_in_bfloat16():
     short = torch.randn(1, 1, 8, 4, dtype=torch.bfloat16, requires_grad=True)
     assert matmul_is_faster(short, short)
     assert not matmul_is_faster(short.float(), short)

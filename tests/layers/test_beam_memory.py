@@ -14,7 +14,7 @@ def test_select_reads_what_the_rows_read(rows):
     assert once.mask.repeat_interleave(once.copies, 0)[:, 0].tolist() == [row > 0 for row in rows]
 
 
-def test_beams_within_their_sentence_copy_nothing():
+def test_beams_within_their_text_copy_nothing():
     tensor = torch.randn(2, 3)
     shared = BeamMemory((tensor,)).select(torch.tensor([0, 0, 0, 1, 1, 1]))
     moved = shared.select(torch.tensor([2, 0, 0, 4, 3, 5]))

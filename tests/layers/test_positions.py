@@ -50,12 +50,12 @@ def test_dtype_is_that_of_the_features(dtype):
 
 
 @pytest.mark.parametrize("module", [SinePositions(8), LearnedPositions(8, 9)], ids=["sine", "learned"])
-def test_start_continues_a_sentence(module):
+def test_start_continues_a_text(module):
     whole = module(torch.zeros(1, 9, 8))
     torch.testing.assert_close(module(torch.zeros(1, 4, 8), start=5), whole[5:])
 
 
-def test_long_sentences_keep_distinct_sines_in_half_precision():
+def test_long_texts_keep_distinct_sines_in_half_precision():
     places = SinePositions(64)(torch.zeros(1, 600, 64, dtype=torch.bfloat16)).float()
     assert torch.pdist(places).min() > 0
 

@@ -19,7 +19,7 @@ def tokenizer(request):
     return made
 
 
-def test_words_are_found_in_the_sentences_that_have_them(tokenizer):
+def test_words_are_found_in_the_texts_that_have_them(tokenizer):
     options = {"forbidden": ["red dog"], "must_include": ["dog"], "answers": ["a red dog"], "prefix": "a red"}
     found = encode_text_options(tokenizer, {**options, "num_beams": 2})
     sentence = tokenizer.to_ids("a red dog")

@@ -39,7 +39,7 @@ def test_broken_losses_are_caught_by_name(reduce: Callable[[Tensor], Tensor], vi
     assert [f.check for f in check_loss(Broken).violations] == [violation]
 
 
-def test_a_loss_that_requires_what_does_not_exist_is_told_what_does() -> None:
+def test_an_unknown_requirement_is_named_with_the_known_ones() -> None:
     class Asks(Distance):
         requires = frozenset({"images"})
 

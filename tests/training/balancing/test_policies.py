@@ -202,7 +202,7 @@ def test_no_conflict_is_left_on_shared_parameters_and_others_are_as_ever(project
     assert float((flat(plain, shared) - found).abs().max()) > 1e-3
 
 
-def test_pieces_are_projected_as_the_whole(projected: dict[str, Tensor]) -> None:
+def test_micro_batches_are_projected_as_the_whole(projected: dict[str, Tensor]) -> None:
     assert_same(step(make_task(CONFLICT, "projection", micro_batch_size=3), whole_batch()), projected)
 
 
@@ -253,7 +253,7 @@ def test_bfloat16_is_projected_too() -> None:
 
 
 @pytest.mark.slow
-def test_compiled_towers_are_gone_through_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compiled_towers_are_run_backwards_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     from velm.training import task as module
     from velm.training.memory.compile import compile_tower
 

@@ -86,7 +86,7 @@ def test_a_model_that_knows_nothing_has_ln_b() -> None:
     assert uninformed(torch.tensor([0, 0, 1, 1])) == pytest.approx(math.log(3))
 
 
-def test_an_alarm_rings_once_until_it_is_over(tmp_path: Path) -> None:
+def test_an_alarm_starts_once_until_it_is_over(tmp_path: Path) -> None:
     alarms, trainer = Alarms(tmp_path), SimpleNamespace(current_epoch=1, global_step=7)
     with pytest.warns(UserWarning, match="Alarm: too loud"):
         alarms.judge(trainer, "noise", True, "too loud")  # type: ignore[arg-type]
@@ -112,7 +112,7 @@ def validated(tmp_path: Path, embeds: torch.Tensor, written: list[str], config: 
     return alarms.file.read_text(encoding="utf-8") if alarms.file.exists() else ""
 
 
-def test_collapses_are_told_from_health(tmp_path: Path) -> None:
+def test_collapses_differ_from_health(tmp_path: Path) -> None:
     point, spread = torch.ones(40, 16), torch.eye(16).repeat(3, 1)
     config = WatchConfig(distinct=0.1)
     assert validated(tmp_path, spread, [f"a dog {i}" for i in range(40)], config) == ""

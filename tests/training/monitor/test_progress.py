@@ -11,24 +11,16 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from tiny_run import TINY
 
 from tests.training.test_task import make_task
 from velm.training.monitor.progress import parameter_lines
 
 CONFIG = {
-    "seed_everything": 0,
-    "model": {
-        "image_encoder": {"name": "cnn", "dim": 16},
-        "text_encoder": {"name": "rnn", "dim": 16},
-        "decoder": {"name": "transformer", "dim": 16, "depth": 1, "heads": 2},
-        "losses": {"contrastive": {}, "captioning": {}},
-        "validation": {"max_length": 6},
-        "watch": {"chance": 0, "effective_rank": 0, "distinct": 0},
-    },
-    "data": {"dataset": {"name": "shapes", "train_size": 32, "val_size": 8, "test_size": 8}, "image_size": 32,
-             "batch_size": 8},
+    **TINY,
+    "model": {**TINY["model"], "watch": {"chance": 0, "effective_rank": 0, "distinct": 0}},
     "trainer": {"max_epochs": 2, "accelerator": "cpu", "log_every_n_steps": 1},
-}  # fmt: skip
+}
 
 
 def on_a_terminal(command: list[str], folder: Path) -> str:
