@@ -22,8 +22,10 @@ INSTEAD = {
     "spec": "config",
 }
 """Word that is not used in a name -> the field's word."""
-ALLOWED = {"unique_pictures", "pictures", "module_spec", "module_from_spec", "spec_from_file_location", "ParamSpec"}
-"""Names that users' scripts hold (`velm.metrics.unique_pictures`, `velm doctor --pictures`), or that Python has."""
+ALLOWED = {
+    "unique_pictures", "pictures", "faults", "module_spec", "module_from_spec", "spec_from_file_location", "ParamSpec",
+}  # fmt: skip
+"""Names in users' scripts (`unique_pictures`, `velm doctor --pictures`, `records.faults`) and in Python."""
 
 
 def identifiers(tree: ast.AST) -> set[str]:

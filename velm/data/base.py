@@ -12,6 +12,7 @@ import numpy as np
 
 __all__ = [
     "Dataset",
+    "DetectedFormat",
     "EncodedImage",
     "Record",
     "Records",
@@ -21,6 +22,10 @@ __all__ = [
     "text_counts",
     "text_only",
 ]
+
+
+class DetectedFormat(UserWarning):
+    """What was detected in a file and is not the default, such as its delimiter; nothing is wrong with the data."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,11 @@ class Record:
 
 class Records(Sequence[Record]):
     """Records that are built on access. A subclass implements `__len__` and `record`."""
+
+    @property
+    def faults(self) -> Sequence[Any]:
+        """The name of `bad_samples` before 0.2."""
+        return getattr(self, "bad_samples", ())
 
     @abstractmethod
     def record(self, index: int) -> Record:

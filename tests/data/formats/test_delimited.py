@@ -12,9 +12,10 @@ import pytest
 from PIL import Image
 from pyarrow import parquet
 
-from velm.data.base import Record
-from velm.data.formats import delimited
-from velm.data.formats.delimited import CSV, JSONL, TSV
+from velm.data.base import Record, first_records
+from velm.data.formats import delimited, jsonl
+from velm.data.formats.delimited import CSV, TSV
+from velm.data.formats.jsonl import JSONL
 from velm.data.formats.parquet import Parquet
 from velm.errors import DataError
 
@@ -236,9 +237,20 @@ def test_a_image_in_two_splits(tmp_path: Path) -> None:
     assert len(CSV(path=path, allow_overlap=True).split("val")) == 2
 
 
-def test_an_id_with_two_images(tmp_path: Path) -> None:
-    message = error(write(tmp_path, content=rows(image_id="7")))
-    assert "row 2: image id '7' has two images, 'images/a.png' and 'images/b.png'" in message
+def test_an_id_with_two_images_is_two_records_of_one_image(tmp_path: Path) -> None:
+    path = write(tmp_path, content=rows(image_id="7"))
+    with pytest.warns(UserWarning, match=r"row 2, an image id has several files: '7' is 'images/a.png' and 'images/b"):
+        train = CSV(path=path).split("train")
+    assert [(record.image_id, len(record.texts)) for record in train] == [("7", 2), ("7", 1)]
+    assert train.image_indices.tolist() == [0, 0]
+    assert first_records(train).tolist() == [0, 0]
+
+
+def test_an_image_with_two_ids_is_a_warning(tmp_path: Path) -> None:
+    path = write(tmp_path, content=rows(image_path="images/a.png"))
+    with pytest.warns(UserWarning, match=r"a file has several ids: 'images/a.png' is image '7' and image '3'"):
+        assert len(CSV(path=path).split("train")) == 2
+    assert len(CSV(path=path, image_id_column=None).split("train")) == 1  # what the warning says
 
 
 def test_files_of_another_kind(tmp_path: Path) -> None:
@@ -248,8 +260,8 @@ def test_files_of_another_kind(tmp_path: Path) -> None:
     assert "Cannot read" in error(path, kind=Parquet)
     assert "row 1: the row is not JSON" in error(path, kind=JSONL)
     assert "Cannot read" in error(str(tmp_path / "empty"))
-    (tmp_path / "list").write_text("[1]\n")
-    assert "row 1: the row is not a JSON object: 1" in error(str(tmp_path / "list"), kind=JSONL)
+    (tmp_path / "list").write_text("[null]\n")
+    assert "row 1: the row is not a JSON object: null" in error(str(tmp_path / "list"), kind=JSONL)
 
 
 def test_a_row_with_too_many_fields(tmp_path: Path) -> None:
@@ -264,9 +276,11 @@ def test_columns_that_are_no_text(tmp_path: Path) -> None:
     content = [{**row, "image_path": {"bytes": b"x"}} for row in ROWS]
     assert "'image_path' of" in (message := error(write(tmp_path, "parquet", content), kind=Parquet))
     assert "must hold text, not struct" in message
-    content = [{"text": "a"}, {"text": 3}]
+    content = [{"text": {"raw": "a"}}, {"text": [["a"]]}]
     options = {"image_column": None, "image_id_column": None, "split_column": None, "kind": JSONL}
-    assert "holds values of several kinds" in error(write(tmp_path, "jsonl", content), **options)
+    message = error(write(tmp_path, "jsonl", content), **options)
+    assert "row 1: column 'text' holds an object" in message
+    assert "row 2: column 'text' holds a list of lists or objects" in message
 
 
 @pytest.mark.skipif(not (REAL / "flickr8k").is_dir(), reason="the Flickr8k photographs are not there")
@@ -346,7 +360,7 @@ def test_the_size_of_blocks_changes_nothing(tmp_path: Path, kind: str, monkeypat
     for small in (False, True):
         if small:
             monkeypatch.setattr(delimited, "BLOCK_BYTES", 200)
-            monkeypatch.setattr(delimited, "BLOCK_LINES", 3)
+            monkeypatch.setattr(jsonl, "BLOCK_LINES", 3)
         data = KINDS[kind](path=str(path), image_id_column=None, check_files=False)
         data.max_bad = 9.0  # an image can be bad in several ways
         train, val = data.split("train"), data.split("val")
@@ -356,12 +370,25 @@ def test_the_size_of_blocks_changes_nothing(tmp_path: Path, kind: str, monkeypat
     assert len(found[0][1]) > 40
 
 
-def test_json_lines_of_several_kinds_are_found_in_any_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(delimited, "BLOCK_LINES", 1)
-    content = [{"text": "a"}, {"text": None}, {"text": ["b"]}, {"text": 3}]
-    options = {"image_column": None, "image_id_column": None, "split_column": None, "kind": JSONL}
-    assert "'text' of" in (message := error(write(tmp_path, "jsonl", content), **options))
-    assert "holds values of several kinds: int64 and string" in message
+@pytest.mark.parametrize("lines", [1, 50_000])
+def test_values_of_json_lines_are_texts_in_any_block(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lines: int
+) -> None:
+    """Numbers are as they are written, and NaN is null: one bad row."""
+    monkeypatch.setattr(jsonl, "BLOCK_LINES", lines)
+    path = tmp_path / "data.jsonl"
+    texts = ['"a"', "NaN", '["b", 4, "c"]', "3", "2.50", "true", "null"]
+    ids = ["7", '"7"', '"001"', "1", "7.0", "2", "3"]
+    both = zip(texts, ids, strict=True)
+    path.write_text("".join(f'{{"text": {text}, "image_id": {image_id}}}\n' for text, image_id in both))
+    data = JSONL(path=str(path), image_column=None, split_column=None)
+    data.max_bad = 0.5
+    with pytest.warns(UserWarning, match=r"row 2 \(column 'text' is empty"):
+        train = data.split("train")
+    assert [(record.image_id, record.texts) for record in train] == [
+        ("7", ("a", "2.50")), ("001", ("b", "4", "c")), ("1", ("3",)), ("2", ("true",)),
+    ]  # fmt: skip
+    assert len(train.bad_samples) == 2
 
 
 def test_a_column_that_does_not_name_splits(tmp_path: Path) -> None:

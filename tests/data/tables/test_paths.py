@@ -9,7 +9,8 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from velm.data.formats.delimited import CSV, JSONL
+from velm.data.formats.delimited import CSV
+from velm.data.formats.jsonl import JSONL
 from velm.data.tables.paths import download_first, find_images, image_folder
 from velm.errors import DataError
 

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from velm.data.bad_samples import BadSample, check_bad_share, text_problem
 from velm.data.base import Dataset
-from velm.data.formats.folder import check_fractions, hashed_split
+from velm.data.held_out import check_fractions, hashed_split
 from velm.data.tables.paths import find_images, image_folder
 from velm.data.tables.records import TableRecords, records_from_texts
 from velm.data.tables.validate import existing_path

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 
 from velm.data.bad_samples import BadSample, check_bad_share, usable_texts
 from velm.data.base import Dataset
+from velm.data.held_out import SPLITS, check_fractions, hashed_split
 from velm.data.images.names import list_images, no_images
 from velm.data.tables.records import TableRecords, records_from_texts
 from velm.errors import DataError, MissingSplitError
 
-__all__ = ["SPLITS", "Folder", "check_fractions", "hashed_split"]
-
-SPLITS = ("train", "val", "test")
+__all__ = ["Folder"]
 
 
 class Folder(Dataset):
@@ -77,21 +75,3 @@ class Folder(Dataset):
             return [], [BadSample(image, f"there is no {self.extension} file beside it", advice="Write one.")]
         except UnicodeDecodeError as error:
             return [], [BadSample(image, f"{path!r} is not UTF-8: {error}")]
-
-
-def check_fractions(val_fraction: float, test_fraction: float) -> None:
-    """Raise ValueError unless both fractions are at least 0 and their sum is below 1."""
-    if val_fraction < 0 or test_fraction < 0 or val_fraction + test_fraction >= 1:
-        raise ValueError(
-            f"val_fraction {val_fraction} and test_fraction {test_fraction} must not be negative, and "
-            f"their sum must be below 1 to leave images for training."
-        )
-
-
-def hashed_split(path: str, val_fraction: float, test_fraction: float) -> str:
-    """The split of an image: a function of the SHA-256 of its path without extension and the fractions."""
-    name = os.path.splitext(path)[0].replace(os.sep, "/")
-    position = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64
-    if position < val_fraction:
-        return "val"
-    return "test" if position < val_fraction + test_fraction else "train"

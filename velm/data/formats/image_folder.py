@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from velm.data.base import Dataset, Record, Records
-from velm.data.formats.folder import SPLITS, check_fractions, hashed_split
+from velm.data.held_out import SPLITS, check_fractions, hashed_split
 from velm.data.images.names import is_hidden, list_images, no_images
 from velm.data.tables.validate import existing_path
 from velm.errors import DataError, MissingSplitError

@@ -42,11 +42,11 @@ class Parquet(Table):
             self.image_column, self.check_files, self.allow_outside = self.image_bytes_column, False, True
         super().__post_init__()
 
-    def columns(self) -> list[str]:
+    def column_names(self) -> list[str]:
         return list(self._schema().names)
 
     def read(self, columns: list[str], bad_samples: list[BadSample]) -> Iterator[pa.Table]:
-        images, done = self.image_bytes_column, 0
+        images, done = (None if self.image_bytes_column is None else self.names["image"]), 0
         names = None if images is None else self._image_names()
         with parquet.ParquetFile(self.path, pre_buffer=False) as file:
             for batch in file.iter_batches(columns=[column for column in columns if column != images]):
@@ -62,7 +62,7 @@ class Parquet(Table):
     def _paths_root(self) -> str | None:
         return self.image_root if self.image_bytes_column is None else None
 
-    def _image_index(self, table: pa.Table) -> np.ndarray:
+    def _image_index(self, table: pa.Table) -> tuple[np.ndarray, np.ndarray | None]:
         """By id alone if there are bytes and ids: comparing the bytes would read them all."""
         if self.image_bytes_column is not None and "image_id" in table.column_names:
             table = table.drop_columns("image")
@@ -76,13 +76,13 @@ class Parquet(Table):
 
     def _bytes_column(self) -> str:
         """The column of bytes in Parquet's notation: 'image', or 'image.bytes' in a struct."""
-        name = self.image_bytes_column or ""
+        name = self.names["image"]
         kind = self._schema().field(name).type
         if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
             name, kind = f"{name}.bytes", kind.field("bytes").type
         if not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
             raise DataError(
-                f"Column {self.image_bytes_column!r} of {self.path!r} must hold bytes or structs with a field 'bytes', "
+                f"Column {name!r} of {self.path!r} must hold bytes or structs with a field 'bytes', "
                 f"not {kind}. If it holds paths, name it by image_column."
             )
         return name

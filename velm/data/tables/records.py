@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -13,7 +14,6 @@ import pyarrow.compute as pc
 from velm.data.bad_samples import BadSample
 from velm.data.base import EncodedImage, Record, Records
 from velm.data.tables.validate import ROW, has_text
-from velm.errors import DataError
 
 __all__ = ["TableRecords", "factorize", "image_index", "records_from_texts", "row_names"]
 
@@ -98,40 +98,63 @@ def records_from_texts(
     return TableRecords(columns, image_index, root)
 
 
-def image_index(table: pa.Table, file: str) -> np.ndarray:
-    """int (rows,), the image of each row, numbered in order of appearance.
+def image_index(table: pa.Table, file: str) -> tuple[np.ndarray, np.ndarray | None]:
+    """The record of each row and the image of each record, numbered in order of appearance.
 
     Rows with the same 'image_id' show one image; without that column, rows with the same 'image'. Rows without either
-    have an image of their own.
+    have an image of their own. Files with one id are records of one image. Warns of them, and of a file with several
+    ids.
 
-    Raises:
-        DataError: two images have the same id; the message names a row of `file`.
+    Returns:
+        int (rows,); int (records,), None if all differ.
     """
     columns = dict(zip(table.column_names, table.columns, strict=True))
     if "image_id" in columns:
-        index = factorize(columns["image_id"])
-        if "image" in columns:
-            _require_one_image_per_id(columns, index, file)
-        return index
+        image = factorize(columns["image_id"])
+        return _files_of_ids(columns, image, file) if "image" in columns else (image, None)
     if "image" not in columns:
-        return np.arange(table.num_rows)
+        return np.arange(table.num_rows), None
     named = has_text(columns["image"])
     if pc.all(named).as_py():
-        return factorize(columns["image"])
-    return factorize(pc.if_else(named, columns["image"], row_names(columns[ROW], "\0row")))
+        return factorize(columns["image"]), None
+    return factorize(pc.if_else(named, columns["image"], row_names(columns[ROW], "\0row"))), None
 
 
-def _require_one_image_per_id(columns: Mapping[str, pa.ChunkedArray], index: np.ndarray, file: str) -> None:
-    image = factorize(pc.fill_null(columns["image"], ""))
-    first = np.flatnonzero(np.diff(np.maximum.accumulate(index), prepend=-1))  # row of each id
-    conflicts = np.flatnonzero(image != image[first[index]])
-    if len(conflicts):
-        row = int(conflicts[0])
-        one, other = columns["image"][int(first[index[row]])], columns["image"][row]
-        raise DataError(
-            f"{file!r}, row {columns[ROW][row]}: image id {columns['image_id'][row].as_py()!r} has two "
-            f"images, {one.as_py()!r} and {other.as_py()!r}. One id, one image."
+def _files_of_ids(
+    columns: Mapping[str, pa.ChunkedArray], image: np.ndarray, file: str
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """`image_index` of rows with 'image_id', numbered by `image`, and 'image'."""
+    paths = factorize(pc.fill_null(columns["image"], ""))
+    row = _other_row(paths, image)
+    if row is not None and (path := columns["image"][row[1]].as_py()):
+        one, other = (columns["image_id"][each].as_py() for each in row)
+        warnings.warn(
+            f"In {file!r} a file has several ids: {path!r} is image {one!r} and image {other!r}. The captions of one "
+            f"image are then negatives of each other, and retrieval counts them as wrong. If the ids are those of "
+            f"captions, set image_id_column to null.",
+            stacklevel=4,
         )
+    row = _other_row(image, paths)
+    if row is None:
+        return image, None
+    one, other, image_id = *(columns["image"][each].as_py() for each in row), columns["image_id"][row[1]].as_py()
+    warnings.warn(
+        f"In {file!r}, row {columns[ROW][row[1]]}, an image id has several files: {image_id!r} is {one!r} and "
+        f"{other!r}. Each caption of the id counts as correct for all of its files. If the ids are not "
+        f"those of images, set image_id_column to null.",
+        stacklevel=4,
+    )
+    record = factorize(pa.array(image.astype(np.int64) * (int(paths.max()) + 1) + paths))
+    first = np.flatnonzero(np.diff(np.maximum.accumulate(record), prepend=-1))
+    return record, image[first]
+
+
+def _other_row(groups: np.ndarray, values: np.ndarray) -> tuple[int, int] | None:
+    """The first row whose value is not that of the first row of its group, after that row; None if there is none."""
+    first = np.flatnonzero(np.diff(np.maximum.accumulate(groups), prepend=-1))[groups]
+    differs = values != values[first]
+    row = int(differs.argmax())
+    return (int(first[row]), row) if differs[row] else None
 
 
 def factorize(column: pa.ChunkedArray | pa.Array) -> np.ndarray:

@@ -15,7 +15,7 @@ from velm.errors import DataError
 from velm.util import did_you_mean
 
 __all__ = [
-    "ROW", "RejectedRows", "decode_texts", "drop_rows", "existing_path", "explode_lists", "find_overlap", "has_text",
+    "ROW", "RejectedRows", "decode_texts", "drop_rows", "existing_path", "explode_lists", "has_text",
     "invalid_utf8", "parse_weights", "reject_invalid_utf8", "reject_rows",
     "rejected_samples", "text_problems", "true_indices",
 ]  # fmt: skip
@@ -197,27 +197,3 @@ def true_indices(mask: pa.ChunkedArray | pa.Array) -> list[int]:
     """The indices at which a bool column is True; null counts as False."""
     indices: list[int] = np.flatnonzero(np.asarray(pc.fill_null(mask, False))).tolist()
     return indices
-
-
-def find_overlap(tables: Mapping[str | None, pa.Table], key: str) -> tuple[int, dict[str, list[str | None]]]:
-    """Images that are in more than one split: how many, and the first three in file order with their splits.
-
-    Args:
-        tables: by split, with `ROW`.
-        key: the column that identifies images; blank values are ignored.
-    """
-    if len(tables) < 2:
-        return 0, {}
-    counts = pa.chunked_array([pc.unique(table[key]) for table in tables.values()]).value_counts()
-    values = counts.field("values").filter(pc.greater(counts.field("counts"), 1))
-    shared = values.filter(has_text(values))
-    rows = []
-    if len(shared):
-        for split, table in tables.items():
-            found = table.filter(pc.is_in(table[key], value_set=shared))
-            rows += [(*row, split) for row in zip(found[ROW].to_pylist(), found[key].to_pylist(), strict=True)]
-    splits: dict[str, list[str | None]] = {}
-    for _, image, split in sorted(rows, key=lambda row: row[0]):
-        if image in splits or len(splits) < 3:
-            splits.setdefault(image, []).append(split)
-    return len(shared), {image: list(dict.fromkeys(names)) for image, names in splits.items()}
