@@ -20,6 +20,7 @@ WEIGHTS = Path(__file__).parents[2] / "shared/data/weights/mobilenet_v2_imagenet
 
 SMALLER = {
     "quickstart": [],
+    "quickstart_zh": [],
     "answer": [],
     "summarise": ["--model.text_encoder.depth=1", "--model.decoder.depth=1"],
     "flickr8k_cnn_rnn": ["--model.image_encoder.weights=null", "--model.text_encoder.dim=16", "--model.decoder.dim=16"],
@@ -91,7 +92,13 @@ def fit(config: Path, table: Path, *more: str) -> int:
 
 def smaller(config: Path) -> list[str]:
     """What makes a config's model and images small."""
-    size = 64 if config.stem in ("quickstart", "answer") else 48 if "patch_size: 16" in config.read_text() else 64
+    size = (
+        64
+        if config.stem in ("quickstart", "quickstart_zh", "answer")
+        else 48
+        if "patch_size: 16" in config.read_text()
+        else 64
+    )
     return [f"--data.image_size={size}", *SMALLER[config.stem]]
 
 

@@ -73,6 +73,7 @@ class Checkpoint:
         raw_weights: the weights as trained; None where training kept no average.
         aligned: whether a loss trained the joint space; None in files written before this was stored.
         logit_scale: inverse temperature that the alignment loss learned; None if it learned none.
+        tokenization: of captions in the metrics of the training, see `velm.metrics.tokenization`.
     """
 
     path: Path
@@ -89,6 +90,7 @@ class Checkpoint:
     loss_weights: dict[str, Tensor]
     aligned: bool | None = None
     logit_scale: float | None = None
+    tokenization: str = "auto"
 
 
 def pack(
@@ -103,6 +105,7 @@ def pack(
     target: bool = False,
     plugins: list[str] | None = None,
     logit_scale: float | None = None,
+    tokenization: str = "auto",
 ) -> dict[str, Any]:
     """The "velm" entry of a checkpoint, plain Python, to be stored beside Lightning's "state_dict".
 
@@ -120,6 +123,7 @@ def pack(
         plugins: modules or .py files whose decorators register parts; files are stored by absolute path.
             None takes those of `config`.
         logit_scale: learned inverse temperature, see `logit_scale_of`.
+        tokenization: of captions in the metrics of the training.
 
     Raises:
         TypeError: a value is not plain Python; the message says where.
@@ -138,6 +142,7 @@ def pack(
         "target": target,
         "aligned": aligned_by_losses(config),
         "logit_scale": logit_scale,
+        "tokenization": tokenization,
     }
     return _plain(plain(entry), "velm")
 
@@ -219,6 +224,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         raw_weights=None if raw is None else _weights_of("model", raw),
         loss_weights=_weights_of("losses", state),
         aligned=entry.get("aligned"),
+        tokenization=entry.get("tokenization", "auto"),
         logit_scale=entry["logit_scale"] if "logit_scale" in entry else _first_logit_scale(state),
         **{key: entry[key] for key in _ENTRIES},
     )

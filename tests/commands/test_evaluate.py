@@ -12,7 +12,8 @@ from velm.cli import main as velm
 from velm.commands.evaluate import dataset_config
 from velm.errors import ConfigError
 
-NO_INTERVAL = {"caption/distinct", "caption/distinct1", "caption/distinct2"}  # resampling duplicates captions
+NO_INTERVAL = {"caption/distinct", "caption/distinct1", "caption/distinct2", "signature/tokenize:auto"}
+"""Resampling duplicates captions, and a signature is no measurement."""
 
 FAST = ["--max_length", "3"]
 
@@ -41,6 +42,21 @@ def test_in_bfloat16(write_checkpoint, tmp_path):
         found.append(json.loads((output / "metrics.json").read_text()))
     assert found[0].keys() == found[1].keys()
     assert all(figure >= 0 for figure in found[1].values())
+
+
+def test_the_tokenization_of_captions_is_chosen_and_stated(write_checkpoint, tmp_path, capsys):
+    checkpoint = str(write_checkpoint())
+    lengths = {}
+    for name in ("auto", "char"):
+        output = tmp_path / name
+        assert velm(["evaluate", checkpoint, "--output", str(output), f"--metrics.tokenize={name}", *FAST]) == 0
+        scores = json.loads((output / "metrics.json").read_text())
+        assert scores[f"signature/tokenize:{name}"] == 1
+        lengths[name] = scores["caption/length"]
+    assert lengths["char"] > lengths["auto"] > 0
+    assert "signature/tokenize:char" in capsys.readouterr().out
+    assert velm(["evaluate", checkpoint, "--output", str(tmp_path), "--metrics.tokenize", "jeiba"]) == 2
+    assert "No tokenization 'jeiba' (metrics.tokenize). Did you mean 'jieba'?" in capsys.readouterr().err
 
 
 def test_a_report_is_written_with_the_curves_of_the_run(write_checkpoint, tmp_path, capsys):

@@ -30,7 +30,12 @@ CLEAN = ("a red dog", "the dog runs", "a dog on the grass")
 
 def test_clean_texts_pass() -> None:
     splits = read(*CLEAN)
-    findings = [long_captions(splits, 10), unknown_words(splits), *odd_captions(splits), repeated_captions(splits)]
+    findings = [
+        long_captions(splits, 10),
+        unknown_words(splits, trained("a dog")),
+        *odd_captions(splits),
+        repeated_captions(splits),
+    ]
     assert {f.severity for f in findings} == {"ok"}
 
 
@@ -51,7 +56,7 @@ def test_cut_texts_are_counted() -> None:
 
 def test_unknown_words_by_split() -> None:
     splits = {**read(*CLEAN), "val": read("a blue cat runs")["train"]}
-    finding = unknown_words(splits)
+    finding = unknown_words(splits, trained("a dog"))
     assert finding.severity == "warning"
     assert finding.message == "Unknown tokens: 0.0% of train, 50.0% of val."
     assert "min_frequency" in finding.advice

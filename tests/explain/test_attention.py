@@ -106,3 +106,12 @@ def test_an_unknown_word_keeps_its_place():
     ids = tokenizer.encode("a purple zebra")[1:]
     found = _by_word(tokenizer, ids, torch.rand(len(ids), 2, 2))
     assert found.words == ("a", UNKNOWN, "zebra")
+
+
+def test_words_without_blanks_have_a_map_each():
+    tokenizer = WordTokenizer()
+    tokenizer.train(["一只黑狗，在跑 了 now"])
+    ids = tokenizer.encode("一只黑狗，在跑 了 now")[1:]
+    found = _by_word(tokenizer, ids, torch.rand(len(ids), 2, 2))
+    assert found.words == ("一", "只", "黑", "狗，", "在", "跑", "了", "now")
+    assert len(found.maps) == 8

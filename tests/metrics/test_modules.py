@@ -243,7 +243,7 @@ def test_missing_java_raises_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(java.JavaMissingError, match="SPICE needs pycocoevalcap"):
         CaptionMetrics(java=["spice"])
     monkeypatch.setattr("velm.metrics.modules.require_java", lambda *_: None)
-    monkeypatch.setitem(modules._JAVA, "meteor", lambda captions, references: len(captions) / 10)
+    monkeypatch.setitem(modules._JAVA, "meteor", lambda captions, references, **_: len(captions) / 10)
     metric = CaptionMetrics(java=["meteor"])
     metric.update(["a dog", "a cat"], [["a dog"], ["a bird"]])
     assert metric.compute()["caption/meteor"] == 0.2

@@ -150,7 +150,7 @@ def test_ranks_share_a_split_without_a_image_twice() -> None:
 
 
 def test_long_sentences_are_cut_with_one_warning(table: Callable[..., VisionLanguageData]) -> None:
-    data = table(max_length=4, captions="first")
+    data = table(max_length=4, captions="first", splits=("train",))
     with pytest.warns(UserWarning, match=r"2 of 3 captions \(66.7%\) are longer than max_length = 4") as said:
         data.setup("fit")
     assert len(said) == 1
@@ -166,6 +166,11 @@ def test_long_sentences_are_cut_with_one_warning(table: Callable[..., VisionLang
 def test_nothing_is_said_where_nothing_is_cut(table: Callable[..., VisionLanguageData]) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        table(max_length=5, splits=("train",)).setup("fit")
+
+
+def test_unknown_validation_words_are_announced_before_training(table: Callable[..., VisionLanguageData]) -> None:
+    with pytest.warns(UserWarning, match="100% of the tokens of the validation split are unknown.*unseen zebra"):
         table(max_length=5).setup("fit")
 
 

@@ -53,6 +53,7 @@ def main(argv: Sequence[str]) -> int:
         texts_per_image=args.texts_per_image,
         rerank=args.rerank,
         extras=extras_of(args, dataset),
+        tokenize=args.tokenize,
         max_bad=dataset.max_bad,
         attention=True,
         show_progress=True,
@@ -63,7 +64,7 @@ def main(argv: Sequence[str]) -> int:
     models = [evaluated_model(*each) for each in zip((args.checkpoint, args.compare), evaluations, strict=False)]
     resize, causes = pipelines[0].transform.resize, [sample.cause for sample in unreadable]
     write_report(args.output, models, first.records, split=args.split, resize=resize, unreadable=causes)
-    print(_table(first.metrics))
+    print(_table(first.metrics | first.signature))
     retrieval = first.predictions.retrieval
     texts = "" if retrieval is None else f" and {len(retrieval.texts)} texts"
     print(f"\n{count_images(first.records)}{texts} of the split {args.split!r}; results are in {args.output}")
@@ -99,6 +100,10 @@ def _load(args: argparse.Namespace, checkpoint: str) -> Pipeline:
     pipeline = load_pipeline(argparse.Namespace(**{**vars(args), "checkpoint": checkpoint}))
     if pipeline.writes:
         pipeline.generation_config(**writing(args))
+    if args.tokenize is not None:
+        from velm.metrics.tokenization import tokenize_by
+
+        tokenize_by(args.tokenize)
     if args.rerank is not None:
         from velm.evaluation.reranking import check_rerank
 
@@ -205,6 +210,12 @@ def _parser() -> argparse.ArgumentParser:
         type=float,
         metavar="X",
         help="fraction of the images, 0 to 1, that may be unreadable and are then left out (default as in training)",
+    )
+    parser.add_argument(
+        "--metrics.tokenize",
+        dest="tokenize",
+        metavar="NAME",
+        help="words of captions: auto, ptb (pycocoevalcap's), zh, ja, char, 13a, jieba, ... (default as in training)",
     )
     add_extras(parser)
     add_writing(parser)

@@ -142,7 +142,7 @@ class _Examination:
             return None
         self.findings += [
             texts.long_captions(read, self.config["data"]["max_length"]),
-            texts.unknown_words(read),
+            texts.unknown_words(read, tokenizer),
             *texts.odd_captions(read),
             texts.repeated_captions(read),
         ]

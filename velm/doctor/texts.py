@@ -10,6 +10,7 @@ import numpy as np
 
 from velm.data.base import Record, text_only
 from velm.data.text.base import Tokenizer
+from velm.data.text.vocabulary import unknown_advice
 from velm.findings import Finding, Severity, examples, share
 
 LIMIT = 10_000  # records read per split, evenly spaced
@@ -85,13 +86,12 @@ def long_captions(splits: Mapping[str, TextStatistics], max_length: int) -> Find
     return Finding("long_captions", "warning" if part >= CUT else "info", message, advice, value)
 
 
-def unknown_words(splits: Mapping[str, TextStatistics]) -> Finding:
+def unknown_words(splits: Mapping[str, TextStatistics], tokenizer: Tokenizer) -> Finding:
     """The fraction of unknown tokens by split; a warning above 10%."""
     shares = {name: split.unknown / max(split.tokens, 1) for name, split in splits.items()}
     message = "Unknown tokens: " + ", ".join(f"{100 * value:.1f}% of {name}" for name, value in shares.items()) + "."
     if max(shares.values(), default=0) > UNKNOWN:
-        advice = "Lower the tokenizer's min_frequency, raise its size, or use one without unknown words: bpe, byte."
-        return Finding("unknown_words", "warning", message, advice, shares)
+        return Finding("unknown_words", "warning", message, unknown_advice(tokenizer), shares)
     return Finding("unknown_words", "info" if any(shares.values()) else "ok", message, value=shares)
 
 

@@ -10,7 +10,7 @@ from difflib import SequenceMatcher
 import torch
 
 from velm.evaluation.predictions import GeneratedCaption, Retrieval
-from velm.metrics.ptb import ptb_tokenize
+from velm.metrics.tokenization import tokenize_by
 
 _LISTED = "a an the in on at of to by for from with and or as is are was were be being it its this that"
 FUNCTION_WORDS = frozenset(_LISTED.split())
@@ -55,16 +55,19 @@ def hardest_confusions(retrieval: Retrieval, count: int, *, block_size: int = 10
     return sorted(confusions, key=lambda confusion: -confusion.margin)[:count]
 
 
-def confused_words(captions: Sequence[GeneratedCaption], count: int) -> list[tuple[str, str, int]]:
+def confused_words(
+    captions: Sequence[GeneratedCaption], count: int, tokenize: str = "auto"
+) -> list[tuple[str, str, int]]:
     """Words that captions have in place of another: (reference word, generated word, times), most frequent first.
 
     Each caption is aligned with the most similar reference; replaced spans of equal length count word by word. Pairs
     of function words are ignored: they are frequent and say little about the image.
     """
+    split = tokenize_by(tokenize)
     confused: Counter[tuple[str, str]] = Counter()
     for row in captions:
-        words = ptb_tokenize(row.caption)
-        references = [ptb_tokenize(reference) for reference in row.references]
+        words = split(row.caption)
+        references = [split(reference) for reference in row.references]
         if not words or words in references:
             continue
         matches = [(SequenceMatcher(None, reference, words, autojunk=False), reference) for reference in references]

@@ -32,12 +32,19 @@ class Evaluation:
         metrics: by the keys of metrics.json.
         ranks: retrieval ranks by key prefix: '' of the embeddings, 'reranked/'.
         records: the readable records.
+        tokenize: tokenization of the caption metrics.
     """
 
     predictions: Predictions
     metrics: dict[str, float]
     ranks: Mapping[str, RetrievalRanks] = field(default_factory=dict)
     records: Sequence[Record] = ()
+    tokenize: str = "auto"
+
+    @property
+    def signature(self) -> dict[str, float]:
+        """How the captions were measured, as a key of metrics.json, whose values are numbers."""
+        return {} if self.predictions.captions is None else {f"signature/tokenize:{self.tokenize}": 1.0}
 
 
 def evaluate(pipeline: Pipeline, records: Sequence[Record], **options: Any) -> dict[str, float]:
@@ -56,6 +63,7 @@ def measure(
     *,
     rerank: int | None = None,
     extras: Extras = NO_EXTRAS,
+    tokenize: str | None = None,
     batch_size: int = 64,
     max_bad: float = MAX_BAD,
     **options: Any,
@@ -69,6 +77,7 @@ def measure(
         rerank: number of candidates per query that the captioner reorders, see `velm.evaluation.reranking`; None: no
             `reranked/...` metrics.
         extras: further metrics, e.g. `Extras(clip_score=True, folds=5)`.
+        tokenize: tokenization of captions (`velm.metrics.tokenization`); None: that of the training.
         max_bad: fraction of the records, in [0, 1], that may be unreadable.
         **options: `texts_per_image`, `attention` and `progress` of `velm.evaluation.predictions.predict`; fields of
             `velm.generation.GenerationConfig`: num_beams, max_length, ...
@@ -82,6 +91,8 @@ def measure(
     """
     if rerank is not None:
         check_rerank(pipeline, rerank)
+    tokenize = pipeline.tokenization if tokenize is None else tokenize
+    metrics.tokenize_by(tokenize)  # raises before anything is computed
     check_extras(extras, pipeline, records)
     predictions = predict(pipeline, records, batch_size=batch_size, max_bad=max_bad, **options)
     readable = readable_records(records, predictions.unreadable)
@@ -91,11 +102,13 @@ def measure(
         ranks[""] = metrics.retrieval_ranks(retrieval.image_embeds, retrieval.text_embeds, retrieval.image_ids)
         if rerank is not None:
             ranks["reranked/"] = rerank_candidates(pipeline, readable, retrieval, k=rerank, batch_size=batch_size)
-    values = prediction_metrics(predictions, ranks.get(""))
+    values = prediction_metrics(predictions, ranks.get(""), tokenize)
     if "reranked/" in ranks:
         values |= {f"reranked/{name}": value for name, value in rank_metrics(ranks["reranked/"]).items()}
-    values |= extra_metrics(extras, pipeline, readable, predictions, batch_size=batch_size, max_bad=max_bad)
-    return Evaluation(predictions, values, ranks, readable)
+    values |= extra_metrics(
+        extras, pipeline, readable, predictions, tokenize=tokenize, batch_size=batch_size, max_bad=max_bad
+    )
+    return Evaluation(predictions, values, ranks, readable, tokenize)
 
 
 def measure_all(
@@ -131,7 +144,9 @@ def measure_all(
     return evaluations, unreadable
 
 
-def prediction_metrics(predictions: Predictions, ranks: RetrievalRanks | None = None) -> dict[str, float]:
+def prediction_metrics(
+    predictions: Predictions, ranks: RetrievalRanks | None = None, tokenize: str = "auto"
+) -> dict[str, float]:
     """The retrieval and caption metrics of predictions; `ranks` are computed if not given."""
     values: dict[str, float] = {}
     retrieval, captions = predictions.retrieval, predictions.captions
@@ -139,7 +154,7 @@ def prediction_metrics(predictions: Predictions, ranks: RetrievalRanks | None = 
         ranks = ranks or metrics.retrieval_ranks(retrieval.image_embeds, retrieval.text_embeds, retrieval.image_ids)
         values |= rank_metrics(ranks)
     if captions is not None:
-        values |= metrics.caption_metrics(captions.texts, captions.references)
+        values |= metrics.caption_metrics(captions.texts, captions.references, tokenize=tokenize)
     if predictions.unreadable:
         values["left_out"] = float(len(predictions.unreadable))
     return values

@@ -88,6 +88,7 @@ def extra_metrics(
     records: Sequence[Record],
     predictions: Predictions,
     *,
+    tokenize: str = "auto",
     batch_size: int = 64,
     max_bad: float = MAX_BAD,
 ) -> dict[str, float]:
@@ -104,8 +105,8 @@ def extra_metrics(
         if extras.judge is not None:
             values |= judge_metrics(pipeline, captions, judge=extras.judge, records=records, batch_size=batch_size)
         if extras.novelty and extras.train is not None:
-            values |= novelty_metrics(captions, extras.train)
-        values |= _java_metrics(captions, [name for name in _JAVA if getattr(extras, name)])
+            values |= novelty_metrics(captions, extras.train, tokenize)
+        values |= _java_metrics(captions, [name for name in _JAVA if getattr(extras, name)], tokenize)
     if retrieval is not None and classes_of(records) is not None:
         templates = extras.templates or TEMPLATES
         values |= zero_shot_metrics(pipeline, records, retrieval.image_embeds, templates=templates)
@@ -116,17 +117,18 @@ def extra_metrics(
     return values
 
 
-def novelty_metrics(captions: Captions, train: Sequence[Record]) -> dict[str, float]:
+def novelty_metrics(captions: Captions, train: Sequence[Record], tokenize: str = "auto") -> dict[str, float]:
     """`caption/novel`: fraction of the captions that are no target (or text, without targets) of a training record."""
     known = (text for record in train for text in record.targets or record.texts)
-    return {"caption/novel": metrics.novelty(captions.texts, known)}
+    return {"caption/novel": metrics.novelty(captions.texts, known, tokenize=tokenize)}
 
 
-def _java_metrics(captions: Captions, names: Sequence[str]) -> dict[str, float]:
+def _java_metrics(captions: Captions, names: Sequence[str], tokenize: str) -> dict[str, float]:
     values: dict[str, float] = {}
     for name in names:
         try:
-            values[f"caption/{name}"] = getattr(metrics, name)(captions.texts, captions.references)
+            score = getattr(metrics, name)(captions.texts, captions.references, tokenize=tokenize)
+            values[f"caption/{name}"] = score
         except JavaMissingError as error:  # the other metrics are still worth having
             warnings.warn(str(error), stacklevel=2)
     return values

@@ -17,6 +17,7 @@ from torch import Tensor
 from velm.data.text.base import Tokenizer
 from velm.outputs import EncoderOutput
 from velm.pipeline import Pipeline
+from velm.segmentation import words_on_screen
 
 UNKNOWN = "⟨unk⟩"
 
@@ -82,9 +83,9 @@ def _by_word(tokenizer: Tokenizer, ids: Sequence[int], grids: Tensor) -> WordMap
             rows.append([row])
             continue
         known.append(token)
-        after = tokenizer.decode(known).split()
+        after = words_on_screen(tokenizer.decode(known))
         if len(after) > len(before):
-            words.append(after[-1])
+            words.append("".join(after[len(before) :]))
             rows.append([row])
         elif after and words[-1] != UNKNOWN:
             words[-1] = after[-1]

@@ -36,9 +36,20 @@ if TYPE_CHECKING:
         unique_images,
         unique_pictures,
     )
+    from velm.metrics.tokenization import auto_tokenize, tokenize_by
 
-_MODULES = ("captioning", "diversity", "ptb", "java", "retrieval", "classification", "clipscore", "modules")
-"""Searched in this order; the first four do not import torch."""
+_MODULES = (
+    "captioning",
+    "diversity",
+    "ptb",
+    "tokenization",
+    "java",
+    "retrieval",
+    "classification",
+    "clipscore",
+    "modules",
+)
+"""Searched in this order; the first five do not import torch."""
 
 __all__ = [
     "CaptionMetrics",
@@ -47,6 +58,7 @@ __all__ = [
     "RefClipScore",
     "RetrievalMetrics",
     "TopKAccuracy",
+    "auto_tokenize",
     "bleu",
     "caption_metrics",
     "cider",
@@ -71,6 +83,7 @@ __all__ = [
     "retrieval_ranks",
     "rouge_l",
     "spice",
+    "tokenize_by",
     "top_k_accuracy",
     "top_k_hits",
     "unique_images",

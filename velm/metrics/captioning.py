@@ -1,19 +1,20 @@
-"""Caption metrics: BLEU, ROUGE-L, CIDEr and CIDEr-D without Java, equal to pycocoevalcap's.
+"""Caption metrics: BLEU, ROUGE-L, CIDEr and CIDEr-D without Java, equal to pycocoevalcap's on the same words.
 
 hypotheses: list[str], one caption per image; references: list[list[str]], the reference captions of each image.
-`tokenize` splits captions into words: `ptb_tokenize` as is usual in the field, or e.g. `str.split`. Metrics are in
-[0, 1], CIDEr and CIDEr-D in [0, 10]: the field's "CIDEr 57" is 0.57.
+`tokenize` splits captions into words: a name of `velm.metrics.tokenization`, or a function such as `str.split`. The
+default 'auto' has pycocoevalcap's words except where its tokenizer cannot read the script; 'ptb' has exactly its words.
+Metrics are in [0, 1], CIDEr and CIDEr-D in [0, 10]: the field's "CIDEr 57" is 0.57.
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from velm.metrics.diversity import diversity_of_words
-from velm.metrics.ptb import ptb_tokenize
+from velm.metrics.tokenization import Tokenize, tokenize_by
 
 __all__ = [
     "CaptionScores",
@@ -28,7 +29,6 @@ __all__ = [
 ]
 
 Words = list[str]
-Tokenize = Callable[[str], Words]
 Counts = Counter[tuple[str, ...]]
 
 
@@ -54,7 +54,7 @@ class CaptionScores:
 
 
 def caption_scores(
-    hypotheses: Sequence[str], references: Sequence[Sequence[str]], *, tokenize: Tokenize = ptb_tokenize
+    hypotheses: Sequence[str], references: Sequence[Sequence[str]], *, tokenize: str | Tokenize = "auto"
 ) -> CaptionScores:
     """BLEU counts, ROUGE-L, CIDEr-D and exact match of each caption."""
     words, right = _tokenize(hypotheses, references, tokenize)
@@ -69,7 +69,7 @@ def caption_scores(
 
 
 def caption_metrics(
-    hypotheses: Sequence[str], references: Sequence[Sequence[str]], *, tokenize: Tokenize = ptb_tokenize
+    hypotheses: Sequence[str], references: Sequence[Sequence[str]], *, tokenize: str | Tokenize = "auto"
 ) -> dict[str, float]:
     """All metrics below and of `velm.metrics.diversity`, by the keys of metrics.json; `caption/cider` is CIDEr-D."""
     scores = caption_scores(hypotheses, references, tokenize=tokenize)
@@ -83,7 +83,7 @@ def caption_metrics(
 
 
 def bleu(
-    hypotheses: Sequence[str], references: Sequence[Sequence[str]], *, tokenize: Tokenize = ptb_tokenize
+    hypotheses: Sequence[str], references: Sequence[Sequence[str]], *, tokenize: str | Tokenize = "auto"
 ) -> list[float]:
     """BLEU-1 to BLEU-4 of the corpus (Papineni et al. 2002), with the closest reference length."""
     pairs = zip(*_tokenize(hypotheses, references, tokenize), strict=True)
@@ -106,7 +106,7 @@ def bleu_from_counts(counts: Sequence[float]) -> list[float]:
 
 
 def rouge_l(
-    hypotheses: Sequence[str], references: Sequence[Sequence[str]], *, tokenize: Tokenize = ptb_tokenize
+    hypotheses: Sequence[str], references: Sequence[Sequence[str]], *, tokenize: str | Tokenize = "auto"
 ) -> float:
     """Mean ROUGE-L (Lin 2004) with beta 1.2; the best precision and the best recall over the references."""
     pairs = zip(*_tokenize(hypotheses, references, tokenize), strict=True)
@@ -114,7 +114,7 @@ def rouge_l(
 
 
 def cider(
-    hypotheses: Sequence[str], references: Sequence[Sequence[str]], *, tokenize: Tokenize = ptb_tokenize
+    hypotheses: Sequence[str], references: Sequence[Sequence[str]], *, tokenize: str | Tokenize = "auto"
 ) -> float:
     """CIDEr (Vedantam et al., arXiv 1411.5726), times 10: mean cosine of tf-idf n-gram vectors, n = 1 ... 4.
 
@@ -124,14 +124,14 @@ def cider(
 
 
 def cider_d(
-    hypotheses: Sequence[str], references: Sequence[Sequence[str]], *, tokenize: Tokenize = ptb_tokenize
+    hypotheses: Sequence[str], references: Sequence[Sequence[str]], *, tokenize: str | Tokenize = "auto"
 ) -> float:
     """CIDEr-D, the variant that papers report: `cider` with clipped counts and a length penalty, sigma 6."""
     return _mean(_cider_scores(*_tokenize(hypotheses, references, tokenize), d=True))
 
 
 def exact_match(
-    hypotheses: Sequence[str], references: Sequence[Sequence[str]], *, tokenize: Tokenize = ptb_tokenize
+    hypotheses: Sequence[str], references: Sequence[Sequence[str]], *, tokenize: str | Tokenize = "auto"
 ) -> float:
     """Fraction of the hypotheses that equal one of their references word for word."""
     words, right = _tokenize(hypotheses, references, tokenize)
@@ -223,7 +223,7 @@ def _column_sums(rows: Sequence[Sequence[int]]) -> list[int]:
 
 
 def _tokenize(
-    hypotheses: Sequence[str], references: Sequence[Sequence[str]], tokenize: Tokenize
+    hypotheses: Sequence[str], references: Sequence[Sequence[str]], tokenize: str | Tokenize
 ) -> tuple[list[Words], list[list[Words]]]:
     """Words of the hypotheses and of the references; ValueError unless each hypothesis has references."""
     if not hypotheses or len(hypotheses) != len(references):
@@ -237,4 +237,5 @@ def _tokenize(
                 f"references[{index}] is {right!r}; it takes a list with at least one caption, "
                 f'[["a dog .", "the dog ."], ...].'
             )
-    return [tokenize(s) for s in hypotheses], [[tokenize(s) for s in right] for right in references]
+    split = tokenize_by(tokenize)
+    return [split(s) for s in hypotheses], [[split(s) for s in right] for right in references]

@@ -5,45 +5,44 @@ They reveal a model that has collapsed to one caption for every image, which BLE
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
-from velm.metrics.ptb import ptb_tokenize
+from velm.metrics.tokenization import Tokenize, tokenize_by
 
 __all__ = ["distinct_captions", "distinct_n", "diversity_of_words", "mean_length", "novelty"]
 
-Tokenize = Callable[[str], list[str]]
 
-
-def distinct_n(hypotheses: Sequence[str], n: int, *, tokenize: Tokenize = ptb_tokenize) -> float:
+def distinct_n(hypotheses: Sequence[str], n: int, *, tokenize: str | Tokenize = "auto") -> float:
     """Distinct n-grams divided by all n-grams (Li et al., arXiv 1510.03055); 0 if there are none."""
     if n < 1:
         raise ValueError(f"n {n} is below 1: it is a number of words.")
-    return _distinct_n([tokenize(caption) for caption in hypotheses], n)
+    return _distinct_n(list(map(tokenize_by(tokenize), hypotheses)), n)
 
 
-def distinct_captions(hypotheses: Sequence[str], *, tokenize: Tokenize = ptb_tokenize) -> float:
+def distinct_captions(hypotheses: Sequence[str], *, tokenize: str | Tokenize = "auto") -> float:
     """Distinct captions divided by all captions: near 0 if a model repeats one caption."""
-    return _distinct(tuple(tokenize(caption)) for caption in hypotheses)
+    return _distinct(map(tuple, map(tokenize_by(tokenize), hypotheses)))
 
 
-def mean_length(hypotheses: Sequence[str], *, tokenize: Tokenize = ptb_tokenize) -> float:
+def mean_length(hypotheses: Sequence[str], *, tokenize: str | Tokenize = "auto") -> float:
     """Mean number of words per caption, without punctuation."""
-    return _mean_length([tokenize(caption) for caption in hypotheses])
+    return _mean_length(list(map(tokenize_by(tokenize), hypotheses)))
 
 
-def novelty(hypotheses: Sequence[str], training: Iterable[str], *, tokenize: Tokenize = ptb_tokenize) -> float:
+def novelty(hypotheses: Sequence[str], training: Iterable[str], *, tokenize: str | Tokenize = "auto") -> float:
     """Fraction of the captions that do not occur word for word in the training set.
 
     Args:
         hypotheses: captions, at least one.
         training: training captions; iterated once, only matching ones are stored.
-        tokenize: splits a caption into the words that are compared.
+        tokenize: name or function that splits a caption into the words that are compared.
     """
     if not hypotheses:
         raise ValueError("There are no captions: novelty needs at least one.")
-    words = [tuple(tokenize(caption)) for caption in hypotheses]
+    split = tokenize_by(tokenize)
+    words = [tuple(split(caption)) for caption in hypotheses]
     candidates = set(words)
-    seen = {known for known in (tuple(tokenize(caption)) for caption in training) if known in candidates}
+    seen = {known for known in (tuple(split(caption)) for caption in training) if known in candidates}
     return sum(caption not in seen for caption in words) / len(words)
 
 

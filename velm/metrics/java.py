@@ -5,19 +5,17 @@ from __future__ import annotations
 import importlib
 import shutil
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from velm.errors import JavaMissingError
-from velm.metrics.ptb import ptb_tokenize
+from velm.metrics.tokenization import Tokenize, tokenize_by
 
 __all__ = ["meteor", "require_java", "spice"]
 
-Tokenize = Callable[[str], list[str]]
-
 
 def meteor(
-    hypotheses: Sequence[str], references: Sequence[Sequence[str]], *, tokenize: Tokenize = ptb_tokenize
+    hypotheses: Sequence[str], references: Sequence[Sequence[str]], *, tokenize: str | Tokenize = "auto"
 ) -> float:
     """METEOR 1.5 of the corpus (Denkowski and Lavie 2014), in [0, 1], as pycocoevalcap reports it.
 
@@ -31,7 +29,7 @@ def meteor(
 
 
 def spice(
-    hypotheses: Sequence[str], references: Sequence[Sequence[str]], *, tokenize: Tokenize = ptb_tokenize
+    hypotheses: Sequence[str], references: Sequence[Sequence[str]], *, tokenize: str | Tokenize = "auto"
 ) -> float:
     """SPICE (Anderson et al. 2016, arXiv 1607.08822), in [0, 1], as pycocoevalcap reports it.
 
@@ -63,7 +61,7 @@ def _score(
     name: str,
     hypotheses: Sequence[str],
     references: Sequence[Sequence[str]],
-    tokenize: Tokenize,
+    tokenize: str | Tokenize,
 ) -> float:
     if not hypotheses or len(hypotheses) != len(references) or not all(references):
         raise ValueError(
@@ -71,8 +69,9 @@ def _score(
             f"non-empty list per hypothesis and at least one hypothesis are required."
         )
     imported = require_java(metric, module)
-    right = {i: [" ".join(tokenize(s)) for s in captions] for i, captions in enumerate(references)}
-    ours = {i: [" ".join(tokenize(s))] for i, s in enumerate(hypotheses)}
+    split = tokenize_by(tokenize)
+    right = {i: [" ".join(split(s)) for s in captions] for i, captions in enumerate(references)}
+    ours = {i: [" ".join(split(s))] for i, s in enumerate(hypotheses)}
     try:
         return float(getattr(imported, name)().compute_score(right, ours)[0])
     except (OSError, subprocess.CalledProcessError) as error:

@@ -21,6 +21,7 @@ from velm.metrics.clipscore import clip_score, ref_clip_score
 from velm.metrics.diversity import novelty
 from velm.metrics.java import meteor, require_java, spice
 from velm.metrics.retrieval import fold_metrics, retrieval_metrics, unique_images
+from velm.metrics.tokenization import Tokenize, tokenize_by
 
 __all__ = [
     "CaptionMetrics",
@@ -132,17 +133,28 @@ class CaptionMetrics(RowMetric):
     Args:
         training: training captions, for `caption/novel`; None: not computed.
         java: further metrics, of 'meteor' and 'spice'; they need `pip install 'velm[metrics]'` and Java.
+        tokenize: name of a tokenization (`velm.metrics.tokenization`) or a function.
         **options: of torchmetrics.
 
     Raises:
         JavaMissingError: a metric of `java` cannot be computed.
+        ConfigError, MissingPackageError: `tokenize` cannot be used.
     """
 
     columns: ClassVar = {"lines": torch.uint8}
     captions: dict[Any, str]
 
-    def __init__(self, *, training: Iterable[str] | None = None, java: Sequence[str] = (), **options: Any) -> None:
+    def __init__(
+        self,
+        *,
+        training: Iterable[str] | None = None,
+        java: Sequence[str] = (),
+        tokenize: str | Tokenize = "auto",
+        **options: Any,
+    ) -> None:
         super().__init__(**options)
+        tokenize_by(tokenize)  # raises early
+        self.tokenize = tokenize
         for name in java:
             if name not in _JAVA:
                 raise ValueError(f"java names {name!r}; it takes some of {', '.join(_JAVA)}.")
@@ -178,10 +190,11 @@ class CaptionMetrics(RowMetric):
         keys = sorted(rows)  # the same order of sums for any number of ranks
         captions, references = [rows[key][0] for key in keys], [rows[key][1] for key in keys]
         self.captions = {name: caption for (_, name), caption in zip(keys, captions, strict=True)}
-        metrics = caption_metrics(captions, references)
+        metrics = caption_metrics(captions, references, tokenize=self.tokenize)
         if self.training_captions is not None:
-            metrics["caption/novel"] = novelty(captions, self.training_captions)
-        return metrics | {f"caption/{name}": _JAVA[name](captions, references) for name in self.java}
+            metrics["caption/novel"] = novelty(captions, self.training_captions, tokenize=self.tokenize)
+        java = {name: _JAVA[name](captions, references, tokenize=self.tokenize) for name in self.java}
+        return metrics | {f"caption/{name}": score for name, score in java.items()}
 
 
 class ProbeAccuracy(RowMetric):

@@ -52,6 +52,7 @@ def load(
         aligned=_aligned(checkpoint),
         data=checkpoint.data,
         logit_scale=checkpoint.logit_scale,
+        tokenization=checkpoint.tokenization,
         device=device,
         precision=precision,
     )

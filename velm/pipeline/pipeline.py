@@ -37,6 +37,7 @@ class Pipeline:
         aligned: whether a loss trained the joint space; None: whether the model has both encoders.
         data: the data config of the training.
         logit_scale: learned inverse temperature of the cosines; None if no loss learned one.
+        tokenization: of captions in the metrics of the training, the default of `velm evaluate`.
         device: where to compute, e.g. 'cpu' or 'cuda'.
         precision: '32', the weights as they are; or 'bf16', weights and computation in bfloat16: half the memory, and
             about half the time on hardware that multiplies it (AMX, tensor cores). Results differ in the third digit,
@@ -56,6 +57,7 @@ class Pipeline:
         aligned: bool | None = None,
         data: dict[str, Any] | None = None,
         logit_scale: float | None = None,
+        tokenization: str = "auto",
         device: str | torch.device = "cpu",
         precision: Literal["32", "bf16"] = "32",
     ) -> None:
@@ -68,7 +70,7 @@ class Pipeline:
             raise PipelineError(f"Cannot compute on the device {device!r}: {str(error).splitlines()[0]}") from error
         self.tokenizer, self.transform, self.max_length = tokenizer, transform, max_length
         self.aligned = model.aligned if aligned is None else model.aligned and aligned
-        self.data, self.logit_scale = data or {}, logit_scale
+        self.data, self.logit_scale, self.tokenization = data or {}, logit_scale, tokenization
         self.captioner = Captioner(self.model, tokenizer, max_length)
 
     @property

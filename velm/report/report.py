@@ -34,7 +34,9 @@ def evaluated_model(name: str, evaluation: Evaluation, *, seed: int = 0) -> Eval
     """Score the captions of an evaluation one by one and resample its metrics."""
     predictions = evaluation.predictions
     captions = predictions.captions
-    scores = caption_scores(captions.texts, captions.references) if captions and captions.rows else None
+    scores = None
+    if captions and captions.rows:
+        scores = caption_scores(captions.texts, captions.references, tokenize=evaluation.tokenize)
     return EvaluatedModel(name, evaluation, scores, resample(predictions, evaluation.ranks, scores, seed=seed))
 
 
@@ -62,7 +64,7 @@ def write_report(
         first, second = models
         content = {
             "checkpoint": second.name,
-            "figures": second.evaluation.metrics,
+            "figures": second.evaluation.metrics | second.evaluation.signature,
             "differences": _lists(differences(first.draws, second.draws)),
         }
         _write_json(folder / "comparison.json", content)
@@ -112,7 +114,11 @@ def _sections(
     compositional = [name for name in metrics if name.startswith("compositional/")]
     others = [name for name in metrics if name not in compositional]
     captions = models[0].evaluation.predictions.captions
-    words = confused_words_table(confused_words(captions.rows, CONFUSED_WORDS)) if captions else ""
+    words = (
+        confused_words_table(confused_words(captions.rows, CONFUSED_WORDS, models[0].evaluation.tokenize))
+        if captions
+        else ""
+    )
     difference = '<option value="difference">Largest difference first</option>' if len(models) > 1 else ""
     bodies = {
         "metrics": ("Metrics", _asset("metrics.html", table=metrics_table(models, others))),

@@ -15,11 +15,15 @@ from velm.evaluation.evaluate import Evaluation
 def write_results(folder: Path, evaluation: Evaluation, unreadable: Iterable[BadSample]) -> None:
     """Write metrics.json, captions.jsonl (if the model captions) and unreadable.jsonl (if there are such images).
 
+    metrics.json also states the tokenization of captions, as the key 'signature/tokenize:<name>'.
+
     A line of captions.jsonl has image_id, text (what the decoder attended to, if any), caption, references; a line of
     unreadable.jsonl has path and cause.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "metrics.json").write_text(json.dumps(evaluation.metrics, indent=2) + "\n", encoding="utf-8")
+    (folder / "metrics.json").write_text(
+        json.dumps(evaluation.metrics | evaluation.signature, indent=2) + "\n", encoding="utf-8"
+    )
     captions = evaluation.predictions.captions
     if captions is not None:
         rows = [{key: value for key, value in asdict(row).items() if value is not None} for row in captions.rows]

@@ -48,12 +48,14 @@ class ValidationConfig:
         texts_per_image: captions of an image that enter the retrieval gallery; 0 for all of them.
         panel: number of images whose captions are logged as text and images.
         max_length: longest generated caption in tokens, eos included.
+        tokenize: tokenization of captions, `velm.metrics.tokenization`; `metrics.tokenize` sets it.
     """
 
     captions: int = 200
     texts_per_image: int = 0
     panel: int = 8
     max_length: int = 32
+    tokenize: str = "auto"
 
 
 @dataclass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from functools import cached_property
 from typing import Any, Literal
@@ -21,6 +22,7 @@ from velm.data.batches.samples import RANDOM_CAPTIONS, Captions, CaptionSamples,
 from velm.data.feature_cache.store import FeatureReader
 from velm.data.images.transforms import EvalTransform, TrainTransform
 from velm.data.text.base import Tokenizer
+from velm.data.text.vocabulary import check_vocabulary
 from velm.errors import ConfigError, DataError, MissingSplitError
 from velm.registry.scalars import Value
 from velm.training.config import Augmentation
@@ -169,6 +171,10 @@ class VisionLanguageData(lightning.LightningDataModule):
     def setup(self, stage: str) -> None:
         if stage == "fit":
             check_lengths(self.records("train"), self.tokenizer, self.max_length)
+            if self.trainer is not None and self.trainer.limit_val_batches == 0:
+                return
+            with suppress(MissingSplitError):  # data without a validation split can be trained on
+                check_vocabulary(self.records("val"), self.tokenizer)
 
     def train_dataloader(self) -> ResumableLoader:
         items = self.train_items()

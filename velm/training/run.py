@@ -81,6 +81,9 @@ class VelmCLI(LightningCLI):
             default=1000,
             help="optimizer steps after which last.ckpt is written again inside an epoch; null: at epochs' ends only",
         )
+        help_text = "words of captions: auto, ptb (pycocoevalcap's), zh, ja, char, 13a, jieba, ...; see docs/using.md"
+        parser.add_argument("--metrics.tokenize", type=str, default="auto", help=help_text)
+        parser.link_arguments("metrics.tokenize", "model.validation.tokenize")
         add_failure_options(parser)
         for part in ("model", "data"):
             parser.link_arguments("plugins", f"{part}.plugins")

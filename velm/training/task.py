@@ -14,6 +14,7 @@ from torch import Tensor
 from velm.checkpoint import logit_scale_of, pack
 from velm.errors import ConfigError
 from velm.losses.weighted import build_losses
+from velm.metrics.tokenization import tokenize_by
 from velm.model import build_model
 from velm.outputs import Batch
 from velm.pipeline import Pipeline
@@ -103,6 +104,7 @@ class VisionLanguageTask(lightning.LightningModule):
             "embed_dim": embed_dim, "embed_dropout": embed_dropout, "memory": list(memory or ["image"]),
             "plugins": list(plugins or []), "vocab_size": vocab_size, "pad_id": pad_id,
         }  # fmt: skip
+        tokenize_by(validation.tokenize)  # an unknown name is an error now, not at the first validation
         self.optimizer_config, self.validation_config, self.watch_config = optimizer, validation, watch
         self.model = build_model(self.model_config)
         self.losses = build_losses(losses)
@@ -337,5 +339,6 @@ class VisionLanguageTask(lightning.LightningModule):
             data={**data.config(), "folder": os.getcwd()},  # where its relative paths start
             target=data.has_target,
             plugins=list(dict.fromkeys([*self.model_config["plugins"], *data.plugins])),
+            tokenization=self.validation_config.tokenize,
             logit_scale=logit_scale_of(self.losses, checkpoint["state_dict"]),  # with `ema`, of the average
         )

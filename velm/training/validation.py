@@ -127,7 +127,7 @@ class SplitScores:
     def _captioning(self) -> dict[str, float]:
         """Metrics of the captions of all ranks."""
         rows = sorted(self.captions)
-        captioning = CaptionMetrics().to(self.pipeline.device)
+        captioning = CaptionMetrics(tokenize=self.config.tokenize).to(self.pipeline.device)
         captioning.update([self.captions[row] for row in rows], self.references(), rows)
         metrics = captioning.compute()
         self.captions = captioning.captions

@@ -7,16 +7,21 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from velm.data.synthetic.scenes import HELD_OUT, Scenes, describe
+from velm.data.synthetic import chinese
+from velm.data.synthetic.questions import ShapesQuestions
+from velm.data.synthetic.scenes import HELD_OUT, Scene, Scenes, Thing, describe
 from velm.data.synthetic.shapes import RGB, Shapes
 from velm.errors import DataError
 
 SPLITS = ("train", "val", "test", "heldout")
 
 
-@pytest.fixture(scope="module")
-def shapes() -> Shapes:
-    return Shapes(train_size=300, val_size=200, test_size=200, heldout_size=200)
+@pytest.fixture(scope="module", params=["en", "zh"])
+def shapes(request: pytest.FixtureRequest) -> Shapes:
+    return Shapes(train_size=300, val_size=200, test_size=200, heldout_size=200, language=request.param)
+
+
+DESCRIPTIONS = {"en": 8, "zh": 6}  # of a scene of two objects
 
 
 def things(shapes: Shapes, split: str) -> list[tuple[str, str]]:
@@ -37,11 +42,12 @@ def test_splits_share_no_scene_and_no_sentence(shapes: Shapes) -> None:
 def test_a_sentence_has_one_right_image_in_a_gallery(shapes: Shapes, split: str) -> None:
     sentences = Counter(text for record in shapes.split(split) for text in set(record.texts))
     assert set(sentences.values()) == {1}
-    assert len(sentences) == 200 * 8
+    assert len(sentences) == 200 * DESCRIPTIONS[shapes.language]
 
 
-def test_no_two_scenes_share_a_description() -> None:
-    for count in (1, 2):
+@pytest.mark.parametrize("describe", [describe, chinese.describe])
+def test_no_two_scenes_share_a_description(describe) -> None:  # type: ignore[no-untyped-def]
+    for count in (1, 2, 3):
         scenes = Scenes(count)
         chosen = range(0, len(scenes), max(1, len(scenes) // 3000))
         sentences = Counter(text for rank in chosen for text in describe(scenes[rank]))
@@ -87,8 +93,8 @@ def test_relations_are_as_they_are_drawn(shapes: Shapes) -> None:
         across, down = (second[i] + second[i + 2] - first[i] - first[i + 2] for i in (0, 1))
         along, aside = (across, down) if record.metadata["axis"] == "horizontal" else (down, across)
         assert along > abs(aside)
-        word = "left of" if record.metadata["axis"] == "horizontal" else "above"
-        assert word in record.texts[0]
+        words = ("left of", "左边") if record.metadata["axis"] == "horizontal" else ("above", "上边")
+        assert any(word in record.texts[0] for word in words)
 
 
 def test_sizes_can_be_told_apart(shapes: Shapes) -> None:
@@ -121,6 +127,7 @@ def test_records_are_a_sequence(shapes: Shapes) -> None:
     [
         ({"objects": 4}, "objects 4 is not between 1 and 3"),
         ({"image_size": 16}, "image_size 16 pixels is too small"),
+        ({"language": "de"}, "language 'de': Shapes is written in en, zh"),
         ({"train_size": -1}, "train_size -1 is negative"),
         ({"objects": 1, "val_size": 70, "test_size": 30}, "leave no scene to train on: there are 72 scenes"),
         ({"objects": 1, "val_size": 1, "test_size": 1, "heldout_size": 99}, "heldout_size 99 is more than the 12"),
@@ -149,3 +156,26 @@ def test_sentences_are_read_without_drawing(objects: int, monkeypatch: pytest.Mo
         assert (text_only.image_id, text_only.texts, text_only.image) == (record.image_id, record.texts, None)
         objects_of = [{name: thing[name] for name in thing if name != "box"} for thing in record.metadata["objects"]]
         assert text_only.metadata == {"objects": objects_of, "axis": record.metadata["axis"]}
+
+
+def test_chinese_has_a_grammar_of_its_own() -> None:
+    star, ring = Thing("large", "blue", "star"), Thing("small", "red", "ring")
+    assert chinese.describe(Scene((star,), None)) == ("一颗蓝色的大五角星", "图中有一颗蓝色的大五角星")
+    assert chinese.describe(Scene((star, ring), "horizontal")) == (
+        "一颗蓝色的大五角星在一只红色的小圆环的左边",
+        "一颗蓝色的大五角星的右边有一只红色的小圆环",
+        "从左到右依次是一颗蓝色的大五角星和一只红色的小圆环",
+        "一只红色的小圆环在一颗蓝色的大五角星的右边",
+        "一只红色的小圆环的左边有一颗蓝色的大五角星",
+        "从右到左依次是一只红色的小圆环和一颗蓝色的大五角星",
+    )
+    three = chinese.describe(Scene((star, ring, star._replace(size="small")), "vertical"))
+    assert "从上到下依次是一颗蓝色的大五角星、一只红色的小圆环和一颗蓝色的小五角星" in three
+    for text in three:
+        assert not text.isascii()
+        assert " " not in text
+
+
+def test_questions_are_english_only() -> None:
+    with pytest.raises(ValueError, match="ShapesQuestions is written in en"):
+        ShapesQuestions(language="zh")

@@ -13,8 +13,9 @@ from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
 
 from velm.data.bad_samples import BadSample, text_problem
-from velm.data.base import Record, first_records, image_name, text_counts, text_only
+from velm.data.base import Record, first_records, image_name, text_counts
 from velm.data.text.base import Tokenizer
+from velm.data.text.vocabulary import sampled_texts
 from velm.errors import DataError
 from velm.registry.plugins import loaded_files, new_after_plugins
 
@@ -248,14 +249,7 @@ def check_lengths(records: Sequence[Record], tokenizer: Tokenizer, max_length: i
     Returns:
         the number of long texts among the records read.
     """
-    indices = np.unique(np.linspace(0, len(records) - 1, min(limit, len(records))).round().astype(int))
-    lengths = np.array(
-        [
-            tokenizer.length(text)
-            for record in (text_only(records, index) for index in indices.tolist())
-            for text in (*record.texts, *(record.targets or ()))
-        ]
-    )
+    lengths = np.array([tokenizer.length(text) for text in sampled_texts(records, limit)])
     long, longest = int((lengths > max_length).sum()), int(lengths.max())
     if long:
         warnings.warn(

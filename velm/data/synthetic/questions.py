@@ -30,10 +30,11 @@ class ShapesQuestions(Shapes):
 
     Every question has one correct answer: attributes of an object that the other attributes identify, the neighbour of
     an object, and existence, where absent objects combine the colour and shape of two present ones. The options are
-    those of `Shapes`.
+    those of `Shapes`; the only language is English.
     """
 
     record_type = _Questions
+    languages = ("en",)
 
 
 def _with_questions(record: Record) -> Record:

@@ -6,11 +6,13 @@ import itertools
 import math
 import random
 from functools import cached_property, lru_cache
+from typing import Literal
 
 import numpy as np
 from PIL import Image, ImageDraw
 
 from velm.data.base import Dataset, Record, Records
+from velm.data.synthetic import chinese
 from velm.data.synthetic.scenes import Scene, Scenes, describe
 from velm.errors import MissingSplitError
 
@@ -29,6 +31,8 @@ DIAMETER = {"small": (0.36, 0.44), "large": (0.75, 0.84)}  # smallest and larges
 SUPERSAMPLE = 8  # drawn this many times larger, then averaged, for smooth edges
 
 Box = tuple[int, int, int, int]
+DESCRIBE = {"en": describe, "zh": chinese.describe}
+"""By language: a scene to every description of it that counts as correct."""
 
 
 def _outline(shape: str) -> list[tuple[float, float]]:
@@ -101,9 +105,12 @@ def draw(scene: Scene, image_size: int, rng: random.Random) -> tuple[np.ndarray,
 class Drawings(Records):
     """Records drawn on access; an index always gives the same image."""
 
-    def __init__(self, name: str, scenes: Scenes, ranks: np.ndarray, size: int, image_size: int, seed: int) -> None:
+    def __init__(
+        self, name: str, scenes: Scenes, ranks: np.ndarray, size: int, image_size: int, seed: int, language: str = "en"
+    ) -> None:
         self.name, self.scenes, self.ranks = name, scenes, ranks
         self.size, self.image_size, self.seed = size, image_size, seed
+        self.describe = DESCRIBE[language]
 
     def __len__(self) -> int:
         return self.size
@@ -118,13 +125,13 @@ class Drawings(Records):
         rng = random.Random(f"{self.seed}/{self.name}/{index}")
         image, boxes = draw(scene, self.image_size, rng)
         objects = [thing._asdict() | {"box": box} for thing, box in zip(scene.things, boxes, strict=True)]
-        return Record(identity, image, describe(scene), metadata={"objects": objects, "axis": scene.axis})
+        return Record(identity, image, self.describe(scene), metadata={"objects": objects, "axis": scene.axis})
 
     def text_only(self, index: int) -> Record:
         """As `record`, but nothing is drawn, so no object has a box."""
         identity, scene = self.scene(index)
         objects = [thing._asdict() for thing in scene.things]
-        return Record(identity, None, describe(scene), metadata={"objects": objects, "axis": scene.axis})
+        return Record(identity, None, self.describe(scene), metadata={"objects": objects, "axis": scene.axis})
 
 
 class Shapes(Dataset):
@@ -143,9 +150,11 @@ class Shapes(Dataset):
         objects: per scene, 1 to 3; three need an image_size of 96 or more.
         image_size: side of an image, pixels, at least 32.
         seed: of images and splits.
+        language: of the descriptions: 'en', or 'zh' for Chinese (`velm.data.synthetic.chinese`).
     """
 
     record_type: type[Drawings] = Drawings
+    languages: tuple[str, ...] = tuple(DESCRIBE)
 
     def __init__(
         self,
@@ -157,7 +166,10 @@ class Shapes(Dataset):
         objects: int = 2,
         image_size: int = 64,
         seed: int = 0,
+        language: Literal["en", "zh"] = "en",
     ) -> None:
+        if language not in self.languages:
+            raise ValueError(f"language {language!r}: {type(self).__name__} is written in {', '.join(self.languages)}.")
         if not 1 <= objects <= 3:
             raise ValueError(f"objects {objects} is not between 1 and 3.")
         if image_size < 32:
@@ -167,8 +179,7 @@ class Shapes(Dataset):
             if size < 0:
                 raise ValueError(f"{name}_size {size} is negative.")
         self.sizes = sizes
-        self.image_size = image_size
-        self.seed = seed
+        self.image_size, self.seed, self.language = image_size, seed, language
         self.seen, self.unseen = Scenes(objects), Scenes(objects, held_out=True)
         if val_size + test_size >= len(self.seen):
             raise ValueError(
@@ -195,4 +206,6 @@ class Shapes(Dataset):
             what = "is empty" if name in self.sizes else "does not exist"
             raise MissingSplitError(f"The split '{name}' of shapes {what}. Splits there are: {filled}.")
         scenes = self.unseen if name == "heldout" else self.seen
-        return self.record_type(name, scenes, self._ranks[name], self.sizes[name], self.image_size, self.seed)
+        return self.record_type(
+            name, scenes, self._ranks[name], self.sizes[name], self.image_size, self.seed, self.language
+        )
