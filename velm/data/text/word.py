@@ -108,7 +108,7 @@ class WordTokenizer(Tokenizer):
         return self._join([self._words[i - len(SPECIALS)] for i in ids])
 
     def vocabulary(self) -> dict[str, int]:
-        return {word: number for number, word in enumerate(self._words, len(SPECIALS))}
+        return dict(self._ids)
 
     def state(self) -> dict[str, Any]:
         names = ("lowercase", "min_frequency", "max_size", "segment")
