@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 
 from velm.data.formats.folder import Folder
+from velm.data.formats.image_folder import ImageFolder
 from velm.errors import DataError
 
 
@@ -37,6 +38,35 @@ def test_subfolders_are_the_splits(tmp_path: Path) -> None:
     assert train[0].image == str(tmp_path / "train/b.PNG")
     assert len(data.split("test")) == 1
     assert "has no split 'val'. It has: 'train' (2 images), 'test' (1 images)" in error(tmp_path, "val")
+
+
+@pytest.mark.parametrize(
+    ("folders", "splits"),
+    [
+        (("train", "valid", "test"), ["train", "val", "test"]), (("Training", "Validation"), ["train", "val"]),
+        (("train", "dev", "testing"), ["train", "val", "test"]), (("val", "test"), ["val", "test"]),
+    ],
+)  # fmt: skip
+def test_other_words_for_splits(tmp_path: Path, folders: tuple[str, ...], splits: list[str]) -> None:
+    for folder in folders:
+        put(tmp_path, f"{folder}/dog/{folder}.png")
+    for split, folder in zip(splits, folders, strict=True):
+        assert Folder(path=str(tmp_path)).split(split)[0].image_id == f"{folder}/dog/{folder}.png"
+        assert ImageFolder(path=str(tmp_path)).split(split)[0].metadata["class"] == "dog"
+    (tmp_path / "notes").mkdir()
+    put(tmp_path, "extra/a.png")
+    with pytest.warns(UserWarning, match="the images in 'extra' are left out"):
+        Folder(path=str(tmp_path)).split(splits[0])
+
+
+def test_classes_are_no_splits_and_a_split_has_one_folder(tmp_path: Path) -> None:
+    for name in ("valid", "invalid"):
+        put(tmp_path, f"{name}/{name}.png")
+    data = ImageFolder(path=str(tmp_path), val_fraction=0, test_fraction=0)
+    assert data.split("train").classes == ["invalid", "valid"]
+    put(tmp_path, "train/a.png")
+    put(tmp_path, "val/a.png")
+    assert "'val' and 'valid', both of 'val': join them" in error(tmp_path)
 
 
 def test_else_names_decide_and_go_on_deciding(tmp_path: Path) -> None:

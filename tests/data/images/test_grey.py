@@ -37,6 +37,7 @@ def saved(values: np.ndarray, kind: str) -> EncodedImage:
         (np.array([-1, 0, 1], np.float32), [0, 128, 255], ("TIFF",)),
         (np.array([0, 50, 100], np.float32), [0, 128, 255], ("TIFF",)),
         (np.array([0, NAN, 0.5, INF, -INF], np.float32), [0, 0, 128, 255, 0], ("TIFF",)),
+        (np.array([0, 2048, 4096], np.float32) / 65536, [0, 128, 255], ("TIFF",)),  # 12 bits divided by 16
         (np.array([7, 7], np.float32), [0, 0], ("TIFF",)),
         (np.array([NAN, NAN], np.float32), [0, 0], ("TIFF",)),
     ],

@@ -12,17 +12,16 @@ import pyarrow as pa
 
 from velm.data.bad_samples import BadSample, check_bad_share, text_problem
 from velm.data.base import Dataset
+from velm.data.formats.split_folders import split_word
 from velm.data.held_out import check_fractions, hashed_split
 from velm.data.tables.paths import find_images, image_folder
 from velm.data.tables.records import TableRecords, records_from_texts
 from velm.data.tables.validate import existing_path
 from velm.errors import DataError, MissingSplitError
 
-__all__ = ["CaptionedImage", "CaptionedImages", "find_root", "split_word"]
+__all__ = ["CaptionedImage", "CaptionedImages", "find_root"]
 
-WORDS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val", "test": "test"}
 BESIDE = re.compile("annotation|caption|json|label|split|text", re.IGNORECASE)  # in names of folders without images
-SPLIT_WORD = re.compile(rf"(?<![a-z])({'|'.join(sorted(WORDS, key=len, reverse=True))})(?![a-z])")
 
 
 @dataclass(frozen=True)
@@ -150,12 +149,3 @@ def find_root(images: Sequence[CaptionedImage], folder: str) -> str:
         if found is not None:
             return found
     return folder
-
-
-def split_word(name: str) -> tuple[str, str, str] | None:
-    """(before, split, after) of a file name that names a split: ('captions_', 'train', '2017.json'); else None.
-
-    'val', 'valid', 'validation' and 'dev' are 'val'.
-    """
-    match = SPLIT_WORD.search(name)
-    return None if match is None else (name[: match.start()], WORDS[match.group()], name[match.end() :])

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from velm.data.bad_samples import BadSample, check_bad_share, usable_texts
 from velm.data.base import Dataset, EncodedImage
-from velm.data.formats.captioned import split_word
+from velm.data.formats.split_folders import split_word
 from velm.data.images.names import is_hidden
 from velm.data.shards.tar import FileSlice
 from velm.data.tables.json_rows import json_rows

@@ -9,7 +9,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from velm.data.bad_samples import BadSample
-from velm.data.formats.captioned import CaptionedImage, CaptionedImages, find_root, split_word
+from velm.data.formats.captioned import CaptionedImage, CaptionedImages, find_root
+from velm.data.formats.split_folders import split_word
 from velm.data.images.names import is_hidden
 from velm.data.tables.layouts import suggest_layout
 from velm.errors import DataError

@@ -6,6 +6,7 @@ import os
 
 from velm.data.bad_samples import BadSample, check_bad_share, usable_texts
 from velm.data.base import Dataset
+from velm.data.formats.split_folders import split_folders
 from velm.data.held_out import SPLITS, check_fractions, hashed_split
 from velm.data.images.names import list_images, no_images
 from velm.data.tables.records import TableRecords, records_from_texts
@@ -17,8 +18,8 @@ __all__ = ["Folder"]
 class Folder(Dataset):
     """Images with their captions beside them: `dog.jpg` and `dog.txt`, one caption per line.
 
-    Subfolders `train`, `val`, `test` are the splits, if there are any. Otherwise the split of an image is a function
-    of a hash of its name, and does not change when images are added.
+    Subfolders `train`, `val` (or `valid`, `validation`, `dev`), `test` are the splits, if there are any. Otherwise the
+    split of an image is a function of a hash of its name, and does not change when images are added.
 
     Args:
         path: the folder; subfolders are searched too, hidden files and folders left out.
@@ -56,9 +57,9 @@ class Folder(Dataset):
 
     def _splits(self) -> dict[str, list[str]]:
         """The images of each split, as sorted paths from the folder."""
-        subfolders = [split for split in SPLITS if os.path.isdir(os.path.join(self.path, split))]
+        subfolders = split_folders(self.path)
         if subfolders:
-            return {split: list_images(self.path, split) for split in subfolders}
+            return {split: list_images(self.path, folder) for split, folder in subfolders.items()}
         images: dict[str, list[str]] = {split: [] for split in SPLITS}
         for path in list_images(self.path):
             images[hashed_split(path, self.val_fraction, self.test_fraction)].append(path)

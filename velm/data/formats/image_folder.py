@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from velm.data.base import Dataset, Record, Records
+from velm.data.formats.split_folders import split_folders
 from velm.data.held_out import SPLITS, check_fractions, hashed_split
 from velm.data.images.names import is_hidden, list_images, no_images
 from velm.data.tables.validate import existing_path
@@ -22,8 +23,8 @@ __all__ = ["ImageFolder"]
 class ImageFolder(Dataset):
     """Folders of classes: `train/tench/7.jpg` has the caption 'a photo of a tench.' and its class in the metadata.
 
-    Subfolders `train`, `val`, `test` are the splits, if there are any. Otherwise the split of an image is a function
-    of a hash of its name, and does not change when images are added. All splits share the numbers of the classes.
+    Subfolders `train`, `val` (or `valid`, `validation`, `dev`), `test` are the splits, if there are any. Otherwise the
+    split of an image is a function of a hash of its name, and does not change when images are added. All splits share the numbers of the classes.
 
     Args:
         path: the folder of the splits, or of the classes.
@@ -55,17 +56,17 @@ class ImageFolder(Dataset):
             )
         self.path, self.labels = path, labels
         self.val_fraction, self.test_fraction = val_fraction, test_fraction
-        self._split_folders = [split for split in SPLITS if os.path.isdir(os.path.join(path, split))]
+        self._split_folders = split_folders(path)
 
     def split(self, name: str) -> ClassRecords:
         names = self._names()
         folders = {folder: number for number, folder in enumerate(names)}
         splits: dict[str, list[tuple[str, int]]] = {split: [] for split in self._split_folders or SPLITS}
-        for root in self._split_folders or [""]:
+        for split, root in (self._split_folders or {"": ""}).items():
             for folder in _subfolders(os.path.join(self.path, root)):
                 for path in list_images(self.path, os.path.join(root, folder)):
-                    split = root or hashed_split(path, self.val_fraction, self.test_fraction)
-                    splits[split].append((path, folders[folder]))
+                    part = split or hashed_split(path, self.val_fraction, self.test_fraction)
+                    splits[part].append((path, folders[folder]))
         images = splits.get(name)
         if not images:
             listed = ", ".join(f"{split!r} ({len(some)} images)" for split, some in splits.items() if some)
@@ -76,7 +77,7 @@ class ImageFolder(Dataset):
 
     def _names(self) -> dict[str, str]:
         """The name of each folder's class, in the order of the classes."""
-        roots = [os.path.join(self.path, root) for root in self._split_folders or [""]]
+        roots = [os.path.join(self.path, root) for root in self._split_folders.values() or [""]]
         present = sorted({folder for root in roots for folder in _subfolders(root)})
         if not present:
             raise DataError(f"{self.path!r} has no folders of classes, such as {os.path.join(self.path, 'dog')!r}.")

@@ -9,6 +9,7 @@ from PIL import Image
 
 __all__ = ["GreyRange", "grey_range", "is_deep", "to_eight_bits"]
 
+DIM = 1 / 8  # floats in [0, 1] below this are no share of white: 12 bits divided by 65535, for example
 DEPTHS = (8, 10, 12, 14, 16)  # bits per pixel of detectors
 
 
@@ -44,20 +45,23 @@ def grey_range(values: np.ndarray) -> GreyRange:
     low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
     integers = np.issubdtype(values.dtype, np.integer) and low >= 0
     bits = next((depth for depth in DEPTHS if integers and high < 2**depth), None)
-    return GreyRange(low, high, bits, unit=not np.issubdtype(values.dtype, np.integer) and low >= 0 and high <= 1)
+    return GreyRange(low, high, bits, unit=values.dtype.kind == "f" and low >= 0 and DIM < high <= 1)
 
 
 def to_eight_bits(image: Image.Image) -> Image.Image:
     """A deep grey image (`is_deep`) as mode L; a function of this image alone.
 
     Integers from 0 keep the 8 highest of 8, 10, 12, 14 or 16 bits, the fewest that hold the largest value, so that the
-    images of one detector get one scale. Floats in [0, 1] are multiplied by 255. All others (negative values such as
-    Hounsfield units, 32 bits, other floats) are mapped from their smallest and largest value to 0 and 255. NaN is 0.
+    images of one detector get one scale. Floats in [0, 1], some above `DIM`, are multiplied by 255. All others
+    (negative values such as Hounsfield units, 32 bits, other floats) are mapped from their smallest and largest value
+    to 0 and 255. NaN is 0.
     """
     values = np.asarray(image)
     held = grey_range(values)
     if held.bits is not None:
         return Image.fromarray((values >> (held.bits - 8)).astype(np.uint8))
     low, high = (0.0, 1.0) if held.unit else (held.low, held.high)
-    scaled = (np.nan_to_num(values.astype(np.float64), nan=low) - low) * 255 / (high - low or 1.0)
+    scaled = (
+        (np.nan_to_num(values.astype(np.float64), nan=low, posinf=high, neginf=low) - low) * 255 / (high - low or 1.0)
+    )
     return Image.fromarray(scaled.round().clip(0, 255).astype(np.uint8))
