@@ -24,7 +24,8 @@ class ImageFolder(Dataset):
     """Folders of classes: `train/tench/7.jpg` has the caption 'a photo of a tench.' and its class in the metadata.
 
     Subfolders `train`, `val` (or `valid`, `validation`, `dev`), `test` are the splits, if there are any. Otherwise the
-    split of an image is a function of a hash of its name, and does not change when images are added. All splits share the numbers of the classes.
+    split of an image is a function of a hash of its name, and does not change when images are added. All splits
+    share the numbers of the classes.
 
     Args:
         path: the folder of the splits, or of the classes.
