@@ -216,9 +216,15 @@ class VisionLanguageData(lightning.LightningDataModule):
         """The place in the epoch, for the checkpoint.
 
         Lightning keeps it for loaders with a state too, but brings it back too late where an optimizer's schedule asks
-        for the number of steps: the loader is made then, before the state is there.
+        for the number of steps: the loader is made then, before the state is there. An epoch cut short by
+        `limit_train_batches` or `overfit_batches` ends where it is cut: the next one begins with the first batch.
         """
-        return {} if self._train_loader is None else {"train": self._train_loader.state_dict()}
+        if self._train_loader is None:
+            return {}
+        place = self._train_loader.state_dict()
+        if self.trainer is not None and place["taken"] >= self.trainer.num_training_batches:
+            place["taken"] = 0
+        return {"train": place}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """The training loader begins there: the one made next or, since FSDP2 restores late, the one that is there."""

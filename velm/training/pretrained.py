@@ -129,11 +129,7 @@ def transfer(
     own = {f"{part}.{name}": tensor for part, module in parts.items() for name, tensor in module.state_dict().items()}
     result = Transfer(left_out=[name for name in source.weights if name not in own])
     shared = None if source.tokenizer is None else _shared_tokens(source.tokenizer, tokenizer)
-    axes: dict[str, int] = {}
-    if shared is not None:
-        axes = _vocabulary_axes(model, config)
-        special = len({tokenizer.pad_id, tokenizer.bos_id, tokenizer.eos_id, tokenizer.unk_id})
-        result.tokens = (len(shared) - special, tokenizer.vocab_size - special)
+    axes = {} if shared is None else _vocabulary_axes(model, config)
     for name, tensor in own.items():
         given = source.weights.get(name)
         if given is None:
@@ -141,6 +137,9 @@ def transfer(
         elif name in axes and shared is not None and _other_axes(given, axes[name]) == _other_axes(tensor, axes[name]):
             _copy_tokens(tensor, given, axes[name], shared)
             result.kept.append(name)
+            if tensor.dim() > 1:  # vectors of tokens, not a bias alone
+                special = len({tokenizer.pad_id, tokenizer.bos_id, tokenizer.eos_id, tokenizer.unk_id})
+                result.tokens = (len(shared) - special, tokenizer.vocab_size - special)
         elif name not in axes and given.shape == tensor.shape:
             tensor.copy_(given)
             result.kept.append(name)

@@ -6,6 +6,7 @@ import csv
 from pathlib import Path
 from typing import Any
 
+import lightning
 import pytest
 import torch
 import yaml
@@ -144,6 +145,25 @@ def test_a_new_run_starts_from_weights(capsys: pytest.CaptureFixture[str]) -> No
     torch.testing.assert_close(tuned["state_dict"][name], one["state_dict"][name])
     assert fit("tuned", "--resume", *start[:1], "--trainer.max_epochs=2", *options) == 0
     assert "Starts from the weights" not in capsys.readouterr().out
+
+
+class Note(lightning.Callback):
+    """Writes down which images a step sees."""
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        with open("seen.txt", "a", encoding="utf-8") as file:
+            file.write(f"{sorted(batch.image_ids.tolist())}\n")
+
+
+@pytest.mark.usefixtures("_inside")
+def test_overfitting_sees_the_same_batches_in_every_epoch_also_after_a_resume() -> None:
+    note = f"--trainer.callbacks=[{{class_path: {__name__}.Note}}]"
+    options = [note, "--data.batch_size=2", "--trainer.overfit_batches=2"]
+    assert fit("overfit", *options, "--trainer.max_epochs=2") == 0
+    assert fit("overfit", *options, "--trainer.max_epochs=3", "--ckpt_path=overfit/last.ckpt") == 0
+    seen = Path("seen.txt").read_text(encoding="utf-8").splitlines()
+    assert seen == 3 * seen[:2]
+    assert seen[0] != seen[1]
 
 
 def test_help_lists_it(capsys: pytest.CaptureFixture[str]) -> None:
