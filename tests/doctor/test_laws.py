@@ -179,8 +179,11 @@ def test_the_first_token_that_stepping_spoils_is_named(config: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["micro_batch", "decoding", "resume", "checkpoint"])
-def test_a_penalty_of_the_decoder_passes(config: Path, name: str) -> None:
+def test_a_penalty_of_the_decoder_passes_and_nothing_is_printed(
+    config: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     finding = checked(config, name, REGULARISED)
+    assert capsys.readouterr().out == ""  # stdout is the report's
     assert finding.severity == "ok"
     assert re.fullmatch(r"Differs by at most \S+\.", finding.message)
 

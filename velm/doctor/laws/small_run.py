@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import io
 import logging
 import warnings
 from collections.abc import Iterator, Mapping
@@ -182,10 +183,10 @@ def trainer_of(folder: Path, **options: Any) -> lightning.Trainer:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Silence Lightning's remarks about short runs."""
+    """Silence Lightning's remarks about short runs, and what a run prints: `--json` has stdout for itself."""
     logs = [logging.getLogger(f"lightning.{room}") for room in ("pytorch", "fabric")]
     levels = [log.level for log in logs]
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         try:
             for log in logs:
