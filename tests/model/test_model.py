@@ -379,6 +379,12 @@ def test_what_was_not_computed_is_named(batch: Batch) -> None:
         _ = output.labels
 
 
+def test_images_of_a_size_that_the_encoder_does_not_take_are_refused() -> None:
+    vit = {"name": "vit", "dim": 16, "depth": 1, "heads": 2, "patch_size": 8}
+    with pytest.raises(PipelineError, match=r"50 x 50 pixels cannot be cut .* The option is image_size"):
+        build(image_encoder=vit).encode_image(torch.zeros(1, 3, 50, 50, dtype=torch.uint8))
+
+
 def test_a_part_that_the_model_lacks_is_named(batch: Batch) -> None:
     model = parts("image")
     model.image_encoder = model.text_encoder = model.decoder = None

@@ -239,6 +239,18 @@ def test_two_devices_write_one_run(config: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("images", [3, 1])
+def test_two_devices_share_fewer_images_than_they_could_take(config: Path, images: int) -> None:
+    """3 images are 2 and 1; of 1 image, one device computes a stand-in. One validation image is on one device."""
+    few = [f"--data.dataset.train_size={images}", "--data.dataset.val_size=1", "--trainer.max_epochs=1"]
+    command = [sys.executable, "-m", "velm.cli", "fit", "--config", str(config), "--trainer.devices=2", *few]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "is more than this split can fill" in done.stderr
+    assert " distinct captions of 1" in Path("runs/tiny/panel.txt").read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
 def test_two_devices_predict_every_image_once_in_the_order_of_the_split(config: Path) -> None:
     assert fit(config, "--data.dataset.test_size=9") == 0
     predictions = []

@@ -68,6 +68,13 @@ def test_random_captions_all_come_within_as_many_epochs() -> None:
     assert len({some[(0, sample)].text_index for sample in range(12)}) > 1
 
 
+def test_a_stand_in_is_a_sample_that_does_not_count() -> None:
+    some = items(captions="random", captions_per_image=2)
+    stand_in, own = (Collate(0)(some.__getitems__([(0, sample)])) for sample in (~4, 4))
+    assert stand_in.tokens.tolist() == own.tokens.tolist()
+    assert (len(stand_in), stand_in.samples, own.samples) == (2, 0, 2)
+
+
 def test_several_captions_share_one_image() -> None:
     some = items(captions="random", captions_per_image=2, transform=TrainTransform(image_size=8))
     assert len(some) == 12
