@@ -42,6 +42,7 @@ ORIGINAL = [  # (sentence, what pycocoevalcap's PTBTokenizer makes of it)
     ("", ""),
     (" .", ""),
     ("dog?cat what!no 3.5km 10:30am", "dog?cat what!no 3.5 km 10:30 am"),
+    ("J'ai vu qu'elle s'ébroue, l'été c'est ab'cd ma'am", "j'ai vu qu'elle s ébroue l'été c'est ab cd ma'am"),
     ("एक काला कुत्ता दौड़ता है।", "एक काला कुत्ता दौड़ता है ।"),
     ("हिन्दी-अंग्रेज़ी कमल-कमल", "हिन्दी अंग्रेज़ी कमल-कमल"),
     ("สุนัขสีดำ กำลังวิ่ง", "สุนัขสีดำ กำลังวิ่ง"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import doctest
+import math
 import sys
 
 import pytest
@@ -111,6 +112,13 @@ def test_own_ja_is_sacrebleus(text: str) -> None:
 )  # fmt: skip
 def test_auto_reads_what_corenlp_cannot(caption: str, words: list[str]) -> None:
     assert auto_tokenize(caption) == words != ptb_tokenize(caption)
+
+
+def test_captions_of_emoji_and_of_punctuation_have_finite_metrics() -> None:
+    emoji, marks = "\U0001f468\u200d\U0001f469\u200d\U0001f467\U0001f3d6\ufe0f \U0001f44d\U0001f3fd", ["!!!", "...", ""]
+    scores = metrics.caption_metrics([emoji, *marks], [[emoji], *([mark] for mark in marks)])
+    assert all(math.isfinite(value) for value in scores.values())
+    assert metrics.bleu([emoji], [[emoji]])[:3] == pytest.approx([1, 1, 1])
 
 
 def test_one_wrong_character_of_chinese_is_no_wrong_caption() -> None:

@@ -74,8 +74,10 @@ _TOKEN = r"""
     | [a-z](?:\.[a-z])+(?![{L}{N}])\.? | ph\.d\.             # u.s. 5 p.m.
     | [a-z]\.(?![{W}.])                                      # J. Smith
     | \.\d+ | \d+(?:[.,:]\d+)+                               # 1,000.5
+    | (?:y'all | c'est | c'mon | e'er)(?![{W}]) | [dol]'(?!{ENDING})[{L}{N}]+   # d'or, o'clock
+    | (?-i:[A-HJ-XZn])'[{L}]{{2,}} | [{L}]+(?-i:[aeiouyA-Z]'[aeiouA-Z])[{L}]*   # J'ai, ma'am, qu'elle
     | {WORD}                                                 # a word up to its ending, with what it may hold
-      (?: (?:[.?!] | (?!{ENDING})')(?=[{L}]){WORD} | (?<=[a-z0-9])/(?=[a-z0-9]){WORD} | {HYPHEN} )*
+      (?: [.?!](?=[{L}]){WORD} | (?<=[a-z0-9])/(?=[a-z0-9]){WORD} | {HYPHEN} )*
     | {ENDING}
     | \.+ | -+ | [?!]+
     | [{SYMBOLS}]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import sys
 
 import pytest
@@ -56,6 +57,11 @@ def test_text_comes_back(text: str, count: int) -> None:
     assert len(tokenizer.words(text)) == count
     assert tokenizer.decode(tokenizer.encode(text)) == text
     assert tokenizer.length(text) == count + 2
+
+
+def test_worker_processes_get_the_same_tokenizer() -> None:
+    tokenizer = trained(*WORDS)
+    assert [pickle.loads(pickle.dumps(tokenizer)).encode(text) for text in WORDS] == list(map(tokenizer.encode, WORDS))
 
 
 @settings(max_examples=150, deadline=None)
