@@ -21,7 +21,8 @@ from typing import Any
 import lightning
 from lightning.pytorch.callbacks import Callback
 
-from velm.training.run import build_data, build_task, parse_fit
+from velm.training.build import build_data, build_task
+from velm.training.run import parse_fit
 
 CONFIG = [
     "--config=configs/flickr8k_cnn_rnn.yaml", "--model.image_encoder.trainable=0", "--data.augment.crop_scale=null",

@@ -20,9 +20,9 @@ from velm.findings import Finding
 from velm.model.build import needs_of
 from velm.outputs import aligns
 from velm.planning.plan import costs_of, setup_of
+from velm.training.build import build_data, build_task, count_devices
 from velm.training.data import VisionLanguageData
 from velm.training.optim import parameter_groups
-from velm.training.run import build_data, build_task, count_devices
 from velm.training.task import VisionLanguageTask
 from velm.util import Progress
 

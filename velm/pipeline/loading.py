@@ -10,6 +10,7 @@ import torch
 
 from velm.checkpoint import Checkpoint, aligned_by_losses, build_from_checkpoint, build_tokenizer, read_checkpoint
 from velm.data.images.transforms import transform_from_config
+from velm.encoders.image_size import require_image_size
 from velm.errors import ConfigError, PluginError
 from velm.pipeline.pipeline import Pipeline
 from velm.registry import load_plugins
@@ -39,13 +40,17 @@ def load(
 
     Raises:
         CheckpointError: the file cannot be used; the message says why.
+        ConfigError: the image encoder cannot read images of `image_size`.
         PipelineError: the device or the precision does not exist.
     """
     load_plugins(plugins)
     checkpoint = read_checkpoint(path)
     transform = checkpoint.transform if image_size is None else {**checkpoint.transform, "image_size": image_size}
+    model = build_from_checkpoint(checkpoint, ema=ema)
+    if image_size is not None and model.image_encoder is not None:
+        require_image_size(model.image_encoder, image_size, "image_size")
     return Pipeline(
-        model=build_from_checkpoint(checkpoint, ema=ema),
+        model=model,
         tokenizer=build_tokenizer(checkpoint),
         transform=transform_from_config(transform),
         max_length=checkpoint.max_length,

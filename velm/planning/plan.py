@@ -13,7 +13,7 @@ from velm.errors import ConfigError, DataError
 from velm.planning.advice import Advice, advise
 from velm.planning.measure import PAIRS, measure, probe
 from velm.planning.step import Costs, Machine, Setup, collectives, flops, memory, seconds
-from velm.training.run import build_data, build_task
+from velm.training.build import build_data, build_task
 
 RESERVE = 0.1
 """Fraction of a device's memory kept for its context, scratch buffers of libraries and fragmentation."""

@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,7 +24,6 @@ from velm import _compat
 from velm.errors import BadDataError, ConfigError
 from velm.registry.locate import name_places
 from velm.training.balancing.watch import GradientWatch
-from velm.training.config import Augmentation, OptimizerConfig, ValidationConfig, WatchConfig
 from velm.training.data import VisionLanguageData
 from velm.training.distributed.fsdp import register_strategy
 from velm.training.memory.allocation import keep_freed_memory
@@ -293,39 +292,3 @@ def parse_fit(args: Sequence[str]) -> dict[str, Any]:
     cli = _cli(_ParsedOnly, ["fit", *args])
     config: dict[str, Any] = cli.config["fit"].as_dict()
     return config
-
-
-def build_data(options: Mapping[str, Any]) -> VisionLanguageData:
-    """The data module of `parse_fit`'s `data`."""
-    return VisionLanguageData(**{**options, "augment": Augmentation(**options["augment"])})
-
-
-def build_task(options: Mapping[str, Any], *, vocab_size: int, pad_id: int) -> VisionLanguageTask:
-    """The task of `parse_fit`'s `model`, for a tokenizer of so many ids."""
-    built = {
-        "optimizer": OptimizerConfig(**options["optimizer"]),
-        "validation": ValidationConfig(**options["validation"]),
-        "watch": WatchConfig(**options["watch"]),
-        "vocab_size": vocab_size,
-        "pad_id": pad_id,
-    }
-    return VisionLanguageTask(**{**options, **built})
-
-
-def count_devices(options: Mapping[str, Any]) -> int:
-    """How many devices share a step under `parse_fit`'s `trainer`; launches nothing.
-
-    Raises:
-        Exception: whatever the Trainer has against it (an accelerator that is not there, ...).
-    """
-    names = ("accelerator", "devices", "num_nodes")
-    chosen = {name: options[name] for name in names if options.get(name) is not None}
-    if isinstance(options.get("strategy"), str):
-        chosen["strategy"] = options["strategy"]
-    log = logging.getLogger("lightning.pytorch.utilities.rank_zero")
-    level = log.level
-    log.setLevel(logging.ERROR)  # which devices there are, and which are not used
-    try:
-        return lightning.Trainer(**chosen, logger=False, enable_checkpointing=False).world_size
-    finally:
-        log.setLevel(level)

@@ -12,6 +12,7 @@ from jsonargparse.typing import PositiveInt
 from torch import Tensor
 
 from velm.checkpoint import logit_scale_of, pack
+from velm.encoders.image_size import require_image_size
 from velm.errors import ConfigError
 from velm.losses.weighted import build_losses
 from velm.metrics.tokenization import tokenize_by
@@ -185,11 +186,14 @@ class VisionLanguageTask(lightning.LightningModule):
         """Check that the data module's texts are what the model reads and writes.
 
         Raises:
-            ConfigError: the text is in the memory and there is no target column, the decoder is too short, or
-                `cache_features` is set and the image encoder is not frozen.
+            ConfigError: the text is in the memory and there is no target column, the decoder is too short, the image
+                encoder cannot read images of `image_size`, or `cache_features` is set and it is not frozen.
         """
         if getattr(data, "cache_features", False):
             require_frozen(self.model.image_encoder)
+        size = getattr(data, "image_size", None)
+        if self.model.image_encoder is not None and size is not None:
+            require_image_size(self.model.image_encoder, size, "data.image_size")
         if "decoder" in self.needs and "text" in self.model.memory_sources and not data.has_target:
             raise ConfigError(
                 "The decoder attends over the text (memory: [..., text]), so it cannot be trained to write that same "

@@ -28,7 +28,7 @@ from velm.doctor.laws.small_run import SAMPLES, SmallRun, disable_randomness, qu
 from velm.findings import Finding
 from velm.outputs import Batch
 from velm.pretrained.weights import skip_pretrained
-from velm.training.run import build_task
+from velm.training.build import build_task
 from velm.training.task import VisionLanguageTask
 
 WORLD = 2

@@ -22,9 +22,9 @@ from velm import _compat
 from velm.data.batches.collate import Collate
 from velm.data.batches.samples import CaptionSamples, Sample
 from velm.outputs import Batch
+from velm.training.build import build_data, build_task
 from velm.training.data import VisionLanguageData
 from velm.training.recovery.resume import run_seed
-from velm.training.run import build_data, build_task
 from velm.training.task import VisionLanguageTask
 
 SAMPLES = 8
