@@ -38,7 +38,7 @@ def folder(tmp_path):
 
 def test_nothing_is_there_unless_asked_for(run):
     _, scores = run(*FAST)
-    assert {name.split("/")[0] for name in scores} == {"image_to_text", "text_to_image", "caption"}
+    assert {name.split("/")[0] for name in scores} == {"image_to_text", "text_to_image", "caption", "signature"}
     assert not {"caption/novel", "caption/clip_score", "caption/meteor"} & set(scores)
 
 
@@ -62,11 +62,11 @@ def test_java_that_fails_loses_no_other_figure(run, monkeypatch):
     from velm import metrics
     from velm.metrics import java
 
-    def fail(*_):
+    def fail(*_, **__):
         raise java.JavaMissingError("no network")
 
     monkeypatch.setattr(java, "require_java", lambda *_: None)
-    monkeypatch.setattr(metrics, "meteor", lambda hypotheses, references: 0.25, raising=False)
+    monkeypatch.setattr(metrics, "meteor", lambda *_, **__: 0.25, raising=False)
     monkeypatch.setattr(metrics, "spice", fail, raising=False)
     with pytest.warns(UserWarning, match="no network"):
         code, scores = run(*FAST, "--meteor", "--spice")
