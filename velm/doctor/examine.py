@@ -10,13 +10,13 @@ from typing import Any, TypeVar
 import numpy as np
 
 from velm import registry
-from velm.data.base import Record, text_counts, text_only
+from velm.data.base import DetectedFormat, Record, first_records, text_counts, text_only
 from velm.data.text.base import Tokenizer
 from velm.doctor import batches, parts, texts
 from velm.doctor.duplicates import check_duplicates
 from velm.doctor.images import check_images, check_range, check_records, scan_images
 from velm.errors import MissingSplitError, cause_of
-from velm.findings import Finding
+from velm.findings import Finding, Severity
 from velm.model.build import needs_of
 from velm.outputs import aligns
 from velm.planning.plan import costs_of, setup_of
@@ -118,14 +118,18 @@ class _Examination:
         """The splits that exist; a missing 'val' or 'test' is info, a broken split an error."""
         splits = {}
         for name in SPLITS:
-            try:
-                with warnings.catch_warnings():
-                    warnings.filterwarnings("ignore", message=".*cannot be used")  # `check_records` reports it
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                try:
                     splits[name] = data.records(name)
-            except Exception as error:
-                finding = _unreadable_split(name, error)
-                if finding not in self.findings:  # a broken file is broken for every split
-                    self.findings.append(finding)
+                except Exception as error:
+                    finding = _unreadable_split(name, error)
+                    if finding not in self.findings:  # a broken file is broken for every split
+                        self.findings.append(finding)
+            for warning in caught:
+                if " cannot be used: " not in str(warning.message):  # `check_records` reports it
+                    severity: Severity = "info" if issubclass(warning.category, DetectedFormat) else "warning"
+                    self.findings.append(Finding("data", severity, str(warning.message)))
         if splits:
             counts = {name: len(records) for name, records in splits.items()}
             listed = ", ".join(f"{name} {count:,}" for name, count in counts.items())
@@ -178,7 +182,8 @@ class _Examination:
             optional.append(batches.accumulation(accumulate, aligning))
             rows = samples * per_image
             if aligning:
-                repeated = len(records) - len({text_only(records, i).image_id for i in range(len(records))})
+                images = np.unique(first_records(records)).tolist()
+                repeated = len(images) - len({text_only(records, i).image_id for i in images})
                 optional.append(batches.false_negatives(counts, rows=rows, repeated_ids=repeated))
             optional.append(batches.first_loss(losses, rows=rows, per_image=per_image, vocab_size=vocab_size))
         self.findings += [finding for finding in optional if finding is not None]

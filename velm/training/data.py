@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import lightning
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.data import DataLoader
 
 from velm import registry
@@ -236,9 +237,10 @@ class VisionLanguageData(lightning.LightningDataModule):
     def val_dataloader(self) -> DataLoader | list:
         try:
             return self._each_image_once("val")
-        except MissingSplitError:
+        except MissingSplitError as error:
             if self.trainer is not None and self.trainer.state.fn == "fit":
-                return []  # data without a validation split can be trained on
+                rank_zero_warn(f"{error} Without it there is no validation, and so last.ckpt but no best.ckpt.")
+                return []
             raise
 
     def test_dataloader(self) -> DataLoader:

@@ -33,6 +33,7 @@ from velm.training.monitor.loggers import CaptionPanel, EventLogger, ResumableCS
 from velm.training.monitor.progress import ParameterSummary, PrintResults, ProgressLine
 from velm.training.monitor.throughput import Speed
 from velm.training.monitor.tuning import FoundOptions
+from velm.training.monitor.validate_once import ValidateOnce
 from velm.training.part_options import YAML_MODE, locate_parts, merge_parts, prepare_parser
 from velm.training.recovery.checkpoint_io import Checkpoints, exists, is_url, join
 from velm.training.recovery.nonfinite import NonFiniteGuard
@@ -174,6 +175,7 @@ class VelmCLI(LightningCLI):
         guard = NonFiniteGuard(folder, self._get(self.config_init, "max_nonfinite_steps"))
         callbacks: list[Callback] = [
             FoundOptions(),
+            ValidateOnce(),
             self.run_folder,
             CaptionPanel(folder),
             PrintResults(MONITOR, folder, place),

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
@@ -17,7 +18,9 @@ from hypothesis import strategies as st
 from velm import registry
 from velm.data.base import DetectedFormat, Records
 from velm.data.formats.delimited import CSV, TSV
+from velm.data.tables import records
 from velm.data.tables.captions import parse_list
+from velm.data.tables.records import factorize
 from velm.errors import BadDataError, DataError, MissingSplitError
 
 HEADER = ("image_path", "text", "split", "image_id")
@@ -296,3 +299,12 @@ def test_rows_read_and_rows_named_are_all_rows(
     assert len(train) + len(train.bad_samples) >= len(rows)
     if quoting is not None or kind == "jsonl":
         assert [record.texts[0].strip() for record in train] == [row[1].strip() for row in rows]
+
+
+def test_a_long_column_is_numbered_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = [None, "", "a.jpg", "images/2.jpg", "b", "a.jpg", "images/12.jpg", "", None, "images/2.jpg", "\u4e00"] * 3
+    column = pa.chunked_array([values[:5], values[5:20], values[20:]], pa.large_string()).slice(1)
+    expected = factorize(column)
+    monkeypatch.setattr(records, "PART_ROWS", 1)
+    assert factorize(column).tolist() == expected.tolist()
+    assert expected[:6].tolist() == [0, 1, 2, 3, 1, 4]

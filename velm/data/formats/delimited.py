@@ -24,6 +24,7 @@ from velm.errors import DataError
 __all__ = ["CSV", "TSV"]
 
 BLOCK_BYTES = 2**20  # of a CSV file that are parsed at once; more where a row is longer
+BLOCKS_HELD = 8  # blocks whose parsing may leave unused memory behind
 MOST_BYTES = 2**26  # of rows with line breaks that are parsed at once
 UNQUOTED = "A text that holds the separator, or a quotation mark, must be quoted."
 STRAY = (
@@ -137,6 +138,8 @@ class _Delimited(Table):
                     bad_samples += swallowed
                     block = block.select([*used, ROW]).rename_columns([*columns, ROW])
                     blocks.append(self._trim(block, dialect.blanks))
+                    if len(blocks) % BLOCKS_HELD == 0:
+                        pa.default_memory_pool().release_unused()
         bad_samples += [sample for row in skipped for sample in self._invalid(row, dialect)]
         return blocks, bad_samples
 

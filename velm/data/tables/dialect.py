@@ -87,7 +87,7 @@ def detect_dialect(
     if delimiter is None and chosen != default:
         assumed.append(f"delimiter: {DELIMITERS[chosen]}")
     with utf8_stream(path, used) as stream:
-        survey = survey_quotes(stream, chosen)
+        survey = survey_quotes(stream, chosen, needed=chosen != "\t")
     quoted = _quoted(lines, chosen, survey) if quoting is None else quoting != "none"
     if quoting is None and survey.quotes and not quoted:
         assumed.append("quoting: none")

@@ -39,11 +39,18 @@ class QuoteSurvey:
     longest: int
 
 
-def survey_quotes(stream: pa.NativeFile, delimiter: str) -> QuoteSurvey:
-    """Survey a stream of UTF-8 (RFC 4180: inside a cell the number of quotation marks so far is odd)."""
-    quotes, well_formed, needed, opened = False, True, False, False
+def survey_quotes(stream: pa.NativeFile, delimiter: str, needed: bool = False) -> QuoteSurvey:
+    """Survey a stream of UTF-8 (RFC 4180: inside a cell the number of quotation marks so far is odd).
+
+    Args:
+        stream: the file.
+        delimiter: one character.
+        needed: True does not look whether quotation marks are needed.
+    """
+    quotes, well_formed, opened = False, True, False
     longest, since = 0, 0  # `since` the last line break, in bytes
-    ends = np.frombuffer(f'{delimiter}\r\n"'.encode(), np.uint8)
+    neighbour = np.zeros(256, bool)  # of a quotation mark that delimits a cell
+    neighbour[list(f'{delimiter}\r\n"'.encode())] = True
     window = b"\n"  # a byte before and a byte after those that are examined
     for block in _blocks(stream):
         first, last = block.find(b"\n"), block.rfind(b"\n")
@@ -54,13 +61,12 @@ def survey_quotes(stream: pa.NativeFile, delimiter: str) -> QuoteSurvey:
             quotes = True
             codes = np.frombuffer(window, np.uint8)
             marks = np.flatnonzero(codes[1:-1] == ord('"')) + 1
-            opening = (np.arange(len(marks)) % 2 == 0) ^ opened
-            neighbours = np.where(opening, codes[marks - 1], codes[marks + 1])
-            well_formed &= bool(np.isin(neighbours, ends).all())
-            needed |= bool((opening & (codes[marks - 1] == ord('"'))).any())
-            breaks = np.flatnonzero(np.isin(codes[1:-1], ends[:-1])) + 1
-            inside = (np.searchsorted(marks, breaks) % 2 == 1) ^ opened
-            needed |= bool(inside.any())
+            opening, closing = marks[int(opened) :: 2], marks[int(not opened) :: 2]
+            well_formed &= bool(neighbour[codes[opening - 1]].all() and neighbour[codes[closing + 1]].all())
+            if not needed:
+                breaks = np.flatnonzero(neighbour[codes[1:-1]] & (codes[1:-1] != ord('"'))) + 1
+                inside = (np.searchsorted(marks, breaks) % 2 == 1) ^ opened
+                needed = bool(inside.any() or (codes[opening - 1] == ord('"')).any())
             opened ^= len(marks) % 2 == 1
         window = window[-2:]
     return QuoteSurvey(quotes, well_formed and not opened, needed, longest)
@@ -89,6 +95,8 @@ def swallowed_rows(
         split: index of the column of splits.
         well_formed: whether all quotation marks of the file are.
     """
+    if not any(_holds(column, b"\n") for column in table.columns):
+        return {}
     breaks = _count(table, "\n")
     enough = pc.or_(pc.greater_equal(_count(table, delimiter), breaks), pa.scalar(not well_formed))
     suspect = true_indices(pc.and_(pc.greater(breaks, 0), enough))
@@ -128,6 +136,11 @@ def _fits(cell: str, values: Collection[str]) -> bool:
 
 def _suffix(path: str) -> str:
     return os.path.splitext(path.strip())[1].lower()
+
+
+def _holds(column: pa.ChunkedArray, text: bytes) -> bool:
+    """Whether the texts of a column, or those that it is a slice of, hold a text."""
+    return any(text in data.to_pybytes() for chunk in column.chunks if (data := chunk.buffers()[2]) is not None)
 
 
 def _count(table: pa.Table, text: str) -> pa.ChunkedArray:

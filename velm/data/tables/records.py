@@ -18,6 +18,11 @@ from velm.data.tables.validate import ROW, has_text
 __all__ = ["TableRecords", "factorize", "image_index", "records_from_texts", "row_names"]
 
 
+PARTS = 16  # of a long column, numbered one after the other: the dictionary of all of it takes more than its text
+PART_ROWS = 100_000  # of a column that is numbered as a whole
+EXTENSION = np.array([5, 6, 7])  # bytes from the end: the last before '.jpg'
+
+
 class TableRecords(Records):
     """The records of a split: the rows of an image are one record, in the order of their first rows.
 
@@ -160,8 +165,39 @@ def _other_row(groups: np.ndarray, values: np.ndarray) -> tuple[int, int] | None
 def factorize(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
     """int (rows,), equal where the values are equal, numbered in order of appearance (as `pandas.factorize`)."""
     chunks = column.chunks if isinstance(column, pa.ChunkedArray) else [column]
-    encoded = pa.chunked_array(chunks, column.type).dictionary_encode(null_encoding="encode")
+    column = pa.chunked_array(chunks, column.type)
+    if len(column) <= PART_ROWS or column.type != pa.large_string():
+        return _encode(column)
+    part = np.concatenate([_part(chunk) for chunk in column.chunks])
+    index, count = np.zeros(len(column), np.int32), 0
+    for number in range(PARTS):
+        rows = np.flatnonzero(part == number)
+        found = _encode(column.filter(pa.array(part == number)))
+        index[rows] = found + count
+        count += int(found.max(initial=-1)) + 1
+    first = np.zeros(count, np.int32)
+    first[index[::-1]] = np.arange(len(index) - 1, -1, -1, dtype=np.int32)
+    number_of = np.zeros(count, np.int32)
+    number_of[np.argsort(first)] = np.arange(count, dtype=np.int32)
+    return number_of[index]
+
+
+def _encode(column: pa.ChunkedArray) -> np.ndarray:
+    encoded = column.dictionary_encode(null_encoding="encode")
     return np.concatenate([np.zeros(0, np.int32), *(np.asarray(chunk.indices) for chunk in encoded.chunks)])
+
+
+def _part(texts: pa.Array) -> np.ndarray:
+    """uint8 (rows,), below `PARTS`: a function of the bytes before the extension of each path."""
+    _, offsets, data = texts.buffers()
+    ends = np.frombuffer(offsets, np.int64)[texts.offset : texts.offset + len(texts) + 1]
+    if data is None or not len(data):
+        return np.zeros(len(texts), np.uint8)
+    codes = np.frombuffer(data, np.uint8)
+    places = np.maximum(ends[1:, None] - EXTENSION, ends[:-1, None])
+    digits = codes[np.minimum(places, len(codes) - 1)].astype(np.uint16)
+    empty = ends[1:] == ends[:-1]
+    return np.where(empty | np.asarray(texts.is_null()), 0, digits.sum(1) % PARTS).astype(np.uint8)
 
 
 def row_names(numbers: pa.ChunkedArray | pa.Array, prefix: str = "row") -> pa.ChunkedArray | pa.Array:
