@@ -11,6 +11,9 @@ from velm.util import did_you_mean
 __all__ = ["find_column", "find_text_columns", "matches", "normalized"]
 
 
+MOST, LONGEST = 30, 60  # columns that a message lists, characters of their names
+
+
 def normalized(name: str) -> str:
     """Equal for names that differ in case or surrounding blanks."""
     return name.strip().casefold()
@@ -37,7 +40,7 @@ def find_column(file: str, option: str, wanted: str, present: Sequence[str]) -> 
     absent = "" if option == "text_column" else f", or {option} to null if there is none"
     raise DataError(
         f"{file!r} has no column {wanted!r}.{did_you_mean(wanted, present)} "
-        f"Its columns: {', '.join(present)}. Set {option} to the right one{absent}."
+        f"Its columns: {_shown(present)}. Set {option} to the right one{absent}."
     )
 
 
@@ -54,6 +57,12 @@ def find_text_columns(file: str, wanted: str | Sequence[str], present: Sequence[
     for name in found:
         find_column(file, "text_column", name, present)  # a pattern may meet two columns of one name
     return list(found)
+
+
+def _shown(names: Sequence[str]) -> str:
+    """The names, cut where they are long or many: a file of another layout may have megabytes in its first line."""
+    cut = [name if len(name) <= LONGEST else f"{name[:LONGEST]}..." for name in names[:MOST]]
+    return ", ".join(cut) + (f", ... ({len(names)} in all)" if len(names) > MOST else "")
 
 
 def _listed(names: Sequence[str]) -> str:
