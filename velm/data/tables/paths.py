@@ -7,6 +7,7 @@ import os
 import re
 import shlex
 import unicodedata
+import warnings
 from collections.abc import Iterator
 
 import pyarrow as pa
@@ -17,7 +18,7 @@ from velm.data.base import no_image_message
 from velm.data.images.names import image_suffixes, is_hidden
 from velm.data.tables.validate import has_text, true_indices
 
-__all__ = ["DOWNLOAD", "download_first", "find_images", "image_folder", "unusable_paths"]
+__all__ = ["DOWNLOAD", "download_first", "find_images", "image_folder", "replace_paths", "unusable_paths"]
 
 SUSPECT = r"^[/\\]|^[A-Za-z]:|\.\.|://"  # what every URL and every path out of root has
 URL = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]+://")
@@ -127,6 +128,26 @@ def find_images(root: str, paths: pa.ChunkedArray | pa.Array) -> tuple[dict[str,
         question = f" Is it {' or '.join(map(repr, similar[:3]))}?" if similar else others
         bad_samples.append(BadSample(full, no_image_message(full) + question, lost=0, advice=advice))
     return found, bad_samples
+
+
+def replace_paths(table: pa.Table, root: str, file: str) -> tuple[pa.Table, list[BadSample]]:
+    """The table with the paths of the files that were found, and a bad sample for each image that is missing.
+
+    Warns, with one example, if paths of `file` are written in another way than those of the disk.
+    """
+    column = table["image"]
+    found, missing = find_images(root, column)
+    if found:
+        old, new = next(iter(found.items()))
+        warnings.warn(
+            f"{len(found):,} image paths of {file!r} differ from the files in {root!r} by separators, case, ending or "
+            f"Unicode form, and are read all the same: {old!r} is {new!r}.",
+            stacklevel=3,
+        )
+        names, files = (pa.array(list(each), pa.large_string()) for each in (found, found.values()))
+        column = pc.coalesce(files.take(pc.index_in(column, value_set=names)), column)
+        table = table.set_column(table.column_names.index("image"), "image", column)
+    return table, missing
 
 
 def _paths_in(root: str, folder: str) -> list[bytes]:

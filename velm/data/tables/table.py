@@ -23,7 +23,7 @@ from velm.data.tables.captions import combine_columns, open_lists
 from velm.data.tables.columns import find_column, find_text_columns, matches
 from velm.data.tables.encoding import OTHER_ENCODING
 from velm.data.tables.layouts import suggest_layout
-from velm.data.tables.paths import DOWNLOAD, download_first, find_images, unusable_paths
+from velm.data.tables.paths import DOWNLOAD, download_first, replace_paths, unusable_paths
 from velm.data.tables.records import TableRecords, image_index
 from velm.data.tables.splits import by_split, find_overlap, held_out_splits
 from velm.data.tables.validate import (
@@ -137,7 +137,7 @@ class Table(Dataset):
         if not table.num_rows:
             check_bad_share(bad_samples, 0, self.max_bad, where)
         if self.check_files and "image" in table.column_names:
-            table, missing = self._find_images(table)
+            table, missing = replace_paths(table, self.image_root, self.path)
             bad_samples += missing
         columns = dict(zip(table.column_names, table.columns, strict=True))
         index, image_indices = self._image_index(table)
@@ -342,20 +342,3 @@ class Table(Dataset):
                 download_first(self.path, self.names["image"], self.names["text"], sum(self._sizes.values()))
             )
         return causes, "image", advice
-
-    def _find_images(self, table: pa.Table) -> tuple[pa.Table, list[BadSample]]:
-        """The table with the paths of the files there are, and a bad sample for each image that is missing."""
-        column = table["image"]
-        found, missing = find_images(self.image_root, column)
-        if found:
-            old, new = next(iter(found.items()))
-            warnings.warn(
-                f"{len(found):,} image paths of {self.path!r} differ from the files in {self.image_root!r} by "
-                f"separators, case, ending or Unicode form, and are read all the same: {old!r} is {new!r}.",
-                stacklevel=3,
-            )
-            names = pa.array(list(found), pa.large_string())
-            files = pa.array(list(found.values()), pa.large_string())
-            column = pc.coalesce(files.take(pc.index_in(column, value_set=names)), column)
-            table = table.set_column(table.column_names.index("image"), "image", column)
-        return table, missing
