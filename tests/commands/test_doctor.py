@@ -206,9 +206,9 @@ def test_errors_of_the_data(
         ("--model.freeze=[image_encoder, text_encodr]", "model", "error", "freeze names 'text_encodr'"),
         (
             "--model.image_encoder={name: vit, dim: 16, depth: 1, heads: 2, patch_size: 7}",
-            "memory",
+            "model",
             "error",
-            "A training step fails",
+            "patch_size 7",
         ),
     ],
 )
@@ -217,6 +217,19 @@ def test_errors_of_the_config(option: str, check: str, severity: str, words: str
     assert (check, severity) in severe(found)
     assert any(words in finding["message"] for finding in found[check])
     assert code == {"warning": 1, "error": 2}[severity]
+
+
+def test_a_plugin_that_fails_in_a_step(images: Path, examined) -> None:
+    Path("odd_loss.py").write_text(
+        "import velm\nfrom velm.losses.base import Loss\n\n\n"
+        "@velm.losses.register('odd')\nclass Odd(Loss):\n"
+        "    requires = frozenset({'image_embeds'})\n\n"
+        "    def forward(self, output, batch):\n        raise RuntimeError('too odd')\n"
+    )
+    code, found = examined("--plugins=[odd_loss.py]", "--model.losses={odd: {}}")
+    assert code == 2
+    assert ("memory", "error") in severe(found)
+    assert "A training step fails: RuntimeError: too odd" in found["memory"][0]["message"]
 
 
 def test_a_pretrained_tower_at_a_high_rate(images: Path, examined) -> None:

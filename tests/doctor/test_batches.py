@@ -60,9 +60,9 @@ def test_a_batch_larger_than_the_split() -> None:
     assert (small.severity, batches, rows) == ("warning", 1, 10)
     assert "batch_size 16 is more than this split can fill" in small.message
     assert "Lower data.batch_size to 10" in small.advice
-    none, batches, _ = batch_size([1] * 3, size=1, devices=5, captions="random")
-    assert (none.severity, batches) == ("error", 0)
-    assert "Use fewer processes" in none.message
+    idle, batches, rows = batch_size([1] * 3, size=1, devices=5, captions="random")
+    assert (idle.severity, batches, rows) == ("warning", 1, 3)
+    assert "2 of 5 processes have nothing to do: use fewer" in idle.message
 
 
 def test_samples_are_images_or_texts() -> None:

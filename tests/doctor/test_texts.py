@@ -59,7 +59,7 @@ def test_unknown_words_by_split() -> None:
     finding = unknown_words(splits, trained("a dog"))
     assert finding.severity == "warning"
     assert finding.message == "Unknown tokens: 0.0% of train, 50.0% of val."
-    assert "min_frequency" in finding.advice
+    assert "data.tokenizer.name=bpe or byte" in finding.advice
 
 
 @pytest.mark.parametrize(
