@@ -190,7 +190,9 @@ def collectives(costs: Costs, setup: Setup) -> list[Collective]:
     """The collective operations of a step; none on one device."""
     if setup.gpus == 1:
         return []
-    rows, sent = setup.batch * costs.rows * setup.gpus, []
+    rows = setup.batch * costs.rows * setup.gpus
+    counts = 2 if costs.embed_bytes and costs.shared else 1  # of the step, and of a loss that shares its work
+    sent = [Collective("samples of each device", "all_gather", 8 * setup.gpus * counts, counts)]
     if costs.embed_bytes:
         sent += _of_pairs(costs, rows)
     if costs.captions:
@@ -215,7 +217,7 @@ def _of_pairs(costs: Costs, rows: int) -> list[Collective]:
     ids = Collective("image ids", "all_gather", 8 * rows, 1)
     if not costs.shared:
         embeds = Collective("embeddings", "all_gather", costs.embed_bytes * rows, 2)
-        return [ids, embeds, Collective("their gradients", "reduce_scatter", costs.embed_bytes * rows, 2)]
+        return [ids, embeds, Collective("their gradients", "all_to_all", costs.embed_bytes * rows, 2)]
     texts = costs.embed_bytes // 2 * rows
     return [
         ids,
