@@ -103,3 +103,17 @@ def test_the_config_of_a_run_is_the_merged_one(tmp_path: Path, monkeypatch: pyte
     assert {name: again["data"][name] for name in ("dataset", "tokenizer")} == {
         name: saved["data"][name] for name in ("dataset", "tokenizer")
     }
+
+
+def test_numbers_beside_the_parts_are_plain(tmp_path: Path) -> None:
+    """A checkpoint holds the optimizer's numbers, and is read without running code."""
+    (tmp_path / "config.yaml").write_text(
+        "model:\n  optimizer: {lr: 1.0e-3, weight_decay: 1.0e-2, betas: [0.90, 0.950]}\n"
+        "  losses: {contrastive: {weight: 1.0e-1}}\n  image_encoder: {name: cnn}\n  text_encoder: {name: rnn}\n"
+        "data: {dataset: {name: shapes}}\n"
+    )
+    options = parse_fit(["--config", str(tmp_path / "config.yaml"), "--trainer.gradient_clip_val=1.50"])
+    optimizer = options["model"]["optimizer"]
+    numbers = [optimizer["lr"], optimizer["weight_decay"], *optimizer["betas"], options["trainer"]["gradient_clip_val"]]
+    assert [type(number) for number in numbers] == [float] * 5
+    assert numbers == [1e-3, 1e-2, 0.9, 0.95, 1.5]

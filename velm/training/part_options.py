@@ -20,7 +20,7 @@ from typing import Any
 from velm.registry.locate import locate, locate_path
 from velm.registry.scalars import Float, Value, as_flow, load_yaml, plain, read_value
 
-__all__ = ["PARTS", "YAML_MODE", "locate_parts", "merge_parts", "prepare_parser"]
+__all__ = ["PARTS", "YAML_MODE", "locate_parts", "merge_parts", "plain_options", "prepare_parser"]
 
 PARTS = (
     "model.image_encoder", "model.text_encoder", "model.decoder", "model.balance", "model.losses", "data.dataset",
@@ -83,6 +83,17 @@ def locate_parts(config: Any, folders: Sequence[str]) -> None:
     for section in (config, config.model, config.data):
         if section.plugins:
             section.plugins = [files.get(name, name) for name in section.plugins]
+
+
+def plain_options(config: Any) -> None:
+    """Turn the numbers of a run's parsed config into plain ones, in place.
+
+    Part configs keep their `Float`, of which `velm.registry` makes what the option takes; elsewhere it would go into
+    the optimizer's state, and the checkpoint with it.
+    """
+    for key, value in list(config.items(branches=False)):
+        if not any(key == part or key.startswith(f"{part}.") for part in PARTS):
+            config[key] = plain(value)
 
 
 def _settings(args: Sequence[str]) -> Iterator[tuple[str, list[str], Any, bool]]:

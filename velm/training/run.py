@@ -34,7 +34,7 @@ from velm.training.monitor.progress import ParameterSummary, PrintResults, Progr
 from velm.training.monitor.throughput import Speed
 from velm.training.monitor.tuning import FoundOptions
 from velm.training.monitor.validate_once import ValidateOnce
-from velm.training.part_options import YAML_MODE, locate_parts, merge_parts, prepare_parser
+from velm.training.part_options import YAML_MODE, locate_parts, merge_parts, plain_options, prepare_parser
 from velm.training.recovery.checkpoint_io import Checkpoints, exists, is_url, join
 from velm.training.recovery.nonfinite import NonFiniteGuard
 from velm.training.recovery.quarantine import Quarantine, QuarantineFile
@@ -105,6 +105,7 @@ class VelmCLI(LightningCLI):
         config = self.config[self.config.subcommand]
         self.config_folders = [os.path.dirname(str(file)) or "." for file in config.get("config") or []]
         locate_parts(config, self.config_folders)
+        plain_options(config)
 
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
