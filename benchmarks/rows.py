@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import time
@@ -82,6 +83,7 @@ def measure(path: Path, workers: int, batches: int | None, captions: int) -> dic
     """Open the table, read an epoch or a part of it, and return seconds, samples and memory (MiB)."""
     import resource
 
+    os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")  # as `velm` does
     from velm.training.data import VisionLanguageData
 
     options = {"split_column": None, "image_id_column": None, "check_files": False}

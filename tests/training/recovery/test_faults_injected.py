@@ -241,7 +241,8 @@ def test_a_rank_killed_under_torchrun(folder: Path, whole_pair: Path, told: Told
         command, cwd=folder, env=environment, capture_output=True, text=True, timeout=280, check=False
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    assert "disappeared without an error: it was killed" in done.stdout + done.stderr  # rank 0 of the first attempt
+    said = "disappeared without an error: it crashed, and its output says why, or it was killed"  # by rank 0, which
+    assert said in done.stdout + done.stderr  # cannot tell: torchrun writes crashes to the output
     assert not (folder / "torchrun.1").exists()
     assert_same(folder / "torchrun", whole_pair)
     assert losses(folder / "torchrun")[-1] == losses(whole_pair)[-1]
