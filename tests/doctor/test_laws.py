@@ -62,20 +62,21 @@ MUTATIONS = {
 from velm.losses.alignment import ContrastiveLoss
 import velm.training.distributed.gather as distributed
 ContrastiveLoss.shares = False
-distributed._gather = lambda module, embeds: module.all_gather(embeds).flatten(0, 1)
+distributed._GatherRows.apply = staticmethod(lambda own, ranks: ranks.gather(own.detach()))
 """,
     ),
     "gather with the own share's gradient": (
         "processes",
         """
 from velm.losses.alignment import ContrastiveLoss
+import torch
 import velm.training.distributed.gather as distributed
 ContrastiveLoss.shares = False
-def gather(module, embeds):
-    gathered = module.all_gather(embeds).clone()
-    gathered[module.global_rank] = embeds
-    return gathered.flatten(0, 1)
-distributed._gather = gather
+def gather(own, ranks):
+    gathered = list(ranks.gather(own.detach()).split(ranks.rows))
+    gathered[ranks.rank] = own
+    return torch.cat(gathered)
+distributed._GatherRows.apply = staticmethod(gather)
 """,
     ),
     "texts' gradients are not sent to their ranks": (
