@@ -41,6 +41,7 @@ __all__ = [
     "aligned_by_losses",
     "build_from_checkpoint",
     "build_tokenizer",
+    "compare_weights",
     "logit_scale_of",
     "pack",
     "read_checkpoint",
@@ -321,14 +322,27 @@ def _weights_of(part: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
 
 
+def compare_weights(
+    built: Mapping[str, Tensor], stored: Mapping[str, Tensor]
+) -> tuple[list[str], list[str], dict[str, tuple[tuple[int, ...], tuple[int, ...]]]]:
+    """Names of `built` that are not stored, stored names that are not built, and the shapes that differ.
+
+    Returns:
+        missing names; left over names; {name: (shape in `stored`, shape in `built`)}.
+    """
+    shapes = {
+        name: (tuple(stored[name].shape), tuple(built[name].shape))
+        for name in built
+        if name in stored and stored[name].shape != built[name].shape
+    }
+    return [name for name in built if name not in stored], [name for name in stored if name not in built], shapes
+
+
 def _check_weights(checkpoint: Checkpoint, built: Mapping[str, Tensor], stored: Mapping[str, Tensor]) -> None:
-    mismatches = [f"{key} is missing" for key in built if key not in stored]
-    mismatches += [f"{key} is not part of the model" for key in stored if key not in built]
-    mismatches += [
-        f"{key} is {tuple(stored[key].shape)} in the file and {tuple(built[key].shape)} in the model"
-        for key in built
-        if key in stored and stored[key].shape != built[key].shape
-    ]
+    missing, left_over, shapes = compare_weights(built, stored)
+    mismatches = [f"{name} is missing" for name in missing]
+    mismatches += [f"{name} is not part of the model" for name in left_over]
+    mismatches += [f"{name} is {there} in the file and {here} in the model" for name, (there, here) in shapes.items()]
     if mismatches:
         more = f" and {len(mismatches) - 5} more" if len(mismatches) > 5 else ""
         raise CheckpointError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 
-__all__ = ["SPLITS", "check_fractions", "hashed_split", "position"]
+__all__ = ["SPLITS", "check_fractions", "hashed_split", "path_key", "position"]
 
 SPLITS = ("train", "val", "test")
 
@@ -21,10 +21,15 @@ def check_fractions(val_fraction: float, test_fraction: float) -> None:
 
 def hashed_split(path: str, val_fraction: float, test_fraction: float) -> str:
     """The split of an image: a function of its path without extension and the fractions."""
-    place = position(os.path.splitext(path)[0].replace(os.sep, "/"))
+    place = position(path_key(path))
     if place < val_fraction:
         return "val"
     return "test" if place < val_fraction + test_fraction else "train"
+
+
+def path_key(path: str) -> str:
+    """What stands for the path of an image: without extension, with '/' on every system."""
+    return os.path.splitext(path)[0].replace(os.sep, "/")
 
 
 def position(name: str, seed: int = 0) -> float:

@@ -92,7 +92,7 @@ def plain_options(config: Any) -> None:
     the optimizer's state, and the checkpoint with it.
     """
     for key, value in list(config.items(branches=False)):
-        if not any(key == part or key.startswith(f"{part}.") for part in PARTS):
+        if _part_of(key) is None:
             config[key] = plain(value)
 
 

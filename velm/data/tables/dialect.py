@@ -96,8 +96,6 @@ def detect_dialect(
         header = _has_header(first, wanted, columns)
         if not header:
             assumed.append("header: false")
-    cells = lines[0].split(chosen)
-    blanks = len(cells) > 1 and (all(c[:1] == " " for c in cells[1:]) or all(c[-1:] == " " for c in cells[:-1]))
     if columns is None and not header:
         raise _no_header(path, first, expected)
     if columns is not None and len(columns) != len(first):
@@ -106,7 +104,13 @@ def detect_dialect(
             f"cells: {', '.join(repr(cell[:30]) for cell in first[:6])}{', ...' if len(first) > 6 else ''}."
         )
     names = [cell.strip() for cell in first] if columns is None else list(columns)
-    return Dialect(used, chosen, quoted, blanks, header, names, survey, assumed)
+    return Dialect(used, chosen, quoted, _has_blanks(lines[0], chosen), header, names, survey, assumed)
+
+
+def _has_blanks(line: str, delimiter: str) -> bool:
+    """Whether a blank follows, or precedes, every delimiter of a line."""
+    cells = line.split(delimiter)
+    return len(cells) > 1 and (all(c[:1] == " " for c in cells[1:]) or all(c[-1:] == " " for c in cells[:-1]))
 
 
 def _first_lines(path: str, encoding: str) -> list[str]:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from velm.data.held_out import position
+from velm.data.held_out import path_key, position
 from velm.data.tables.records import factorize, row_names
 from velm.data.tables.validate import ROW, has_text
 from velm.errors import DataError
@@ -36,7 +35,7 @@ def held_out_splits(table: pa.Table, val_fraction: float, test_fraction: float, 
     groups, first, group = np.unique(image, return_index=True, return_inverse=True)
     keys = names.take(pa.array(first)).to_pylist()
     if name == "image":
-        keys = [os.path.splitext(key)[0].replace(os.sep, "/") for key in keys]
+        keys = [path_key(key) for key in keys]
     places = np.array([position(key, seed) for key in keys])
     splits = np.full(len(groups), "train", object)
     splits[places < val_fraction + test_fraction] = "test"

@@ -15,6 +15,7 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
+from velm.checkpoint import compare_weights
 from velm.data.text.base import Tokenizer
 from velm.errors import CheckpointError
 from velm.training.optim import parameter_groups
@@ -180,13 +181,10 @@ def _other_vocabulary(stored: Mapping[str, Any], name: str, tokenizer: Tokenizer
 
 def _other_model(stored: Mapping[str, Tensor], built: Mapping[str, Tensor]) -> str | None:
     """The first tensors that are missing, left over or of another shape; None if all fit."""
-    problems = [f"{name} is not in it" for name in built if name not in stored]
-    problems += [f"{name} is not part of this model" for name in stored if name not in built]
-    problems += [
-        f"{name} is {tuple(stored[name].shape)} in it and {tuple(built[name].shape)} here"
-        for name in built
-        if name in stored and stored[name].shape != built[name].shape
-    ]
+    missing, left_over, shapes = compare_weights(built, stored)
+    problems = [f"{name} is not in it" for name in missing]
+    problems += [f"{name} is not part of this model" for name in left_over]
+    problems += [f"{name} is {there} in it and {here} here" for name, (there, here) in shapes.items()]
     more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
     return f"is of another model than this config builds: {'; '.join(problems[:3])}{more}" if problems else None
 
