@@ -9,6 +9,8 @@ import pytest
 from PIL import Image
 
 from velm.cli import main as velm
+from velm.evaluation.prompts import Templates
+from velm.version import __version__
 
 FAST = ["--max_length", "3"]
 
@@ -58,6 +60,23 @@ def test_classes_have_zero_shot_figures_and_probes_when_asked_for(run, folder):
     assert scores["linear_probe/top1"] == scores["nearest_neighbours/top1"] == 1
 
 
+def test_prompts_and_class_names_of_files_are_read_and_stated(run, folder, tmp_path):
+    (tmp_path / "templates.json").write_text('{"cifar10": ["a {c}", "a large {c}", "{c}"]}')
+    (tmp_path / "names.json").write_text('{"red": "star", "blue": "circle"}')
+    templates, names = f"{tmp_path / 'templates.json'}#cifar10", str(tmp_path / "names.json")
+    _, scores = run(*FAST, folder, "--templates", templates, "--class_names", names, "--prefix", "a red")
+    assert 0 <= scores["zero_shot/mean_per_class_recall"] <= 1
+    stated = {name.removeprefix("signature/"): value for name, value in scores.items() if "signature" in name}
+    assert stated == {
+        f"velm:{__version__}": 1, "image_size": 32, "resize:crop": 1, "tokenize:auto": 1, "max_length": 3,
+        "prefix:a red": 1, f"templates:{templates}": 3, f"class_names:{names}": 2,
+        f"templates_sha256:{Templates.of(['a {}', 'a large {}', '{}']).digest}": 1,
+    }  # fmt: skip
+    _, scores = run(*FAST, folder, "--texts_per_image", "1")
+    assert scores["signature/templates:velm"] == 5
+    assert scores["signature/class_names:data"] == scores["signature/texts_per_image"] == 1
+
+
 def test_java_that_fails_loses_no_other_figure(run, monkeypatch):
     from velm import metrics
     from velm.metrics import java
@@ -81,6 +100,9 @@ def test_java_that_fails_loses_no_other_figure(run, monkeypatch):
         (["--folds", "7"], "folds 7 of 6 images"),
         (["--probe"], "The records have no classes"),
         (["--template", "a {}"], "The records have no classes"),
+        (["--class_names", "nowhere.txt"], "--class_names nowhere.txt: cannot read the file 'nowhere.txt'"),
+        (["--templates", "open_clip:cifar"], "open_clip has no set 'cifar'"),
+        (["--templates", "a.txt", "--template", "a {}"], "both name the prompts: give one of them"),
     ],
 )
 def test_what_cannot_be_had_is_told_first(run, capsys, options, words):

@@ -31,8 +31,7 @@ def test_python_and_the_command_line_agree(write_checkpoint, dataset, tmp_path):
     )
     found = evaluate(load(path), dataset.split("test"), extras=extras, max_length=3)
     stored = json.loads((tmp_path / "out" / "metrics.json").read_text())
-    assert stored.pop("signature/tokenize:auto") == 1
-    assert found == pytest.approx(stored)
+    assert found == pytest.approx({name: value for name, value in stored.items() if "signature" not in name})
     assert {"judged/clip_score", "judged/ref_clip_score", "caption/clip_score", "caption/novel"} <= set(found)
 
 

@@ -46,7 +46,7 @@ def test_metrics_agree_with_the_pipeline(folder, write_checkpoint):
     pipeline, records = load(write_checkpoint()), folder.split("test")
     images = pipeline.embed_images([record.image for record in records])
     found = zero_shot_metrics(pipeline, records, images, templates=["a {}"], ks=(1, 2, 5))
-    assert set(found) == {"zero_shot/top1", "zero_shot/top2"}  # top5 of three classes says nothing
+    assert set(found) == {"zero_shot/top1", "zero_shot/top2", "zero_shot/mean_per_class_recall"}  # top5 says nothing
     names, labels = classes_of(records)
     scores = pipeline.score([record.image for record in records], [f"a {name}" for name in names])
     assert found["zero_shot/top1"] == (scores.argmax(1) == labels).double().mean()
@@ -67,6 +67,33 @@ def test_an_ensemble_is_the_mean_of_its_prompts(write_checkpoint):
 def test_unknown_names_are_warned_of(write_checkpoint):
     with pytest.warns(UserWarning, match="does not know all words of 1 of 2 classes: tench"):
         class_embeds(load(write_checkpoint()), ["red", "tench"], ["{}"])
+
+
+def test_recall_is_the_mean_over_classes_and_the_first_of_equal_names_wins(folder, write_checkpoint):
+    pipeline, records = load(write_checkpoint()), folder.split("test")
+    _, labels = classes_of(records)
+    images = class_embeds(pipeline, ["red", "red", "blue"], ["a {}"])[labels]  # labels 1 1 1 2 2 2
+    images[0] = -images[0]
+    for words in (["green", "red", "blue"], {"large_green": "green", "red": "red", "small blue": "blue"}):
+        found = zero_shot_metrics(pipeline, records, images, templates=["a {}"], class_names=words)
+        assert found["zero_shot/top1"] == pytest.approx(5 / 6)
+    recall = (2 / 3 + 1) / 2  # of classes with images
+    assert found["zero_shot/mean_per_class_recall"] == pytest.approx(recall)
+    images = images[[3, 3, 3, 1, 1, 1]]
+    same = zero_shot_metrics(pipeline, records, images, templates=["a {}"], class_names=["red", "blue", "red"])
+    assert same["zero_shot/mean_per_class_recall"] == 0.5  # an argmax takes the first of the two named red
+    same = zero_shot_metrics(pipeline, records, images, templates=["a {}"], class_names=["star", "blue", "red"])
+    assert same["zero_shot/mean_per_class_recall"] == 1
+
+
+def test_two_folders_may_have_one_name(tmp_path):
+    for name in ("n1", "n2"):
+        (tmp_path / "data" / "test" / name).mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / "data" / "test" / name / "0.png")
+    (tmp_path / "labels.csv").write_text("folder,label\nn1,missile\nn2,missile\n")
+    records = ImageFolder(path=str(tmp_path / "data"), labels=str(tmp_path / "labels.csv")).split("test")
+    names, labels = classes_of(records)
+    assert (names, labels.tolist(), records.folders) == (["missile", "missile"], [0, 1], ["n1", "n2"])
 
 
 @pytest.mark.parametrize(("templates", "got"), [(["a photo"], "'a photo'"), (["{} {}"], "'{} {}'"), ([], "none")])

@@ -11,6 +11,7 @@ from torch import Tensor
 from velm.metrics.classification import (
     ensemble_prompts,
     linear_probe,
+    mean_per_class,
     nearest_neighbours,
     top_k_accuracy,
     top_k_hits,
@@ -149,6 +150,13 @@ def test_bad_probe_input_is_refused(arguments, options, message) -> None:  # typ
     for found in (linear_probe, nearest_neighbours):
         with pytest.raises(ValueError, match=message):
             found(*arguments, **options)
+
+
+def test_recall_per_class_weighs_classes_not_images() -> None:
+    assert mean_per_class([True, True, False, False], [0, 0, 0, 2]) == pytest.approx((2 / 3 + 0) / 2)
+    for hits, labels in (([True], [0, 1]), ([], [])):
+        with pytest.raises(ValueError, match=r"must both be \(n,\), n >= 1"):
+            mean_per_class(hits, labels)
 
 
 def test_bad_options_are_refused() -> None:

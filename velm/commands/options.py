@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from velm.errors import DataError
+from velm.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from velm.data.base import Dataset
     from velm.evaluation.extras import Extras
+    from velm.evaluation.prompts import Templates
     from velm.pipeline import Pipeline
 
 __all__ = [
@@ -140,7 +141,7 @@ def folder_path(text: str) -> Path:
 
 
 def add_extras(parser: argparse.ArgumentParser) -> None:
-    """--folds, --clip_score, --clip_score_model, --novelty, --meteor, --spice, --compositional, --template, --probe."""
+    """The metrics on request: --folds, --clip_score, ..., and --template, --templates, --class_names of classes."""
     group = parser.add_argument_group("metrics on request")
     group.add_argument("--folds", type=int, metavar="K", help="retrieval as the mean over K folds of the images")
     group.add_argument(
@@ -166,6 +167,18 @@ def add_extras(parser: argparse.ArgumentParser) -> None:
         help="prompt of zero-shot classification, {} for the class; may be repeated",
     )
     group.add_argument(
+        "--templates",
+        metavar="FILE",
+        help="prompts of zero-shot classification: a text file, a .json file, FILE.json#KEY, open_clip:imagenet or "
+        "open_clip:simple",
+    )
+    group.add_argument(
+        "--class_names",
+        metavar="FILE",
+        help="words for the classes: a text or .json file in the order of the sorted folders, a JSON mapping "
+        "{folder: name}, FILE.json#KEY or open_clip:imagenet",
+    )
+    group.add_argument(
         "--probe",
         action="store_true",
         help="nearest neighbours and a linear probe, fitted on the classes of split 'train'",
@@ -177,8 +190,10 @@ def extras_of(args: argparse.Namespace, dataset: Dataset) -> Extras:
 
     Raises:
         CheckpointError, DataError: they cannot be loaded.
+        ConfigError: there are both --template and --templates.
     """
     from velm.evaluation.extras import Extras
+    from velm.evaluation.prompts import read_class_names
     from velm.pipeline import load
 
     judge = args.clip_score_model
@@ -190,7 +205,21 @@ def extras_of(args: argparse.Namespace, dataset: Dataset) -> Extras:
         meteor=args.meteor,
         spice=args.spice,
         compositional=args.compositional,
-        templates=args.template,
+        templates=_templates(args),
+        class_names=None if args.class_names is None else read_class_names(args.class_names),
         probe=args.probe,
         train=dataset.split("train") if args.novelty or args.probe else None,
     )
+
+
+def _templates(args: argparse.Namespace) -> Templates | None:
+    """The templates that were typed or named."""
+    from velm.evaluation.prompts import Templates, read_templates
+
+    if args.template and args.templates is not None:
+        raise ConfigError(
+            f"--template {args.template[0]!r} and --templates {args.templates} both name the prompts: give one of them."
+        )
+    if args.templates is not None:
+        return read_templates(args.templates)
+    return Templates.of(args.template) if args.template else None

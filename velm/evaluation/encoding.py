@@ -110,7 +110,7 @@ class _ReadableRecords(Records):
     def __init__(self, records: Sequence[Record], unreadable: Mapping[int, BadSample]) -> None:
         self.source = records
         self.rows = [row for row in range(len(records)) if row not in unreadable]
-        self.classes = getattr(records, "classes", None)
+        self.classes, self.folders = (getattr(records, name, None) for name in ("classes", "folders"))
         self.bad_samples = getattr(records, "bad_samples", ())
 
     def __len__(self) -> int:

@@ -11,9 +11,10 @@ from velm import metrics
 from velm.data.bad_samples import BadSample
 from velm.data.base import Record
 from velm.evaluation.encoding import MAX_BAD, readable_records
-from velm.evaluation.extras import Extras, check_extras, extra_metrics
+from velm.evaluation.extras import Extras, check_extras, extra_metrics, zero_shot_protocol
 from velm.evaluation.predictions import Predictions, predict
 from velm.evaluation.reranking import check_rerank, rerank_candidates
+from velm.evaluation.signature import signature_of
 from velm.metrics.retrieval import RetrievalRanks, rank_metrics
 from velm.pipeline import Pipeline
 from velm.util import progress_bar
@@ -21,6 +22,8 @@ from velm.util import progress_bar
 __all__ = ["Evaluation", "Extras", "evaluate", "measure", "measure_all", "prediction_metrics"]
 
 NO_EXTRAS = Extras()
+NO_GENERATION = ("texts_per_image", "attention", "progress")
+"""The options of `predict` that are none of a `GenerationConfig`."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,7 @@ class Evaluation:
         ranks: retrieval ranks by key prefix: '' of the embeddings, 'reranked/'.
         records: the readable records.
         tokenize: tokenization of the caption metrics.
+        signature: the protocol, as keys of metrics.json, whose values are numbers (`velm.evaluation.signature`).
     """
 
     predictions: Predictions
@@ -40,11 +44,7 @@ class Evaluation:
     ranks: Mapping[str, RetrievalRanks] = field(default_factory=dict)
     records: Sequence[Record] = ()
     tokenize: str = "auto"
-
-    @property
-    def signature(self) -> dict[str, float]:
-        """How the captions were measured, as a key of metrics.json, whose values are numbers."""
-        return {} if self.predictions.captions is None else {f"signature/tokenize:{self.tokenize}": 1.0}
+    signature: dict[str, float] = field(default_factory=dict)
 
 
 def evaluate(pipeline: Pipeline, records: Sequence[Record], **options: Any) -> dict[str, float]:
@@ -108,7 +108,14 @@ def measure(
     values |= extra_metrics(
         extras, pipeline, readable, predictions, tokenize=tokenize, batch_size=batch_size, max_bad=max_bad
     )
-    return Evaluation(predictions, values, ranks, readable, tokenize)
+    signature = signature_of(
+        transform=pipeline.transform,
+        texts_per_image=options.get("texts_per_image"),
+        tokenize=None if predictions.captions is None else tokenize,
+        generation={name: value for name, value in options.items() if name not in NO_GENERATION},
+        **zero_shot_protocol(extras, readable, predictions),
+    )
+    return Evaluation(predictions, values, ranks, readable, tokenize, signature)
 
 
 def measure_all(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from velm import metrics
 from velm.data.base import Record
@@ -14,7 +15,8 @@ from velm.evaluation.compositional import compositional_metrics
 from velm.evaluation.encoding import MAX_BAD
 from velm.evaluation.predictions import Captions, Predictions
 from velm.evaluation.probing import probe_metrics
-from velm.evaluation.zero_shot import TEMPLATES, check_templates, classes_of, require_classes, zero_shot_metrics
+from velm.evaluation.prompts import ClassNames, Templates
+from velm.evaluation.zero_shot import DEFAULT, class_words, has_classes, require_classes, zero_shot_metrics
 from velm.metrics.java import require_java
 from velm.metrics.retrieval import check_folds
 from velm.pipeline import Pipeline
@@ -34,8 +36,9 @@ class Extras:
         meteor: `caption/meteor`, by pycocoevalcap and Java.
         spice: `caption/spice`, likewise.
         compositional: `compositional/...`: captions against hard negatives.
-        templates: prompts of zero-shot classification, with {} for the class; None: `zero_shot.TEMPLATES`. The
+        templates: prompts of zero-shot classification, with {} for the class; None: `zero_shot.DEFAULT`. The
             `zero_shot/...` metrics are computed whenever the records have classes and the model aligns.
+        class_names: words for the classes, by folder or in the order of the sorted folders; None: the data has them.
         probe: `linear_probe/top1`, `nearest_neighbours/top1`: classifiers fitted on the features of `train`.
         train: the training records, for `novelty` and `probe`.
     """
@@ -47,7 +50,8 @@ class Extras:
     meteor: bool = False
     spice: bool = False
     compositional: bool = False
-    templates: Sequence[str] | None = None
+    templates: Templates | Sequence[str] | None = None
+    class_names: ClassNames | Mapping[str, str] | Sequence[str] | None = None
     probe: bool = False
     train: Sequence[Record] | None = None
 
@@ -66,7 +70,8 @@ def check_extras(extras: Extras, pipeline: Pipeline, records: Sequence[Record]) 
                 require_java(name.upper(), f"{name}.{name}")
     except (ValueError, JavaMissingError) as error:
         raise PipelineError(str(error)) from error
-    if extras.folds is not None or extras.compositional or extras.templates is not None:
+    asked = extras.templates is not None or extras.class_names is not None
+    if extras.folds is not None or extras.compositional or asked:
         pipeline.require_alignment()
     if extras.clip_score:
         check_clip_score(pipeline)
@@ -74,10 +79,11 @@ def check_extras(extras: Extras, pipeline: Pipeline, records: Sequence[Record]) 
         check_judge(pipeline, extras.judge)
     if extras.novelty or extras.meteor or extras.spice:
         pipeline.require_decoder()
-    if extras.probe or extras.templates is not None:
-        require_classes(records)
+    if extras.probe or asked:
+        names, _ = require_classes(records)
+        class_words(records, names, extras.class_names)
     if extras.templates is not None:
-        check_templates(extras.templates)
+        Templates.of(extras.templates)
     if (extras.novelty or extras.probe) and not extras.train:
         raise DataError("novelty and probe compare with the training data: give train, the records of that split.")
 
@@ -107,14 +113,23 @@ def extra_metrics(
         if extras.novelty and extras.train is not None:
             values |= novelty_metrics(captions, extras.train, tokenize)
         values |= _java_metrics(captions, [name for name in _JAVA if getattr(extras, name)], tokenize)
-    if retrieval is not None and classes_of(records) is not None:
-        templates = extras.templates or TEMPLATES
-        values |= zero_shot_metrics(pipeline, records, retrieval.image_embeds, templates=templates)
+    prompts = zero_shot_protocol(extras, records, predictions)
+    if retrieval is not None and prompts:
+        values |= zero_shot_metrics(pipeline, records, retrieval.image_embeds, **prompts)
     if extras.probe and extras.train is not None:
         values |= probe_metrics(pipeline, extras.train, records, batch_size=batch_size, max_bad=max_bad)
     if extras.compositional and retrieval is not None:
         values |= compositional_metrics(pipeline, records, retrieval, batch_size=batch_size)
     return values
+
+
+def zero_shot_protocol(extras: Extras, records: Sequence[Record], predictions: Predictions) -> dict[str, Any]:
+    """`templates` and `class_names` of zero-shot classification; nothing where it is not computed."""
+    if predictions.retrieval is None or not has_classes(records):
+        return {}
+    templates = DEFAULT if extras.templates is None else Templates.of(extras.templates)
+    names = None if extras.class_names is None else ClassNames.of(extras.class_names)
+    return {"templates": templates, "class_names": names}
 
 
 def novelty_metrics(captions: Captions, train: Sequence[Record], tokenize: str = "auto") -> dict[str, float]:

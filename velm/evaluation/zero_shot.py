@@ -1,23 +1,32 @@
 """Zero-shot classification: an image belongs to the class with the nearest embedding of its prompts.
 
-Radford et al. 2021 (arXiv 2103.00020, section 3.1). The embedding of a class is the mean of those of its prompts.
+Radford et al. 2021 (arXiv 2103.00020, section 3.1). The embedding of a class is the normalised mean of the normalised
+embeddings of its prompts.
 """
 
 from __future__ import annotations
 
+import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from velm.data.base import Record
 from velm.errors import DataError
-from velm.metrics.classification import ensemble_prompts, top_k_accuracy
+from velm.evaluation.prompts import ClassNames, Templates
+from velm.metrics.classification import ensemble_prompts, mean_per_class, top_k_hits
 from velm.pipeline import Pipeline
 
 TEMPLATES = ("a photo of a {}.", "a picture of a {}.", "a close up of a {}.", "there is a {}.", "a {}.")
 """Plain English: a small model does not know prompts such as 'itap of a {}.'."""
+DEFAULT = Templates(TEMPLATES, "velm")
+
+
+def has_classes(records: Sequence[Record]) -> bool:
+    """Whether the first record has a class."""
+    return bool(len(records)) and "class" in records[0].metadata
 
 
 def classes_of(records: Sequence[Record]) -> tuple[list[str], Tensor] | None:
@@ -30,15 +39,18 @@ def classes_of(records: Sequence[Record]) -> tuple[list[str], Tensor] | None:
     Returns:
         C names, and int64 (records,), indices of the names.
     """
-    if not len(records) or "class" not in records[0].metadata:
+    if not has_classes(records):
         return None
     metadata = [record.metadata for record in records]
     without = next((i for i, each in enumerate(metadata) if "class" not in each), None)
     if without is not None:
         raise DataError(f"Record {records[without].image_id!r} has no class, others have; all must, or none.")
-    names = list(getattr(records, "classes", None) or dict.fromkeys(each["class"] for each in metadata))
+    known = getattr(records, "classes", None)
+    names = list(known or dict.fromkeys(each["class"] for each in metadata))
     indices = {name: index for index, name in enumerate(names)}
-    return names, torch.tensor([indices[each["class"]] for each in metadata])
+    numbered = known and all("class_index" in each for each in metadata)  # two classes may have the same name
+    labels = [each["class_index"] if numbered else indices[each["class"]] for each in metadata]
+    return names, torch.tensor(labels)
 
 
 def require_classes(records: Sequence[Record]) -> tuple[list[str], Tensor]:
@@ -52,7 +64,20 @@ def require_classes(records: Sequence[Record]) -> tuple[list[str], Tensor]:
     return classes
 
 
-def class_embeds(pipeline: Pipeline, names: Sequence[str], templates: Sequence[str] = TEMPLATES) -> Tensor:
+def class_words(
+    records: Sequence[Record], names: Sequence[str], class_names: ClassNames | Mapping[str, str] | Sequence[str] | None
+) -> list[str]:
+    """The words for the classes `names` of the records; the names themselves for None.
+
+    Raises:
+        DataError: `class_names` lacks a class, or is a list of another length.
+    """
+    if class_names is None:
+        return list(names)
+    return ClassNames.of(class_names).words(names, getattr(records, "folders", None))
+
+
+def class_embeds(pipeline: Pipeline, names: Sequence[str], templates: Templates | Sequence[str] = DEFAULT) -> Tensor:
     """Class embeddings float (C, E), L2-normalised: the mean of the embeddings of each class's prompts.
 
     Args:
@@ -61,16 +86,16 @@ def class_embeds(pipeline: Pipeline, names: Sequence[str], templates: Sequence[s
     Warns:
         UserWarning: the tokenizer lacks words of some names, so the model cannot distinguish them.
     """
-    check_templates(templates)
-    unknown = [name for name in names if pipeline.tokenizer.unk_id in pipeline.tokenizer.encode(name)]
+    templates = Templates.of(templates)
+    unknown = [name for name in names if pipeline.tokenizer.unk_id in pipeline.tokenizer.to_ids(name)]
     if unknown:
         warnings.warn(
             f"The tokenizer does not know all words of {len(unknown)} of {len(names)} classes: "
             f"{', '.join(unknown[:5])}{', ...' if len(unknown) > 5 else ''}. It cannot distinguish them by name.",
             stacklevel=2,
         )
-    prompts = pipeline.embed_texts([template.replace("{}", name) for name in names for template in templates])
-    return ensemble_prompts(prompts.float().reshape(len(names), len(templates), -1))
+    prompts = pipeline.embed_texts(templates.prompts(names))
+    return ensemble_prompts(prompts.float().reshape(len(names), len(templates.texts), -1))
 
 
 def zero_shot_metrics(
@@ -78,28 +103,41 @@ def zero_shot_metrics(
     records: Sequence[Record],
     image_embeds: Tensor,
     *,
-    templates: Sequence[str] = TEMPLATES,
+    templates: Templates | Sequence[str] = DEFAULT,
+    class_names: ClassNames | Mapping[str, str] | Sequence[str] | None = None,
     ks: Sequence[int] = (1, 5),
 ) -> dict[str, float]:
-    """`zero_shot/top1`, ...: fraction of the images whose class is among the first k; ties count against the model.
+    """`zero_shot/top1`, ... and `zero_shot/mean_per_class_recall`; ties count against the model.
+
+    `top<k>` is the fraction of the images whose class is among the first k, `mean_per_class_recall` the mean over the
+    classes that have images of their own top-1. Of classes with the same words, which no model distinguishes (ImageNet
+    has two pairs), the first is preferred, as by an argmax.
 
     Args:
         image_embeds: float (records, E).
+        class_names: words for the classes; None: the names that the records have.
         ks: values of k; those of at least the number of classes are left out, except 1.
 
     Raises:
-        DataError: the records have no classes.
+        DataError: the records have no classes, or `class_names` does not fit them.
     """
     names, labels = require_classes(records)
-    scores = image_embeds.float() @ class_embeds(pipeline, names, templates).T
-    return {f"zero_shot/top{k}": top_k_accuracy(scores, labels, k) for k in ks if k == 1 or k < len(names)}
+    words = class_words(records, names, class_names)
+    scores = image_embeds.float() @ class_embeds(pipeline, words, templates).T
+    _prefer_first(scores, labels, words)
+    hits = {k: top_k_hits(scores, labels, k) for k in ks if k == 1 or k < len(names)}
+    metrics = {f"zero_shot/top{k}": int(each.sum()) / len(each) for k, each in hits.items()}
+    if 1 in hits:
+        metrics["zero_shot/mean_per_class_recall"] = mean_per_class(hits[1], labels)
+    return metrics
 
 
-def check_templates(templates: Sequence[str]) -> None:
-    """Raise DataError unless each template has exactly one {}."""
-    wrong = [template for template in templates if template.count("{}") != 1]
-    if wrong or not templates:
-        raise DataError(
-            f"templates are prompts with one {{}} for the class, such as 'a photo of a {{}}.'; got "
-            f"{repr(wrong[0]) if wrong else 'none'}."
-        )
+def _prefer_first(scores: Tensor, labels: Tensor, words: Sequence[str]) -> None:
+    """Leave later classes with the words of the true class out of the comparison, in place."""
+    first: dict[str, list[int]] = {}
+    for index, word in enumerate(words):
+        first.setdefault(word, []).append(index)
+    for same in first.values():
+        for number, index in enumerate(same[:-1]):
+            rows = (labels == index).nonzero()
+            scores[rows, torch.tensor(same[number + 1 :])] = -math.inf

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from velm.metrics.classification import (
         ensemble_prompts,
         linear_probe,
+        mean_per_class,
         nearest_neighbours,
         top_k_accuracy,
         top_k_hits,
@@ -73,6 +74,7 @@ __all__ = [
     "fold_metrics",
     "linear_probe",
     "mean_length",
+    "mean_per_class",
     "meteor",
     "nearest_neighbours",
     "novelty",

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize, one_hot
 
-__all__ = ["ensemble_prompts", "linear_probe", "nearest_neighbours", "top_k_accuracy", "top_k_hits"]
+__all__ = ["ensemble_prompts", "linear_probe", "mean_per_class", "nearest_neighbours", "top_k_accuracy", "top_k_hits"]
 
 
 def ensemble_prompts(prompt_embeds: Any) -> Tensor:
@@ -63,6 +63,21 @@ def top_k_accuracy(scores: Any, labels: Any, k: int = 1) -> float:
     if not len(hits):
         raise ValueError("Nothing to classify: scores has no rows.")
     return int(hits.sum()) / len(hits)
+
+
+def mean_per_class(hits: Any, labels: Any) -> float:
+    """The mean over the classes among `labels` of the mean of their hits (balanced accuracy), in [0, 1].
+
+    Args:
+        hits: bool (n,), n >= 1, as of `top_k_hits`.
+        labels: int (n,).
+    """
+    hits, labels = torch.as_tensor(hits), torch.as_tensor(labels)
+    if hits.shape != labels.shape or hits.dim() != 1 or not len(hits):
+        raise ValueError(f"hits {tuple(hits.shape)} and labels {tuple(labels.shape)} must both be (n,), n >= 1.")
+    _, row = labels.unique(return_inverse=True)
+    counts = torch.bincount(row).double()
+    return float((torch.bincount(row, weights=hits.double()) / counts).mean())
 
 
 def nearest_neighbours(

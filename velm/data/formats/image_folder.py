@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -74,7 +74,7 @@ class ImageFolder(Dataset):
             raise MissingSplitError(f"{self.path!r} has no split {name!r}. It has: {listed or no_images(self.path)}.")
         paths = pa.array([path for path, _ in images], pa.large_string())
         labels = np.array([number for _, number in images], np.int32)
-        return ClassRecords(self.path, paths, labels, list(names.values()), self.templates)
+        return ClassRecords(self.path, paths, labels, names, self.templates)
 
     def _names(self) -> dict[str, str]:
         """The name of each folder's class, in the order of the classes."""
@@ -106,11 +106,11 @@ class ClassRecords(Records):
     """Images and their classes; captions are built on access."""
 
     def __init__(
-        self, root: str, paths: pa.Array, labels: np.ndarray, names: Sequence[str], templates: Sequence[str]
+        self, root: str, paths: pa.Array, labels: np.ndarray, names: Mapping[str, str], templates: Sequence[str]
     ) -> None:
-        """`paths`: large_string (images,), from `root`; `labels`: int (images,), indices of `names`."""
+        """`paths`: large_string (images,), from `root`; `labels`: int (images,), indices of `names`, by folder."""
         self._root, self._paths, self._labels, self._templates = root, paths, labels, templates
-        self.classes = names  # of all splits
+        self.classes, self.folders = list(names.values()), list(names)  # of all splits
         self.text_counts = np.full(len(labels), len(templates))
 
     def __len__(self) -> int:
