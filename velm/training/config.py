@@ -23,6 +23,9 @@ class OptimizerConfig:
         warmup: fraction of all optimizer steps over which the rate rises linearly from zero.
         min_lr: the rate at the last step, as a fraction of `lr`.
         lr_scale: factor on `lr` for a component, e.g. {image_encoder: 0.1}.
+        layer_decay: factor on the rate from a repeated block to the one below it, e.g. 0.75 (see
+            `velm.training.fine_tuning.layer_decay`); a number is that of both encoders, a mapping names parts:
+            {image_encoder: 0.75}. None: all layers of a part have one rate.
     """
 
     lr: float = 1e-3
@@ -31,8 +34,14 @@ class OptimizerConfig:
     warmup: float = 0.05
     min_lr: float = 0.0
     lr_scale: dict[str, float] = field(default_factory=dict)
+    layer_decay: float | dict[str, float] | None = None
 
     def __post_init__(self) -> None:
+        decay = self.layer_decay
+        for part, value in (decay if isinstance(decay, dict) else {"": decay}).items():
+            if value is not None and not 0 < value <= 1:
+                option = f"model.optimizer.layer_decay{part and '.'}{part}"
+                raise ConfigError(f"{option} is a factor from block to block, 0 < layer_decay <= 1; got {value}.")
         if not self.lr > 0:
             raise ConfigError(f"model.optimizer.lr must be positive; got {self.lr}.")
         if not 0 <= self.warmup < 1:

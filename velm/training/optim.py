@@ -14,27 +14,32 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from velm.errors import ConfigError
 from velm.training.config import OptimizerConfig
+from velm.training.fine_tuning.layer_decay import decay_of_parts, parameters_by_rate
 
 
 def parameter_groups(modules: dict[str, nn.Module], config: OptimizerConfig) -> list[dict[str, Any]]:
     """AdamW's groups: one for each part, with and without weight decay; frozen parameters are in no group.
 
+    With `layer_decay`, one for each layer of a part, 'image_encoder/layer3' and 'image_encoder/layer3/no_decay'.
+
     Raises:
-        ConfigError: `lr_scale` names a part that is not in `modules`.
+        ConfigError: `lr_scale` or `layer_decay` names a part that is not in `modules`, or one without blocks.
     """
     unknown = sorted(set(config.lr_scale) - set(modules))
     if unknown:
         raise ConfigError(f"optimizer.lr_scale names {unknown[0]!r}; the parts are {', '.join(modules)}.")
+    layer_decay = decay_of_parts(modules, config.layer_decay)
     groups: list[dict[str, Any]] = []
-    for name, module in modules.items():
-        trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
-        lr = config.lr * config.lr_scale.get(name, 1.0)
-        decayed = [p for p in trainable if p.dim() >= 2]
-        plain = [p for p in trainable if p.dim() < 2]
-        if decayed:
-            groups.append({"name": name, "params": decayed, "lr": lr, "weight_decay": config.weight_decay})
-        if plain:
-            groups.append({"name": f"{name}/no_decay", "params": plain, "lr": lr, "weight_decay": 0.0})
+    for part, module in modules.items():
+        for name, factor, parameters in parameters_by_rate(part, module, layer_decay.get(part)):
+            trainable = [parameter for parameter in parameters if parameter.requires_grad]
+            lr = config.lr * config.lr_scale.get(part, 1.0) * factor
+            decayed = [p for p in trainable if p.dim() >= 2]
+            plain = [p for p in trainable if p.dim() < 2]
+            if decayed:
+                groups.append({"name": name, "params": decayed, "lr": lr, "weight_decay": config.weight_decay})
+            if plain:
+                groups.append({"name": f"{name}/no_decay", "params": plain, "lr": lr, "weight_decay": 0.0})
     return groups
 
 
@@ -67,20 +72,15 @@ def build_schedule(optimizer: torch.optim.Optimizer, config: OptimizerConfig, to
     return LambdaLR(optimizer, lambda step: warmup_cosine(step, total, config.warmup, config.min_lr))
 
 
-def set_learning_rate(trainer: lightning.Trainer, config: OptimizerConfig) -> None:
-    """Give the optimizer and the schedule of a Trainer that has built them the rates of `config`."""
+def set_learning_rate(trainer: lightning.Trainer, modules: dict[str, nn.Module], config: OptimizerConfig) -> None:
+    """Give the optimizer and the schedule that a Trainer has built of `modules` the rates of `config`."""
     for place in trainer.lr_scheduler_configs:
         schedule = place.scheduler
         assert isinstance(schedule, LambdaLR)  # `build_schedule`
-        rates = [config.lr * config.lr_scale.get(_part(group), 1.0) for group in schedule.optimizer.param_groups]
+        rates = [group["lr"] for group in parameter_groups(modules, config)]
         schedule.base_lrs = [*rates]
         for group, rate, factor in zip(schedule.optimizer.param_groups, rates, schedule.lr_lambdas, strict=True):
             group["initial_lr"], group["lr"] = rate, rate * factor(schedule.last_epoch)
-
-
-def _part(group: dict[str, Any]) -> str:
-    """The part whose parameters are in a group of `parameter_groups`."""
-    return str(group["name"]).partition("/")[0]
 
 
 def warm_ema(decay: float) -> Callable[[list[Tensor], list[Tensor], Tensor], None]:

@@ -25,6 +25,7 @@ from velm.training.balancing.policies import build_policy
 from velm.training.config import OptimizerConfig, ValidationConfig, WatchConfig
 from velm.training.distributed import fsdp as sharding
 from velm.training.distributed.gather import Gather, gather_list
+from velm.training.fine_tuning.train_last import eval_frozen_layers, freeze_all_but_last
 from velm.training.memory.compile import compile_tower
 from velm.training.memory.feature_cache import prepare_features, require_frozen
 from velm.training.memory.micro_batch import micro_batch_losses, warn_about_negatives, warn_about_norms
@@ -58,6 +59,8 @@ class VisionLanguageTask(lightning.LightningModule):
             pass.
         compile: compile the towers by torch.compile, with one graph for texts of any length.
         freeze: parts that are not trained: image_encoder, text_encoder, decoder.
+        train_last: of a part, {image_encoder: 2}, only so many of its last blocks are trained, and what follows them
+            (see `velm.training.fine_tuning.train_last`).
         ema: decay per step of an exponential moving average of the weights (smaller at first, see `warm_ema`), which
             is validated and saved in place of the weights; None: no average.
         validation: how much a validation measures.
@@ -88,6 +91,7 @@ class VisionLanguageTask(lightning.LightningModule):
         checkpoint_blocks: bool = False,
         compile: bool = False,
         freeze: list[str] | None = None,
+        train_last: dict[str, int] | None = None,
         ema: float | None = None,
         validation: ValidationConfig = ValidationConfig(),  # noqa: B008 - never mutated
         watch: WatchConfig = WatchConfig(),  # noqa: B008 - never mutated
@@ -111,8 +115,11 @@ class VisionLanguageTask(lightning.LightningModule):
         self.losses = build_losses(losses)
         self.balance = build_policy(balance, self.losses.weights)
         self.micro_batch_size, self.ema, self.pretrained = micro_batch_size, ema, pretrained
-        self.training_options = {"optimizer": asdict(optimizer), "balance": balance, "ema": ema, "freeze": freeze}
-        self.frozen, self.compiled, self.sharded = tuple(freeze or ()), compile, False
+        self.training_options = {
+            "optimizer": asdict(optimizer), "balance": balance, "ema": ema, "freeze": freeze, "train_last": train_last,
+        }  # fmt: skip
+        self.frozen, self.train_last = tuple(freeze or ()), dict(train_last or {})
+        self.compiled, self.sharded = compile, False
         self.weighted_losses: dict[str, Tensor] = {}
         self.found_lr: float | None = None
         self.scores: dict[str, SplitScores] = {}
@@ -125,7 +132,9 @@ class VisionLanguageTask(lightning.LightningModule):
         for name in self.frozen:
             if name not in towers:
                 raise ConfigError(f"freeze names {name!r}; the model's parts are {', '.join(towers)}.")
-            towers[name].requires_grad_(False).eval()  # Lightning trains modules in the mode it finds them in
+            towers[name].requires_grad_(False)
+        freeze_all_but_last(towers, self.train_last, self.frozen)
+        self._eval_frozen()  # Lightning trains modules in the mode it finds them in
         if checkpoint:
             checkpoint_blocks(towers)
         if self.compiled:
@@ -155,11 +164,16 @@ class VisionLanguageTask(lightning.LightningModule):
         return {**named, "balance": self.balance} if learned else named
 
     def train(self, mode: bool = True) -> VisionLanguageTask:
-        """Set the mode of all modules except frozen parts, which stay in eval mode."""
+        """Set the mode of all modules except frozen parts and layers, which stay in eval mode."""
         super().train(mode)
+        self._eval_frozen()
+        return self
+
+    def _eval_frozen(self) -> None:
         for name in self.frozen:
             getattr(self.model, name).eval()
-        return self
+        for name, count in self.train_last.items():
+            eval_frozen_layers(getattr(self.model, name), count)
 
     def configure_model(self) -> None:
         """Shard the weights if the strategy is FSDP2."""

@@ -35,7 +35,7 @@ class FoundOptions(Callback):
                 f"many in the run (trainer.max_epochs).",
             )
             return
-        set_learning_rate(trainer, pl_module.optimizer_config)
+        set_learning_rate(trainer, pl_module.parts, pl_module.optimizer_config)
         _say(trainer, f"LearningRateFinder: model.optimizer.lr is {lr:.3g} from now on.")
 
 

@@ -197,8 +197,11 @@ def _other_optimizer(states: Sequence[Mapping[str, Any]], task: Any) -> str | No
     built = {group["name"]: len(group["params"]) for group in groups}
     if not stored or stored == built:
         return None
+    before, after = _counted(stored), _counted(built)
+    if before == after:
+        return f"has the optimizer state of {before} with other learning rates: model.optimizer.layer_decay differs"
     return (
-        f"has the optimizer state of {_counted(stored)}, and this config trains {_counted(built)}: model.freeze or a "
+        f"has the optimizer state of {before}, and this config trains {after}: model.freeze, model.train_last or a "
         f"part's `trainable` differs"
     )
 
