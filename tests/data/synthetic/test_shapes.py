@@ -128,6 +128,8 @@ def test_records_are_a_sequence(shapes: Shapes) -> None:
         ({"objects": 4}, "objects 4 is not between 1 and 3"),
         ({"image_size": 16}, "image_size 16 pixels is too small"),
         ({"language": "de"}, "language 'de': Shapes is written in en, zh"),
+        ({"colours": ["red", "pink"]}, "colours red, pink: choose one or more of red, green, blue, yellow, purple, cy"),
+        ({"colours": []}, r"colours \[\]: choose one or more of red"),
         ({"train_size": -1}, "train_size -1 is negative"),
         ({"objects": 1, "val_size": 70, "test_size": 30}, "leave no scene to train on: there are 72 scenes"),
         ({"objects": 1, "val_size": 1, "test_size": 1, "heldout_size": 99}, "heldout_size 99 is more than the 12"),
@@ -136,6 +138,16 @@ def test_records_are_a_sequence(shapes: Shapes) -> None:
 def test_impossible_sizes_are_refused(options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Shapes(**options)
+
+
+def test_only_the_chosen_colours_are_drawn_in_every_split() -> None:
+    sizes = {"train_size": 60, "val_size": 20, "test_size": 20, "heldout_size": 20}
+    chosen, others = Shapes(colours=["red", "cyan"], **sizes), Shapes(colours=["blue"], **sizes)
+    for split in SPLITS:
+        assert {colour for colour, _ in things(chosen, split)} == {"red", "cyan"}
+        assert {colour for colour, _ in things(others, split)} == {"blue"}
+    every = list(Shapes(**sizes).seen[:50])
+    assert every == Shapes(colours=None, **sizes).seen[:50]
 
 
 def test_an_unknown_or_empty_split_lists_those_there_are() -> None:

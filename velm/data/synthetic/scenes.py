@@ -50,11 +50,6 @@ class Scene(NamedTuple):
     axis: Literal["horizontal", "vertical"] | None
 
 
-ALL_THINGS = [Thing(*choice) for choice in product(SIZES, COLOURS, SHAPES)]
-HELD_OUT_THINGS = [thing for thing in ALL_THINGS if thing[1:] in HELD_OUT]
-SEEN_THINGS = [thing for thing in ALL_THINGS if thing[1:] not in HELD_OUT]
-
-
 def describe(scene: Scene) -> tuple[str, ...]:
     """Every description of a scene that counts as right; no other scene shares one of them."""
     if scene.axis is None:
@@ -71,18 +66,22 @@ class Scenes(Sequence[Scene]):
     Args:
         objects: per scene.
         held_out: exactly one of the objects is a combination of `HELD_OUT`; otherwise none is.
+        colours: of the objects.
     """
 
-    def __init__(self, objects: int, held_out: bool = False) -> None:
+    def __init__(self, objects: int, held_out: bool = False, colours: Sequence[str] = COLOURS) -> None:
         self.objects = objects
         self.held_out = held_out
+        things = [Thing(*choice) for choice in product(SIZES, colours, SHAPES)]
+        self._unseen = [thing for thing in things if thing[1:] in HELD_OUT]
+        self._seen = [thing for thing in things if thing[1:] not in HELD_OUT]
         self._axes: tuple[Literal["horizontal", "vertical"] | None, ...]
         self._axes = (None,) if objects == 1 else ("horizontal", "vertical")
 
     def __len__(self) -> int:
         seen = self.objects - self.held_out
-        unseen = len(HELD_OUT_THINGS) * self.objects if self.held_out else 1
-        return len(self._axes) * unseen * math.perm(len(SEEN_THINGS), seen)
+        unseen = len(self._unseen) * self.objects if self.held_out else 1
+        return len(self._axes) * unseen * math.perm(len(self._seen), seen)
 
     def __getitem__(self, rank):  # type: ignore[no-untyped-def]  # one scene, or a list of them for a slice
         if isinstance(rank, slice):
@@ -90,12 +89,12 @@ class Scenes(Sequence[Scene]):
         if not 0 <= rank < len(self):
             raise IndexError(f"scene {rank} of {len(self)}")
         rank, axis = divmod(rank, len(self._axes))
-        pool, things = list(SEEN_THINGS), []
+        pool, things = list(self._seen), []
         unseen_thing = None
         if self.held_out:
             rank, position = divmod(rank, self.objects)
-            rank, which = divmod(rank, len(HELD_OUT_THINGS))
-            unseen_thing = (position, HELD_OUT_THINGS[which])
+            rank, which = divmod(rank, len(self._unseen))
+            unseen_thing = (position, self._unseen[which])
         for _ in range(self.objects - self.held_out):  # digits of the rank in a shrinking base: no object twice
             rank, which = divmod(rank, len(pool))
             things.append(pool.pop(which))

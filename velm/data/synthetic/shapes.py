@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw
 
 from velm.data.base import Dataset, Record, Records
 from velm.data.synthetic import chinese
-from velm.data.synthetic.scenes import Scene, Scenes, describe
+from velm.data.synthetic.scenes import COLOURS, Scene, Scenes, describe
 from velm.errors import MissingSplitError
 
 __all__ = ["Drawings", "Shapes", "draw"]
@@ -151,6 +151,7 @@ class Shapes(Dataset):
         image_size: side of an image, pixels, at least 32.
         seed: of images and splits.
         language: of the descriptions: 'en', or 'zh' for Chinese (`velm.data.synthetic.chinese`).
+        colours: of the objects, e.g. [red, green, blue]; None: all seven.
     """
 
     record_type: type[Drawings] = Drawings
@@ -167,6 +168,7 @@ class Shapes(Dataset):
         image_size: int = 64,
         seed: int = 0,
         language: Literal["en", "zh"] = "en",
+        colours: list[str] | None = None,
     ) -> None:
         if language not in self.languages:
             raise ValueError(f"language {language!r}: {type(self).__name__} is written in {', '.join(self.languages)}.")
@@ -174,17 +176,20 @@ class Shapes(Dataset):
             raise ValueError(f"objects {objects} is not between 1 and 3.")
         if image_size < 32:
             raise ValueError(f"image_size {image_size} pixels is too small to tell the shapes apart: take 32 or more.")
+        colours = list(COLOURS) if colours is None else list(dict.fromkeys(colours))
+        if not colours or not set(colours) <= set(COLOURS):
+            raise ValueError(f"colours {', '.join(colours) or '[]'}: choose one or more of {', '.join(COLOURS)}.")
         sizes = {"train": train_size, "val": val_size, "test": test_size, "heldout": heldout_size}
         for name, size in sizes.items():
             if size < 0:
                 raise ValueError(f"{name}_size {size} is negative.")
         self.sizes = sizes
         self.image_size, self.seed, self.language = image_size, seed, language
-        self.seen, self.unseen = Scenes(objects), Scenes(objects, held_out=True)
+        self.seen, self.unseen = Scenes(objects, colours=colours), Scenes(objects, held_out=True, colours=colours)
         if val_size + test_size >= len(self.seen):
             raise ValueError(
                 f"val_size {val_size} and test_size {test_size} leave no scene to train on: there are "
-                f"{len(self.seen)} scenes of {objects} object(s). Lower them, or take more objects."
+                f"{len(self.seen)} scenes of {objects} object(s). Lower them, or take more objects or colours."
             )
         if heldout_size > len(self.unseen):
             raise ValueError(f"heldout_size {heldout_size} is more than the {len(self.unseen)} scenes there are.")
