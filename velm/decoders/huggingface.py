@@ -64,6 +64,8 @@ class HFDecoder(FrozenPartsInEval, Decoder):
         trainable: 'all', or 'cross': only cross-attention and the projection of the memory.
     """
 
+    library_parts, new_weights = ("model", "output_projection"), _CROSS
+
     def __init__(
         self,
         *,

@@ -70,6 +70,7 @@ class HFImageEncoder(FrozenPartsInEval, ImageEncoder):
         self.dim = width if dim is None else dim
         self.projection = nn.Identity() if dim is None else nn.Linear(width, dim)
         self.pooling = None if pooling == "own" else Pooling(pooling, self.dim)
+        self.used_parameters = {f"model.{name}" for name in used}
         hub.freeze(self.model, trainable, used)
         self.portable_config: dict[str, Any] = {
             "config": hub.portable_config(vision),
@@ -120,6 +121,8 @@ class HFTextEncoder(FrozenPartsInEval, TextEncoder):
         pooling: 'first' (bos), 'mean', or 'last' (eos); null: last for models that read from left to right and for
             the text towers of CLIP and SigLIP, first for masked ones (BERT), mean for the others.
     """
+
+    library_parts = ("model", "head")
 
     def __init__(
         self,

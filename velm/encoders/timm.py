@@ -55,6 +55,7 @@ class TimmEncoder(FrozenPartsInEval, ImageEncoder):
         if pooling == "class" and self.prefix == 0:
             raise ValueError(f"timm/{model_name} has no class token; pooling is one of mean, max, attention.")
         self._stage_of, width = _used(self.model, model_name)
+        self.used_parameters = {f"model.{name}" for name in self._stage_of}
         self.dim = width if dim is None else dim
         self.projection = nn.Identity() if dim is None else nn.Linear(width, dim)
         self.pooling = None if pooling == "class" else Pooling(pooling, self.dim)

@@ -44,6 +44,8 @@ class TorchvisionEncoder(ImageEncoder):
         pooling: 'mean', 'max' or 'attention' over the positions.
     """
 
+    library_parts = ("trunk",)
+
     def __init__(
         self,
         *,

@@ -8,13 +8,14 @@ from typing import Any
 
 from velm import registry
 from velm.errors import ConfigError
+from velm.model.adapt import adapt
 from velm.model.model import VisionLanguageModel
 from velm.outputs import aligns
 from velm.util import did_you_mean
 
 MODEL_KEYS = (
     "image_encoder", "text_encoder", "decoder", "embed_dim", "embed_dropout", "memory", "losses",
-    "vocab_size", "pad_id", "plugins",
+    "vocab_size", "pad_id", "plugins", "adapt",
 )  # fmt: skip
 
 
@@ -23,8 +24,8 @@ def build_model(config: Mapping[str, Any]) -> VisionLanguageModel:
 
     Args:
         config: `image_encoder`, `text_encoder`, `decoder` (configs or None), `embed_dim` (256), `embed_dropout` (0),
-            `memory` (['image']), `vocab_size`, `pad_id` (0), `plugins`; `losses`, where listed, decide which parts
-            are built: one that no loss trains is left out, with a warning.
+            `memory` (['image']), `vocab_size`, `pad_id` (0), `plugins`, `adapt` (adapters by part); `losses`, where
+            listed, decide which parts are built: one that no loss trains is left out, with a warning.
 
     Raises:
         ConfigError: an unknown key, or parts that do not fit together.
@@ -53,7 +54,7 @@ def build_model(config: Mapping[str, Any]) -> VisionLanguageModel:
     if shared:
         require_shared_blocks(decoder, decoder_config, text_config)
         encoders["text"] = _build_encoder(registry.text_encoders, text_config, {**context, "decoder": decoder})
-    return VisionLanguageModel(
+    model = VisionLanguageModel(
         image_encoder=encoders.get("image"),
         text_encoder=encoders.get("text"),
         decoder=decoder,
@@ -62,6 +63,8 @@ def build_model(config: Mapping[str, Any]) -> VisionLanguageModel:
         embed_dropout=config.get("embed_dropout") or 0.0,
         pad_id=context["pad_id"],
     )
+    adapt(model, config.get("adapt"))
+    return model
 
 
 def _build_encoder(encoders: registry.Registry, config: registry.PartConfig, context: Mapping[str, Any]) -> Any:

@@ -13,6 +13,7 @@ from velm.data.images.transforms import transform_from_config
 from velm.encoders.image_size import require_image_size
 from velm.errors import ConfigError, PluginError
 from velm.pipeline.pipeline import Pipeline
+from velm.pretrained.adapters import merge_adapters
 from velm.registry import load_plugins
 
 
@@ -25,7 +26,7 @@ def load(
     image_size: int | None = None,
     precision: Literal["32", "bf16"] = "32",
 ) -> Pipeline:
-    """A pipeline from a checkpoint, without Lightning, pretrained weights or code from the file.
+    """A pipeline from a checkpoint, without Lightning, pretrained weights or code from the file; adapters are merged.
 
     Args:
         path: a .ckpt written by `velm fit`.
@@ -46,7 +47,7 @@ def load(
     load_plugins(plugins)
     checkpoint = read_checkpoint(path)
     transform = checkpoint.transform if image_size is None else {**checkpoint.transform, "image_size": image_size}
-    model = build_from_checkpoint(checkpoint, ema=ema)
+    model = merge_adapters(build_from_checkpoint(checkpoint, ema=ema))
     if image_size is not None and model.image_encoder is not None:
         require_image_size(model.image_encoder, image_size, "image_size")
     return Pipeline(

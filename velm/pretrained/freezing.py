@@ -23,9 +23,15 @@ _Module = TypeVar("_Module", bound="FrozenPartsInEval")
 
 
 class FrozenPartsInEval(nn.Module):
-    """Keeps the frozen parts of `self.model` in eval mode during training."""
+    """Keeps the frozen parts of `self.model` in eval mode during training.
+
+    Attributes:
+        library_parts: children whose weights are the library's; the others are VELM's own, see
+            `velm.pretrained.adapters`.
+    """
 
     model: Any
+    library_parts: tuple[str, ...] = ("model",)
 
     def train(self: _Module, mode: bool = True) -> _Module:
         super().train(mode)

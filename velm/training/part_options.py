@@ -23,10 +23,10 @@ from velm.registry.scalars import Float, Value, as_flow, load_yaml, plain, read_
 __all__ = ["PARTS", "YAML_MODE", "locate_parts", "merge_parts", "plain_options", "prepare_parser"]
 
 PARTS = (
-    "model.image_encoder", "model.text_encoder", "model.decoder", "model.balance", "model.losses", "data.dataset",
-    "data.tokenizer",
+    "model.image_encoder", "model.text_encoder", "model.decoder", "model.balance", "model.losses", "model.adapt",
+    "data.dataset", "data.tokenizer",
 )  # fmt: skip
-LOSSES = "model.losses"  # {name: options}: the mapping has no name itself
+NAMELESS = ("model.losses", "model.adapt")  # {name: options}: the mapping has no name itself
 YAML_MODE = "velm"
 """jsonargparse's name for VELM's way of reading YAML."""
 
@@ -57,8 +57,8 @@ def merge_parts(args: Sequence[str]) -> list[str]:
         known = merged.get(path)
         if keys:
             merged[path] = _set(known, keys, value)
-        elif path == LOSSES:
-            merged[path] = _merge_losses(known, value) if in_file else value
+        elif path in NAMELESS:
+            merged[path] = _merge_each(known, value) if in_file else value
         elif not in_file and isinstance(value, Mapping) and "name" in value:
             merged[path] = value
         else:
@@ -162,7 +162,8 @@ def _merge(config: Any, changes: Any) -> Any:
     return {**config, **{key: _merge(config.get(key), value) for key, value in changes.items()}}
 
 
-def _merge_losses(losses: Any, changes: Any) -> Any:
-    if not isinstance(losses, Mapping) or not isinstance(changes, Mapping):
+def _merge_each(configs: Any, changes: Any) -> Any:
+    if not isinstance(configs, Mapping) or not isinstance(changes, Mapping):
         return changes
-    return {**losses, **{name: _merge(losses.get(name) or {}, options or {}) for name, options in changes.items()}}
+    known = {name: {"name": config} if isinstance(config, str) else config or {} for name, config in configs.items()}
+    return {**configs, **{name: _merge(known.get(name, {}), options or {}) for name, options in changes.items()}}

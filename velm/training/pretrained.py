@@ -18,11 +18,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from velm.checkpoint import build_tokenizer, read_checkpoint
+from velm.checkpoint import build_from_checkpoint, build_tokenizer, read_checkpoint
 from velm.data.text.base import Tokenizer
 from velm.errors import CheckpointError
 from velm.layers.positions import LearnedGridPositions, LearnedPositions, resize_grid
 from velm.model import build_model
+from velm.model.adapt import adapt
+from velm.pretrained.adapters import merge_adapters, remove_adapters
 from velm.pretrained.weights import skip_pretrained
 
 
@@ -82,13 +84,16 @@ class Transfer:
 
 
 def read_source(source: str) -> Source:
-    """The weights and the tokenizer that `source` names: a checkpoint of VELM.
+    """The weights, adapters merged, and the tokenizer that `source` names: a checkpoint of VELM.
 
     Raises:
         CheckpointError: it is not there or cannot be used.
     """
     checkpoint = read_checkpoint(Path(source).expanduser())
-    weights = {f"model.{name}": tensor for name, tensor in checkpoint.weights.items()}
+    weights: Mapping[str, Tensor] = checkpoint.weights
+    if checkpoint.config.get("adapt"):
+        weights = merge_adapters(build_from_checkpoint(checkpoint)).state_dict()
+    weights = {f"model.{name}": tensor for name, tensor in weights.items()}
     weights |= {f"losses.{name}": tensor for name, tensor in checkpoint.loss_weights.items()}
     return Source(source, weights, build_tokenizer(checkpoint))
 
@@ -104,9 +109,12 @@ def start_from(source: str, task: Any) -> None:
         CheckpointError: the source cannot be used, or nothing of it fits.
     """
     tokenizer = task.trainer.datamodule.tokenizer
-    result = transfer(read_source(source), task.model, task.losses, task.model_config, tokenizer)
+    config = {key: value for key, value in task.model_config.items() if key != "adapt"}
+    remove_adapters(task.model)
+    result = transfer(read_source(source), task.model, task.losses, config, tokenizer)
     if task.trainer.is_global_zero:
         print(result.describe(source, [name for name in task.state_dict() if name.startswith(("model.", "losses."))]))
+    adapt(task.model, task.model_config.get("adapt"))  # after the transfer: DoRA and pissa begin with the base weights
 
 
 @torch.no_grad()

@@ -20,6 +20,7 @@ from velm.model import build_model
 from velm.outputs import Batch
 from velm.pipeline import Pipeline
 from velm.registry.scalars import Value
+from velm.training.adapters import LiveAdapters, require_trained, set_modes
 from velm.training.balancing.gradients import GradientProjection
 from velm.training.balancing.policies import build_policy
 from velm.training.config import OptimizerConfig, ValidationConfig, WatchConfig
@@ -61,6 +62,8 @@ class VisionLanguageTask(lightning.LightningModule):
         freeze: parts that are not trained: image_encoder, text_encoder, decoder.
         train_last: of a part, {image_encoder: 2}, only so many of its last blocks are trained, and what follows them
             (see `velm.training.fine_tuning.train_last`).
+        adapt: adapters by part, {image_encoder: {name: lora, r: 8}}; the part's own weights are frozen (see
+            `velm.pretrained.adapters`).
         ema: decay per step of an exponential moving average of the weights (smaller at first, see `warm_ema`), which
             is validated and saved in place of the weights; None: no average.
         validation: how much a validation measures.
@@ -92,6 +95,7 @@ class VisionLanguageTask(lightning.LightningModule):
         compile: bool = False,
         freeze: list[str] | None = None,
         train_last: dict[str, int] | None = None,
+        adapt: dict[str, dict[str, Value] | str] | None = None,
         ema: float | None = None,
         validation: ValidationConfig = ValidationConfig(),  # noqa: B008 - never mutated
         watch: WatchConfig = WatchConfig(),  # noqa: B008 - never mutated
@@ -108,7 +112,9 @@ class VisionLanguageTask(lightning.LightningModule):
             "image_encoder": image_encoder, "text_encoder": text_encoder, "decoder": decoder, "losses": losses,
             "embed_dim": embed_dim, "embed_dropout": embed_dropout, "memory": list(memory or ["image"]),
             "plugins": list(plugins or []), "vocab_size": vocab_size, "pad_id": pad_id,
+            **({"adapt": adapt} if adapt else {}),
         }  # fmt: skip
+        require_trained(adapt, freeze=freeze or (), train_last=train_last or ())
         tokenize_by(validation.tokenize)  # an unknown name is an error now, not at the first validation
         self.optimizer_config, self.validation_config, self.watch_config = optimizer, validation, watch
         self.model = build_model(self.model_config)
@@ -174,6 +180,7 @@ class VisionLanguageTask(lightning.LightningModule):
             getattr(self.model, name).eval()
         for name, count in self.train_last.items():
             eval_frozen_layers(getattr(self.model, name), count)
+        set_modes(self.model_config.get("adapt"), self.model)
 
     def configure_model(self) -> None:
         """Shard the weights if the strategy is FSDP2."""
@@ -315,7 +322,8 @@ class VisionLanguageTask(lightning.LightningModule):
 
     def configure_callbacks(self) -> list[lightning.Callback]:
         averaging = [] if self.ema is None else [Averaging(multi_avg_fn=warm_ema(self.ema))]
-        return [*([GradientProjection()] if self.balance.projects else []), *averaging, ResumeOptions()]
+        adapters = [LiveAdapters()] if "adapt" in self.model_config else []
+        return [*([GradientProjection()] if self.balance.projects else []), *averaging, *adapters, ResumeOptions()]
 
     def configure_optimizers(self) -> Any:
         optimizer = build_optimizer(self.parts, self.optimizer_config, fused=self.trainer.precision != "16-mixed")

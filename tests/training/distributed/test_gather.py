@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import socket
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -39,6 +40,7 @@ LOSSES: dict[str, dict[str, Any]] = {
     "joint": JOINT,
     "uncertainty": JOINT,
     "gathered": {"contrastive": {}, "sigmoid": {}},
+    "adapted": JOINT,
     "of_samples": {f"{__name__}:MeanOverSamples": {}},
 }
 
@@ -75,7 +77,9 @@ def share_of(batch: Batch, rank: int, world: int) -> Batch:
 
 def make_task(name: str, micro_batch_size: int | None = None) -> VisionLanguageTask:
     torch.manual_seed(0)
-    return VisionLanguageTask(
+    adapted = name == "adapted" and find_spec("peft") is not None
+    dora = {"name": "dora", "target_modules": "all-linear", "init_lora_weights": False}
+    task = VisionLanguageTask(
         image_encoder={"name": "vit", "dim": 8, "depth": 1, "heads": 2, "patch_size": 8},
         text_encoder={"name": "rnn", "dim": 8},
         decoder={"name": "rnn", "dim": 8, "dropout": 0.0, "doubly_stochastic": 1.0},
@@ -84,7 +88,9 @@ def make_task(name: str, micro_batch_size: int | None = None) -> VisionLanguageT
         embed_dim=8,
         vocab_size=20,
         micro_batch_size=micro_batch_size,
-    ).double()
+        adapt={"image_encoder": {"name": "lora", "init_lora_weights": False}, "decoder": dora} if adapted else None,
+    )
+    return task.double()
 
 
 class Step(nn.Module):
@@ -144,6 +150,7 @@ def assert_gradients(found: dict[str, Tensor], expected: dict[str, Tensor], case
 
 ALL = [(name, size, micro) for name in LOSSES for size in SIZES for micro in (None, 2)]
 FEW = [("contrastive", 3, None), ("sigmoid", 1, None), ("triplet", 3, None), ("joint", 1, None), ("uncertainty", 5, 2)]
+FEW += [("adapted", 5, 2)]
 
 
 @pytest.mark.parametrize(
@@ -202,7 +209,7 @@ def sharded_worker(rank: int, world: int, port: int, cases: list[tuple[str, int,
 @pytest.mark.filterwarnings("ignore")
 def test_shards_give_the_gradients_of_one(tmp_path: Path) -> None:
     """Five samples in micro-batches of two are two on one rank and one on the other; of one sample, a rank has none."""
-    cases = [("joint", 8, None), ("joint", 5, 2), ("sigmoid", 1, None)]
+    cases = [("joint", 8, None), ("joint", 5, 2), ("sigmoid", 1, None), ("adapted", 5, 2)]
     spawn(sharded_worker, 2, cases, tmp_path)
     for rank in range(2):
         found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)

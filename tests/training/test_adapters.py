@@ -1,0 +1,216 @@
+"""Adapters in a run: the base stays as it was, a resumed run is bit for bit the same, options of memory change nothing."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from torch import Tensor, nn
+
+import velm
+from tests.training.memory.test_micro_batch import LOSSES, assert_same, step, whole_batch
+from velm import cli
+from velm.checkpoint import build_from_checkpoint, read_checkpoint
+from velm.encoders.transformer import TransformerEncoder
+from velm.errors import ConfigError
+from velm.pretrained.adapters import adapted_layers
+from velm.training.memory.compile import compile_tower
+from velm.training.pretrained import read_source
+from velm.training.task import VisionLanguageTask
+
+pytest.importorskip("peft")
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+CONFIG: dict[str, Any] = {
+    "seed_everything": 0,
+    "checkpoint_every_n_steps": 2,
+    "save_last_k": 9,
+    "model": {
+        "image_encoder": {"name": "vit", "dim": 16, "depth": 2, "heads": 2, "patch_size": 8},
+        "text_encoder": {"name": "transformer", "dim": 16, "depth": 2, "heads": 2, "dropout": 0.1},
+        "decoder": {"name": "transformer", "dim": 16, "depth": 1, "heads": 2},
+        "losses": {"contrastive": {}, "captioning": {}},
+        "embed_dim": 8,
+        "validation": {"max_length": 4, "panel": 1, "captions": 2},
+    },
+    "data": {
+        "dataset": {"name": "shapes", "train_size": 24, "val_size": 8, "test_size": 4},
+        "image_size": 16,
+        "batch_size": 4,
+    },
+    "trainer": {"max_epochs": 1, "accelerator": "cpu", "enable_progress_bar": False, "log_every_n_steps": 1},
+}
+ADAPT: dict[str, Any] = {
+    "image_encoder": {"name": "lora", "r": 2, "lora_dropout": 0.2},
+    "text_encoder": {"name": "dora", "r": 2, "lora_dropout": 0.1, "modules_to_save": ["norm"]},
+    "decoder": "lora",
+}
+
+
+def fit(folder: Path, name: str, *options: str, adapt: dict[str, Any] | None = None, **model: Any) -> int:
+    config = {**CONFIG, "model": {**CONFIG["model"], **({"adapt": adapt} if adapt else {}), **model}}
+    path = folder / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(config), encoding="utf-8")
+    return cli.main(["fit", "--config", str(path), f"--trainer.default_root_dir={folder / name}", *options])
+
+
+def losses(run: Path) -> dict[int, str]:
+    rows = csv.DictReader((run / "metrics.csv").read_text(encoding="utf-8").splitlines())
+    return {int(row["step"]): row["train/loss"] for row in rows if row.get("train/loss")}
+
+
+def state(file: Path) -> dict[str, Tensor]:
+    weights: dict[str, Tensor] = torch.load(file, weights_only=True)["state_dict"]
+    return weights
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`base`, a run without adapters, and `adapted`, one with that starts from it."""
+    folder = tmp_path_factory.mktemp("runs")
+    assert fit(folder, "base") == 0
+    assert fit(folder, "adapted", adapt=ADAPT, pretrained=str(folder / "base" / "last.ckpt"), ema=0.5) == 0
+    return folder
+
+
+def test_the_base_is_that_of_the_source_after_training(folder: Path) -> None:
+    base, adapted = state(folder / "base/last.ckpt"), state(folder / "adapted/last.ckpt")
+    plain = {name.replace(".base_layer.", "."): tensor for name, tensor in adapted.items()}
+    trained = [name for name, tensor in base.items() if not torch.equal(tensor, plain[name])]
+    beside = ["model.text_encoder.norm", "model.image_projection", "model.text_projection", "losses.contrastive"]
+    assert {name.rpartition(".")[0] for name in trained} == set(beside)
+    assert any(tensor.abs().sum() > 0 for name, tensor in adapted.items() if "lora_B" in name)
+
+
+def test_dora_begins_with_the_lengths_of_the_source(folder: Path) -> None:
+    """Injected into random weights, and not again after the transfer, it would begin with their lengths."""
+    fit(folder, "still", "--model.optimizer.lr=1e-12", adapt=ADAPT, pretrained=str(folder / "base" / "last.ckpt"))
+    base, still = (velm.load(folder / name / "last.ckpt") for name in ("base", "still"))
+    texts = ["a red circle", "a blue square left of a green star"]
+    torch.testing.assert_close(still.embed_texts(texts), base.embed_texts(texts), atol=1e-5, rtol=0)
+
+
+def test_a_resumed_run_has_the_same_losses_bit_for_bit(folder: Path) -> None:
+    """Adapters that were injected anew after loading would begin again at the base."""
+    source = {"pretrained": str(folder / "base" / "last.ckpt"), "ema": 0.5}
+    assert fit(folder, "resumed", f"--ckpt_path={folder / 'adapted' / 'step_2.ckpt'}", adapt=ADAPT, **source) == 0
+    whole, resumed = losses(folder / "adapted"), losses(folder / "resumed")
+    assert sorted(resumed) == [2, 3, 4, 5]
+    assert resumed == {number: loss for number, loss in whole.items() if number >= 2}
+    before, after = state(folder / "adapted/last.ckpt"), state(folder / "resumed/last.ckpt")
+    assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
+
+
+def test_a_loaded_checkpoint_is_merged_and_equal(folder: Path) -> None:
+    checkpoint = read_checkpoint(folder / "adapted/last.ckpt")
+    unmerged, pipeline = build_from_checkpoint(checkpoint), velm.load(folder / "adapted/last.ckpt")
+    assert list(adapted_layers(unmerged))
+    assert not list(adapted_layers(pipeline.model))
+    batch = whole_batch()
+    with torch.no_grad():
+        expected, found = unmerged(batch), pipeline.model(batch)
+    for name in ("image_embeds", "text_embeds"):
+        torch.testing.assert_close(getattr(found, name), getattr(expected, name), atol=1e-5, rtol=0)
+    torch.testing.assert_close(found.decoder.hidden, expected.decoder.hidden, atol=1e-5, rtol=0)
+
+
+def test_an_adapted_source_is_merged(folder: Path) -> None:
+    weights = read_source(str(folder / "adapted/last.ckpt")).weights
+    assert weights.keys() == state(folder / "base/last.ckpt").keys()
+    merged = velm.load(folder / "adapted/last.ckpt").model.state_dict()
+    assert all(torch.equal(weights[f"model.{name}"], tensor) for name, tensor in merged.items())
+
+
+def test_other_adapters_do_not_resume(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    last = f"--ckpt_path={folder / 'adapted' / 'last.ckpt'}"
+    assert fit(folder, "other", last, adapt={**ADAPT, "decoder": {"name": "lora", "r": 4}}) == 2
+    assert "lora_A.default.weight is (8, 16) in it and (4, 16) here" in capsys.readouterr().err
+
+
+def make_task(**changes: Any) -> VisionLanguageTask:
+    torch.manual_seed(0)
+    options: dict[str, Any] = {**CONFIG["model"], "losses": LOSSES["joint"], "vocab_size": 20, "adapt": ADAPT}
+    options.pop("validation")
+    task = VisionLanguageTask(**{**options, **changes})
+    torch.manual_seed(1)
+    for _, layer in adapted_layers(task.model):
+        nn.init.normal_(layer.lora_B["default"].weight, std=0.1)
+    return task
+
+
+@pytest.mark.parametrize("options", [{"checkpoint_blocks": True}, {"micro_batch_size": 7, "checkpoint_blocks": True}])
+def test_recomputed_blocks_give_the_same_gradients_with_the_same_dropout(options: dict[str, Any]) -> None:
+    assert_same(step(make_task(**options), whole_batch()), step(make_task(), whole_batch()))
+
+
+def test_micro_batches_give_the_gradients_of_the_whole() -> None:
+    still = {name: {"name": "lora", "r": 2} for name in ADAPT}
+    text = {"text_encoder": {**CONFIG["model"]["text_encoder"], "dropout": 0.0}, "adapt": still}
+    assert_same(step(make_task(micro_batch_size=2, **text), whole_batch()), step(make_task(**text), whole_batch()))
+
+
+def test_compiled_towers_give_the_same_gradients() -> None:
+    def still(compiled: bool) -> dict[str, Tensor]:
+        task = make_task(image_encoder={**CONFIG["model"]["image_encoder"], "depth": 1}, adapt={"image_encoder": "dora"})
+        if compiled:
+            compile_tower(task.model.image_encoder, backend="eager")
+        return step(task, whole_batch())
+
+    assert_same(still(True), still(False))
+
+
+def test_frozen_modules_of_an_adapted_part_are_in_eval_mode() -> None:
+    encoder = {"name": "cnn", "dim": 16, "norm": "batch"}
+    adapt = {"image_encoder": {"name": "lora", "target_modules": ["conv1"], "lora_dropout": 0.5}}
+    task = make_task(image_encoder=encoder, adapt=adapt)
+    for _ in range(2):  # as built, and after `train`
+        modes = {name: module.training for name, module in task.model.image_encoder.named_modules()}
+        assert not any(training for name, training in modes.items() if "norm" in name or "base_layer" in name)
+        assert all(training for name, training in modes.items() if name.endswith("lora_dropout.default"))
+        task.eval().train()
+
+
+def test_a_frozen_part_has_no_adapter() -> None:
+    with pytest.raises(ConfigError, match=r"model.freeze names decoder, and model.adapt too. .* out of model.adapt"):
+        make_task(freeze=["decoder"])
+    with pytest.raises(ConfigError, match=r"model.train_last names image_encoder, and model.adapt too"):
+        make_task(train_last={"image_encoder": 1})
+
+
+class Silent(nn.Linear):
+    """A linear layer whose weight is read without a call, as by a fused kernel."""
+
+
+class SilentEncoder(TransformerEncoder):
+    def __init__(self, *, vocab_size: int, pad_id: int = 0) -> None:
+        super().__init__(vocab_size=vocab_size, pad_id=pad_id, dim=16, depth=1, heads=2)
+        self.extra = Silent(16, 16)
+
+
+def test_an_adapter_that_cannot_learn_ends_the_run(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = {"name": f"{__name__}:SilentEncoder"}
+    adapt = {"text_encoder": {"name": "lora", "target_modules": ["query", "extra"]}}
+    assert fit(folder, "silent", text_encoder=text, adapt=adapt) == 2
+    assert "model.adapt.text_encoder: 1 adapted layers have no gradient" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("adapt", "message"),
+    [
+        ({"decodr": "lora"}, "model.adapt names 'decodr'; the model's parts are .*decoder. Did you mean 'decoder'"),
+        ({"decoder": "lra"}, "Unknown adapter 'lra' of the decoder. Did you mean 'lora'\\? Available: lora, dora"),
+        ({"decoder": "subprocess:Popen"}, "Unknown adapter 'subprocess:Popen' of the decoder"),
+        ({"decoder": {"name": "lora", "alpha": 1}}, "adapter 'lora' of the decoder has no option 'alpha'. .*lora_alpha"),
+        ({"decoder": {"name": "dora", "use_dora": False}}, "adapter 'dora' of the decoder has no option 'use_dora'"),
+        ({"decoder": {"name": "lora", "r": "four"}}, "The option 'r' of the adapter 'lora' of the decoder takes int"),
+        ({"decoder": {"name": "lora", "r": 0}}, "model.adapt.decoder: r is the rank of the update"),
+        ({"decoder": {"name": "lora", "target_modules": ["qkv"]}}, "model.adapt.decoder: target_modules names 'qkv'"),
+    ],
+)
+def test_a_wrong_config_says_what_is_wrong(adapt: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        make_task(adapt=adapt)
