@@ -155,7 +155,9 @@ def test_micro_batches_give_the_gradients_of_the_whole() -> None:
 
 def test_compiled_towers_give_the_same_gradients() -> None:
     def still(compiled: bool) -> dict[str, Tensor]:
-        task = make_task(image_encoder={**CONFIG["model"]["image_encoder"], "depth": 1}, adapt={"image_encoder": "dora"})
+        task = make_task(
+            image_encoder={**CONFIG["model"]["image_encoder"], "depth": 1}, adapt={"image_encoder": "dora"}
+        )
         if compiled:
             compile_tower(task.model.image_encoder, backend="eager")
         return step(task, whole_batch())
@@ -204,7 +206,10 @@ def test_an_adapter_that_cannot_learn_ends_the_run(folder: Path, capsys: pytest.
         ({"decodr": "lora"}, "model.adapt names 'decodr'; the model's parts are .*decoder. Did you mean 'decoder'"),
         ({"decoder": "lra"}, "Unknown adapter 'lra' of the decoder. Did you mean 'lora'\\? Available: lora, dora"),
         ({"decoder": "subprocess:Popen"}, "Unknown adapter 'subprocess:Popen' of the decoder"),
-        ({"decoder": {"name": "lora", "alpha": 1}}, "adapter 'lora' of the decoder has no option 'alpha'. .*lora_alpha"),
+        (
+            {"decoder": {"name": "lora", "alpha": 1}},
+            "adapter 'lora' of the decoder has no option 'alpha'. .*lora_alpha",
+        ),
         ({"decoder": {"name": "dora", "use_dora": False}}, "adapter 'dora' of the decoder has no option 'use_dora'"),
         ({"decoder": {"name": "lora", "r": "four"}}, "The option 'r' of the adapter 'lora' of the decoder takes int"),
         ({"decoder": {"name": "lora", "r": 0}}, "model.adapt.decoder: r is the rank of the update"),
