@@ -138,7 +138,7 @@ def test_half_precision_is_merged_in_float32() -> None:
         ("vit", {"target_modules": ["mlp"]}, "mlp cannot be adapted: it is a MLP, and peft adapts linear"),
         ("vit", {"exclude_modules": ".*"}, "the default target_modules match no layer of it beside exclude_modules"),
         ("vit", {"rank_pattern": {"output": 2}}, "rank_pattern names 'output', which matches no layer"),
-        ("vit", {"modules_to_save": ["nrm"]}, "modules_to_save names 'nrm', and it has no such module. Its own: patch"),
+        ("vit", {"modules_to_save": ["nrm"]}, "modules_to_save names 'nrm', which it has not. It has: patches"),
         ("decoder", {"target_modules": ["embedding"]}, "embedding cannot be adapted: it is an embedding or tied"),
         ("decoder", {"target_modules": ["output_projection"]}, "output_projection cannot be adapted: .* tied to one"),
         ("hf_siglip_vision", {"target_modules": ["out_proj"]}, "cannot be adapted: torch's fused attention reads"),

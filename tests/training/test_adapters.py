@@ -1,4 +1,4 @@
-"""Adapters in a run: the base stays as it was, a resumed run is bit for bit the same, options of memory change nothing."""
+"""Adapters in a run: the base stays as it was, a resumed run is bit for bit the same, memory options change nothing."""
 
 from __future__ import annotations
 

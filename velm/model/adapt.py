@@ -16,7 +16,7 @@ from velm.util import did_you_mean
 __all__ = ["ADAPTERS", "adapt"]
 
 ADAPTERS: dict[str, dict[str, Any]] = {"lora": {}, "dora": {"use_dora": True}}
-"""Options of `LoRA` by the names of adapters. No registry: a checkpoint names its adapters, but no class that is run."""
+"""Options of `LoRA` by the names of adapters. No registry: a checkpoint may name an adapter, but no class to run."""
 PARTS = ("image_encoder", "text_encoder", "decoder")
 
 

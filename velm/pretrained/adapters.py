@@ -87,7 +87,10 @@ class LoRA:
         self.target_modules, self.exclude_modules = target_modules, exclude_modules
         self.modules_to_save = modules_to_save or []
         self.init_lora_weights, self.use_dora = init_lora_weights, use_dora
-        self.patterns = {"rank_pattern": dict(rank_pattern or {}), "alpha_pattern": dict(alpha_pattern or {})}
+        self.patterns: dict[str, dict[str, Any]] = {
+            "rank_pattern": dict(rank_pattern or {}),
+            "alpha_pattern": dict(alpha_pattern or {}),
+        }
         self.options = {"r": r, "lora_alpha": lora_alpha, "lora_dropout": lora_dropout, "use_rslora": use_rslora}
 
     def inject(self, part: nn.Module, *, initialise: bool = True) -> list[str]:
@@ -154,8 +157,8 @@ class LoRA:
                 f"exclude_modules.{_candidates(usable)}"
             )
         for option, patterns in self.patterns.items():
-            for pattern in patterns:
-                _require_match(option, rf"(.*\.)?({pattern})", names, names, shown=pattern)
+            for key in patterns:
+                _require_match(option, rf"(.*\.)?({key})", names, names, shown=key)
         return names
 
     def _is_whole(self, name: str) -> bool:
@@ -167,7 +170,7 @@ class LoRA:
             if not any(re.match(rf"(.*\.)?{re.escape(module)}$", name) for name, _ in part.named_modules()):
                 children = ", ".join(name for name, _ in part.named_children())
                 raise ValueError(
-                    f"modules_to_save names {module!r}, and it has no such module. Its own: {children}, and those inside."
+                    f"modules_to_save names {module!r}, which it has not. It has: {children}, and those inside."
                 )
         return [p for name, p in part.named_parameters() if self._is_whole(name.rpartition(".")[0])]
 
@@ -251,8 +254,8 @@ def _refusal(part: nn.Module, name: str, module: nn.Module) -> str | None:
 def _require_directions(part: nn.Module, targets: Sequence[str]) -> None:
     """Raise if a weight has a row of zeros, of which DoRA would make NaN: it divides by the row's length."""
     for name in targets:
-        layer = part.get_submodule(name)
-        weight: Tensor = layer.weight.detach()  # type: ignore[union-attr]
+        layer: Any = part.get_submodule(name)
+        weight: Tensor = layer.weight.detach()
         if weight.is_meta or _compat.is_fake(weight):
             continue
         rows = weight.T if type(layer).__name__ == "Conv1D" else weight.flatten(1)

@@ -64,5 +64,6 @@ class LiveAdapters(Callback):
             if dead:
                 raise ConfigError(
                     f"model.adapt.{part}: {len(dead)} adapted layers have no gradient, so the losses do not depend on "
-                    f"calling them: {', '.join(dead[:3])}{' ...' if len(dead) > 3 else ''}. Add them to exclude_modules."
+                    f"calls of them: {', '.join(dead[:3])}{' ...' if len(dead) > 3 else ''}. Add them to "
+                    f"exclude_modules."
                 )
