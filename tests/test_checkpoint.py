@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from velm import __version__, registry
-from velm.checkpoint import FORMAT, build_from_checkpoint, build_tokenizer, logit_scale_of, pack, read_checkpoint
+from velm.checkpoint import FORMAT, build_from_checkpoint, build_tokenizer, logits_of, pack, read_checkpoint
 from velm.errors import CheckpointError, MissingPluginError
 from velm.losses.weighted import build_losses
 from velm.model import build_model
@@ -137,10 +137,10 @@ def test_a_stored_answer_needs_no_class_of_a_loss(write_checkpoint):
 
 def test_the_scale_is_that_of_the_weights_in_the_file():
     losses = build_losses({"captioning": {}, "sigmoid": {"temperature": 0.5}})
-    assert logit_scale_of(losses, {}) == pytest.approx(2.0)
-    assert logit_scale_of(losses, {"losses.sigmoid.log_scale": torch.tensor(1.0)}) == pytest.approx(math.e)
+    assert logits_of(losses, {})["logit_scale"] == pytest.approx(2.0)
+    assert logits_of(losses, {"losses.sigmoid.log_scale": torch.tensor(1.0)})["logit_scale"] == pytest.approx(math.e)
     assert losses["sigmoid"].logit_scale.item() == pytest.approx(2.0)  # untouched
-    assert logit_scale_of(build_losses({"captioning": {}, "triplet": {}}), {}) is None
+    assert logits_of(build_losses({"captioning": {}, "triplet": {}}), {}) == {"logit_scale": None, "logit_bias": None}
 
 
 def test_no_pretrained_weights_are_touched(write_checkpoint, monkeypatch):
@@ -153,7 +153,7 @@ def test_no_pretrained_weights_are_touched(write_checkpoint, monkeypatch):
         return build_model(config)
 
     checkpoint = read_checkpoint(write_checkpoint())
-    monkeypatch.setattr("velm.checkpoint.build_model", spying)
+    monkeypatch.setattr("velm.checkpoint.build.build_model", spying)
     build_from_checkpoint(checkpoint)
     assert seen == [False]
 

@@ -24,6 +24,7 @@ INSTEAD = {
 """Word that is not used in a name -> the field's word."""
 ALLOWED = {
     "unique_pictures", "pictures", "faults", "module_spec", "module_from_spec", "spec_from_file_location", "ParamSpec",
+    "normalizer_spec",
 }  # fmt: skip
 """Names in users' scripts (`unique_pictures`, `velm doctor --pictures`, `records.faults`) and in Python."""
 

@@ -21,6 +21,7 @@ COMMANDS = {
     "doctor": ("velm.commands.doctor", "check data and config before training"),
     "plan": ("velm.commands.plan", "predict memory and time of a step on other devices"),
     "selfcheck": ("velm.commands.selfcheck", "check laws of training for a config, on this machine"),
+    "import": ("velm.commands.import_model", "make a checkpoint of a model of transformers or open_clip"),
     "pack": ("velm.commands.pack", "write a dataset as tar shards"),
     "plugins": ("velm.commands.plugins", "list, show and check encoders, decoders, losses, datasets, tokenizers, ..."),
 }

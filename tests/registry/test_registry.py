@@ -143,7 +143,7 @@ def test_every_kind_is_public_and_each_has_the_builtin_names() -> None:
             "tsv",
             "webdataset",
         ],
-        "tokenizers": ["bpe", "byte", "hf/*", "word"],
+        "tokenizers": ["bpe", "byte", "clip", "hf/*", "word"],
         "balancing_policies": ["fixed", "projection", "uncertainty"],
     }
     assert list(registry.KINDS) == list(expected)

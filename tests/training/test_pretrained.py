@@ -14,7 +14,8 @@ from velm.data.text.word import WordTokenizer
 from velm.errors import CheckpointError
 from velm.losses.weighted import build_losses
 from velm.model import build_model
-from velm.training.pretrained import Source, Transfer, read_source, transfer
+from velm.training.pretrained import read_source
+from velm.training.transfer import Source, Transfer, transfer
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 from torch import Tensor, nn
 
 from velm.outputs import EncoderOutput
 
-__all__ = ["EncoderOutput", "ImageEncoder", "TextEncoder"]
+__all__ = ["EncoderOutput", "ImageEncoder", "TextEncoder", "three_channels"]
 
 
 class ImageEncoder(nn.Module, ABC):
@@ -56,3 +57,15 @@ class TextEncoder(nn.Module, ABC):
         Returns:
             features (B, T, dim), pooled (B, dim), mask (B, T).
         """
+
+
+def three_channels(option: Sequence[float] | None, default: Sequence[float]) -> tuple[float, float, float]:
+    """The option `image_mean` or `image_std` of an encoder, or its default.
+
+    Raises:
+        ValueError: there are not three numbers.
+    """
+    values = default if option is None else option
+    if len(values) != 3:
+        raise ValueError(f"image_mean and image_std have three numbers, red, green, blue; got {list(values)}.")
+    return (float(values[0]), float(values[1]), float(values[2]))

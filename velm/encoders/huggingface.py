@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from velm.encoders.base import ImageEncoder, TextEncoder
+from velm.encoders.base import ImageEncoder, TextEncoder, three_channels
 from velm.errors import ConfigError
 from velm.layers.pooling import Pooling
 from velm.outputs import EncoderOutput
@@ -62,7 +62,7 @@ class HFImageEncoder(FrozenPartsInEval, ImageEncoder):
         self.interpolates = "interpolate_pos_encoding" in inspect.signature(self.model.forward).parameters
         own = hub.image_normalisation(model_name) if config is None else None
         mean, std = own or _NORMALISATION.get(vision.model_type.split("_")[0]) or (self.image_mean, self.image_std)
-        self.image_mean, self.image_std = _triple(image_mean, mean), _triple(image_std, std)
+        self.image_mean, self.image_std = three_channels(image_mean, mean), three_channels(image_std, std)
         self.own_pooling = pooling == "own"
         size = _pair(getattr(vision, "image_size", 224))
         (positions, _), used = trace_shapes(self.model, lambda images: self._run(images)[:2], (1, 3, *size))
@@ -202,13 +202,6 @@ def _check_dim(dim: int | None) -> None:
 
 def _pair(size: Any) -> tuple[int, int]:
     return (int(size), int(size)) if isinstance(size, int) else (int(size[0]), int(size[1]))
-
-
-def _triple(option: Any, default: Any) -> tuple[float, float, float]:
-    values = default if option is None else option
-    if len(values) != 3:
-        raise ValueError(f"image_mean and image_std have three numbers, red, green, blue; got {list(values)}.")
-    return (float(values[0]), float(values[1]), float(values[2]))
 
 
 def _grid(size: tuple[int, int], patch: Any, count: int) -> tuple[tuple[int, int], int]:

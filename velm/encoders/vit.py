@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from velm.encoders.base import ImageEncoder
+from velm.encoders.base import ImageEncoder, three_channels
 from velm.errors import ConfigError
-from velm.layers.pooling import Pooling
+from velm.layers.pooling import MAPHead, Pooling
 from velm.layers.positions import LearnedGridPositions, SineGridPositions
-from velm.layers.transformer import TransformerBlock
+from velm.layers.transformer import Activation, TransformerBlock
 from velm.outputs import EncoderOutput
 
 
@@ -21,6 +21,9 @@ class ViTEncoder(ImageEncoder):
 
     Accepts any image whose sides are multiples of the patch size. A class token is used for `pooled` only: `features`
     holds the patches, in row-major order.
+
+    CLIP's image tower is `positions: learned, pooling: class, input_norm: true, patch_bias: false`; SigLIP's is
+    `positions: learned, pooling: map, activation: gelu_tanh, norm_eps: 1e-6`.
 
     Args:
         dim: width D, divisible by heads; by 4 with sine positions.
@@ -31,8 +34,14 @@ class ViTEncoder(ImageEncoder):
         dropout: probability, on the output of each branch of a block and on the patches after their positions.
         positions: sine (fixed, 2-D) or learned (resized bicubically to the grid of the image).
         position_grid: side of the grid of learned positions, in patches; best image_size / patch_size of training.
-        pooling: class (a learned token), mean or attention over the patches.
+        position_antialias: whether that resizing is antialiased, as in open_clip, or not, as in transformers.
+        pooling: class (a learned token), mean or attention over the patches, or map (attention and an MLP).
         input_norm: LayerNorm before the first block, after the positions, as in CLIP.
+        patch_bias: whether the patch embedding has a bias.
+        activation: of the MLPs: gelu, quick_gelu (OpenAI's CLIP) or gelu_tanh (SigLIP).
+        norm_eps: added to the variance by the norms.
+        image_mean: of the pixels' three channels, in [0, 1]; null: ImageNet's.
+        image_std: likewise.
     """
 
     def __init__(
@@ -46,28 +55,41 @@ class ViTEncoder(ImageEncoder):
         dropout: float = 0.0,
         positions: Literal["sine", "learned"] = "sine",
         position_grid: int = 14,
-        pooling: Literal["class", "mean", "attention"] = "mean",
+        position_antialias: bool = True,
+        pooling: Literal["class", "mean", "attention", "map"] = "mean",
         input_norm: bool = False,
+        patch_bias: bool = True,
+        activation: Activation = "gelu",
+        norm_eps: float = 1e-5,
+        image_mean: list[float] | None = None,
+        image_std: list[float] | None = None,
     ) -> None:
         super().__init__()
         if dim % heads:
             raise ValueError(f"dim {dim} is not divisible by heads {heads}.")
         self.dim = dim
         self.patch_size = patch_size
-        self.patches = nn.Conv2d(3, dim, kernel_size=patch_size, stride=patch_size)
+        self.image_mean = three_channels(image_mean, self.image_mean)
+        self.image_std = three_channels(image_std, self.image_std)
+        self.patches = nn.Conv2d(3, dim, kernel_size=patch_size, stride=patch_size, bias=patch_bias)
         self.positions: nn.Module = (
-            SineGridPositions(dim) if positions == "sine" else LearnedGridPositions(dim, position_grid)
+            SineGridPositions(dim)
+            if positions == "sine"
+            else LearnedGridPositions(dim, position_grid, position_antialias)
         )
         self.class_token: nn.Parameter | None = None
         if pooling == "class":
             self.class_token = nn.Parameter(torch.randn(dim) * 0.02)
-        self.input_norm = nn.LayerNorm(dim) if input_norm else nn.Identity()
+        self.input_norm = nn.LayerNorm(dim, eps=norm_eps) if input_norm else nn.Identity()
         self.dropout = nn.Dropout(dropout)
-        self.blocks = nn.ModuleList(
-            TransformerBlock(dim, heads=heads, mlp_ratio=mlp_ratio, dropout=dropout) for _ in range(depth)
+        mlp: dict[str, Any] = {"mlp_ratio": mlp_ratio, "activation": activation, "norm_eps": norm_eps}
+        self.blocks = nn.ModuleList(TransformerBlock(dim, heads=heads, dropout=dropout, **mlp) for _ in range(depth))
+        self.norm = nn.LayerNorm(dim, eps=norm_eps)
+        self.pooling: nn.Module = (
+            MAPHead(dim, heads, **mlp)
+            if pooling == "map"
+            else Pooling("first" if pooling == "class" else pooling, dim, heads)
         )
-        self.norm = nn.LayerNorm(dim)
-        self.pooling = Pooling("first" if pooling == "class" else pooling, dim, heads)
 
     def forward(self, images: Tensor) -> EncoderOutput:
         grid = self._grid(images)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from velm.layers.attention import Attention
+from velm.layers.transformer import MLP, Activation
 
 PoolingName = Literal["mean", "max", "first", "last", "attention"]
 
@@ -58,6 +59,29 @@ class AttentionPooling(nn.Module):
     def forward(self, features: Tensor, mask: Tensor | None = None) -> Tensor:
         query = self.query.to(features.dtype).expand(len(features), 1, -1)
         return self.attention(query, features, mask=mask)[:, 0]
+
+
+class MAPHead(AttentionPooling):
+    """Attention pooling and an MLP (Zhai et al. 2022, arXiv 2106.04560, section 3.2; SigLIP): y + mlp(norm(y)).
+
+    Args:
+        dim: width D, divisible by heads.
+        heads: number of heads.
+        mlp_ratio: hidden width of the MLP as a multiple of dim.
+        activation: of the MLP.
+        norm_eps: added to the variance by the norm.
+    """
+
+    def __init__(
+        self, dim: int, heads: int, *, mlp_ratio: float = 4.0, activation: Activation = "gelu", norm_eps: float = 1e-5
+    ) -> None:
+        super().__init__(dim, heads)
+        self.norm = nn.LayerNorm(dim, eps=norm_eps)
+        self.mlp = MLP(dim, round(dim * mlp_ratio), activation=activation)
+
+    def forward(self, features: Tensor, mask: Tensor | None = None) -> Tensor:
+        attended = super().forward(features, mask)
+        return attended + self.mlp(self.norm(attended))
 
 
 class Pooling(nn.Module):

@@ -114,11 +114,11 @@ class SineGridPositions(nn.Module):
         return sine_grid(grid, self.dim, like, self.temperature)
 
 
-def resize_grid(weight: Tensor, grid: tuple[int, int]) -> Tensor:
+def resize_grid(weight: Tensor, grid: tuple[int, int], antialias: bool = True) -> Tensor:
     """Positions float (1, D, H, W) of a grid, bicubically as (1, D, H', W'), in single precision at least."""
     # antialias: a smaller grid skips no learned vector; wide: half precision has no kernel
     wide = weight if weight.dtype == torch.float64 else weight.float()
-    return F.interpolate(wide, size=grid, mode="bicubic", align_corners=False, antialias=True)
+    return F.interpolate(wide, size=grid, mode="bicubic", align_corners=False, antialias=antialias)
 
 
 class LearnedGridPositions(nn.Module):
@@ -127,17 +127,19 @@ class LearnedGridPositions(nn.Module):
     Args:
         dim: width D.
         grid: cells along a side of the learned grid.
+        antialias: as open_clip and timm resize; false: as transformers does.
     """
 
-    def __init__(self, dim: int, grid: int) -> None:
+    def __init__(self, dim: int, grid: int, antialias: bool = True) -> None:
         super().__init__()
         if grid < 1:
             raise ValueError(f"A grid of positions has at least 1 cell a side; position_grid is {grid}.")
+        self.antialias = antialias
         self.weight = nn.Parameter(torch.empty(1, dim, grid, grid))
         nn.init.normal_(self.weight, std=0.02)
 
     def forward(self, grid: tuple[int, int], like: Tensor) -> Tensor:
         weight: Tensor = self.weight
         if tuple(weight.shape[-2:]) != tuple(grid):
-            weight = resize_grid(weight, grid)
+            weight = resize_grid(weight, grid, self.antialias)
         return weight[0].flatten(1).T.to(like.dtype)

@@ -2,17 +2,43 @@
 
 from __future__ import annotations
 
+from typing import Literal, get_args
+
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from velm.layers.attention import Attention, KeysValues
 from velm.layers.kv_cache import KVCache
 
+Activation = Literal["gelu", "quick_gelu", "gelu_tanh"]
+
+
+class QuickGELU(nn.Module):
+    """x * sigmoid(1.702 x), the approximation of GELU (Hendrycks and Gimpel 2016, section 2) in OpenAI's CLIP."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.silu(1.702 * x) / 1.702
+
+
+def activation_layer(name: Activation) -> nn.Module:
+    """GELU by name: `gelu` (exact), `quick_gelu` (OpenAI's CLIP) or `gelu_tanh` (SigLIP, GPT-2).
+
+    Raises:
+        ValueError: there is no such activation.
+    """
+    if name == "quick_gelu":
+        return QuickGELU()
+    if name not in get_args(Activation):
+        raise ValueError(f"Unknown activation {name!r}. Available: {', '.join(get_args(Activation))}.")
+    return nn.GELU(approximate="tanh" if name == "gelu_tanh" else "none")
+
 
 class MLP(nn.Sequential):
-    """Linear, GELU, linear: D to `hidden` to D."""
+    """Linear, activation, linear: D to `hidden` to D."""
 
-    def __init__(self, dim: int, hidden: int, dropout: float = 0.0) -> None:
-        super().__init__(nn.Linear(dim, hidden), nn.GELU(), nn.Dropout(dropout), nn.Linear(hidden, dim))
+    def __init__(self, dim: int, hidden: int, dropout: float = 0.0, activation: Activation = "gelu") -> None:
+        layers = activation_layer(activation), nn.Dropout(dropout)
+        super().__init__(nn.Linear(dim, hidden), *layers, nn.Linear(hidden, dim))
 
 
 class TransformerBlock(nn.Module):
@@ -30,6 +56,8 @@ class TransformerBlock(nn.Module):
         mlp_ratio: hidden width of the MLP as a multiple of `dim`.
         dropout: probability, on the output of each branch.
         memory_dim: width of the memory; None: no cross-attention.
+        activation: of the MLP, see `activation_layer`.
+        norm_eps: added to the variance by the norms.
     """
 
     def __init__(
@@ -40,17 +68,19 @@ class TransformerBlock(nn.Module):
         mlp_ratio: float = 4.0,
         dropout: float = 0.0,
         memory_dim: int | None = None,
+        activation: Activation = "gelu",
+        norm_eps: float = 1e-5,
     ) -> None:
         super().__init__()
-        self.attention_norm = nn.LayerNorm(dim)
+        self.attention_norm = nn.LayerNorm(dim, eps=norm_eps)
         self.attention = Attention(dim, heads=heads)
         self.memory_norm: nn.LayerNorm | None = None
         self.memory_attention: Attention | None = None
         if memory_dim is not None:
-            self.memory_norm = nn.LayerNorm(dim)
+            self.memory_norm = nn.LayerNorm(dim, eps=norm_eps)
             self.memory_attention = Attention(dim, heads=heads, memory_dim=memory_dim)
-        self.mlp_norm = nn.LayerNorm(dim)
-        self.mlp = MLP(dim, round(dim * mlp_ratio), dropout)
+        self.mlp_norm = nn.LayerNorm(dim, eps=norm_eps)
+        self.mlp = MLP(dim, round(dim * mlp_ratio), dropout, activation)
         self.dropout = nn.Dropout(dropout)
 
     def forward(

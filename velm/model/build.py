@@ -14,8 +14,8 @@ from velm.outputs import aligns
 from velm.util import did_you_mean
 
 MODEL_KEYS = (
-    "image_encoder", "text_encoder", "decoder", "embed_dim", "embed_dropout", "memory", "losses",
-    "vocab_size", "pad_id", "plugins", "adapt",
+    "image_encoder", "text_encoder", "decoder", "embed_dim", "embed_dropout", "image_projection",
+    "text_projection", "memory", "losses", "vocab_size", "pad_id", "plugins", "adapt",
 )  # fmt: skip
 
 
@@ -24,8 +24,9 @@ def build_model(config: Mapping[str, Any]) -> VisionLanguageModel:
 
     Args:
         config: `image_encoder`, `text_encoder`, `decoder` (configs or None), `embed_dim` (256), `embed_dropout` (0),
-            `memory` (['image']), `vocab_size`, `pad_id` (0), `plugins`, `adapt` (adapters by part); `losses`, where
-            listed, decide which parts are built: one that no loss trains is left out, with a warning.
+            `image_projection` and `text_projection` ('linear'), `memory` (['image']), `vocab_size`, `pad_id` (0),
+            `plugins`, `adapt` (adapters by part); `losses`, where listed, decide which parts are built: one that no
+            loss trains is left out, with a warning.
 
     Raises:
         ConfigError: an unknown key, or parts that do not fit together.
@@ -59,6 +60,8 @@ def build_model(config: Mapping[str, Any]) -> VisionLanguageModel:
         text_encoder=encoders.get("text"),
         decoder=decoder,
         embed_dim=config.get("embed_dim") or 256,
+        image_projection=config.get("image_projection") or "linear",
+        text_projection=config.get("text_projection") or "linear",
         memory=memory,
         embed_dropout=config.get("embed_dropout") or 0.0,
         pad_id=context["pad_id"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +11,7 @@ from torch.nn import functional as F
 
 from velm.decoders.base import Decoder
 from velm.encoders.base import ImageEncoder, TextEncoder
-from velm.errors import PipelineError
+from velm.errors import ConfigError, PipelineError
 from velm.outputs import (
     EMBEDS,
     IGNORE,
@@ -23,6 +24,7 @@ from velm.outputs import (
     aligns,
 )
 
+Projection = Literal["linear", "affine", "mlp", "none"]
 ALL_OUTPUTS = EMBEDS | {"decoder"}
 
 
@@ -34,6 +36,7 @@ class VisionLanguageModel(nn.Module):
         text_encoder: tokens to features; None: no texts are read.
         decoder: generates captions; None: alignment only.
         embed_dim: E, width of the joint space; the projections exist if both encoders do.
+        image_projection, text_projection: how a pooled vector becomes an embedding, see `build_projection`.
         memory: what the decoder attends over: 'image', 'text' or both, concatenated in this order.
         embed_dropout: dropout probability on `pooled` before the projections.
         pad_id: the padding token.
@@ -49,12 +52,14 @@ class VisionLanguageModel(nn.Module):
         text_encoder: TextEncoder | None,
         decoder: Decoder | None = None,
         embed_dim: int = 256,
+        image_projection: Projection = "linear",
+        text_projection: Projection = "linear",
         memory: Sequence[str] = ("image",),
         embed_dropout: float = 0.0,
         pad_id: int = 0,
     ) -> None:
         super().__init__()
-        self.pad_id = pad_id
+        self.pad_id, self.embed_dim = pad_id, embed_dim
         self.image_encoder = image_encoder
         self.text_encoder = text_encoder
         self.decoder = decoder
@@ -65,8 +70,8 @@ class VisionLanguageModel(nn.Module):
             self.register_buffer("image_scale", (1 / (255 * std)).view(3, 1, 1), persistent=False)
             self.register_buffer("image_shift", (-mean / std).view(3, 1, 1), persistent=False)
         if image_encoder is not None and text_encoder is not None:
-            self.image_projection = nn.Linear(image_encoder.dim, embed_dim, bias=False)
-            self.text_projection = nn.Linear(text_encoder.dim, embed_dim, bias=False)
+            self.image_projection = build_projection("image", image_projection, image_encoder.dim, embed_dim)
+            self.text_projection = build_projection("text", text_projection, text_encoder.dim, embed_dim)
         self.embed_dropout = nn.Dropout(embed_dropout)
         if decoder is not None and len(self.memory_sources) > 1:
             widths = {source: self._encoder(source).dim for source in self.memory_sources}
@@ -191,6 +196,34 @@ class VisionLanguageModel(nn.Module):
         inputs, labels = tokens[:, :-1].masked_fill(padding, self.pad_id), tokens[:, 1:].masked_fill(padding, IGNORE)
         shared = {} if words is None else {"words": words[:, :-1]}
         return self._decoder().decode(inputs, memory, mask, **shared), labels
+
+
+def build_projection(source: str, kind: Projection, dim: int, embed_dim: int) -> nn.Module:
+    """The map of a pooled vector, float (B, dim), to a joint embedding before normalisation, float (B, embed_dim).
+
+    Args:
+        source: 'image' or 'text', for messages.
+        kind: linear, without bias (CLIP); affine, with one (SigLIP's texts); mlp, two linear maps without bias and a
+            GELU (open_clip's text towers of transformers); none: the pooled vector itself (SigLIP's images).
+        dim: width of the encoder.
+        embed_dim: E.
+
+    Raises:
+        ConfigError: no such kind, or 'none' and the widths differ.
+    """
+    if kind not in get_args(Projection):
+        raise ConfigError(f"model.{source}_projection is one of {', '.join(get_args(Projection))}; got {kind!r}.")
+    if kind == "none":
+        if dim != embed_dim:
+            raise ConfigError(
+                f"model.{source}_projection is none, so the width {dim} of the {source} encoder is that of the joint "
+                f"space, and model.embed_dim is {embed_dim}: set embed_dim to {dim}, or take a linear projection."
+            )
+        return nn.Identity()
+    if kind == "mlp":
+        hidden = (dim + embed_dim) // 2
+        return nn.Sequential(nn.Linear(dim, hidden, bias=False), nn.GELU(), nn.Linear(hidden, embed_dim, bias=False))
+    return nn.Linear(dim, embed_dim, bias=kind == "affine")
 
 
 def _normalized(vectors: Tensor) -> Tensor:

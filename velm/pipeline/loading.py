@@ -8,13 +8,14 @@ from typing import Literal
 
 import torch
 
-from velm.checkpoint import Checkpoint, aligned_by_losses, build_from_checkpoint, build_tokenizer, read_checkpoint
+from velm.checkpoint import Checkpoint, aligned_by_losses, build_from_checkpoint, build_tokenizer
 from velm.data.images.transforms import transform_from_config
 from velm.encoders.image_size import require_image_size
 from velm.errors import ConfigError, PluginError
 from velm.pipeline.pipeline import Pipeline
 from velm.pretrained.adapters import merge_adapters
 from velm.registry import load_plugins
+from velm.sources import open_source
 
 
 def load(
@@ -26,10 +27,10 @@ def load(
     image_size: int | None = None,
     precision: Literal["32", "bf16"] = "32",
 ) -> Pipeline:
-    """A pipeline from a checkpoint, without Lightning, pretrained weights or code from the file; adapters are merged.
+    """A pipeline from a checkpoint, without Lightning or code from the file; adapters are merged.
 
     Args:
-        path: a .ckpt written by `velm fit`.
+        path: a .ckpt written by `velm fit`, or a model of another library, see `velm.sources.open_source`.
         device: where to compute, e.g. 'cpu' or 'cuda'.
         ema: use the average of the weights where training kept one; False: the weights as trained.
         plugins: modules or .py files whose decorators register parts, if the stored ones have moved.
@@ -45,7 +46,7 @@ def load(
         PipelineError: the device or the precision does not exist.
     """
     load_plugins(plugins)
-    checkpoint = read_checkpoint(path)
+    checkpoint = open_source(path)
     transform = checkpoint.transform if image_size is None else {**checkpoint.transform, "image_size": image_size}
     model = merge_adapters(build_from_checkpoint(checkpoint, ema=ema))
     if image_size is not None and model.image_encoder is not None:
@@ -58,6 +59,7 @@ def load(
         aligned=_aligned(checkpoint),
         data=checkpoint.data,
         logit_scale=checkpoint.logit_scale,
+        logit_bias=checkpoint.logit_bias,
         tokenization=checkpoint.tokenization,
         device=device,
         precision=precision,

@@ -37,6 +37,7 @@ class Pipeline:
         aligned: whether a loss trained the joint space; None: whether the model has both encoders.
         data: the data config of the training.
         logit_scale: learned inverse temperature of the cosines; None if no loss learned one.
+        logit_bias: learned addend of the scaled cosines (SigLIP); None if the loss has none.
         tokenization: of captions in the metrics of the training, the default of `velm evaluate`.
         device: where to compute, e.g. 'cpu' or 'cuda'.
         precision: '32', the weights as they are; or 'bf16', weights and computation in bfloat16: half the memory, and
@@ -57,6 +58,7 @@ class Pipeline:
         aligned: bool | None = None,
         data: dict[str, Any] | None = None,
         logit_scale: float | None = None,
+        logit_bias: float | None = None,
         tokenization: str = "auto",
         device: str | torch.device = "cpu",
         precision: Literal["32", "bf16"] = "32",
@@ -70,7 +72,8 @@ class Pipeline:
             raise PipelineError(f"Cannot compute on the device {device!r}: {str(error).splitlines()[0]}") from error
         self.tokenizer, self.transform, self.max_length = tokenizer, transform, max_length
         self.aligned = model.aligned if aligned is None else model.aligned and aligned
-        self.data, self.logit_scale, self.tokenization = data or {}, logit_scale, tokenization
+        self.data, self.tokenization = data or {}, tokenization
+        self.logit_scale, self.logit_bias = logit_scale, logit_bias
         self.captioner = Captioner(self.model, tokenizer, max_length)
 
     @property
@@ -159,9 +162,37 @@ class Pipeline:
         in_order = self._concatenated(embeds)
         return torch.empty_like(in_order).index_copy_(0, torch.tensor(order, dtype=torch.long), in_order)
 
-    def score(self, images: Sequence[ImageInput], texts: Sequence[str], *, batch_size: int = 64) -> Tensor:
-        """Cosine similarity float (n, m) of each of n images with each of m texts."""
-        return self.embed_images(images, batch_size=batch_size) @ self.embed_texts(texts).T
+    def score(
+        self,
+        images: Sequence[ImageInput],
+        texts: Sequence[str],
+        *,
+        kind: Literal["cosine", "logit", "probability"] = "cosine",
+        batch_size: int = 64,
+    ) -> Tensor:
+        """How well each of n images matches each of m texts: float (n, m).
+
+        Args:
+            images, texts: see `embed_images` and `embed_texts`.
+            kind: 'cosine'; 'logit', the cosine times the learned scale, plus the learned bias if there is one; or
+                'probability': with a bias, that of each pair alone, the sigmoid of its logit (SigLIP); otherwise that
+                of a text among the m given ones, a softmax over them (CLIP).
+            batch_size: images per batch.
+
+        Raises:
+            PipelineError: the model has no joint space, or no loss learned a scale and `kind` is not 'cosine'.
+        """
+        if kind not in ("cosine", "logit", "probability"):
+            raise PipelineError(f"Unknown kind of score {kind!r}; it is cosine, logit or probability.")
+        cosines = self.embed_images(images, batch_size=batch_size) @ self.embed_texts(texts).T
+        if kind == "cosine":
+            return cosines
+        if self.logit_scale is None:
+            raise PipelineError(f"No loss of this model learned a scale of its cosines, so kind={kind!r} is undefined.")
+        logits = self.logit_scale * cosines + (self.logit_bias or 0.0)
+        if kind == "logit":
+            return logits
+        return logits.softmax(dim=-1) if self.logit_bias is None else logits.sigmoid()
 
     def encode_images(
         self, images: Sequence[Any], *, batch_size: int, transform: Callable[[Any], Tensor] | None = None
@@ -255,4 +286,4 @@ class Pipeline:
         return self.embed_image(image).repeat_interleave(counts, dim=0)[:, :, None]
 
     def _concatenated(self, embeds: list[Tensor]) -> Tensor:
-        return torch.cat(embeds) if embeds else torch.zeros(0, self.model.image_projection.out_features)
+        return torch.cat(embeds) if embeds else torch.zeros(0, self.model.embed_dim)

@@ -148,6 +148,17 @@ def image_normalisation(model_name: str) -> tuple[list[float], list[float]] | No
     return (list(mean), list(std)) if isinstance(mean, list) and isinstance(std, list) else None
 
 
+def image_processor(model_name: str) -> Any:
+    """The image processor of a folder or a hub id, whose attributes are those of its preprocessor_config.json.
+
+    Raises:
+        OSError: there is none.
+    """
+    import transformers
+
+    return _from_hub(transformers.AutoImageProcessor, model_name)
+
+
 def _from_hub(cls: Any, model_name: str, **options: Any) -> Any:
     folder = Path(model_name).expanduser()
     if not folder.is_dir() and (folder.is_absolute() or model_name.startswith((".", "~")) or model_name.count("/") > 1):

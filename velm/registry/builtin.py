@@ -82,6 +82,7 @@ tokenizers = Registry(
         "word": "velm.data.text.word:WordTokenizer",
         "bpe": "velm.data.text.bpe:BPETokenizer",
         "byte": "velm.data.text.bpe:ByteTokenizer",
+        "clip": "velm.data.text.clip:CLIPTokenizer",
         "hf/*": "velm.data.text.hf:HFTokenizer",
     },
     contract="velm.data.text.base:Tokenizer",

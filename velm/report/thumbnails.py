@@ -27,8 +27,8 @@ class Thumbnails:
     """The images of a report, numbered in the order of first use.
 
     Args:
-        resize: that of the model's transform, so that attention maps fit the image: 'crop' shows the central square,
-            'squash' the whole image in its own aspect ratio.
+        resize: that of the model's transform, so that attention maps fit the image: its square, and with 'squash' the
+            whole image in its own aspect ratio.
     """
 
     def __init__(self, records: Sequence[Record], resize: Resize = "crop") -> None:
@@ -60,7 +60,7 @@ class Thumbnails:
         return {"uri": uri, "ratio": round(image.width / image.height, 3)}
 
     def _thumbnail(self, image: Any) -> Image.Image:
-        if self.resize == "crop":
+        if self.resize != "squash":
             return Image.fromarray(self.transform(image).permute(1, 2, 0).numpy())
         original = read_image(image, minimum=SIDE)
         ratio = min(max((original.width / original.height) ** 0.5, LONGEST**-0.5), LONGEST**0.5)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 import lightning
 import torch
@@ -21,7 +21,7 @@ from velm.data.batches.loader import Loader, ResumableLoader
 from velm.data.batches.samplers import ImageBatchSampler, ShareSampler
 from velm.data.batches.samples import RANDOM_CAPTIONS, Captions, CaptionSamples, check_lengths
 from velm.data.feature_cache.store import FeatureReader
-from velm.data.images.transforms import EvalTransform, TrainTransform
+from velm.data.images.transforms import CropRounding, Decode, EvalTransform, Interpolation, Resize, TrainTransform
 from velm.data.text.base import Tokenizer
 from velm.data.text.vocabulary import check_vocabulary
 from velm.errors import ConfigError, DataError, MissingSplitError
@@ -37,7 +37,7 @@ class VisionLanguageData(lightning.LightningDataModule):
         dataset: part config of a dataset, e.g. {name: csv, path: captions.csv}.
         tokenizer: part config of a tokenizer; an untrained one is trained on the training split's captions.
         image_size: side of the encoder's square input images, in pixels.
-        resize: 'crop' scales the shorter side and crops the centre; 'squash' ignores the aspect ratio.
+        resize, interpolation, decode, crop_rounding: see `velm.data.images.transforms.Geometry`.
         augment: random changes to training images.
         batch_size: samples per step and device.
         eval_batch_size: images per step in validation; None: `batch_size`.
@@ -66,7 +66,10 @@ class VisionLanguageData(lightning.LightningDataModule):
         dataset: dict[str, Value] | str,
         tokenizer: dict[str, Value] | str = "word",
         image_size: int = 224,
-        resize: Literal["crop", "squash"] = "crop",
+        resize: Resize = "crop",
+        interpolation: Interpolation = "bilinear",
+        decode: Decode = "scaled",
+        crop_rounding: CropRounding = "down",
         augment: Augmentation = Augmentation(),  # noqa: B008 - never mutated
         batch_size: int = 64,
         eval_batch_size: int | None = None,
@@ -89,7 +92,10 @@ class VisionLanguageData(lightning.LightningDataModule):
         self.plugins = list(plugins or [])
         registry.load_plugins(self.plugins)
         self.dataset_config, self.tokenizer_config = registry.datasets.as_typed(dataset), tokenizer
-        self.image_size, self.resize, self.augment = image_size, resize, augment
+        self.image_size, self.augment = image_size, augment
+        self.geometry: dict[str, Any] = {
+            "resize": resize, "interpolation": interpolation, "decode": decode, "crop_rounding": crop_rounding,
+        }  # fmt: skip
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size or batch_size
         self.captions, self.max_length, self.num_workers = captions, max_length, num_workers
         if captions_per_image < 1 or (captions_per_image > 1 and captions not in RANDOM_CAPTIONS):
@@ -157,17 +163,17 @@ class VisionLanguageData(lightning.LightningDataModule):
     def config(self) -> dict[str, Any]:
         """The plain config of the data, as a checkpoint stores it."""
         names = (
-            "image_size", "resize", "batch_size", "captions", "captions_per_image", "bucket_by_length", "max_tokens",
+            "image_size", "batch_size", "captions", "captions_per_image", "bucket_by_length", "max_tokens",
             "max_length", "num_workers", "max_bad",
         )  # fmt: skip
         stored = {name: getattr(self, name) for name in names}
         configs = {"dataset": self.dataset_config, "tokenizer": self.tokenizer_config}
-        return {**configs, "augment": asdict(self.augment), **stored}
+        return {**configs, "augment": asdict(self.augment), **self.geometry, **stored}
 
     @property
     def eval_transform(self) -> EvalTransform:
         """The transform of images outside training."""
-        return EvalTransform(image_size=self.image_size, resize=self.resize)
+        return EvalTransform(image_size=self.image_size, **self.geometry)
 
     def setup(self, stage: str) -> None:
         if stage == "fit":
@@ -257,7 +263,7 @@ class VisionLanguageData(lightning.LightningDataModule):
     def _items(self, split: str, train: bool) -> CaptionSamples:
         if train:
             transform: EvalTransform | TrainTransform = TrainTransform(
-                image_size=self.image_size, resize=self.resize, **asdict(self.augment)
+                image_size=self.image_size, **self.geometry, **asdict(self.augment)
             )
         else:
             transform = self.eval_transform

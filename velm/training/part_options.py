@@ -19,8 +19,9 @@ from typing import Any
 
 from velm.registry.locate import locate, locate_path
 from velm.registry.scalars import Float, Value, as_flow, load_yaml, plain, read_value
+from velm.sources import is_foreign
 
-__all__ = ["PARTS", "YAML_MODE", "locate_parts", "merge_parts", "plain_options", "prepare_parser"]
+__all__ = ["PARTS", "YAML_MODE", "find_option", "locate_parts", "merge_parts", "plain_options", "prepare_parser"]
 
 PARTS = (
     "model.image_encoder", "model.text_encoder", "model.decoder", "model.balance", "model.losses", "model.adapt",
@@ -75,7 +76,7 @@ def locate_parts(config: Any, folders: Sequence[str]) -> None:
     for part in PARTS:
         section, name = part.split(".")
         config[section][name] = locate(config[section][name], folders)
-    if config.model.pretrained is not None:
+    if config.model.pretrained is not None and not is_foreign(config.model.pretrained):
         config.model.pretrained = locate_path(config.model.pretrained, folders)
     if isinstance(config.data.cache_features, str):
         config.data.cache_features = os.path.expanduser(config.data.cache_features)
@@ -96,34 +97,44 @@ def plain_options(config: Any) -> None:
             config[key] = plain(value)
 
 
-def _settings(args: Sequence[str]) -> Iterator[tuple[str, list[str], Any, bool]]:
+def find_option(args: Sequence[str], path: str) -> Any:
+    """The value that the arguments and their config files give an option, the last one; None if none does."""
+    value = None
+    for _, keys, value_, _ in _settings(args, (path,)):
+        value = value if keys else value_
+    return value
+
+
+def _settings(args: Sequence[str], parts: Sequence[str] = PARTS) -> Iterator[tuple[str, list[str], Any, bool]]:
     """What is said of each part, in order: its path, the keys below it, the value, whether a file says it."""
     rest = iter(args)
     for argument in rest:
         option, equals, text = argument.partition("=")
         name = option.removeprefix("--")
-        known = name in ("config", "model", "data") or option == "-c" or _part_of(name) is not None
+        known = name in ("config", "model", "data") or option == "-c" or _part_of(name, parts) is not None
         if not known or not option.startswith("-"):
             continue
         value = text if equals else next(rest, None)
         if value is None:
             return
-        part = _part_of(name)
+        part = _part_of(name, parts)
         if part is not None:
             keys = name[len(part) + 1 :].split(".") if name != part else []
             yield part, keys, read_value(value) if keys else _read_config(value, value), False
         else:
             prefix = f"{name}." if name in ("model", "data") else ""
-            yield from _in_mapping(_read_config(value, {}), prefix, Path(value).parent)
+            yield from _in_mapping(_read_config(value, {}), prefix, Path(value).parent, parts)
 
 
-def _part_of(name: str) -> str | None:
-    return next((part for part in PARTS if name == part or name.startswith(f"{part}.")), None)
+def _part_of(name: str, parts: Sequence[str] = PARTS) -> str | None:
+    return next((part for part in parts if name == part or name.startswith(f"{part}.")), None)
 
 
-def _in_mapping(config: Any, prefix: str, folder: Path) -> Iterator[tuple[str, list[str], Any, bool]]:
+def _in_mapping(
+    config: Any, prefix: str, folder: Path, parts: Sequence[str]
+) -> Iterator[tuple[str, list[str], Any, bool]]:
     """What a config file says of the parts; a section may be the path of another file, from the folder of the first."""
-    for part in PARTS:
+    for part in parts:
         inside: Any = config
         for key in part.removeprefix(prefix).split(".") if part.startswith(prefix) else ["\0"]:
             inside = _read_config(str(folder / inside), {}) if isinstance(inside, str) else inside

@@ -1,101 +1,43 @@
-"""`model.pretrained`: a new run starts from the weights of another model, as far as they fit.
+"""`model.pretrained`: a new run starts from the weights of another model.
 
     source ── read_source ──> weights, tokenizer ── transfer ──> the task's parameters, and what was not transferred
 
-A tensor is transferred if it has the same name and shape. Rows that belong to tokens follow their tokens into another
-vocabulary; learned positions are resized to another grid or cut to another length.
+Of a checkpoint of VELM, whatever fits is taken. A tower of a model of another library is taken as a whole, or replaced.
 """
 
 from __future__ import annotations
 
+import math
 import warnings
-from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-
-from velm.checkpoint import build_from_checkpoint, build_tokenizer, read_checkpoint
-from velm.data.text.base import Tokenizer
-from velm.errors import CheckpointError
-from velm.layers.positions import LearnedGridPositions, LearnedPositions, resize_grid
-from velm.model import build_model
+from velm.checkpoint import Checkpoint, build_from_checkpoint, build_tokenizer
+from velm.errors import ConfigError
 from velm.model.adapt import adapt
 from velm.pretrained.adapters import merge_adapters, remove_adapters
-from velm.pretrained.weights import skip_pretrained
+from velm.registry import split_config
+from velm.sources import is_foreign, open_source
+from velm.training.transfer import Source, Transfer, shared_tokens, transfer
 
-
-@dataclass
-class Source:
-    """Weights to start from.
-
-    Attributes:
-        name: what the user typed.
-        weights: by their names in a task, "model.decoder.norm.weight", "losses.contrastive.log_scale".
-        tokenizer: whose ids the weights belong to; None: those of the run.
-    """
-
-    name: str
-    weights: dict[str, Tensor]
-    tokenizer: Tokenizer | None = None
-
-
-@dataclass
-class Transfer:
-    """What became of the weights; names are those of a task's state dict.
-
-    Attributes:
-        kept: tensors that hold the source's values, all of them or those of some tokens.
-        tokens: (tokens of the run that keep their vectors, tokens of the run); None: the vocabulary is the same.
-        resized: 'name: 4 x 4 to 8 x 8' for each tensor of positions.
-        new: tensors of the run that the source does not have.
-        other_shape: 'name: (8, 16) there, (8, 32) here'.
-        left_out: tensors of the source that the run does not have.
-    """
-
-    kept: list[str] = field(default_factory=list)
-    tokens: tuple[int, int] | None = None
-    resized: list[str] = field(default_factory=list)
-    new: list[str] = field(default_factory=list)
-    other_shape: list[str] = field(default_factory=list)
-    left_out: list[str] = field(default_factory=list)
-
-    def describe(self, source: str, names: Iterable[str]) -> str:
-        """What a run prints: a sentence for each kind of difference."""
-        total = Counter(_part(name) for name in names)
-        lines = [f"Starts from the weights of {source}: {len(self.kept)} of {sum(total.values())} tensors."]
-        if self.tokens is not None:
-            kept, all_tokens = self.tokens
-            lines.append(f"Vocabulary: {kept} of {all_tokens} tokens keep their vectors, {all_tokens - kept} are new.")
-        if self.resized:
-            lines.append(f"Positions resized: {'; '.join(self.resized)}.")
-        if self.new:
-            lines.append(f"New, not in the source: {_by_part(self.new, total)}.")
-        if self.other_shape:
-            shown = "; ".join(self.other_shape[:5])
-            more = f"; and {len(self.other_shape) - 5} more" if len(self.other_shape) > 5 else ""
-            lines.append(f"New, of another shape in the source: {shown}{more}.")
-        if self.left_out:
-            lines.append(f"Left out, not in this model: {_by_part(self.left_out, Counter())}.")
-        return " ".join(lines)
+__all__ = ["read_source", "start_from"]
 
 
 def read_source(source: str) -> Source:
-    """The weights, adapters merged, and the tokenizer that `source` names: a checkpoint of VELM.
+    """The weights, adapters merged, and the tokenizer that `source` names, see `velm.sources.open_source`.
 
     Raises:
         CheckpointError: it is not there or cannot be used.
     """
-    checkpoint = read_checkpoint(Path(source).expanduser())
-    weights: Mapping[str, Tensor] = checkpoint.weights
+    checkpoint: Checkpoint = open_source(source)
+    weights: Mapping[str, Any] = checkpoint.weights
     if checkpoint.config.get("adapt"):
         weights = merge_adapters(build_from_checkpoint(checkpoint)).state_dict()
     weights = {f"model.{name}": tensor for name, tensor in weights.items()}
     weights |= {f"losses.{name}": tensor for name, tensor in checkpoint.loss_weights.items()}
-    return Source(source, weights, build_tokenizer(checkpoint))
+    whole = checkpoint.config if is_foreign(source) else None
+    return Source(source, weights, build_tokenizer(checkpoint), whole, checkpoint.max_length)
 
 
 def start_from(source: str, task: Any) -> None:
@@ -108,126 +50,99 @@ def start_from(source: str, task: Any) -> None:
     Raises:
         CheckpointError: the source cannot be used, or nothing of it fits.
     """
-    tokenizer = task.trainer.datamodule.tokenizer
+    data = task.trainer.datamodule
     config = {key: value for key, value in task.model_config.items() if key != "adapt"}
     remove_adapters(task.model)
-    result = transfer(read_source(source), task.model, task.losses, config, tokenizer)
+    start = of_losses(read_source(source), task.losses)
+    if start.whole is not None:
+        require_same_tokens(start, config, data)
+    result = transfer(start, task.model, task.losses, config, data.tokenizer)
+    if start.whole is not None:
+        require_whole_towers(start, config, result)
     if task.trainer.is_global_zero:
         print(result.describe(source, [name for name in task.state_dict() if name.startswith(("model.", "losses."))]))
     adapt(task.model, task.model_config.get("adapt"))  # after the transfer: DoRA and pissa begin with the base weights
 
 
-@torch.no_grad()
-def transfer(
-    source: Source, model: nn.Module, losses: nn.Module, config: Mapping[str, Any], tokenizer: Tokenizer
-) -> Transfer:
-    """Copy into a model and its losses whatever fits; the rest stays as initialised.
+def of_losses(source: Source, losses: Any) -> Source:
+    """The source with the scale and the bias of its alignment loss under the name of the run's, whatever loss it is."""
+    names = [name for name, loss in losses.items() if hasattr(loss, "log_scale")]
+    if source.whole is None or len(names) != 1:
+        return source
+    renamed = {
+        f"losses.{names[0]}.{name.rpartition('.')[2]}" if name.startswith("losses.") else name: tensor
+        for name, tensor in source.weights.items()
+    }
+    scale = renamed.get(f"losses.{names[0]}.log_scale")
+    limit = getattr(losses[names[0]], "max_scale", math.inf)
+    if scale is not None and float(scale.exp()) > limit * (1 + 1e-6):
+        warnings.warn(
+            f"{source.name} scales cosines by {float(scale.exp()):.1f}, and the loss {names[0]} limits its scale to "
+            f"{limit:g}. To begin where the source is, set losses.{names[0]}.max_scale to more.",
+            stacklevel=2,
+        )
+    return replace(source, weights=renamed)
 
-    Args:
-        source: from `read_source`.
-        model: built of `config`.
-        losses: of the run; a learned temperature is a weight too.
-        config: the model config, with vocab_size.
-        tokenizer: of the run's data.
+
+def require_same_tokens(source: Source, config: Mapping[str, Any], data: Any) -> None:
+    """Check that the run's texts are what the text encoder of a foreign model reads.
 
     Raises:
-        CheckpointError: no tensor fits.
+        ConfigError: another tokenizer, or longer texts; both sides are named.
     """
-    parts = {"model": model, "losses": losses}
-    own = {f"{part}.{name}": tensor for part, module in parts.items() for name, tensor in module.state_dict().items()}
-    result = Transfer(left_out=[name for name in source.weights if name not in own])
-    shared = None if source.tokenizer is None else _shared_tokens(source.tokenizer, tokenizer)
-    axes = {} if shared is None else _vocabulary_axes(model, config)
-    for name, tensor in own.items():
-        given = source.weights.get(name)
-        if given is None:
-            result.new.append(name)
-        elif name in axes and shared is not None and _other_axes(given, axes[name]) == _other_axes(tensor, axes[name]):
-            _copy_tokens(tensor, given, axes[name], shared)
-            result.kept.append(name)
-            if tensor.dim() > 1:  # vectors of tokens, not a bias alone
-                special = len({tokenizer.pad_id, tokenizer.bos_id, tokenizer.eos_id, tokenizer.unk_id})
-                result.tokens = (len(shared) - special, tokenizer.vocab_size - special)
-        elif name not in axes and given.shape == tensor.shape:
-            tensor.copy_(given)
-            result.kept.append(name)
-        elif _resize_positions(parts, name, tensor, given):
-            result.kept.append(name)
-            result.resized.append(f"{name.removeprefix('model.')} {_positions(given)} to {_positions(tensor)}")
-        else:
-            shapes = f"{tuple(given.shape)} there, {tuple(tensor.shape)} here"
-            result.other_shape.append(f"{name.removeprefix('model.')} {shapes}")
-    if not result.kept:
-        raise CheckpointError(
-            f"model.pretrained: none of the {len(source.weights)} tensors of {source.name} fits this model of "
-            f"{len(own)}. Build the same encoders or decoder, with the same widths, or leave model.pretrained out."
+    assert source.whole is not None
+    assert source.tokenizer is not None
+    if not _same_name(config, source.whole, "text_encoder"):
+        return
+    if shared_tokens(source.tokenizer, data.tokenizer) is not None:
+        raise ConfigError(
+            f"data.tokenizer is {data.tokenizer_name!r}, and the text encoder of {source.name} reads the tokens of its "
+            f"own tokenizer. Leave data.tokenizer out, or name another model.text_encoder."
         )
-    return result
+    if source.max_length is not None and data.max_length > source.max_length:
+        raise ConfigError(
+            f"data.max_length is {data.max_length} tokens, and the text encoder of {source.name} reads at most "
+            f"{source.max_length}. Leave data.max_length out, or lower it."
+        )
 
 
-def _shared_tokens(old: Tokenizer, new: Tokenizer) -> list[tuple[int, int]] | None:
-    """(new id, old id) of every token that both have, the special ones by their role; None: all ids are the same."""
-    special = [(getattr(new, name), getattr(old, name)) for name in ("pad_id", "bos_id", "eos_id", "unk_id")]
-    if type(old) is type(new) and old.state() == new.state():
-        return None
-    ids, others = old.vocabulary(), new.vocabulary()
-    if ids == others and old.vocab_size == new.vocab_size and all(a == b for a, b in special):
-        return None
-    return sorted({*special, *((others[token], ids[token]) for token in others if token in ids)})
+def require_whole_towers(source: Source, config: Mapping[str, Any], result: Transfer) -> None:
+    """Check that a tower of a foreign model was taken as a whole, unless the run has another one in its place.
+
+    Raises:
+        ConfigError: an option contradicts the source; both sides are named.
+    """
+    assert source.whole is not None
+    kept = set(result.kept)
+    for side in ("image", "text"):
+        if not _same_name(config, source.whole, f"{side}_encoder"):
+            continue
+        for part in (f"{side}_encoder", f"{side}_projection"):
+            lost = [name for name in source.weights if name.startswith(f"model.{part}.") and name not in kept]
+            new = [name for name in result.new if name.startswith(f"model.{part}.")]
+            if lost or new:
+                raise ConfigError(
+                    f"The {part} of {source.name} does not fit this run's: "
+                    f"{_contradictions(source.whole, config, part)}. Leave these options out, or name another "
+                    f"{side}_encoder, which then starts from scratch."
+                )
 
 
-def _vocabulary_axes(model: nn.Module, config: Mapping[str, Any]) -> dict[str, int]:
-    """The axis of each tensor of the model that counts tokens: it is longer if the vocabulary is."""
-    with skip_pretrained(), torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        larger = build_model({**config, "vocab_size": config["vocab_size"] + 1}).state_dict()
-    axes = {}
-    for name, tensor in model.state_dict().items():
-        longer = [axis for axis, size in enumerate(tensor.shape) if larger[name].shape[axis] != size]
-        if longer:
-            axes[f"model.{name}"] = longer[0]
-    return axes
+def _same_name(config: Mapping[str, Any], whole: Mapping[str, Any], part: str) -> bool:
+    """Whether a run and a source have parts of the same class."""
+    if config.get(part) is None or whole.get(part) is None:
+        return False
+    return split_config(config[part], part)[0] == split_config(whole[part], part)[0]
 
 
-def _other_axes(tensor: Tensor, axis: int) -> list[int]:
-    return [size for number, size in enumerate(tensor.shape) if number != axis]
-
-
-def _copy_tokens(tensor: Tensor, given: Tensor, axis: int, shared: list[tuple[int, int]]) -> None:
-    new_ids, old_ids = (torch.tensor(ids, device=tensor.device) for ids in zip(*shared, strict=True))
-    tensor.index_copy_(axis, new_ids, given.to(tensor).index_select(axis, old_ids))
-
-
-def _resize_positions(parts: Mapping[str, nn.Module], name: str, tensor: Tensor, given: Tensor) -> bool:
-    """Fill learned positions from those of another grid or length; False if the tensor is none of either."""
-    path, _, _ = name.rpartition(".")
-    part, _, inside = path.partition(".")
-    module = parts[part].get_submodule(inside)
-    if isinstance(module, LearnedGridPositions) and given.dim() == 4 and given.shape[1] == tensor.shape[1]:
-        tensor.copy_(resize_grid(given, (tensor.shape[2], tensor.shape[3])))
-        return True
-    if isinstance(module, LearnedPositions) and given.dim() == 2 and given.shape[1] == tensor.shape[1]:
-        length = min(len(given), len(tensor))
-        tensor[:length] = given[:length].to(tensor)
-        return True
-    return False
-
-
-def _positions(tensor: Tensor) -> str:
-    """'4 x 4' of a grid (1, D, 4, 4), '16' of a text (16, D)."""
-    return " x ".join(map(str, tensor.shape[-2:] if tensor.dim() == 4 else tensor.shape[:1]))
-
-
-def _part(name: str) -> str:
-    """'decoder' of 'model.decoder.norm.weight', 'losses.contrastive' of 'losses.contrastive.log_scale'."""
-    names = name.split(".")
-    return names[1] if names[0] == "model" else ".".join(names[:2])
-
-
-def _by_part(names: Iterable[str], total: Counter[str]) -> str:
-    """'decoder, image_encoder (2 of 30)': the parts of these tensors, and how many of a part if not all."""
-    counts = Counter(_part(name) for name in names)
-    return ", ".join(
-        part if count == total.get(part, count) else f"{part} ({count} of {total[part]})"
-        for part, count in counts.items()
-    )
+def _contradictions(whole: Mapping[str, Any], config: Mapping[str, Any], part: str) -> str:
+    """'model.text_encoder.dim is 256 here and 512 there' for each option that differs."""
+    there, here = ({"embed_dim": each.get("embed_dim"), part: each.get(part)} for each in (whole, config))
+    if not part.endswith("_projection"):
+        there, here = (split_config(each[part], part)[1] for each in (whole, config))
+    prefix = "model." if part.endswith("_projection") else f"model.{part}."
+    names = [name for name in {**there, **here} if there.get(name) != here.get(name)]
+    listed = [
+        f"{prefix}{name} is {here.get(name, 'left out')} here and {there.get(name, 'left out')} there" for name in names
+    ]
+    return "; ".join(listed) or "its weights have other names"

@@ -42,6 +42,7 @@ from velm.training.recovery.ranks import RankWatch, new_rendezvous_port, record_
 from velm.training.recovery.resume import Resume, StopAllRanks, explain_failure, slurm_environments
 from velm.training.recovery.run_checkpoints import BEST, named_checkpoint, run_checkpoints
 from velm.training.recovery.run_folder import ClaimRunFolder, is_torchrun_restart, refuse_url, resume_path
+from velm.training.source_options import add_source_options
 from velm.training.task import VisionLanguageTask
 
 CLI = TypeVar("CLI", bound="VelmCLI")
@@ -253,7 +254,8 @@ def main(args: ArgsType = None) -> VelmCLI:
 def _cli(cls: type[CLI], args: ArgsType) -> CLI:
     register_strategy()
     prepare_parser()
-    args = merge_parts(sys.argv[1:] if args is None else args) if not isinstance(args, dict | Namespace) else args
+    if not isinstance(args, dict | Namespace):
+        args = merge_parts(add_source_options(sys.argv[1:] if args is None else args))
     warnings.filterwarnings("ignore", message=".*LightningCLI's args parameter is intended")  # it is what we mean
     warnings.filterwarnings("ignore", message=".*It is recommended to use `self.log")  # all ranks have the same figures
     warnings.filterwarnings("ignore", message=".*LeafSpec")  # Lightning's own use of torch

@@ -11,12 +11,13 @@ import torch
 from jsonargparse.typing import PositiveInt
 from torch import Tensor
 
-from velm.checkpoint import logit_scale_of, pack
+from velm.checkpoint import logits_of, pack
 from velm.encoders.image_size import require_image_size
 from velm.errors import ConfigError
 from velm.losses.weighted import build_losses
 from velm.metrics.tokenization import tokenize_by
 from velm.model import build_model
+from velm.model.model import Projection
 from velm.outputs import Batch
 from velm.pipeline import Pipeline
 from velm.registry.scalars import Value
@@ -51,6 +52,7 @@ class VisionLanguageTask(lightning.LightningModule):
         losses: {name: {weight: 1.0, options}}; their weighted sum is minimised.
         balance: part config of the balancing policy: fixed (none), uncertainty or projection.
         embed_dim: width E of the joint space.
+        image_projection, text_projection: linear, affine, mlp or none, see `velm.model.model.build_projection`.
         embed_dropout: dropout probability on an encoder's pooled vector before its projection.
         memory: what the decoder attends over: [image], [text] or [image, text].
         optimizer: learning rate, decay, warm-up.
@@ -87,6 +89,8 @@ class VisionLanguageTask(lightning.LightningModule):
         losses: dict[str, dict[str, Value] | None] | None = None,
         balance: dict[str, Value] | str = "fixed",
         embed_dim: int = 256,
+        image_projection: Projection = "linear",
+        text_projection: Projection = "linear",
         embed_dropout: float = 0.0,
         memory: list[str] | None = None,
         optimizer: OptimizerConfig = OptimizerConfig(),  # noqa: B008 - never mutated
@@ -110,7 +114,8 @@ class VisionLanguageTask(lightning.LightningModule):
             raise ConfigError("`losses:` lists none; e.g. {contrastive: {}, captioning: {weight: 2.0}}.")
         self.model_config: dict[str, Any] = {
             "image_encoder": image_encoder, "text_encoder": text_encoder, "decoder": decoder, "losses": losses,
-            "embed_dim": embed_dim, "embed_dropout": embed_dropout, "memory": list(memory or ["image"]),
+            "embed_dim": embed_dim, "embed_dropout": embed_dropout, "image_projection": image_projection,
+            "text_projection": text_projection, "memory": list(memory or ["image"]),
             "plugins": list(plugins or []), "vocab_size": vocab_size, "pad_id": pad_id,
             **({"adapt": adapt} if adapt else {}),
         }  # fmt: skip
@@ -366,5 +371,5 @@ class VisionLanguageTask(lightning.LightningModule):
             target=data.has_target,
             plugins=list(dict.fromkeys([*self.model_config["plugins"], *data.plugins])),
             tokenization=self.validation_config.tokenize,
-            logit_scale=logit_scale_of(self.losses, checkpoint["state_dict"]),  # with `ema`, of the average
+            **logits_of(self.losses, checkpoint["state_dict"]),  # with `ema`, of the average
         )

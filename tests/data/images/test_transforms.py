@@ -180,7 +180,7 @@ def test_config_makes_the_transform_again() -> None:
     ("options", "message"),
     [
         ({"image_size": 0}, "image_size must be at least 1 pixel, got 0"),
-        ({"image_size": 8, "resize": "pad"}, "resize must be one of crop, squash; got 'pad'"),
+        ({"image_size": 8, "resize": "pad"}, "resize must be one of crop, squash, shortest, longest; got 'pad'"),
         ({"image_size": 8, "crop_scale": (0.9, 0.2)}, "0 < smallest <= largest <= 1"),
         ({"image_size": 8, "color_jitter": 2.0}, r"color_jitter must be in \[0, 1\], got 2.0"),
     ],

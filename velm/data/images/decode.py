@@ -51,7 +51,7 @@ def read_image(image: Any, minimum: int | None = None) -> Image.Image:
         return _upright(_bytes(image), minimum)
 
 
-def read_pixels(image: Any, minimum: int) -> Tensor:
+def read_pixels(image: Any, minimum: int | None = None) -> Tensor:
     """As `read_image`, as uint8 (3, H, W), channels last in memory."""
     if isinstance(image, np.ndarray | Image.Image):
         return _pixels(read_image(image))
@@ -124,12 +124,14 @@ def _decode(encoded: bytes, minimum: int | None) -> Image.Image:
         return _to_rgb(ImageOps.exif_transpose(opened))
 
 
-def _scale(width: int, height: int, minimum: int) -> int:
+def _scale(width: int, height: int, minimum: int | None) -> int:
     """Divisor of the scale at which a JPEG is decoded."""
+    if minimum is None:
+        return 1
     return next((scale for scale in (8, 4, 2) if min(width, height) // scale >= minimum), 1)
 
 
-def _plain_jpeg(encoded: bytes, minimum: int) -> Tensor | None:
+def _plain_jpeg(encoded: bytes, minimum: int | None) -> Tensor | None:
     """uint8 (3, H, W); None unless it is an intact, upright colour JPEG to be decoded at full scale."""
     try:
         size = _plain_size(encoded)

@@ -46,21 +46,27 @@ class TableRecords(Records):
         encoded_image: Callable[[int], EncodedImage] | None = None,
     ) -> None:
         self._columns, self._root, self._encoded_image = columns, root, encoded_image
-        self._rows = np.argsort(image_index, kind="stable")  # by image
-        self._starts = np.concatenate([[0], np.cumsum(np.bincount(image_index))])  # of each image in `_rows`
+        self._length = int(image_index.max(initial=-1)) + 1
+        self._rows = self._starts = None  # where each row is an image of its own: twelve bytes a row less
+        if self._length < len(image_index):
+            kind = np.int32 if len(image_index) < np.iinfo(np.int32).max else np.int64
+            self._rows = np.argsort(image_index, kind="stable").astype(kind)  # by image
+            self._starts = np.concatenate([[0], np.cumsum(np.bincount(image_index))]).astype(kind)  # of each in `_rows`
         self.image_indices: np.ndarray | None = None
         self.bad_samples: list[BadSample] = []
 
     @property
     def text_counts(self) -> np.ndarray:
         """int (records,), the number of texts of each record."""
-        return np.diff(self._starts)
+        return np.ones(self._length, np.int64) if self._starts is None else np.diff(self._starts).astype(np.int64)
 
     def __len__(self) -> int:
-        return len(self._starts) - 1
+        return self._length
 
     def record(self, index: int) -> Record:
-        rows: list[int] = self._rows[self._starts[index] : self._starts[index + 1]].tolist()
+        rows = [index]
+        if self._rows is not None and self._starts is not None:
+            rows = self._rows[self._starts[index] : self._starts[index + 1]].tolist()
         image = self._value("image", rows[0])
         return Record(
             image_id=self._value("image_id", rows[0]) or image or f"row {self._value(ROW, rows[0])}",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from velm.data.text.base import Tokenizer
+from velm.data.text.cleaning import clean_text, require_cleaning
 
 __all__ = ["HFTokenizer"]
 
@@ -17,14 +18,20 @@ class HFTokenizer(Tokenizer):
 
     Args:
         model_name: hub id ("bert-base-uncased") or local folder; set by the registry name `hf/<model_name>`.
+        clean: of text before it is tokenized, see `velm.data.text.cleaning.clean_text`; null: only the tokenizer's own.
+
+    Attributes:
+        padded_with: id that the tokenizer itself pads with, which may be that of eos; None: it has none.
 
     Raises:
-        ValueError: there is no such tokenizer, or only a slow one.
+        ValueError: there is no such tokenizer, or only one that runs Python.
     """
 
-    def __init__(self, *, model_name: str) -> None:
+    def __init__(self, *, model_name: str, clean: str | None = None) -> None:
+        from tokenizers import decoders
         from transformers import AutoTokenizer
 
+        require_cleaning(clean)
         try:
             pretrained = AutoTokenizer.from_pretrained(model_name)
         except (OSError, ValueError) as error:
@@ -33,8 +40,17 @@ class HFTokenizer(Tokenizer):
                 f"reachable hub id. Cause: {str(error).splitlines()[0]}"
             ) from error
         backend = getattr(pretrained, "backend_tokenizer", None)
+        if backend is None and type(pretrained).__name__ == "SiglipTokenizer":
+            from velm.data.text.sentencepiece import siglip_tokenizer
+
+            backend = siglip_tokenizer(pretrained)
         if backend is None:
-            raise ValueError(f"{model_name!r} has only a slow tokenizer; VELM needs a fast one (tokenizer.json).")
+            raise ValueError(
+                f"{model_name!r} has only a tokenizer that runs Python; VELM needs a fast one (tokenizer.json)."
+            )
+        suffix = getattr(backend.model, "end_of_word_suffix", None)
+        if suffix:  # CLIP's, of which transformers makes blanks in Python
+            backend.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Replace(suffix, " ")])
         special = {
             "pad": pretrained.pad_token_id,
             "bos": _first(pretrained.bos_token_id, pretrained.cls_token_id),
@@ -42,13 +58,16 @@ class HFTokenizer(Tokenizer):
             "unk": pretrained.unk_token_id,
         }
         size = max(backend.get_vocab(with_added_tokens=True).values()) + 1
-        self._set(model_name, backend.to_str(), *_distinct(special, size))
+        self._set(model_name, backend.to_str(), *_distinct(special, size), clean)
+        self.padded_with: int | None = pretrained.pad_token_id
 
     @property
     def vocab_size(self) -> int:
         return self._size
 
     def to_ids(self, text: str) -> list[int]:
+        if self._clean is not None:
+            text = clean_text(text, self._clean)
         return self._backend.encode(text, add_special_tokens=False).ids
 
     def to_text(self, ids: list[int]) -> str:
@@ -62,17 +81,20 @@ class HFTokenizer(Tokenizer):
 
     def state(self) -> dict[str, Any]:
         special = {"pad": self.pad_id, "bos": self.bos_id, "eos": self.eos_id, "unk": self.unk_id}
-        return {"model_name": self.model_name, "backend": self._json, "special": special, "size": self._size}
+        state = {"model_name": self.model_name, "backend": self._json, "special": special, "size": self._size}
+        return state if self._clean is None else {**state, "clean": self._clean}
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> HFTokenizer:
         tokenizer = cls.__new__(cls)  # the constructor needs the hub
-        tokenizer._set(state["model_name"], state["backend"], state["special"], state["size"])
+        require_cleaning(state.get("clean"))
+        tokenizer._set(state["model_name"], state["backend"], state["special"], state["size"], state.get("clean"))
         return tokenizer
 
-    def _set(self, model_name: str, backend: str, special: dict[str, int], size: int) -> None:
+    def _set(self, model_name: str, backend: str, special: dict[str, int], size: int, clean: str | None) -> None:
         from tokenizers import Tokenizer
 
+        self._clean = clean
         self.model_name, self._json, self._size = model_name, backend, size
         self.pad_id, self.bos_id, self.eos_id, self.unk_id = (special[k] for k in ("pad", "bos", "eos", "unk"))
         self._backend = Tokenizer.from_str(backend)
