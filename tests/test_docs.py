@@ -101,14 +101,17 @@ def test_command_is_known_and_its_files_are_there(words: list[str]) -> None:
     [
         p
         for p in commands()
-        if p.values[0][0] in ("caption", "doctor", "evaluate", "explain", "pack", "plan", "plugins", "selfcheck")
+        if p.values[0][0]
+        in ("average", "caption", "doctor", "evaluate", "explain", "pack", "plan", "plugins", "selfcheck")
     ],
 )
 def test_options_of_a_command_are_accepted(words: list[str]) -> None:
-    from velm.commands import caption, doctor, evaluate, explain, pack, plan, plugins, selfcheck
+    from velm.commands import average, caption, doctor, evaluate, explain, pack, plan, plugins, selfcheck
 
     rest = words[1:]
-    if words[0] == "caption":
+    if words[0] == "average":
+        average._parse(rest)
+    elif words[0] == "caption":
         caption._parser().parse_intermixed_args(rest)
     elif words[0] == "evaluate":
         evaluate._parse(rest)

@@ -17,6 +17,7 @@ COMMANDS = {
     "predict": ("velm.training.run", "caption the test split"),
     "caption": ("velm.commands.caption", "describe images with a checkpoint"),
     "evaluate": ("velm.commands.evaluate", "recall, BLEU, ROUGE-L, CIDEr-D of a checkpoint"),
+    "average": ("velm.commands.average", "average the weights of checkpoints, as chosen on held-out data"),
     "explain": ("velm.commands.explain", "what each word attends to, and which regions match a text"),
     "doctor": ("velm.commands.doctor", "check data and config before training"),
     "plan": ("velm.commands.plan", "predict memory and time of a step on other devices"),

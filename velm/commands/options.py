@@ -16,13 +16,16 @@ if TYPE_CHECKING:
     from velm.pipeline import Pipeline
 
 __all__ = [
+    "add_computing",
     "add_extras",
     "add_loading",
+    "add_prompts",
     "add_writing",
     "at_least_one",
     "extras_of",
     "folder_path",
     "load_pipeline",
+    "prompts_of",
     "spelt_out",
     "writing",
 ]
@@ -53,6 +56,11 @@ _PHRASES = {
 def add_loading(parser: argparse.ArgumentParser) -> None:
     """CHECKPOINT, --device, --precision, --batch_size, --image_size, --plugins."""
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a .ckpt written by `velm fit`")
+    add_computing(parser)
+
+
+def add_computing(parser: argparse.ArgumentParser) -> None:
+    """--device, --precision, --batch_size, --image_size, --plugins."""
     parser.add_argument("--device", default="cpu", help="where to compute, e.g. cuda (default cpu)")
     parser.add_argument(
         "--precision",
@@ -160,29 +168,47 @@ def add_extras(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--compositional", action="store_true", help="captions against hard negatives, with words exchanged"
     )
-    group.add_argument(
-        "--template",
-        action="append",
-        metavar="TEXT",
-        help="prompt of zero-shot classification, {} for the class; may be repeated",
-    )
-    group.add_argument(
-        "--templates",
-        metavar="FILE",
-        help="prompts of zero-shot classification: a text file, a .json file, FILE.json#KEY, open_clip:imagenet or "
-        "open_clip:simple",
-    )
-    group.add_argument(
-        "--class_names",
-        metavar="FILE",
-        help="words for the classes: a text or .json file in the order of the sorted folders, a JSON mapping "
-        "{folder: name}, FILE.json#KEY or open_clip:imagenet",
-    )
+    add_prompts(group)
     group.add_argument(
         "--probe",
         action="store_true",
         help="nearest neighbours and a linear probe, fitted on the classes of split 'train'",
     )
+
+
+def add_prompts(parser: argparse._ActionsContainer) -> None:
+    """--template, --templates and --class_names of zero-shot classification."""
+    parser.add_argument(
+        "--template",
+        action="append",
+        metavar="TEXT",
+        help="prompt of zero-shot classification, {} for the class; may be repeated",
+    )
+    parser.add_argument(
+        "--templates",
+        metavar="FILE",
+        help="prompts of zero-shot classification: a text file, a .json file, FILE.json#KEY, open_clip:imagenet or "
+        "open_clip:simple",
+    )
+    parser.add_argument(
+        "--class_names",
+        metavar="FILE",
+        help="words for the classes: a text or .json file in the order of the sorted folders, a JSON mapping "
+        "{folder: name}, FILE.json#KEY or open_clip:imagenet",
+    )
+
+
+def prompts_of(args: argparse.Namespace) -> dict[str, Any]:
+    """The fields `templates` and `class_names` of `Extras`, by the options of `add_prompts`.
+
+    Raises:
+        DataError: a file cannot be read.
+        ConfigError: there are both --template and --templates.
+    """
+    from velm.evaluation.prompts import read_class_names
+
+    names = None if args.class_names is None else read_class_names(args.class_names)
+    return {"templates": _templates(args), "class_names": names}
 
 
 def extras_of(args: argparse.Namespace, dataset: Dataset) -> Extras:
@@ -193,7 +219,6 @@ def extras_of(args: argparse.Namespace, dataset: Dataset) -> Extras:
         ConfigError: there are both --template and --templates.
     """
     from velm.evaluation.extras import Extras
-    from velm.evaluation.prompts import read_class_names
     from velm.pipeline import load
 
     judge = args.clip_score_model
@@ -205,8 +230,7 @@ def extras_of(args: argparse.Namespace, dataset: Dataset) -> Extras:
         meteor=args.meteor,
         spice=args.spice,
         compositional=args.compositional,
-        templates=_templates(args),
-        class_names=None if args.class_names is None else read_class_names(args.class_names),
+        **prompts_of(args),
         probe=args.probe,
         train=dataset.split("train") if args.novelty or args.probe else None,
     )

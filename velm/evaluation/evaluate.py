@@ -22,7 +22,7 @@ from velm.util import progress_bar
 __all__ = ["Evaluation", "Extras", "evaluate", "measure", "measure_all", "prediction_metrics"]
 
 NO_EXTRAS = Extras()
-NO_GENERATION = ("texts_per_image", "attention", "progress")
+NO_GENERATION = ("texts_per_image", "captions", "attention", "progress")
 """The options of `predict` that are none of a `GenerationConfig`."""
 
 
@@ -79,8 +79,8 @@ def measure(
         extras: further metrics, e.g. `Extras(clip_score=True, folds=5)`.
         tokenize: tokenization of captions (`velm.metrics.tokenization`); None: that of the training.
         max_bad: fraction of the records, in [0, 1], that may be unreadable.
-        **options: `texts_per_image`, `attention` and `progress` of `velm.evaluation.predictions.predict`; fields of
-            `velm.generation.GenerationConfig`: num_beams, max_length, ...
+        **options: `texts_per_image`, `captions`, `attention` and `progress` of `velm.evaluation.predictions.predict`;
+            fields of `velm.generation.GenerationConfig`: num_beams, max_length, ...
 
     Returns:
         an `Evaluation`; metrics are in [0, 1] unless the name says otherwise.

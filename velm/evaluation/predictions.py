@@ -99,6 +99,7 @@ def predict(
     *,
     batch_size: int = 64,
     texts_per_image: int | None = None,
+    captions: bool = True,
     attention: bool = False,
     max_bad: float = MAX_BAD,
     progress: Progress | None = None,
@@ -109,6 +110,7 @@ def predict(
     Args:
         texts_per_image: number of texts of an image, the first ones, that enter the gallery (and are attended to, if
             the decoder reads texts); None: all.
+        captions: generate captions, if the model has a decoder.
         attention: also return attention maps of the captions' words.
         max_bad: fraction of the records, in [0, 1], that may be unreadable.
         progress: called with (records done, all records) after every batch.
@@ -123,16 +125,16 @@ def predict(
     unreadable: dict[int, BadSample] = {}
     embeds: list[Tensor] = []
     gallery: list[tuple[int, str]] = []
-    captions: list[Captions] = []
+    written: list[Captions] = []
     count = 0
     for batch in encode_records(pipeline, records, batch_size, unreadable, max_bad=max_bad):
         if pipeline.aligned and batch.image is not None and batch.records:
             embeds.append(pipeline.embed_image(batch.image))
             for row, record in enumerate(batch.records, start=count):
                 gallery += [(row, text) for text in record.texts[:texts_per_image]]
-        if pipeline.writes:
+        if pipeline.writes and captions:
             prompts = _prompts(pipeline, batch, texts_per_image, batch_size)
-            captions += [_caption(pipeline, batch, part, config, attention) for part in prompts]
+            written += [_caption(pipeline, batch, part, config, attention) for part in prompts]
         count += len(batch.records)
         if progress is not None:
             progress(batch.done, len(records))
@@ -140,7 +142,7 @@ def predict(
         raise DataError(f"None of the {len(records)} records can be read. The first: {unreadable[0].cause}")
     return Predictions(
         _embed_gallery(pipeline, embeds, gallery) if pipeline.aligned else None,
-        Captions.joined(captions) if pipeline.writes else None,
+        Captions.joined(written) if pipeline.writes and captions else None,
         unreadable,
     )
 

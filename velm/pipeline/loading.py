@@ -46,7 +46,18 @@ def load(
         PipelineError: the device or the precision does not exist.
     """
     load_plugins(plugins)
-    checkpoint = open_source(path)
+    return pipeline_of(open_source(path), device, ema=ema, image_size=image_size, precision=precision)
+
+
+def pipeline_of(
+    checkpoint: Checkpoint,
+    device: str | torch.device = "cpu",
+    *,
+    ema: bool = True,
+    image_size: int | None = None,
+    precision: Literal["32", "bf16"] = "32",
+) -> Pipeline:
+    """The pipeline of a checkpoint in memory; arguments and errors are those of `load`."""
     transform = checkpoint.transform if image_size is None else {**checkpoint.transform, "image_size": image_size}
     model = merge_adapters(build_from_checkpoint(checkpoint, ema=ema))
     if image_size is not None and model.image_encoder is not None:

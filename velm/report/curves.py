@@ -54,6 +54,27 @@ def _number(text: object) -> float | None:
 
 
 def _chart(title: str, lines: Mapping[str, Points]) -> str:
+    steps = [step for line in lines.values() for step, _ in line]
+    labels = (f"{min(steps):.0f}", f"step {max(steps):.0f}")
+    keys = [
+        f'<span class="key key{number}">{escape(name)} <b>{line[-1][1]:.3g}</b></span>'
+        for number, (name, line) in enumerate(lines.items())
+    ]
+    return (
+        f'<figure class="chart"><figcaption>{escape(title)}</figcaption>'
+        f'<svg viewBox="0 0 320 150" role="img" aria-label="{escape(title)} over steps">{drawn(lines, labels)}</svg>'
+        f'<div class="keys">{"".join(keys)}</div></figure>'
+    )
+
+
+def drawn(lines: Mapping[str, Points], labels: tuple[str, str], marks: bool = False) -> str:
+    """SVG elements of lines in a common scale, with three ticks, in a drawing of 320 x 150.
+
+    Args:
+        lines: by name, at least one, each of at least one point.
+        labels: of the left and the right end of the horizontal axis.
+        marks: draw the points too.
+    """
     steps, values = zip(*(point for line in lines.values() for point in line), strict=True)
     first, last, low, high = min(steps), max(steps), min(values), max(values)
     if low == high:
@@ -65,22 +86,15 @@ def _chart(title: str, lines: Mapping[str, Points]) -> str:
     def y(value: float) -> float:
         return TOP + (high - value) / (high - low) * (BOTTOM - TOP)
 
-    svg = [
-        f'<text x="{LEFT}" y="144">{first:.0f}</text><text x="{RIGHT}" y="144" text-anchor="end">step {last:.0f}</text>'
-    ]
+    ends = [escape(label) for label in labels]
+    svg = [f'<text x="{LEFT}" y="144">{ends[0]}</text><text x="{RIGHT}" y="144" text-anchor="end">{ends[1]}</text>']
     for tick in (low, (low + high) / 2, high):
         svg.append(f'<line class="rule" x1="{LEFT}" x2="{RIGHT}" y1="{y(tick):.1f}" y2="{y(tick):.1f}"/>')
         svg.append(f'<text x="{LEFT - 6}" y="{y(tick) + 3.5:.1f}" text-anchor="end">{tick:.3g}</text>')
     for number, line in enumerate(lines.values()):
         shown = [*line[: -1 : -(-len(line) // MAX_POINTS)], line[-1]]
-        points = " ".join(f"{x(step):.1f},{y(value):.1f}" for step, value in shown)
-        svg.append(f'<polyline class="line line{number}" points="{points}"/>')
-    keys = [
-        f'<span class="key key{number}">{escape(name)} <b>{line[-1][1]:.3g}</b></span>'
-        for number, (name, line) in enumerate(lines.items())
-    ]
-    return (
-        f'<figure class="chart"><figcaption>{escape(title)}</figcaption>'
-        f'<svg viewBox="0 0 320 150" role="img" aria-label="{escape(title)} over steps">{"".join(svg)}</svg>'
-        f'<div class="keys">{"".join(keys)}</div></figure>'
-    )
+        points = [(f"{x(step):.1f}", f"{y(value):.1f}") for step, value in shown]
+        svg.append(f'<polyline class="line line{number}" points="{" ".join(map(",".join, points))}"/>')
+        if marks:
+            svg += [f'<circle class="mark line{number}" cx="{across}" cy="{down}" r="2"/>' for across, down in points]
+    return "".join(svg)
