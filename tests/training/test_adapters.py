@@ -16,7 +16,7 @@ from tests.training.memory.test_micro_batch import LOSSES, assert_same, step, wh
 from velm import cli
 from velm.checkpoint import build_from_checkpoint, read_checkpoint
 from velm.encoders.transformer import TransformerEncoder
-from velm.errors import ConfigError
+from velm.errors import CheckpointError, ConfigError
 from velm.pretrained.adapters import adapted_layers
 from velm.training.memory.compile import compile_tower
 from velm.training.pretrained import read_source
@@ -219,3 +219,75 @@ def test_an_adapter_that_cannot_learn_ends_the_run(folder: Path, capsys: pytest.
 def test_a_wrong_config_says_what_is_wrong(adapt: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         make_task(adapt=adapt)
+
+
+@pytest.fixture(scope="module")
+def small(folder: Path) -> Path:
+    """The best.ckpt of a run like `adapted` that leaves out the base."""
+    source = {"pretrained": str(folder / "base/last.ckpt"), "ema": 0.5}
+    assert fit(folder, "small", "--save=adapters", adapt=ADAPT, **source) == 0
+    return folder / "small" / "best.ckpt"
+
+
+def test_a_file_of_adapters_holds_what_was_trained_and_loads_as_the_complete_one(folder: Path, small: Path) -> None:
+    content = torch.load(small, weights_only=True)
+    assert not {"optimizer_states", "callbacks"} & content.keys()
+    held = {name for name in content["state_dict"] if "lora_" not in name}
+    beside = ["model.text_encoder.norm", "model.image_projection", "model.text_projection", "losses.contrastive"]
+    assert {name.rpartition(".")[0] for name in held} == set(beside)
+    found, expected = (velm.load(file).model.state_dict() for file in (small, folder / "adapted/best.ckpt"))
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+    raw = [build_from_checkpoint(read_checkpoint(f), ema=False) for f in (small, folder / "adapted/best.ckpt")]
+    assert all(torch.equal(a, b) for a, b in zip(raw[0].parameters(), raw[1].parameters(), strict=True))
+
+
+def test_a_file_of_adapters_is_found_with_its_base_when_both_have_moved(folder: Path, small: Path) -> None:
+    moved = folder / "moved"
+    for name in ("base/last.ckpt", "small/best.ckpt"):
+        (moved / name).parent.mkdir(parents=True)
+        (moved / name).write_bytes((folder / name).read_bytes())
+    content = torch.load(moved / "small/best.ckpt", weights_only=True)
+    content["velm"]["base"]["absolute"] = str(folder / "gone.ckpt")
+    torch.save(content, moved / "small/best.ckpt")
+    velm.load(moved / "small/best.ckpt")
+    (moved / "base/last.ckpt").unlink()
+    content["velm"]["base"]["source"] = "gone.ckpt"
+    torch.save(content, moved / "small/best.ckpt")
+    with pytest.raises(CheckpointError, match=r"leaves out the weights of its base gone.ckpt. No checkpoint at gone"):
+        velm.load(moved / "small/best.ckpt")
+
+
+def test_another_base_is_refused_by_its_hash(folder: Path, small: Path) -> None:
+    content = torch.load(small, weights_only=True)
+    other = folder / "other_base.ckpt"
+    base = torch.load(folder / "base/last.ckpt", weights_only=True)
+    base["state_dict"]["model.text_encoder.blocks.0.mlp.0.bias"][3] += 1e-6
+    torch.save(base, other)
+    content["velm"]["base"] |= {"path": None, "absolute": str(other)}
+    torch.save(content, folder / "wrong.ckpt")
+    with pytest.raises(CheckpointError, match=r"was trained on .*base/last.ckpt with sha256 \w{12}, and .*other_base"):
+        velm.load(folder / "wrong.ckpt")
+
+
+def test_a_file_of_adapters_is_measured_and_not_resumed(
+    folder: Path, small: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--config", str(folder / "small.yaml"), f"--trainer.default_root_dir={small.parent}"]
+    assert cli.main(["test", *options, f"--ckpt_path={small}"]) == 0
+    capsys.readouterr()
+    assert cli.main(["fit", *options, f"--ckpt_path={small}"]) == 2
+    assert "is a file of adapters without the optimizer's state, with which" in capsys.readouterr().err
+    assert (
+        fit(
+            folder, "small", f"--ckpt_path={small.parent / 'last.ckpt'}", "--trainer.max_epochs=1", adapt=ADAPT, ema=0.5
+        )
+        == 0
+    )
+
+
+def test_what_cannot_be_left_out_is_said(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert fit(folder, "no_source", "--save=adapters", adapt=ADAPT) == 2
+    assert "model.pretrained is not set: name the source of the run, or set save: full" in capsys.readouterr().err
+    assert fit(folder, "twice", "--save=adapters", adapt=ADAPT, pretrained=str(folder / "adapted/last.ckpt")) == 2
+    assert "has adapters itself. Merge it first: velm merge" in capsys.readouterr().err

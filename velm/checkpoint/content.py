@@ -11,7 +11,10 @@ from torch import Tensor
 __all__ = ["FORMAT", "Checkpoint"]
 
 FORMAT = 1
-"""Version of the layout of the "velm" entry; increased when an older VELM could not read the new layout."""
+"""Version of the layout of the "velm" entry; increased when an older VELM could not read the new layout.
+
+Files that leave out the weights of their base have `velm.pretrained.base.FORMAT`.
+"""
 
 
 @dataclass(frozen=True)
@@ -56,3 +59,8 @@ class Checkpoint:
     logit_bias: float | None = None
     tokenization: str = "auto"
     origin: dict[str, Any] = field(default_factory=dict)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The weights of model and losses by their names in the file: 'model.decoder.norm.weight'."""
+        model = {f"model.{name}": tensor for name, tensor in self.weights.items()}
+        return model | {f"losses.{name}": tensor for name, tensor in self.loss_weights.items()}

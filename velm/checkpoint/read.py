@@ -5,15 +5,17 @@ from __future__ import annotations
 import pickle
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from velm.checkpoint.content import FORMAT, Checkpoint
+from velm.checkpoint.content import Checkpoint
 from velm.errors import CheckpointError
+from velm.pretrained.base import FORMAT as NEWEST
+from velm.pretrained.base import fill_in
 from velm.version import __version__
 
 __all__ = ["read_checkpoint"]
@@ -22,8 +24,12 @@ _HINT = " `velm fit` writes VELM checkpoints to runs/<name of the config>/best.c
 _ENTRIES = ("config", "tokenizer", "transform", "max_length", "plugins", "data", "target")
 
 
-def read_checkpoint(path: str | Path) -> Checkpoint:
+def read_checkpoint(path: str | Path, open_base: Callable[[str], Checkpoint] | None = None) -> Checkpoint:
     """Read a checkpoint without running code from it; weights are memory-mapped and read when first used.
+
+    Args:
+        path: the file.
+        open_base: opens the base of a file that leaves out its weights; None: the base is a checkpoint file, too.
 
     Raises:
         CheckpointError: the file is missing, damaged, not a VELM checkpoint, from a newer VELM, or would run code;
@@ -35,10 +41,10 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     if not isinstance(entry, dict) or not isinstance(entry.get("format"), int):
         raise CheckpointError(f"{path} is a torch file but no VELM checkpoint: {_content_type(content)}.{_HINT}")
     version = str(entry.get("version", "unknown"))
-    if entry["format"] > FORMAT:
+    if entry["format"] > NEWEST:
         raise CheckpointError(
             f"{path} was written by VELM {version} in checkpoint format {entry['format']}; this is VELM {__version__}, "
-            f"which reads formats up to {FORMAT}. Upgrade: pip install --upgrade velm"
+            f"which reads formats up to {NEWEST}. Upgrade: pip install --upgrade velm"
         )
     missing = [key for key in _ENTRIES if key not in entry]
     if missing or not isinstance(content.get("state_dict"), dict):
@@ -46,6 +52,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
             f"{path} is a VELM checkpoint of format {entry['format']} but lacks {', '.join(missing) or 'state_dict'}; "
             f"it was changed after it was written. Take another copy of it."
         )
+    content = fill_in(content, path, lambda source: (open_base or read_checkpoint)(source).state_dict())
     state, raw = content["state_dict"], content.get("current_model_state")
     return Checkpoint(
         path=path,

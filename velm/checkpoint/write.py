@@ -27,14 +27,12 @@ def write_checkpoint(checkpoint: Checkpoint, path: str | Path) -> None:
         path: a .ckpt; its folder is made.
     """
     path = Path(path).expanduser()
-    state = {f"model.{name}": tensor for name, tensor in checkpoint.weights.items()}
-    state |= {f"losses.{name}": tensor for name, tensor in checkpoint.loss_weights.items()}
     entry: dict[str, Any] = {"format": FORMAT, "version": __version__}
     entry |= {name: getattr(checkpoint, name) for name in _NAMES}
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        torch.save({"velm": entry, "state_dict": state}, part)
+        torch.save({"velm": entry, "state_dict": checkpoint.state_dict()}, part)
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)

@@ -55,7 +55,7 @@ def open_source(source: str | Path) -> Checkpoint:
         CheckpointError: it cannot be read; the message says why.
     """
     if not is_foreign(source):
-        return read_checkpoint(source)
+        return read_checkpoint(source, open_base=open_source)
     model = describe_source(str(source))
     try:
         return as_checkpoint(model)

@@ -31,13 +31,10 @@ def read_source(source: str) -> Source:
         CheckpointError: it is not there or cannot be used.
     """
     checkpoint: Checkpoint = open_source(source)
-    weights: Mapping[str, Any] = checkpoint.weights
     if checkpoint.config.get("adapt"):
-        weights = merge_adapters(build_from_checkpoint(checkpoint)).state_dict()
-    weights = {f"model.{name}": tensor for name, tensor in weights.items()}
-    weights |= {f"losses.{name}": tensor for name, tensor in checkpoint.loss_weights.items()}
+        checkpoint = replace(checkpoint, weights=merge_adapters(build_from_checkpoint(checkpoint)).state_dict())
     whole = checkpoint.config if is_foreign(source) else None
-    return Source(source, weights, build_tokenizer(checkpoint), whole, checkpoint.max_length)
+    return Source(source, checkpoint.state_dict(), build_tokenizer(checkpoint), whole, checkpoint.max_length)
 
 
 def start_from(source: str, task: Any) -> None:

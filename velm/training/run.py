@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import lightning
 from jsonargparse import Namespace
@@ -35,6 +35,7 @@ from velm.training.monitor.throughput import Speed
 from velm.training.monitor.tuning import FoundOptions
 from velm.training.monitor.validate_once import ValidateOnce
 from velm.training.part_options import YAML_MODE, locate_parts, merge_parts, plain_options, prepare_parser
+from velm.training.recovery.adapter_files import shrink_best
 from velm.training.recovery.checkpoint_io import Checkpoints, exists, is_url, join
 from velm.training.recovery.nonfinite import NonFiniteGuard
 from velm.training.recovery.quarantine import Quarantine, QuarantineFile
@@ -156,12 +157,16 @@ class VelmCLI(LightningCLI):
             loggers = [ResumableCSVLogger(folder), EventLogger(folder.parent, name=folder.name, version="")]
             kwargs["logger"] = loggers if self.subcommand == "fit" else False
         kwargs["callbacks"] = [*_listed(config["callbacks"]), *self._callbacks(folder, config), *_printers(config)]
-        self.checkpoints = Checkpoints(keep=self._get(self.config_init, "save_last_k"))
         given = _listed(config["plugins"])
+        own_io = _has_io(given, config["strategy"])
+        save = self._get(self.config_init, "save") if self.subcommand == "fit" else "full"
+        place = self._get(self.config_init, "checkpoint_dir") or folder
+        shrink = shrink_best(save, self.model.pretrained, str(place), own_io)
+        self.checkpoints = Checkpoints(self._get(self.config_init, "save_last_k"), shrink)
         kwargs["plugins"] = [
             *given,
             *slurm_environments(given),
-            *([] if _has_io(given, config["strategy"]) else [self.checkpoints]),
+            *([] if own_io else [self.checkpoints]),
         ]
         trainer = super().instantiate_trainer(**kwargs)
         if self.subcommand == "fit" and trainer.strategy.root_device.type == "cpu":
@@ -217,6 +222,8 @@ def add_failure_options(parser: LightningArgumentParser) -> None:
     add = parser.add_argument
     add("--resume", action="store_true", help="go on from the run's last.ckpt where there is one, else begin")
     add("--checkpoint_dir", type=str | None, default=None, help="folder or fsspec URL of checkpoints; null: the run's")
+    help_text = "best.ckpt: full, or adapters, without the weights that model.pretrained holds; see docs/pretrained.md"
+    add("--save", type=Literal["full", "adapters"], default="full", help=help_text)
     add("--save_last_k", type=NonNegativeInt, default=0, help="newest last.ckpt that are kept as step_<n>.ckpt too")
     help_text = "steps with a NaN or inf in loss or gradient, in a row, that end the run; null: none do"
     add("--max_nonfinite_steps", type=PositiveInt | None, default=10, help=help_text)

@@ -17,6 +17,8 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
 
 from velm import _compat
+from velm.pretrained.base import fill_in
+from velm.sources import open_source
 from velm.training.memory.recompute import blocks_of
 
 __all__ = [
@@ -69,7 +71,8 @@ class FSDP2Strategy(ModelParallelStrategy):
         assert self.model is not None
         options = sharded.StateDictOptions(full_state_dict=True)
         path = self.broadcast(checkpoint_path)
-        checkpoint: dict[str, Any] = torch.load(path, mmap=True, map_location="cpu", weights_only=weights_only)
+        content = torch.load(path, mmap=True, map_location="cpu", weights_only=weights_only)
+        checkpoint = fill_in(content, path, lambda source: open_source(source).state_dict())
         sharded.set_model_state_dict(self.model, checkpoint.pop("state_dict"), options=options)
         for optimizer, saved in zip(self.optimizers, checkpoint.get("optimizer_states", ()), strict=False):
             names = list(_parameter_names(sharded.get_optimizer_state_dict(self.model, optimizer)))

@@ -153,6 +153,8 @@ def require_same_run(checkpoint: Mapping[str, Any], task: Any) -> None:
         problem = _other_vocabulary(checkpoint["velm"]["tokenizer"], data.tokenizer_name, data.tokenizer)
     if problem is None and checkpoint.get("state_dict"):  # FSDP2 has loaded it already
         problem = _other_model(checkpoint["state_dict"], task.state_dict())
+    if problem is None and task.trainer.state.fn == "fit" and "base" in checkpoint.get("velm", {}):
+        problem = "is a file of adapters without the optimizer's state, with which the run's last.ckpt continues"
     if problem is None and task.trainer.state.fn == "fit":
         problem = _other_optimizer(checkpoint.get("optimizer_states", ()), task)
     if problem is not None:

@@ -8,6 +8,7 @@ import pickle
 import shutil
 import warnings
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -17,6 +18,8 @@ from fsspec.implementations.local import LocalFileSystem
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
 from velm.errors import CheckpointError, ConfigError, RunFailedError
+from velm.pretrained.base import fill_in
+from velm.sources import open_source
 
 __all__ = ["Checkpoints", "exists", "is_url", "join", "newest_complete"]
 
@@ -37,20 +40,23 @@ class Checkpoints(TorchCheckpointIO):
     Args:
         keep: number of the newest `last.ckpt` to keep as `step_<n>.ckpt` too; on a disk these are hard links, so the
             newest takes no space.
+        shrink: makes of the content of best.ckpt what is written; None: best.ckpt is complete.
 
     Attributes:
         failed: file -> error, for the files whose latest save failed.
         failures: number of saves that failed so far.
     """
 
-    def __init__(self, keep: int = 0) -> None:
-        self.keep = keep
+    def __init__(self, keep: int = 0, shrink: Callable[[dict[str, Any]], dict[str, Any]] | None = None) -> None:
+        self.keep, self.shrink = keep, shrink
         self.failed: dict[str, str] = {}
         self.failures = 0
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         """Write the checkpoint, or warn that it cannot be written."""
         step = int(checkpoint.get("global_step", 0))
+        if self.shrink is not None and str(path).rpartition("/")[2] == "best.ckpt":
+            checkpoint = self.shrink(checkpoint)
         try:
             local = _local(path)
             if local is None:
@@ -87,12 +93,13 @@ class Checkpoints(TorchCheckpointIO):
             )
 
     def load_checkpoint(self, path: Any, *args: Any, **options: Any) -> dict[str, Any]:
-        """
+        """The content of a file, with the weights of its base if it leaves them out.
+
         Raises:
-            CheckpointError: the file is damaged; the message names the newest complete one.
+            CheckpointError: the file is damaged; the message names the newest complete one. Or its base is not there.
         """
         try:
-            return super().load_checkpoint(path, *args, **options)
+            content = super().load_checkpoint(path, *args, **options)
         except FileNotFoundError:
             raise CheckpointError(f"There is no checkpoint {path}. Look at --ckpt_path.") from None
         except UNREADABLE as error:
@@ -102,6 +109,7 @@ class Checkpoints(TorchCheckpointIO):
                     f"not. A run can go on from its last.ckpt: --ckpt_path=runs/NAME/last.ckpt"
                 ) from None
             raise CheckpointError(_damaged(str(path), error)) from None
+        return fill_in(content, path, lambda source: open_source(source).state_dict())
 
     def _save_local(self, checkpoint: dict[str, Any], path: Path, step: int) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -187,7 +195,9 @@ def newest_complete(folder: Any, exclude: str = "") -> tuple[str, int] | None:
         with contextlib.suppress(*UNREADABLE):
             files, inside = url_to_fs(path)
             with files.open(inside, "rb") as file:
-                readable.append((path, int(torch.load(file, map_location="cpu", weights_only=True)["global_step"])))
+                content = torch.load(file, map_location="cpu", weights_only=True)
+            if "base" not in content.get("velm", {}):  # a file of adapters has no optimizer state
+                readable.append((path, int(content["global_step"])))
     return max(readable, key=lambda item: item[1], default=None)
 
 
