@@ -10,13 +10,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from foreign import save_clip
 from PIL import Image
 
+import velm
 from velm import cli
 from velm.doctor.laws import CHECKS
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 WEIGHTS = Path(__file__).parents[2] / "shared/data/weights/mobilenet_v2_imagenet.pth"
+
+CLIP = "pretrained: hf/openai/clip-vit-base-patch32"
+"""In place of this model, one with small random weights is written in a folder."""
 
 SMALLER = {
     "quickstart": [],
@@ -33,6 +38,7 @@ SMALLER = {
     "translate": ["--model.image_encoder.weights=null", "--model.decoder.depth=1"],
     "clip": ["--model.image_encoder.depth=1", "--model.text_encoder.depth=1"],
     "siglip": ["--model.image_encoder.depth=1", "--model.text_encoder.depth=1"],
+    "lora": [],
     "coca": [
         "--model.image_encoder.depth=1",
         "--model.decoder.depth=2",
@@ -79,6 +85,8 @@ def options_of(config: Path, table: Path) -> list[str]:
         options.append(f"--data.dataset={{name: image_folder, path: {class_folders(table)}}}")
     else:
         options.append(f"--data.dataset.path={table}")
+    if CLIP in text:
+        options.append(f"--model.pretrained=hf/{save_clip(table.parent / 'clip')}")
     if "cache_features: true" in text:
         options.append(f"--data.cache_features={table.parent / 'features'}")
     return options
@@ -92,6 +100,8 @@ def fit(config: Path, table: Path, *more: str) -> int:
 
 def smaller(config: Path) -> list[str]:
     """What makes a config's model and images small."""
+    if "pretrained: hf/" in config.read_text(encoding="utf-8"):
+        return SMALLER[config.stem]  # as small as the folder
     size = (
         64
         if config.stem in ("quickstart", "quickstart_zh", "answer")
@@ -106,6 +116,8 @@ def smaller(config: Path) -> list[str]:
 @pytest.mark.filterwarnings("ignore")
 def test_config_takes_a_step(config: Path, table: Path) -> None:
     assert fit(config, table, *smaller(config)) == 0
+    best = table.parent / "run" / "best.ckpt"
+    assert not best.is_file() or velm.load(best)
 
 
 @pytest.mark.slow

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
-from velm.checkpoint import Checkpoint, build_from_checkpoint
-from velm.pretrained.adapters import merge_adapters
+from velm.checkpoint import Checkpoint, merge
 from velm.sources import open_source
 
 __all__ = ["read_model"]
@@ -18,9 +16,4 @@ def read_model(source: str | Path) -> Checkpoint:
     Raises:
         CheckpointError: it cannot be used; the message says why.
     """
-    checkpoint = open_source(source)
-    if not checkpoint.config.get("adapt"):
-        return checkpoint
-    model = merge_adapters(build_from_checkpoint(checkpoint))
-    config = {name: value for name, value in checkpoint.config.items() if name != "adapt"}
-    return replace(checkpoint, config=config, weights=model.state_dict(), raw_weights=None)
+    return merge(open_source(source))

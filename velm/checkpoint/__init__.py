@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from velm.checkpoint.build import build_from_checkpoint, build_tokenizer, compare_weights
 from velm.checkpoint.content import FORMAT, Checkpoint
+from velm.checkpoint.merge import merge
 from velm.checkpoint.pack import aligned_by_losses, logits_of, pack
 from velm.checkpoint.read import read_checkpoint
 from velm.checkpoint.write import write_checkpoint
@@ -25,6 +26,7 @@ __all__ = [
     "build_tokenizer",
     "compare_weights",
     "logits_of",
+    "merge",
     "pack",
     "read_checkpoint",
     "write_checkpoint",

@@ -8,13 +8,14 @@ from typing import Any
 
 from torch import Tensor
 
-__all__ = ["FORMAT", "Checkpoint"]
+from velm.pretrained.base import PARTIAL
 
-FORMAT = 1
-"""Version of the layout of the "velm" entry; increased when an older VELM could not read the new layout.
+__all__ = ["COMPLETE", "FORMAT", "Checkpoint"]
 
-Files that leave out the weights of their base have `velm.pretrained.base.FORMAT`.
-"""
+FORMAT = PARTIAL
+"""The newest layout of the "velm" entry; increased when an older VELM could not read the new layout."""
+COMPLETE = 1
+"""The layout of files that hold all weights."""
 
 
 @dataclass(frozen=True)

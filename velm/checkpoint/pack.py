@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from velm.checkpoint.content import FORMAT
+from velm.checkpoint.content import COMPLETE
 from velm.model import VisionLanguageModel
 from velm.model.build import needs_of
 from velm.outputs import aligns
@@ -66,7 +66,7 @@ def pack(
     modules = config.get("plugins") or [] if plugins is None else plugins
     stored = _stored_config(model, config) | {"plugins": [_absolute(str(module)) for module in modules]}
     entry = {
-        "format": FORMAT,
+        "format": COMPLETE,
         "version": __version__,
         "config": stored,
         "tokenizer": {"name": tokenizer_name, "state": tokenizer.state()},

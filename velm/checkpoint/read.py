@@ -12,9 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from velm.checkpoint.content import Checkpoint
+from velm.checkpoint.content import FORMAT, Checkpoint
 from velm.errors import CheckpointError
-from velm.pretrained.base import FORMAT as NEWEST
 from velm.pretrained.base import fill_in
 from velm.version import __version__
 
@@ -41,10 +40,10 @@ def read_checkpoint(path: str | Path, open_base: Callable[[str], Checkpoint] | N
     if not isinstance(entry, dict) or not isinstance(entry.get("format"), int):
         raise CheckpointError(f"{path} is a torch file but no VELM checkpoint: {_content_type(content)}.{_HINT}")
     version = str(entry.get("version", "unknown"))
-    if entry["format"] > NEWEST:
+    if entry["format"] > FORMAT:
         raise CheckpointError(
             f"{path} was written by VELM {version} in checkpoint format {entry['format']}; this is VELM {__version__}, "
-            f"which reads formats up to {NEWEST}. Upgrade: pip install --upgrade velm"
+            f"which reads formats up to {FORMAT}. Upgrade: pip install --upgrade velm"
         )
     missing = [key for key in _ENTRIES if key not in entry]
     if missing or not isinstance(content.get("state_dict"), dict):

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from velm.checkpoint.content import FORMAT, Checkpoint
+from velm.checkpoint.content import COMPLETE, Checkpoint
 from velm.version import __version__
 
 __all__ = ["write_checkpoint"]
@@ -27,7 +27,7 @@ def write_checkpoint(checkpoint: Checkpoint, path: str | Path) -> None:
         path: a .ckpt; its folder is made.
     """
     path = Path(path).expanduser()
-    entry: dict[str, Any] = {"format": FORMAT, "version": __version__}
+    entry: dict[str, Any] = {"format": COMPLETE, "version": __version__}
     entry |= {name: getattr(checkpoint, name) for name in _NAMES}
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}")

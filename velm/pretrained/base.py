@@ -22,9 +22,9 @@ from torch import Tensor
 
 from velm.errors import CheckpointError
 
-__all__ = ["FORMAT", "fill_in", "leave_out"]
+__all__ = ["PARTIAL", "fill_in", "leave_out"]
 
-FORMAT = 2
+PARTIAL = 2
 """Format of the "velm" entry of a file that leaves weights out; complete ones have format 1."""
 _KEPT = ("epoch", "global_step", "pytorch-lightning_version")
 _STATES = ("state_dict", "current_model_state")
@@ -57,7 +57,7 @@ def leave_out(
     left_out = set(names)
     rest = {key: {n: t for n, t in state.items() if n not in left_out} for key, state in states.items()}
     kept = {key: content[key] for key in _KEPT if key in content}
-    return {**kept, **rest, "velm": {**content["velm"], "format": FORMAT, "base": about}}
+    return {**kept, **rest, "velm": {**content["velm"], "format": PARTIAL, "base": about}}
 
 
 def fill_in(

@@ -13,10 +13,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from velm.checkpoint import Checkpoint, build_from_checkpoint, build_tokenizer
+from velm.checkpoint import build_tokenizer, merge
 from velm.errors import ConfigError
 from velm.model.adapt import adapt
-from velm.pretrained.adapters import merge_adapters, remove_adapters
+from velm.pretrained.adapters import remove_adapters
 from velm.registry import split_config
 from velm.sources import is_foreign, open_source
 from velm.training.transfer import Source, Transfer, shared_tokens, transfer
@@ -30,9 +30,7 @@ def read_source(source: str) -> Source:
     Raises:
         CheckpointError: it is not there or cannot be used.
     """
-    checkpoint: Checkpoint = open_source(source)
-    if checkpoint.config.get("adapt"):
-        checkpoint = replace(checkpoint, weights=merge_adapters(build_from_checkpoint(checkpoint)).state_dict())
+    checkpoint = merge(open_source(source))
     whole = checkpoint.config if is_foreign(source) else None
     return Source(source, checkpoint.state_dict(), build_tokenizer(checkpoint), whole, checkpoint.max_length)
 
