@@ -72,6 +72,25 @@ class EncodedImages:
 
 
 @dataclass
+class TeacherEmbeddings:
+    """A teacher's joint embeddings of a batch, row i those of sample i.
+
+    Attributes:
+        image: float (B, E'), L2-normalised; float16 from a cache.
+        text: float (B, E'), likewise.
+        scale: the teacher's inverse temperature; None: it learned none.
+    """
+
+    image: Tensor
+    text: Tensor
+    scale: float | None = None
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> TeacherEmbeddings:
+        """A copy with `function` applied to both tensors."""
+        return TeacherEmbeddings(function(self.image), function(self.text), self.scale)
+
+
+@dataclass
 class DecoderOutput:
     """The output of a decoder for a whole caption under teacher forcing.
 
@@ -103,6 +122,7 @@ class Batch:
         image_rows: int64 (B,), the row of `images` or `encoded` of each sample, if samples share images; None: row i is
             that of sample i.
         encoded: cached encoder outputs in place of `images`.
+        teacher: a teacher's embeddings of the samples, for distillation.
         stand_in: this rank has no share of the step's batch: the samples are computed, so that the rank takes part in
             the step, and `drop_stand_in` takes them out before the losses.
     """
@@ -116,15 +136,19 @@ class Batch:
     target_count: Tensor | None = None
     image_rows: Tensor | None = None
     encoded: EncodedImages | None = None
+    teacher: TeacherEmbeddings | None = None
     stand_in: bool = False
 
     def __len__(self) -> int:
         return len(self.image_ids)
 
     def _map(self, function: Any) -> Batch:
-        changed = {f.name: getattr(self, f.name) for f in fields(self) if isinstance(getattr(self, f.name), Tensor)}
-        encoded = None if self.encoded is None else self.encoded.map(function)
-        return replace(self, **{name: function(tensor) for name, tensor in changed.items()}, encoded=encoded)
+        tensors = {f.name: getattr(self, f.name) for f in fields(self) if isinstance(getattr(self, f.name), Tensor)}
+        changed = {name: function(tensor) for name, tensor in tensors.items()}
+        for name in ("encoded", "teacher"):
+            inner = getattr(self, name)
+            changed[name] = None if inner is None else inner.map(function)
+        return replace(self, **changed)
 
     def __getitem__(self, rows: slice) -> Batch:
         return self._map(lambda tensor: tensor[rows] if tensor.dim() else tensor)
@@ -158,6 +182,7 @@ class Batch:
             encoded=None if self.encoded is None else self.encoded.map(lambda tensor: tensor[images]),
             image_rows=image_rows,
             image_ids=self.image_ids[rows],
+            teacher=None if self.teacher is None else self.teacher.map(lambda tensor: tensor[rows]),
         )
         result.tokens, result.mask = _trim(self.tokens, self.mask, rows)
         result.target_tokens, result.target_mask = _trim(self.target_tokens, self.target_mask, rows)

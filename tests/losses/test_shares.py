@@ -16,18 +16,28 @@ from torch.nn.functional import normalize
 from velm.losses.alignment import ContrastiveLoss, SigmoidLoss
 from velm.losses.base import Loss
 from velm.losses.captioning import CaptioningLoss
+from velm.losses.distillation import DistillationLoss
 from velm.losses.tiled import tiles
 from velm.losses.weighted import WeightedLosses
-from velm.outputs import Batch, JointEmbeddings, VisionLanguageOutput
+from velm.outputs import Batch, JointEmbeddings, TeacherEmbeddings, VisionLanguageOutput
+
+WIDTH = 5
+
+
+def distillation_with_maps() -> DistillationLoss:
+    torch.manual_seed(0)
+    return DistillationLoss(teacher="a.ckpt", teacher_dim=WIDTH, embed_dim=WIDTH)
+
 
 CASES: dict[str, Any] = {
     "contrastive": ContrastiveLoss,
     "contrastive_100": lambda: ContrastiveLoss(temperature=0.01),
     "sigmoid": SigmoidLoss,
+    "distillation": lambda: DistillationLoss(teacher="a.ckpt"),
+    "distillation_maps": distillation_with_maps,
 }
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 IDS = {"distinct": list(range(24)), "shared": [i % 9 for i in range(24)], "one": [0] * 24}
-WIDTH = 5
 
 
 def result(loss: Loss, dtype: torch.dtype, ids: list[int], rows: slice, group: Any = None) -> list[Tensor]:
@@ -35,7 +45,10 @@ def result(loss: Loss, dtype: torch.dtype, ids: list[int], rows: slice, group: A
     generator = torch.Generator().manual_seed(0)
     whole = (normalize(torch.randn(24, WIDTH, generator=generator, dtype=torch.float64), dim=1) for _ in range(2))
     image, text = (each.to(dtype)[rows].requires_grad_() for each in whole)
-    batch = Batch(images=None, tokens=None, mask=None, image_ids=torch.tensor(ids)[rows])
+    teacher = TeacherEmbeddings(*torch.randn(2, 24, WIDTH, generator=generator), scale=10.0).map(
+        lambda each: each[rows]
+    )
+    batch = Batch(images=None, tokens=None, mask=None, image_ids=torch.tensor(ids)[rows], teacher=teacher)
     value = loss.to(dtype)(VisionLanguageOutput(embeddings=JointEmbeddings(image, text)), batch, group)
     with torch.no_grad():
         output = VisionLanguageOutput(embeddings=JointEmbeddings(image, text))
@@ -76,6 +89,8 @@ def formula(name: str, size: int, rows: int, number: int) -> float:
     """Bytes a rank sends in a step, as docs/training.md has it; `number` bytes a float."""
     pair = 2 * WIDTH * number + 8  # a text, its gradient, its image's id
     counts = (size - 1) * 8  # how many rows each rank has
+    if name == "distillation":  # a text, its gradient, the teacher's text; two terms
+        return 2 * counts + (size - 1) * rows * (3 * WIDTH + 8) * number + 2 * (size - 1) / size * 3 * number
     if name.startswith("contrastive"):
         return counts + (size - 1) * rows * (pair + 6 * number) + 2 * (size - 1) / size * 2 * number
     return counts + (size - 1) * rows * pair + rows * WIDTH * number + 2 * (size - 1) / size * 3 * number
@@ -99,7 +114,8 @@ def worker(rank: int, folder: Path) -> None:
             with pytest.MonkeyPatch.context() as patch:
                 counted = Counted(patch)
                 image, text = (torch.ones(rows, WIDTH, requires_grad=True) for _ in range(2))
-                batch = Batch(images=None, tokens=None, mask=None, image_ids=torch.arange(rows) + rank)
+                teacher = TeacherEmbeddings(torch.ones(rows, WIDTH), torch.ones(rows, WIDTH), scale=10.0)
+                batch = Batch(None, None, None, image_ids=torch.arange(rows) + rank, teacher=teacher)
                 make()(VisionLanguageOutput(embeddings=JointEmbeddings(image, text)), batch, group).backward()
                 found[f"{name} bytes"] = [torch.tensor(counted.total)]
         torch.save(found, folder / f"{size}_{rank}.pt")
@@ -135,7 +151,7 @@ def _split(found: list[Tensor]) -> list[Any]:
     return [*found[:3], found[3:]]
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [name for name in CASES if name != "distillation_maps"])
 @pytest.mark.parametrize("size", [2, 4])
 def test_what_moves_is_what_the_docs_say(size: int, name: str, of_processes: dict) -> None:
     for found in of_processes[size]:

@@ -11,7 +11,7 @@ from decoding import RNN_DECODERS, TRANSFORMER_DECODERS
 from velm.registry import Registry, datasets, decoders, image_encoders, losses, text_encoders, tokenizers
 from velm.testing import assert_contract
 
-GIVEN = {"vocab_size": 32, "pad_id": 0, "memory_dim": 16}
+GIVEN = {"vocab_size": 32, "pad_id": 0, "memory_dim": 16, "embed_dim": 8}
 TINY_TRANSFORMER = {"name": "transformer", "dim": 16, "depth": 2, "heads": 2}
 CELLS, BOTH = ("tanh", "gru", "lstm"), (False, True)
 OURS: list[tuple[Registry, dict[str, Any]]] = [
@@ -51,6 +51,7 @@ OURS: list[tuple[Registry, dict[str, Any]]] = [
     *((decoders, {"name": "rnn", "dim": 16, **options}) for options in RNN_DECODERS),
     *((decoders, {**TINY_TRANSFORMER, **options}) for options in TRANSFORMER_DECODERS),
     *((losses, {"name": name}) for name in ("contrastive", "sigmoid", "triplet", "captioning")),
+    *((losses, {"name": "distillation", "teacher": "a.ckpt", "teacher_dim": d}) for d in (None, 8)),
     *((tokenizers, {"name": name}) for name in ("word", "bpe", "byte")),
     (datasets, {"name": "shapes"}),
 ]

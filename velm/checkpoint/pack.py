@@ -113,19 +113,21 @@ def logits_of(losses: nn.ModuleDict, state: Mapping[str, Tensor]) -> dict[str, A
     """What the alignment loss makes of a cosine: `logit_scale`, its factor, and `logit_bias`, which SigLIP adds.
 
     Args:
-        losses: `Loss` by name; the first that logs a `logit_scale` decides.
+        losses: `Loss` by name; the first that logs a `logit_scale` decides, else that of distillation.
         state: the checkpoint's "state_dict", such as an EMA; the losses' keys start with "losses.".
 
     Returns:
         None for what the loss has not learned.
     """
-    for name, loss in losses.items():
-        if "logit_scale" in loss.logged():  # type: ignore[operator]
+    for scale, name in [(scale, name) for scale in ("logit_scale", "distillation_scale") for name in losses]:
+        loss: Any = losses[name]
+        if scale in loss.logged():
             prefix = f"losses.{name}."
             stored = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-            copy: Any = deepcopy(loss)
+            copy = deepcopy(loss)
             copy.load_state_dict(stored, strict=False)  # not strict: ranks of FSDP2 other than 0 have no state
-            return {key: _number(copy.logged().get(key)) for key in ("logit_scale", "logit_bias")}
+            logged = copy.logged()
+            return {"logit_scale": _number(logged.get(scale)), "logit_bias": _number(logged.get("logit_bias"))}
     return {"logit_scale": None, "logit_bias": None}
 
 

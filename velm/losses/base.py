@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from velm.errors import MissingOutputError
-from velm.outputs import Batch, VisionLanguageOutput, aligns
+from velm.outputs import Batch, TeacherEmbeddings, VisionLanguageOutput, aligns
 
 __all__ = ["Loss", "full_precision"]
 
@@ -28,6 +28,8 @@ class Loss(nn.Module, ABC):
             each by its number of samples unless the loss is `additive`.
         additive: the loss of a batch is the sum over its micro-batches, given the `target_count` of the batch; with
             `micro_batch_size` such a loss sees micro-batches only.
+        teacher: the pipeline whose embeddings of the batch the loss reads from `batch.teacher`: a checkpoint or another
+            source of `velm.load`; None: it reads none.
         shares: the loss distributes its own work. `forward` then takes a third argument, `group`, the process group of
             the ranks, and embeddings and image ids are this rank's. It returns the loss of the whole batch on every
             rank; the gradient of its embeddings is that of the sum over ranks, as a gather with gradient gives it, and
@@ -35,6 +37,7 @@ class Loss(nn.Module, ABC):
     """
 
     requires: frozenset[str] = frozenset()
+    teacher: str | None = None
     additive: bool = False
     shares: bool = False
 
@@ -50,6 +53,14 @@ class Loss(nn.Module, ABC):
     def logged(self) -> dict[str, Tensor | float]:
         """Scalars to log, by name (the current temperature)."""
         return {}
+
+    def check_teacher(self, teacher: TeacherEmbeddings, embed_dim: int) -> None:
+        """Raise ConfigError if the loss cannot use this teacher.
+
+        Args:
+            teacher: its embeddings of any samples.
+            embed_dim: E of the student.
+        """
 
     def check(self, output: VisionLanguageOutput) -> None:
         """Raise unless the model computed everything in `requires`.

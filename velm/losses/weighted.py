@@ -9,11 +9,12 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
+from torch.nn.functional import normalize
 
 from velm import registry
 from velm.errors import ConfigError
 from velm.losses.base import Loss
-from velm.outputs import Batch, VisionLanguageOutput
+from velm.outputs import Batch, TeacherEmbeddings, VisionLanguageOutput
 
 __all__ = ["WeightedLosses", "build_losses"]
 
@@ -43,6 +44,37 @@ class WeightedLosses(nn.ModuleDict):
     def share(self) -> bool:
         """Whether every alignment loss distributes its own work, so that embeddings need not be gathered."""
         return all(loss.shares for loss in self.named().values() if loss.aligns)
+
+    @property
+    def teacher_loss(self) -> Loss | None:
+        """The loss that reads a teacher's embeddings, if there is one.
+
+        Raises:
+            ConfigError: there are several.
+        """
+        found = {name: loss for name, loss in self.named().items() if getattr(loss, "teacher", None) is not None}
+        if len(found) > 1:
+            raise ConfigError(f"`losses:` lists several with a teacher, {' and '.join(found)}; one is possible.")
+        return next(iter(found.values()), None)
+
+    def without_teacher(self) -> WeightedLosses:
+        """The losses that read no teacher's embeddings; it shares their parameters."""
+        kept = {name: loss for name, loss in self.named().items() if getattr(loss, "teacher", None) is None}
+        return WeightedLosses(kept, {name: self.weights[name] for name in kept})
+
+    def stand_in_teacher(self, rows: int, embed_dim: int) -> TeacherEmbeddings | None:
+        """Random embeddings of `rows` samples in place of a teacher's, for checks and plans; None without a teacher.
+
+        Args:
+            rows: B.
+            embed_dim: E, the width of the student's.
+        """
+        if self.teacher_loss is None:
+            return None
+        generator = torch.Generator().manual_seed(0)
+        width = getattr(self.teacher_loss, "teacher_dim", None) or embed_dim
+        image, text = (normalize(torch.randn(rows, width, generator=generator), dim=1) for _ in range(2))
+        return TeacherEmbeddings(image, text, scale=10.0)
 
     def forward(
         self,
@@ -90,11 +122,16 @@ class WeightedLosses(nn.ModuleDict):
 
     def weighted(self, parts: Mapping[str, Tensor]) -> Tensor:
         """The weighted sum, float (), of the losses {name: float ()}."""
-        return torch.stack([self.weights[name] * value for name, value in parts.items()]).sum()
+        values = [self.weights[name] * value for name, value in parts.items()]
+        return torch.stack(values).sum() if values else torch.zeros(())
 
 
-def build_losses(losses: Mapping[str, Mapping[str, Any] | None]) -> WeightedLosses:
+def build_losses(losses: Mapping[str, Mapping[str, Any] | None], *, embed_dim: int = 256) -> WeightedLosses:
     """Build losses from `{name: {weight: 1.0, options}}`.
+
+    Args:
+        losses: the config.
+        embed_dim: E, for losses whose constructor takes it.
 
     Raises:
         ConfigError: an unknown loss or option, or a weight that is not a finite number >= 0.
@@ -108,7 +145,7 @@ def build_losses(losses: Mapping[str, Mapping[str, Any] | None]) -> WeightedLoss
         key = _key(name)
         if key in modules:
             raise ConfigError(f"`losses:` lists two that would be logged as {key!r}: rename one of the classes.")
-        modules[key] = registry.losses.build({"name": name, **rest})
+        modules[key] = registry.losses.build({"name": name, **rest}, embed_dim=embed_dim)
         weights[key] = float(weight)
     return WeightedLosses(modules, weights)
 

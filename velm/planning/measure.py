@@ -223,12 +223,14 @@ def _alignment_costs(task: VisionLanguageTask, rows: int) -> tuple[Any, Any]:
     configs = {
         name: options for name, options in task.model_config["losses"].items() if name.rpartition(":")[2] in pairs
     }
-    losses, width = build_losses(configs), task.model_config["embed_dim"]
+    width = task.model_config["embed_dim"]
+    losses = build_losses(configs, embed_dim=width)
     rows = max(1, min(rows, PAIRS))
     sizes, measured = [rows, rows + -(-rows // 4), rows + 2 * -(-rows // 4)], []
     for size in sizes:
         embeds = [F.normalize(torch.randn(size, width), dim=1).requires_grad_() for _ in range(2)]
         batch = Batch(images=None, tokens=None, mask=None, image_ids=torch.arange(size))
+        batch.teacher = losses.stand_in_teacher(size, width)
         output = VisionLanguageOutput(embeddings=JointEmbeddings(*embeds))
         with FlopCounterMode(display=False) as flops, PeakMemory() as peak:
             losses(output, batch)[0].backward()

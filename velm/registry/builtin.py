@@ -45,6 +45,7 @@ losses = Registry(
         "sigmoid": "velm.losses.alignment:SigmoidLoss",
         "triplet": "velm.losses.alignment:TripletLoss",
         "captioning": "velm.losses.captioning:CaptioningLoss",
+        "distillation": "velm.losses.distillation:DistillationLoss",
     },
     example="my_pkg.my_module:MyLoss",
 )

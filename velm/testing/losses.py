@@ -19,6 +19,7 @@ from velm.outputs import (
     DecoderOutput,
     JointEmbeddings,
     NextTokenPrediction,
+    TeacherEmbeddings,
     VisionLanguageOutput,
     aligns,
 )
@@ -112,7 +113,9 @@ def _case(module: Any, rows: Any, dtype: torch.dtype) -> tuple[VisionLanguageOut
         output.embeddings = JointEmbeddings(*embeds)
     if "decoder" in required:
         output.prediction = NextTokenPrediction(DecoderOutput(leaves["decoder"]), labels, projection)
-    batch = Batch(None, tokens, mask, torch.tensor(IMAGE_IDS)[rows])
+    image, text = torch.randn(2, BATCH, WIDTH, generator=generator)
+    teacher = TeacherEmbeddings(image, text, scale=10.0)
+    batch = Batch(None, tokens, mask, torch.tensor(IMAGE_IDS)[rows], teacher=teacher.map(lambda each: each[rows]))
     return output, batch, {name: leaves[name] for name in required}
 
 

@@ -21,6 +21,7 @@ from velm.data.batches.loader import Loader, ResumableLoader
 from velm.data.batches.samplers import ImageBatchSampler, ShareSampler
 from velm.data.batches.samples import RANDOM_CAPTIONS, Captions, CaptionSamples, check_lengths
 from velm.data.feature_cache.store import FeatureReader
+from velm.data.feature_cache.teacher import TeacherReader
 from velm.data.images.transforms import CropRounding, Decode, EvalTransform, Interpolation, Resize, TrainTransform
 from velm.data.text.base import Tokenizer
 from velm.data.text.vocabulary import check_vocabulary
@@ -115,6 +116,8 @@ class VisionLanguageData(lightning.LightningDataModule):
         self.dataset.max_bad = max_bad
         self._records: dict[str, Sequence[Record]] = {}
         self._features: dict[str, FeatureReader] = {}
+        self.distils = False
+        self._teachers: dict[str, TeacherReader] = {}
         self._train_loader: ResumableLoader | None = None
         self._place: dict[str, int] | None = None
 
@@ -159,6 +162,14 @@ class VisionLanguageData(lightning.LightningDataModule):
         if split not in self._features:
             self._features[split] = FeatureReader(self.records(split))
         return self._features[split]
+
+    def teacher(self, split: str) -> TeacherReader | None:
+        """A teacher's embeddings of a split, in a fit with one (`distils`); it opens them when they are there."""
+        if not (self.distils and self._fits()):
+            return None
+        if split not in self._teachers:
+            self._teachers[split] = TeacherReader(self.records(split))
+        return self._teachers[split]
 
     def config(self) -> dict[str, Any]:
         """The plain config of the data, as a checkpoint stores it."""
@@ -271,16 +282,19 @@ class VisionLanguageData(lightning.LightningDataModule):
             self.records(split), tokenizer=self.tokenizer, transform=transform, seed=self._seed(),
             captions=self.captions if train else "first", max_length=self.max_length,
             captions_per_image=self.captions_per_image if train else 1, replace=train,
-            features=self.features(split) if self._encoded() else None,
+            features=self.features(split) if self._encoded() else None, teacher=self.teacher(split),
         )  # fmt: skip
 
     def _encoded(self) -> bool:
         """Whether images come encoded: in a fit with `cache_features`, and nowhere else."""
-        return bool(self.cache_features) and self.trainer is not None and self.trainer.state.fn == "fit"
+        return bool(self.cache_features) and self._fits()
+
+    def _fits(self) -> bool:
+        return self.trainer is not None and self.trainer.state.fn == "fit"
 
     def _options(self, items: CaptionSamples) -> dict[str, Any]:
         return {
-            "collate_fn": Collate(self.pad_id, items.features),
+            "collate_fn": Collate(self.pad_id, items.features, items.teacher),
             "num_workers": self.num_workers,
             "persistent_workers": self.num_workers > 0,
             "pin_memory": torch.cuda.is_available(),

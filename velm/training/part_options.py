@@ -76,6 +76,9 @@ def locate_parts(config: Any, folders: Sequence[str]) -> None:
     for part in PARTS:
         section, name = part.split(".")
         config[section][name] = locate(config[section][name], folders)
+    for options in (config.model.losses or {}).values():
+        if isinstance(options, dict) and isinstance(options.get("teacher"), str) and not is_foreign(options["teacher"]):
+            options["teacher"] = locate_path(options["teacher"], folders)
     if config.model.pretrained is not None and not is_foreign(config.model.pretrained):
         config.model.pretrained = locate_path(config.model.pretrained, folders)
     if isinstance(config.data.cache_features, str):

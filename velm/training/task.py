@@ -32,6 +32,7 @@ from velm.training.memory.compile import compile_tower
 from velm.training.memory.feature_cache import prepare_features, require_frozen
 from velm.training.memory.micro_batch import micro_batch_losses, warn_about_negatives, warn_about_norms
 from velm.training.memory.recompute import checkpoint_blocks
+from velm.training.memory.teacher import announce_teacher, prepare_teacher
 from velm.training.optim import build_optimizer, build_schedule, warm_ema
 from velm.training.pretrained import start_from
 from velm.training.recovery.changes import ResumeOptions, require_same_run
@@ -123,7 +124,7 @@ class VisionLanguageTask(lightning.LightningModule):
         tokenize_by(validation.tokenize)  # an unknown name is an error now, not at the first validation
         self.optimizer_config, self.validation_config, self.watch_config = optimizer, validation, watch
         self.model = build_model(self.model_config)
-        self.losses = build_losses(losses)
+        self.losses = build_losses(losses, embed_dim=embed_dim)
         self.balance = build_policy(balance, self.losses.weights)
         self.micro_batch_size, self.ema, self.pretrained = micro_batch_size, ema, pretrained
         self.training_options = {
@@ -207,6 +208,7 @@ class VisionLanguageTask(lightning.LightningModule):
             start_from(self.pretrained, self)
         if data is not None:
             self.check_data(data)
+            announce_teacher(self.losses, data)
 
     def check_data(self, data: Any) -> None:
         """Check that the data module's texts are what the model reads and writes.
@@ -236,6 +238,7 @@ class VisionLanguageTask(lightning.LightningModule):
     def on_fit_start(self) -> None:
         """Runs after a checkpoint's weights are loaded, so features are cached with the weights that will be used."""
         prepare_features(self.trainer, self.model, self.model_config["image_encoder"], self.needs)
+        prepare_teacher(self.trainer, self.losses, self.model_config["embed_dim"])
         warn_about_negatives(self.losses, self.trainer.accumulate_grad_batches)
         warn_about_norms(self.model, self.micro_batch_size)
 
@@ -316,7 +319,8 @@ class VisionLanguageTask(lightning.LightningModule):
         )
         if self.sharded:
             sharding.unshard(self.model)
-        self.scores[split] = SplitScores(pipeline, data.records(split), self.losses, self.validation_config)
+        losses = self.losses if data.teacher(split) is not None else self.losses.without_teacher()
+        self.scores[split] = SplitScores(pipeline, data.records(split), losses, self.validation_config, self.needs)
 
     def _log_scores(self, split: str) -> None:
         metrics = self.scores[split].compute()

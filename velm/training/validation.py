@@ -25,12 +25,20 @@ class SplitScores:
 
     Args:
         pipeline: the model in its present state, with the tokenizer of the data.
+        losses: those to compute, without distillation where the data has no teacher.
+        requires: outputs to compute; None: those that the losses require.
     """
 
     def __init__(
-        self, pipeline: Pipeline, records: Sequence[Record], losses: WeightedLosses, config: ValidationConfig
+        self,
+        pipeline: Pipeline,
+        records: Sequence[Record],
+        losses: WeightedLosses,
+        config: ValidationConfig,
+        requires: frozenset[str] | None = None,
     ) -> None:
         self.pipeline, self.records, self.losses, self.config = pipeline, records, losses, config
+        self.requires = losses.requires if requires is None else requires
         self.batches: list[Tensor] = []  # loss, each loss; numbers of images, embeddings, captions
         self.image_embeds: list[Tensor] = []
         self.image_ids: list[int] = []
@@ -40,7 +48,7 @@ class SplitScores:
     @torch.no_grad()
     def update(self, batch: Batch) -> None:
         """Add a batch that holds each image once, with its first caption."""
-        output = self.pipeline.model(batch, self.losses.requires)
+        output = self.pipeline.model(batch, self.requires)
         total, parts = self.losses(output, batch)
         self.image_ids += batch.image_ids.tolist()
         counts = [len(batch), 0, 0]
@@ -51,7 +59,7 @@ class SplitScores:
             rows = (batch.image_ids < self.config.captions).nonzero().flatten()
             self._caption(batch.image_ids, output.image, output.text, rows)
             counts[2] = len(rows)
-        self.batches.append(torch.stack([total, *parts.values(), *total.new_tensor(counts)]))
+        self.batches.append(torch.stack([total.to(self.pipeline.device), *parts.values(), *total.new_tensor(counts)]))
 
     @torch.no_grad()
     def captions_of(self, batch: Batch) -> list[dict[str, str]]:

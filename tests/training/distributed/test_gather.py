@@ -25,7 +25,7 @@ from torch.nn.parallel import DistributedDataParallel
 from velm.losses.alignment import ContrastiveLoss
 from velm.losses.base import Loss
 from velm.losses.tiled import tiles
-from velm.outputs import Batch
+from velm.outputs import Batch, TeacherEmbeddings
 from velm.training.distributed.fsdp import FSDP2Strategy
 from velm.training.task import VisionLanguageTask
 
@@ -41,6 +41,8 @@ LOSSES: dict[str, dict[str, Any]] = {
     "uncertainty": JOINT,
     "gathered": {"contrastive": {}, "sigmoid": {}},
     "adapted": JOINT,
+    "distillation": {"distillation": {"teacher": "a.ckpt", "teacher_dim": 6, "feature": 20.0}, "captioning": {}},
+    "gathered_teacher": {"triplet": {}, "distillation": {"teacher": "a.ckpt", "teacher_dim": 6, "feature": 20.0}},
     "of_samples": {f"{__name__}:MeanOverSamples": {}},
 }
 
@@ -64,7 +66,9 @@ def whole_batch(size: int) -> Batch:
     mask = torch.arange(9) < lengths[:, None]
     tokens[:, 0] = 1
     tokens[torch.arange(size), lengths - 1] = 2
-    return Batch(images=images[image_ids], tokens=tokens.where(mask, 0), mask=mask, image_ids=image_ids)
+    batch = Batch(images=images[image_ids], tokens=tokens.where(mask, 0), mask=mask, image_ids=image_ids)
+    batch.teacher = TeacherEmbeddings(*torch.randn(2, 9, 6, generator=generator)[:, :size], scale=10.0)
+    return batch
 
 
 def share_of(batch: Batch, rank: int, world: int) -> Batch:
@@ -151,6 +155,7 @@ def assert_gradients(found: dict[str, Tensor], expected: dict[str, Tensor], case
 ALL = [(name, size, micro) for name in LOSSES for size in SIZES for micro in (None, 2)]
 FEW = [("contrastive", 3, None), ("sigmoid", 1, None), ("triplet", 3, None), ("joint", 1, None), ("uncertainty", 5, 2)]
 FEW += [("adapted", 5, 2)]
+FEW += [("distillation", 5, 2), ("distillation", 1, None), ("gathered_teacher", 3, None)]
 
 
 @pytest.mark.parametrize(

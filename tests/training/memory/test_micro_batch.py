@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from velm.losses.base import Loss
-from velm.outputs import Batch
+from velm.outputs import Batch, TeacherEmbeddings
 from velm.training.memory import micro_batch as micro
 from velm.training.task import VisionLanguageTask
 
@@ -22,6 +22,7 @@ LOSSES: dict[str, dict[str, Any]] = {
     "triplet": {"triplet": {}},
     "captioning": {"captioning": {"label_smoothing": 0.1}},
     "joint": {"contrastive": {}, "captioning": {"weight": 2.0, "label_smoothing": 0.1}},
+    "distillation": {"distillation": {"teacher": "a.ckpt", "feature": 20.0}, "captioning": {}},
     "three": {"sigmoid": {}, "triplet": {"weight": 0.3}, "captioning": {}},
 }
 
@@ -37,7 +38,8 @@ def whole_batch(shared: bool = False, size: int = 7) -> Batch:
     tokens[:, 0] = 1
     tokens[torch.arange(size), lengths - 1] = 2
     shown = {"images": images, "image_rows": image_ids} if shared else {"images": images[image_ids]}
-    return Batch(tokens=tokens.where(mask, 0), mask=mask, image_ids=image_ids, **shown)
+    teacher = TeacherEmbeddings(*torch.randn(2, size, 8, generator=generator), scale=10.0)
+    return Batch(tokens=tokens.where(mask, 0), mask=mask, image_ids=image_ids, teacher=teacher, **shown)
 
 
 def make_task(losses: dict[str, Any], micro_batch_size: int | None = None, **changes: Any) -> VisionLanguageTask:

@@ -14,6 +14,7 @@ from velm.outputs import Batch
 
 if TYPE_CHECKING:
     from velm.data.feature_cache.store import FeatureReader
+    from velm.data.feature_cache.teacher import TeacherReader
 
 __all__ = ["Collate", "pad_tokens"]
 
@@ -26,10 +27,13 @@ class Collate:
     Args:
         pad_id: padding token id.
         features: cached features that the samples' images are rows of; None: images are pixels.
+        teacher: a teacher's cached embeddings, whose rows the samples have; None: no teacher.
     """
 
-    def __init__(self, pad_id: int, features: FeatureReader | None = None) -> None:
-        self.pad_id, self.features = pad_id, features
+    def __init__(
+        self, pad_id: int, features: FeatureReader | None = None, teacher: TeacherReader | None = None
+    ) -> None:
+        self.pad_id, self.features, self.teacher = pad_id, features, teacher
 
     def __call__(self, samples: Sequence[Sample | BadSample]) -> Batch:
         readable = [sample for sample in samples if isinstance(sample, Sample)]
@@ -46,6 +50,7 @@ class Collate:
             target_mask=target_mask,
             image_rows=torch.tensor(rows) if len(images) < len(readable) else None,
             encoded=None if self.features is None else self.features.read(images),
+            teacher=None if self.teacher is None else self.teacher.read([s.teacher for s in readable if s.teacher]),
             stand_in=any(sample.stand_in for sample in readable),
         )
 

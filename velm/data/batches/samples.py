@@ -21,6 +21,7 @@ from velm.registry.plugins import loaded_files, new_after_plugins
 
 if TYPE_CHECKING:
     from velm.data.feature_cache.store import FeatureReader
+    from velm.data.feature_cache.teacher import TeacherReader
 
 __all__ = ["RANDOM_CAPTIONS", "CaptionSamples", "Captions", "Sample", "check_lengths", "truncate"]
 
@@ -41,6 +42,7 @@ class Sample:
         target: bos ... eos of the text to generate, None if it is `tokens`.
         image_id: index in the split of the first record that shows the image.
         text_index: index of the caption among the record's texts.
+        teacher: rows of its image and its text in the `TeacherReader`; None without a teacher.
         stand_in: in place of a rank's empty share of a batch.
     """
 
@@ -49,6 +51,7 @@ class Sample:
     target: list[int] | None
     image_id: int
     text_index: int
+    teacher: tuple[int, int] | None = None
     stand_in: bool = False
 
 
@@ -74,6 +77,7 @@ class CaptionSamples(TorchDataset):
         replace: draw another sample for one that cannot be read, which preserves the batch size; otherwise leave
             it out.
         features: cached features of the same records; `transform` is not called then.
+        teacher: cached embeddings of a teacher of the same records. An image that only the teacher cannot read is bad.
 
     Raises:
         ValueError: an option is out of range.
@@ -92,6 +96,7 @@ class CaptionSamples(TorchDataset):
         captions_per_image: int = 1,
         replace: bool = True,
         features: FeatureReader | None = None,
+        teacher: TeacherReader | None = None,
     ) -> None:
         if captions not in get_args(Captions):
             raise ValueError(f"captions must be one of {', '.join(get_args(Captions))}; got {captions!r}.")
@@ -104,7 +109,8 @@ class CaptionSamples(TorchDataset):
             raise ValueError(f"max_length must be at least 3 tokens (bos, a word, eos), got {max_length}.")
         self.records, self.tokenizer, self.transform = records, tokenizer, transform
         self.captions, self.seed, self.max_length, self.has_target = captions, seed, max_length, has_target
-        self.captions_per_image, self.replace, self.features = captions_per_image, replace, features
+        self.captions_per_image, self.replace = captions_per_image, replace
+        self.features, self.teacher = features, teacher
         self._record_index = np.arange(len(records))  # by sample
         if captions == "all":
             counts = text_counts(records)
@@ -179,13 +185,15 @@ class CaptionSamples(TorchDataset):
             problem = text_problem(record.texts[text_index])
             if problem is not None:  # only in datasets that do not check their captions
                 raise DataError(f"text {text_index + 1} {problem}")
+        image_id = int(self._image_index[index])
         return [
             Sample(
                 image=image,
                 tokens=self._encode(record.texts[text_index]),
                 target=self._target(record, text_index),
-                image_id=int(self._image_index[index]),
+                image_id=image_id,
                 text_index=text_index,
+                teacher=None if self.teacher is None else self.teacher.rows(image_id, index, text_index),
             )
             for text_index in text_indices
         ]

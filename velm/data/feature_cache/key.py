@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from velm.data.base import EncodedImage
 from velm.version import __version__
 
-__all__ = ["FORMAT", "cache_key", "describe", "fingerprint_images"]
+__all__ = ["FORMAT", "cache_key", "describe", "fingerprint_images", "weights_digest"]
 
 FORMAT = 1
 """Version of the file layout; increased when older files would be misread."""
@@ -50,7 +50,7 @@ def describe(
         "format": FORMAT,
         "encoder": encoder_config,
         "code": _code(type(encoder)),
-        "weights": _weights(encoder),
+        "weights": weights_digest(encoder),
         "normalisation": [list(encoder.image_mean), list(encoder.image_std)],
         "transform": transform,
         "images": images,
@@ -67,7 +67,7 @@ def _code(cls: type) -> list[str]:
     return [f"{cls.__module__}:{cls.__qualname__}", hashlib.sha256(content).hexdigest(), __version__, torch.__version__]
 
 
-def _weights(encoder: nn.Module) -> str:
+def weights_digest(encoder: nn.Module) -> str:
     """SHA-256 of the state dict, buffers included."""
     digest = hashlib.sha256()
     for name, value in sorted(encoder.state_dict().items()):

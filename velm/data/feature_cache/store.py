@@ -15,7 +15,8 @@ import json
 import os
 import shutil
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from velm.data.images.transforms import EvalTransform
 from velm.errors import DataError
 from velm.outputs import EncodedImages, EncoderOutput
 
-__all__ = ["FeatureReader", "Images", "write_features"]
+__all__ = ["FeatureReader", "Images", "Rows", "new_folder", "write_features"]
 
 
 class Images(Sequence[Any]):
@@ -129,8 +130,8 @@ class FeatureReader:
             raise DataError(self.bad_samples[row])
         return torch.tensor(row)
 
-    def read(self, rows: Sequence[Tensor | None]) -> EncodedImages:
-        """Features of the images in `rows`, int64 () each; None: a black image."""
+    def read(self, rows: Sequence[Tensor | int | None]) -> EncodedImages:
+        """Features of the images in `rows`; None: a black image."""
         self._require_open()
         last = len(self.images) - 1
         indices = np.array([last if row is None else int(row) for row in rows], dtype=np.int64)
@@ -158,6 +159,7 @@ def write_features(
     batch_size: int,
     positions: bool,
     about: dict[str, Any],
+    option: str = "data.cache_features",
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
     """Encode every image once into `folder`. Atomic: safe if several processes write it.
@@ -168,23 +170,29 @@ def write_features(
         batch_size: images per forward pass.
         positions: store `features` as well as `pooled`.
         about: the description behind the folder's name; stored in about.json.
+        option: names the folder's parent in a config, for messages.
         progress: called with (images done, all images).
 
     Raises:
         DataError: a feature exceeds half precision, or the disk has too little space.
     """
-    remove_stale(folder)
-    part = folder.with_name(f"{folder.name}.{socket.gethostname()}-{os.getpid()}.part")
-    part.mkdir(parents=True)
-    try:
-        readable, rows = Readable(transform), _Rows(part, len(images), positions)
+    with new_folder(folder) as part:
+        readable, rows = Readable(transform), Rows(part, len(images), positions, option)
         for pixels in read_batches(images, readable, batch_size):
             rows.add(encode(pixels))
             if progress is not None:
                 progress(rows.done, len(images))
-        rows.close()
-        known = {**about, "grid": rows.grid, "dtypes": rows.dtypes, "bad_samples": readable.bad_samples}
-        (part / "about.json").write_text(json.dumps(known, indent=1), encoding="utf-8")
+        rows.close({**about, "bad_samples": readable.bad_samples})
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """Yield a temporary folder and rename it to `folder` when the block ends; atomic, whichever process is first."""
+    remove_stale(folder)
+    part = folder.with_name(f"{folder.name}.{socket.gethostname()}-{os.getpid()}.part")
+    part.mkdir(parents=True)
+    try:
+        yield part
         if not folder.is_dir():
             part.rename(folder)
     except OSError:
@@ -212,11 +220,19 @@ def _is_alive(process: int) -> bool:
     return process != os.getpid()  # a restarted container reuses process ids
 
 
-class _Rows:
-    """The files of a folder, filled batch by batch."""
+class Rows:
+    """The files of a folder, filled batch by batch.
 
-    def __init__(self, folder: Path, count: int, positions: bool) -> None:
-        self.folder, self.count, self.positions = folder, count, positions
+    Args:
+        folder: exists.
+        count: rows of all batches.
+        positions: store `features` as well as `pooled`.
+        option: names the folder's parent in a config, for messages.
+        what: the rows are of, for messages.
+    """
+
+    def __init__(self, folder: Path, count: int, positions: bool, option: str, what: str = "images") -> None:
+        self.folder, self.count, self.positions, self.option, self.what = folder, count, positions, option, what
         self.done = 0
         self.grid: tuple[int, int] | None = None
         self.dtypes: list[str] = []
@@ -224,9 +240,9 @@ class _Rows:
 
     def add(self, output: EncoderOutput) -> None:
         """Append the rows of a batch."""
-        arrays = {"pooled": _half(output.pooled)}
+        arrays = {"pooled": self._half(output.pooled)}
         if self.positions:
-            arrays["features"] = _half(output.features)
+            arrays["features"] = self._half(output.features)
             arrays |= {} if output.mask is None else {"mask": output.mask.cpu()}
         if not self._files:
             self.grid, self.dtypes = output.grid, [str(t.dtype)[6:] for t in (output.features, output.pooled)]
@@ -239,24 +255,26 @@ class _Rows:
             self._files[name][self.done : self.done + len(rows)] = rows.numpy()
         self.done += len(output.pooled)
 
-    def close(self) -> None:
+    def close(self, about: dict[str, Any]) -> None:
+        """Write all to disk, with a description in about.json."""
         for file in self._files.values():
             file.flush()  # type: ignore[attr-defined]  # a memmap
+        known = {**about, "grid": self.grid, "dtypes": self.dtypes}
+        (self.folder / "about.json").write_text(json.dumps(known, indent=1), encoding="utf-8")
 
     def _require_room(self, needed: int) -> None:
         free = shutil.disk_usage(self.folder).free
         if needed > free:
             raise DataError(
-                f"The features of {self.count:,} images take {needed / 1e9:.2f} GB, and {self.folder.parent} has "
-                f"{free / 1e9:.2f} GB free: name a folder elsewhere, data.cache_features: /some/folder."
+                f"The features of {self.count:,} {self.what} take {needed / 1e9:.2f} GB, and {self.folder.parent} has "
+                f"{free / 1e9:.2f} GB free: name a folder elsewhere, {self.option}: /some/folder."
             )
 
-
-def _half(tensor: Tensor) -> Tensor:
-    half = tensor.detach().to(torch.float16).cpu()
-    if not half.isfinite().all():
-        raise DataError(
-            f"The image encoder's features reach {float(tensor.abs().max()):g}, and data.cache_features keeps them in "
-            f"half precision, up to 65504: set data.cache_features: false."
-        )
-    return half
+    def _half(self, tensor: Tensor) -> Tensor:
+        half = tensor.detach().to(torch.float16).cpu()
+        if not half.isfinite().all():
+            raise DataError(
+                f"The encoder's features reach {float(tensor.abs().max()):g}, and {self.option} keeps them in half "
+                f"precision, up to 65504: set {self.option}: false."
+            )
+        return half

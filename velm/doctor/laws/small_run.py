@@ -96,7 +96,9 @@ class SmallRun:
         for row in range(half):  # longer texts first, so that the halves differ in their number of tokens
             if _length(samples[row]) < _length(samples[row + half]):
                 samples[row], samples[row + half] = samples[row + half], samples[row]
-        return Collate(self.data.pad_id)(samples)
+        batch = Collate(self.data.pad_id)(samples)
+        batch.teacher = self._task.losses.stand_in_teacher(len(batch), self._task.model_config["embed_dim"])
+        return batch
 
 
 def _choose(items: CaptionSamples) -> list[int]:

@@ -20,7 +20,7 @@ from torch import distributed as dist
 from torch.nn.functional import logsigmoid
 
 from velm.losses.tiled.ranks import RankGroup
-from velm.losses.tiled.tiles import TiledScores
+from velm.losses.tiled.tiles import TiledScores, log_sums
 
 __all__ = ["contrastive"]
 
@@ -97,22 +97,9 @@ def _norms(scores: TiledScores, scale: float) -> tuple[Tensor, Tensor, Tensor]:
     logits = scores.image.new_empty(len(scores.matches.rows))
     for tile in scores(scale):
         logits[tile.matches] = tile.pop_matches(-math.inf)
-        for norms, part in zip((rows[tile.rows], columns[tile.columns]), _log_sums(scores, tile.scores), strict=True):
+        for norms, part in zip((rows[tile.rows], columns[tile.columns]), log_sums(scores, tile.scores), strict=True):
             torch.logaddexp(norms, part, out=norms)
     return rows, columns, logits
-
-
-def _log_sums(scores: TiledScores, logits: Tensor) -> tuple[Tensor, Tensor]:
-    """logsumexp along each axis, from one exp of the tile if nothing underflows, else from two."""
-    peak = logits.amax()
-    shared = torch.sub(logits, peak, out=scores.buffer(1, *logits.shape)).exp_()
-    sums = shared.sum(1), shared.sum(0)
-    info = torch.finfo(logits.dtype)
-    # above it, underflowed terms are below rounding; a row far below the peak, or with nan, is not
-    least = info.tiny / info.eps * max(logits.shape)
-    if torch.stack([each.amin() for each in sums]).amin() > least:
-        return sums[0].log_().add_(peak), sums[1].log_().add_(peak)
-    return logits.logsumexp(1), logits.logsumexp(0)
 
 
 def _gradients(

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["Matches", "Tile", "TiledScores", "with_gradient"]
+__all__ = ["Matches", "Tile", "TiledScores", "log_sums", "with_gradient"]
 
 
 def tile_size(device: torch.device) -> tuple[int, int]:
@@ -121,6 +121,19 @@ class TiledScores:
             numel = min(self.size[0], len(self.image)) * min(self.size[1], len(self.text))
             self._buffers[number] = self.image.new_empty(numel)
         return self._buffers[number][: rows * columns].view(rows, columns)
+
+
+def log_sums(scores: TiledScores, logits: Tensor) -> tuple[Tensor, Tensor]:
+    """logsumexp of a tile along each axis, from one exp of it if nothing underflows, else from two."""
+    peak = logits.amax()
+    shared = torch.sub(logits, peak, out=scores.buffer(1, *logits.shape)).exp_()
+    sums = shared.sum(1), shared.sum(0)
+    info = torch.finfo(logits.dtype)
+    # above it, underflowed terms are below rounding; a row far below the peak, or with nan, is not
+    least = info.tiny / info.eps * max(logits.shape)
+    if torch.stack([each.amin() for each in sums]).amin() > least:
+        return sums[0].log_().add_(peak), sums[1].log_().add_(peak)
+    return logits.logsumexp(1), logits.logsumexp(0)
 
 
 Computation = Callable[..., tuple[Tensor, tuple[Tensor | None, ...]]]

@@ -70,7 +70,8 @@ class Gather:
             return output, batch
         image, text = (_GatherRows.apply(each, self.ranks) for each in (output.image_embeds, output.text_embeds))
         ids = self.ranks.gather(batch.image_ids)
-        return replace(output, embeddings=JointEmbeddings(image, text)), replace(batch, image_ids=ids)
+        teacher = None if batch.teacher is None else batch.teacher.map(self.ranks.gather)
+        return replace(output, embeddings=JointEmbeddings(image, text)), replace(batch, image_ids=ids, teacher=teacher)
 
 
 class _GatherRows(torch.autograd.Function):
