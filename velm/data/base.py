@@ -19,6 +19,7 @@ __all__ = [
     "first_records",
     "image_name",
     "no_image_message",
+    "index_dtype",
     "text_counts",
     "text_only",
 ]
@@ -136,14 +137,19 @@ def text_counts(records: Sequence[Record]) -> np.ndarray:
     return np.asarray([len(text_only(records, i).texts) for i in range(len(records))] if known is None else known)
 
 
+def index_dtype(count: int) -> type[np.signedinteger]:
+    """The smaller integer dtype that holds the indices of `count` rows: a long table has several such arrays."""
+    return np.int32 if count <= np.iinfo(np.int32).max else np.int64
+
+
 def first_records(records: Sequence[Record]) -> np.ndarray:
-    """int64 (records,), the index of the first record with the same image.
+    """int (records,), the index of the first record with the same image.
 
     Two records show the same image where `records.image_indices`, int (records,), is equal; without that attribute,
     each record has an image of its own.
     """
     image_indices = getattr(records, "image_indices", None)
     if image_indices is None:
-        return np.arange(len(records))
+        return np.arange(len(records), dtype=index_dtype(len(records)))
     _, first, image = np.unique(np.asarray(image_indices), return_index=True, return_inverse=True)
     return first[image.reshape(-1)]

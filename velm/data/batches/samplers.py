@@ -11,6 +11,8 @@ from itertools import islice
 import numpy as np
 from torch.utils.data import Sampler, SequentialSampler
 
+from velm.data.base import index_dtype
+
 __all__ = ["ImageBatchSampler", "ShareSampler"]
 
 CHUNK = 2**20  # samples checked for conflicts at a time, which bounds memory
@@ -202,7 +204,7 @@ def _spread_distinct(total: int, rng: np.random.Generator | None) -> np.ndarray:
     if rng is None:
         return np.arange(total)
     rng.shuffle(np.empty(total, np.uint8))  # draws the numbers that `_spread` draws: same seed, same order
-    return np.argsort(rng.random(total), kind="stable")
+    return np.argsort(rng.random(total), kind="stable").astype(index_dtype(total))  # kept for an epoch
 
 
 def _conflicts(order: np.ndarray, image: np.ndarray, sizes: np.ndarray) -> np.ndarray:

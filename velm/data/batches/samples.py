@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
 
 from velm.data.bad_samples import BadSample, text_problem
-from velm.data.base import Record, first_records, image_name, text_counts
+from velm.data.base import Record, first_records, image_name, index_dtype, text_counts
 from velm.data.text.base import Tokenizer
 from velm.data.text.vocabulary import sampled_texts
 from velm.errors import DataError
@@ -111,7 +111,7 @@ class CaptionSamples(TorchDataset):
         self.captions, self.seed, self.max_length, self.has_target = captions, seed, max_length, has_target
         self.captions_per_image, self.replace = captions_per_image, replace
         self.features, self.teacher = features, teacher
-        self._record_index = np.arange(len(records))  # by sample
+        self._record_index = np.arange(len(records), dtype=index_dtype(len(records)))  # by sample
         if captions == "all":
             counts = text_counts(records)
             self._record_index = np.repeat(self._record_index, counts)

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from velm.data.bad_samples import BadSample
-from velm.data.base import EncodedImage, Record, Records
+from velm.data.base import EncodedImage, Record, Records, index_dtype
 from velm.data.tables.validate import ROW, has_text
 
 __all__ = ["TableRecords", "factorize", "image_index", "records_from_texts", "row_names"]
@@ -49,7 +49,7 @@ class TableRecords(Records):
         self._length = int(image_index.max(initial=-1)) + 1
         self._rows = self._starts = None  # where each row is an image of its own: twelve bytes a row less
         if self._length < len(image_index):
-            kind = np.int32 if len(image_index) < np.iinfo(np.int32).max else np.int64
+            kind = index_dtype(len(image_index))
             self._rows = np.argsort(image_index, kind="stable").astype(kind)  # by image
             self._starts = np.concatenate([[0], np.cumsum(np.bincount(image_index))]).astype(kind)  # of each in `_rows`
         self.image_indices: np.ndarray | None = None
