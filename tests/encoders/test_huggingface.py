@@ -62,7 +62,12 @@ def clip_folder(tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "pooling"),
-    [*((name, "own") for name in IMAGE_MODELS), ("clip_vision_model", "mean"), ("siglip_vision_model", "mean")],
+    [
+        *((n, "own") for n in IMAGE_MODELS),
+        ("clip_vision_model", "mean"),
+        ("siglip_vision_model", "mean"),
+        ("vit", "pooler"),
+    ],
 )
 def test_image_encoders_keep_the_contract(name, pooling):
     report = check_image_encoder(
@@ -77,6 +82,27 @@ def test_text_encoders_keep_the_contract(name, pad_id):
         lambda: HFTextEncoder(model_name=name, config=TEXT_MODELS[name], vocab_size=32, pad_id=pad_id), pad_id=pad_id
     )
     assert report.ok, str(report)
+
+
+def test_class_token_is_listed_where_a_captioner_reads_it():
+    torch.manual_seed(0)
+    plain = HFImageEncoder(model_name="vit", config=VISION).eval()
+    encoder = HFImageEncoder(model_name="vit", config=VISION, class_in_features=True).eval()
+    encoder.load_state_dict(plain.state_dict())
+    images = torch.randn(2, 3, 32, 48)
+    expected, output = plain(images), encoder(images)
+    assert output.grid is None
+    assert torch.equal(output.features, torch.cat([expected.pooled[:, None], expected.features], dim=1))
+
+
+def test_a_pooling_layer_is_used_where_asked_for():
+    images, tokens = torch.randn(2, 3, 32, 32), torch.randint(4, 32, (2, 6))
+    image = HFImageEncoder(model_name="vit", config=VISION, pooling="pooler").eval()
+    assert torch.equal(image(images).pooled, image.model(images).pooler_output)
+    text = HFTextEncoder(model_name="bert", config=TEXT, vocab_size=32, pooling="pooler", dim=8).eval()
+    output = text(tokens, torch.ones_like(tokens, dtype=torch.bool))
+    assert torch.equal(output.pooled, text.projection(text.model(tokens).pooler_output))
+    assert "model.pooler.dense.weight" in text.state_dict()
 
 
 def test_class_token_is_pooled_not_listed():
@@ -177,6 +203,7 @@ def test_frozen_stays_frozen():
         ({"model_name": "bert", "config": TEXT}, "which takes no images"),
         ({"model_name": "vit", "config": {**VISION, "hidden_size": "wide"}}, "config of hf/vit is refused"),
         ({"model_name": "vit", "config": VISION, "dim": 0}, "at least 1; got 0"),
+        ({"model_name": "vit_mae", "config": VISION, "pooling": "pooler"}, "ViTMAEModel has no pooling layer"),
         ({"model_name": "vit", "config": VISION, "image_mean": [0.5]}, "three numbers"),
     ],
 )
@@ -191,6 +218,7 @@ def test_image_errors_say_what_is_allowed(options, message):
         ({"model_name": "vit", "config": VISION}, "which takes no tokens"),
         ({"model_name": "bert", "config": {**TEXT, "vocab_size": 9}}, "vocab_size 9, the tokenizer 32"),
         ({"model_name": "bert", "config": TEXT, "dim": -1}, "at least 1; got -1"),
+        ({"model_name": "distilbert", "config": {}, "pooling": "pooler"}, "DistilBertModel has no pooling layer"),
     ],
 )
 def test_text_errors_say_what_is_allowed(options, message):

@@ -54,6 +54,18 @@ def test_mean_is_of_the_features_and_class_is_not_among_them():
     assert (output.features - output.pooled[:, None]).abs().amax(dim=-1).min() > 1e-6
 
 
+def test_class_token_is_listed_where_a_captioner_reads_it():
+    options = {"dim": 16, "depth": 1, "heads": 2, "patch_size": 4, "pooling": "class"}
+    plain, encoder = ViTEncoder(**options).eval(), ViTEncoder(**options, class_in_features=True).eval()
+    encoder.load_state_dict(plain.state_dict())
+    images = torch.randn(2, 3, 12, 8)
+    expected, output = plain(images), encoder(images)
+    assert output.grid is None
+    assert torch.equal(output.features, torch.cat([expected.pooled[:, None], expected.features], dim=1))
+    with pytest.raises(ValueError, match="needs a class token, and pooling is 'mean'"):
+        ViTEncoder(**{**options, "pooling": "mean"}, class_in_features=True)
+
+
 def test_errors_settle_the_matter():
     with pytest.raises(ValueError, match="dim 100 is not divisible by heads 8"):
         ViTEncoder(dim=100, heads=8)

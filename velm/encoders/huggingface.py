@@ -22,8 +22,8 @@ _NORMALISATION = {"clip": _CLIP, "siglip": _HALF, "siglip2": _HALF, "vit": _HALF
 class HFImageEncoder(FrozenPartsInEval, ImageEncoder):
     """A vision model of transformers; of a model with two towers, its vision tower.
 
-    Class and register tokens are not part of the features. For images of another size than the model's own, its
-    position embeddings are interpolated.
+    Class and register tokens are not part of the features, unless `class_in_features` is set. For images of another
+    size than the model's own, its position embeddings are interpolated.
 
     Args:
         model_name: a hub id or a folder, or with `config` a model type such as 'vit', 'clip_vision_model',
@@ -33,7 +33,10 @@ class HFImageEncoder(FrozenPartsInEval, ImageEncoder):
         trainable: false freezes the model; projection and attention pooling are still trained.
         dim: width D of a linear projection of the features; null: no projection, the model's own width.
         pooling: 'own' as the model does it (class token, attention head), or the mean if it has none;
-            or 'mean', 'max', 'attention' over the positions.
+            or 'mean', 'max', 'attention' over the positions; or 'pooler', the model's pooling layer over its class
+            token, which 'own' leaves out (ViT in a VisionTextDualEncoder).
+        class_in_features: begin the features with the class token and what else precedes the positions, as
+            transformers' captioners read them; there is no grid then, so no attention maps.
         image_mean: of the pixels' three channels, in [0, 1]; null: the model's own.
         image_std: likewise.
     """
@@ -46,7 +49,8 @@ class HFImageEncoder(FrozenPartsInEval, ImageEncoder):
         pretrained: bool | None = None,
         trainable: bool = True,
         dim: int | None = None,
-        pooling: Literal["own", "mean", "max", "attention"] = "own",
+        pooling: Literal["own", "mean", "max", "attention", "pooler"] = "own",
+        class_in_features: bool = False,
         image_mean: list[float] | None = None,
         image_std: list[float] | None = None,
     ) -> None:
@@ -58,18 +62,19 @@ class HFImageEncoder(FrozenPartsInEval, ImageEncoder):
         if cls is None or getattr(cls, "main_input_name", "") != "pixel_values":
             raise ValueError(f"hf/{model_name} is a {vision.model_type!r} model, which takes no images.")
         _check_dim(dim)
-        self.model = hub.build(cls, vision, model_name, pretrained)
+        self.model = hub.build(cls, vision, model_name, pretrained, pooler=pooling == "pooler")
+        self.class_in_features = class_in_features
         self.interpolates = "interpolate_pos_encoding" in inspect.signature(self.model.forward).parameters
         own = hub.image_normalisation(model_name) if config is None else None
         mean, std = own or _NORMALISATION.get(vision.model_type.split("_")[0]) or (self.image_mean, self.image_std)
         self.image_mean, self.image_std = three_channels(image_mean, mean), three_channels(image_std, std)
-        self.own_pooling = pooling == "own"
+        self.own_pooling, self.needs_pooler = pooling in ("own", "pooler"), pooling == "pooler"
         size = _pair(getattr(vision, "image_size", 224))
         (positions, _), used = trace_shapes(self.model, lambda images: self._run(images)[:2], (1, 3, *size))
         width = positions.shape[-1]
         self.dim = width if dim is None else dim
         self.projection = nn.Identity() if dim is None else nn.Linear(width, dim)
-        self.pooling = None if pooling == "own" else Pooling(pooling, self.dim)
+        self.pooling = None if self.own_pooling else Pooling(pooling, self.dim)  # type: ignore[arg-type]
         self.used_parameters = {f"model.{name}" for name in used}
         hub.freeze(self.model, trainable, used)
         self.portable_config: dict[str, Any] = {
@@ -86,8 +91,8 @@ class HFImageEncoder(FrozenPartsInEval, ImageEncoder):
         pooled = self.projection(pooled) if self.pooling is None else self.pooling(features)
         return EncoderOutput(features, pooled, grid=grid)
 
-    def _run(self, images: Tensor) -> tuple[Tensor, Tensor | None, tuple[int, int]]:
-        """Positions (B, N, width), the model's own pooled vector (B, width) or None, and the grid."""
+    def _run(self, images: Tensor) -> tuple[Tensor, Tensor | None, tuple[int, int] | None]:
+        """Positions (B, N, width), the model's own pooled vector (B, width) or None, and the grid if there is one."""
         size = (images.shape[2], images.shape[3])
         resized = self.interpolates and size != _pair(getattr(self.model.config, "image_size", size))
         output = self.model(pixel_values=images, **({"interpolate_pos_encoding": True} if resized else {}))
@@ -98,11 +103,15 @@ class HFImageEncoder(FrozenPartsInEval, ImageEncoder):
         else:
             grid, tokens = _grid(size, getattr(self.model.config, "patch_size", None), raw.shape[1])
             positions = raw[:, tokens:]
+        if pooled is None and self.needs_pooler:
+            raise ValueError(f"{type(self.model).__name__} has no pooling layer; pool it by own, mean or attention.")
         if not self.own_pooling:
-            return positions, None, grid
-        if pooled is not None:
-            return positions, pooled.flatten(1), grid
-        return positions, raw[:, 0] if tokens else positions.mean(dim=1), grid
+            pooled = None
+        elif pooled is not None:
+            pooled = pooled.flatten(1)
+        else:
+            pooled = raw[:, 0] if tokens else positions.mean(dim=1)
+        return (raw, pooled, None) if self.class_in_features and tokens else (positions, pooled, grid)
 
 
 class HFTextEncoder(FrozenPartsInEval, TextEncoder):
@@ -118,8 +127,9 @@ class HFTextEncoder(FrozenPartsInEval, TextEncoder):
         pretrained: load the weights; null: yes, unless there is a config.
         trainable: false freezes the model; the projection is still trained.
         dim: width D of a linear projection of the features; null: no projection, the model's own width.
-        pooling: 'first' (bos), 'mean', or 'last' (eos); null: last for models that read from left to right and for
-            the text towers of CLIP and SigLIP, first for masked ones (BERT), mean for the others.
+        pooling: 'first' (bos), 'mean', or 'last' (eos), or 'pooler', the model's pooling layer (BERT's linear map and
+            tanh of bos); null: last for models that read from left to right and for the text towers of CLIP and
+            SigLIP, first for masked ones (BERT), mean for the others.
     """
 
     library_parts = ("model", "head")
@@ -134,7 +144,7 @@ class HFTextEncoder(FrozenPartsInEval, TextEncoder):
         pretrained: bool | None = None,
         trainable: bool = True,
         dim: int | None = None,
-        pooling: Literal["first", "mean", "last"] | None = None,
+        pooling: Literal["first", "mean", "last", "pooler"] | None = None,
     ) -> None:
         super().__init__()
         pretrained = hub.resolve_pretrained(model_name, config, pretrained)
@@ -150,14 +160,17 @@ class HFTextEncoder(FrozenPartsInEval, TextEncoder):
                 f"Leave vocab_size out of the config: the tokenizer's is taken."
             )
         _check_dim(dim)
-        model = hub.build(cls, text, model_name, pretrained)
+        model = hub.build(cls, text, model_name, pretrained, pooler=pooling == "pooler")
+        if pooling == "pooler" and getattr(model, "pooler", None) is None:
+            raise ValueError(f"{type(model).__name__} has no pooling layer; pool it by first, mean or last.")
         if config is None:
             hub.fit_vocabulary(model, text, vocab_size, model_name)
         self.model = model.get_encoder() if getattr(text, "is_encoder_decoder", False) else model
-        width = int(text.hidden_size)
+        width = int(getattr(text, "project_dim", text.hidden_size))  # AltCLIP projects its positions
         self.dim = width if dim is None else dim
         self.projection = nn.Identity() if dim is None else nn.Linear(width, dim)
-        self.pooling = Pooling(_text_pooling(text) if pooling is None else pooling, self.dim)
+        self.own_pooling = pooling == "pooler"
+        self.pooling = Pooling("first" if self.own_pooling else pooling or _text_pooling(text), self.dim)  # type: ignore[arg-type]
         # SigLIP's own head behind its pooling; only as the model pools itself.
         self.head: nn.Module = nn.Identity()
         hub.freeze(self.model, trainable)
@@ -179,8 +192,11 @@ class HFTextEncoder(FrozenPartsInEval, TextEncoder):
         options = {}
         if self.padding_idx is not None:  # RoBERTa counts positions from its own pad id, and finds padding by it
             options["position_ids"] = self.padding_idx + mask.long().cumsum(dim=1) * mask
-        raw = self.model(input_ids=tokens, attention_mask=mask.long(), **options).last_hidden_state
+        output = self.model(input_ids=tokens, attention_mask=mask.long(), **options)
+        raw = output.last_hidden_state
         features = self.projection(raw)
+        if self.own_pooling:
+            return EncoderOutput(features, self.projection(output.pooler_output), mask=mask)
         pooled = self.pooling(features if isinstance(self.head, nn.Identity) else raw, mask)
         if not isinstance(self.head, nn.Identity):
             pooled = self.projection(self.head(pooled))
@@ -234,7 +250,7 @@ def _text_pooling(config: Any) -> Literal["first", "mean", "last"]:
 
 
 def _padding_idx(model: nn.Module) -> int | None:
-    embeddings = getattr(model, "embeddings", None)
+    embeddings = getattr(getattr(model, "roberta", model), "embeddings", None)  # AltCLIP's wraps one
     if not hasattr(embeddings, "create_position_ids_from_input_ids"):
         return None
     return int(getattr(embeddings, "padding_idx", 0))

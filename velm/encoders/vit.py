@@ -20,7 +20,7 @@ class ViTEncoder(ImageEncoder):
     """Patch embedding, 2-D positions, pre-norm Transformer blocks, pooling.
 
     Accepts any image whose sides are multiples of the patch size. A class token is used for `pooled` only: `features`
-    holds the patches, in row-major order.
+    holds the patches, in row-major order, unless `class_in_features` is set.
 
     CLIP's image tower is `positions: learned, pooling: class, input_norm: true, patch_bias: false`; SigLIP's is
     `positions: learned, pooling: map, activation: gelu_tanh, norm_eps: 1e-6`.
@@ -36,6 +36,8 @@ class ViTEncoder(ImageEncoder):
         position_grid: side of the grid of learned positions, in patches; best image_size / patch_size of training.
         position_antialias: whether that resizing is antialiased, as in open_clip, or not, as in transformers.
         pooling: class (a learned token), mean or attention over the patches, or map (attention and an MLP).
+        class_in_features: begin the features with the class token, as transformers' captioners read them; there is no
+            grid then, so no attention maps.
         input_norm: LayerNorm before the first block, after the positions, as in CLIP.
         patch_bias: whether the patch embedding has a bias.
         activation: of the MLPs: gelu, quick_gelu (OpenAI's CLIP) or gelu_tanh (SigLIP).
@@ -57,6 +59,7 @@ class ViTEncoder(ImageEncoder):
         position_grid: int = 14,
         position_antialias: bool = True,
         pooling: Literal["class", "mean", "attention", "map"] = "mean",
+        class_in_features: bool = False,
         input_norm: bool = False,
         patch_bias: bool = True,
         activation: Activation = "gelu",
@@ -67,8 +70,10 @@ class ViTEncoder(ImageEncoder):
         super().__init__()
         if dim % heads:
             raise ValueError(f"dim {dim} is not divisible by heads {heads}.")
+        if class_in_features and pooling != "class":
+            raise ValueError(f"class_in_features needs a class token, and pooling is {pooling!r}; set it to class.")
         self.dim = dim
-        self.patch_size = patch_size
+        self.patch_size, self.class_in_features = patch_size, class_in_features
         self.image_mean = three_channels(image_mean, self.image_mean)
         self.image_std = three_channels(image_std, self.image_std)
         self.patches = nn.Conv2d(3, dim, kernel_size=patch_size, stride=patch_size, bias=patch_bias)
@@ -102,8 +107,11 @@ class ViTEncoder(ImageEncoder):
         for block in self.blocks:
             x = block(x)
         x = self.norm(x)
+        pooled = self.pooling(x)
+        if self.class_in_features:
+            return EncoderOutput(x, pooled)
         features = x if self.class_token is None else x[:, 1:]
-        return EncoderOutput(features, self.pooling(x), grid=grid)
+        return EncoderOutput(features, pooled, grid=grid)
 
     def _patch_vectors(self, images: Tensor, grid: tuple[int, int]) -> Tensor:
         """float (B, N, D): the convolution as one matrix product, whose weight gradient is far faster on a CPU."""

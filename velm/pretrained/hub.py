@@ -58,18 +58,21 @@ def read_config(model_name: str, config: dict[str, Any] | None, overrides: dict[
         raise ValueError(f"The config of hf/{model_name} is refused: {type(cause).__name__}: {cause}") from cause
 
 
-def build(cls: Any, config: Any, model_name: str, pretrained: bool, new_parts: tuple[str, ...] = ()) -> Any:
+def build(
+    cls: Any, config: Any, model_name: str, pretrained: bool, new_parts: tuple[str, ...] = (), pooler: bool = False
+) -> Any:
     """An instance of the transformers class `cls`, in float32, with the weights of `model_name` or random ones.
 
     Args:
         new_parts: weights whose name contains one of these may be missing; they are random then.
+        pooler: build the pooling layer, which most models do not use.
 
     Raises:
         ValueError: the weights belong to another architecture.
         OSError: they cannot be read.
     """
     options: dict[str, Any] = (
-        {"add_pooling_layer": False} if "add_pooling_layer" in inspect.signature(cls).parameters else {}
+        {"add_pooling_layer": pooler} if "add_pooling_layer" in inspect.signature(cls).parameters else {}
     )
     if not (pretrained and pretrained_allowed()):
         return cls._from_config(config, dtype=torch.float32, **options)

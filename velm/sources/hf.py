@@ -8,6 +8,7 @@ from typing import Any
 from velm.pretrained import hub
 from velm.sources.foreign import ForeignModel
 from velm.sources.hf_clip import clip, siglip
+from velm.sources.hf_dual import altclip, chinese_clip, vision_text
 
 __all__ = ["describe"]
 
@@ -15,6 +16,9 @@ _READERS: dict[str, Callable[[str, Any], ForeignModel]] = {
     "clip": clip,
     "metaclip_2": clip,
     "siglip": siglip,
+    "chinese_clip": chinese_clip,
+    "altclip": altclip,
+    "vision-text-dual-encoder": vision_text,
 }
 _REFUSED = {
     "siglip2": "it takes images of any shape (NaFlex), and VELM's are squares. Checkpoints of a fixed resolution, "

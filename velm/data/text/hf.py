@@ -22,6 +22,7 @@ class HFTokenizer(Tokenizer):
 
     Attributes:
         padded_with: id that the tokenizer itself pads with, which may be that of eos; None: it has none.
+        longest: the length in tokens that the tokenizer itself cuts texts to; None: it names none.
 
     Raises:
         ValueError: there is no such tokenizer, or only one that runs Python.
@@ -60,6 +61,8 @@ class HFTokenizer(Tokenizer):
         size = max(backend.get_vocab(with_added_tokens=True).values()) + 1
         self._set(model_name, backend.to_str(), *_distinct(special, size), clean)
         self.padded_with: int | None = pretrained.pad_token_id
+        length = pretrained.model_max_length
+        self.longest: int | None = int(length) if length < 1_000_000 else None  # transformers writes 1e30 for none
 
     @property
     def vocab_size(self) -> int:
