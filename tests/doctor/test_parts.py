@@ -50,6 +50,8 @@ def test_a_high_learning_rate_of_a_pretrained_part_is_a_warning() -> None:
     assert "lr_scale={image_encoder: 0.03}" in finding.advice
     (gentle,) = learning_rates(configs, parts, lr=1e-3, lr_scale={"image_encoder": 0.3})
     assert gentle.severity == "ok"
+    adapted = {**configs, "adapt": {"image_encoder": "lora"}}  # begins at zero and takes higher rates
+    assert learning_rates(adapted, parts, lr=1e-3, lr_scale={}) == []
     parts["image_encoder"].requires_grad_(False)
     assert learning_rates(configs, parts, lr=1e-3, lr_scale={}) == []
 

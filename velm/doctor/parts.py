@@ -10,6 +10,7 @@ from torch import nn
 from velm.findings import Finding
 from velm.planning.step import Costs, Setup
 from velm.planning.step import memory as memory_of
+from velm.pretrained.weights import names_weights
 from velm.registry import split_config
 
 MAX_LR = 3e-4  # of pretrained weights with AdamW; a higher rate is a warning
@@ -45,13 +46,8 @@ def _short(number: int) -> str:
 
 
 def is_pretrained(config: Any) -> bool:
-    """Whether a part config names pretrained weights: `weights`, `pretrained: true`, or `hf/...` without `config`."""
-    if config is None:
-        return False
-    name, options = split_config(config)
-    if options.get("pretrained") is not None:
-        return bool(options["pretrained"])
-    return options.get("weights") is not None or (name.startswith("hf/") and options.get("config") is None)
+    """Whether a part config names pretrained weights, see `names_weights`; None: there is no such part."""
+    return config is not None and names_weights(*split_config(config))
 
 
 def learning_rates(
@@ -60,13 +56,13 @@ def learning_rates(
     """A finding for each pretrained and trainable part; a warning if its `lr * lr_scale` is above 3e-4.
 
     Args:
-        configs: part configs by name: image_encoder, text_encoder, decoder.
+        configs: part configs by name: image_encoder, text_encoder, decoder; `adapt`, adapters by part.
         parts: the modules by the same names; None: the model has no such part.
     """
     findings = []
     for name, part in parts.items():
-        if part is None or not is_pretrained(configs.get(name)):
-            continue
+        if part is None or not is_pretrained(configs.get(name)) or name in (configs.get("adapt") or {}):
+            continue  # adapters begin at zero and take higher rates
         trained = any(p.requires_grad for p in part.parameters())
         rate = lr * lr_scale.get(name, 1.0)
         value = {"part": name, "lr": rate, "limit": MAX_LR}

@@ -7,7 +7,7 @@ that replace those of its part config in a checkpoint.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
@@ -37,6 +37,13 @@ def pretrained_allowed() -> bool:
 def portable_config(part: nn.Module) -> dict[str, Any]:
     """Options that override a part's config so that it can be built without its weights file or folder."""
     return dict(getattr(part, "portable_config", {}))
+
+
+def names_weights(name: str, options: Mapping[str, Any]) -> bool:
+    """Whether a part config names pretrained weights: `weights`, `pretrained: true`, or `hf/...` without `config`."""
+    if options.get("pretrained") is not None:
+        return bool(options["pretrained"])
+    return options.get("weights") is not None or (name.startswith("hf/") and options.get("config") is None)
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:

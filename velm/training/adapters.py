@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -12,6 +13,8 @@ from torch import nn
 from velm.errors import ConfigError
 from velm.pretrained.adapters import adapted_layers
 from velm.pretrained.freezing import eval_frozen
+from velm.pretrained.weights import names_weights
+from velm.registry import split_config
 
 __all__ = ["LiveAdapters", "require_trained", "set_modes"]
 
@@ -41,7 +44,7 @@ def set_modes(adapters: Mapping[str, Any] | None, model: nn.Module) -> None:
 
 
 class LiveAdapters(Callback):
-    """Checks after the first backward pass that every adapter has a gradient.
+    """Warns of adapters on random weights, and checks after the first backward pass that every adapter has a gradient.
 
     A part may read a layer's weight without calling the layer, or leave it unused; its adapter would then never learn,
     and DDP would fail in the second step with a message about unused parameters.
@@ -49,6 +52,19 @@ class LiveAdapters(Callback):
 
     def __init__(self) -> None:
         self.done = False
+
+    def on_fit_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        """Warn if the base of an adapter is random, neither pretrained nor read from a checkpoint."""
+        if pl_module.pretrained is not None or trainer.ckpt_path is not None:
+            return
+        config = pl_module.model_config
+        random = [part for part in config["adapt"] if not names_weights(*split_config(config[part]))]
+        if random:
+            warnings.warn(
+                f"model.adapt freezes the weights of {' and '.join(random)}, which are random: set "
+                f"model.pretrained, or pretrained weights of the part.",
+                stacklevel=2,
+            )
 
     def on_after_backward(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         """
