@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import velm
 from tests.training.memory.test_micro_batch import LOSSES, assert_same, step, whole_batch
-from velm import cli
+from velm import cli, registry
 from velm.checkpoint import build_from_checkpoint, read_checkpoint
 from velm.encoders.transformer import TransformerEncoder
 from velm.errors import CheckpointError, ConfigError
@@ -265,7 +265,7 @@ def test_a_file_of_adapters_is_found_with_its_base_when_both_have_moved(folder: 
     (moved / "base/last.ckpt").unlink()
     content["velm"]["base"]["source"] = "gone.ckpt"
     torch.save(content, moved / "small/best.ckpt")
-    with pytest.raises(CheckpointError, match=r"leaves out the weights of its base gone.ckpt. No checkpoint at gone"):
+    with pytest.raises(CheckpointError, match=r"leaves out the weights of its base, gone.ckpt. No checkpoint at gone"):
         velm.load(moved / "small/best.ckpt")
 
 
@@ -277,7 +277,7 @@ def test_another_base_is_refused_by_its_hash(folder: Path, small: Path) -> None:
     torch.save(base, other)
     content["velm"]["base"] |= {"path": None, "absolute": str(other)}
     torch.save(content, folder / "wrong.ckpt")
-    with pytest.raises(CheckpointError, match=r"was trained on .*base/last.ckpt with sha256 \w{12}, and .*other_base"):
+    with pytest.raises(CheckpointError, match=r"was trained on .*base/last.ckpt \(sha256 \w{12}\), and .*other_base"):
         velm.load(folder / "wrong.ckpt")
 
 
@@ -297,8 +297,32 @@ def test_a_file_of_adapters_is_measured_and_not_resumed(
     )
 
 
+def test_pretrained_weights_of_a_part_are_a_base_too(folder: Path) -> None:
+    pytest.importorskip("timm")
+    encoder = {"name": "timm/test_vit", "weights": str(folder / "timm.pth")}
+    torch.manual_seed(7)
+    torch.save(registry.image_encoders.build({"name": "timm/test_vit"}).model.state_dict(), folder / "timm.pth")
+    adapt = {"image_encoder": {"name": "lora", "lora_alpha": 100}}
+    for save in ("full", "adapters"):
+        options = [f"--save={save}", f"--trainer.default_root_dir={folder / f'timm_{save}'}"]
+        assert fit(folder, "timm", *options, image_encoder=encoder, adapt=adapt) == 0
+    whole, small = (folder / f"timm_{save}/best.ckpt" for save in ("full", "adapters"))
+    assert not any("base_layer" in name for name in state(small))
+    found, expected = (velm.load(file).model.state_dict() for file in (small, whole))
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+    torch.save(registry.image_encoders.build({"name": "timm/test_vit"}).model.state_dict(), folder / "timm.pth")
+    with pytest.raises(
+        CheckpointError,
+        match=r"was trained on the pretrained weights of its parts \(sha256",
+    ):
+        velm.load(small)
+    (folder / "timm.pth").unlink()
+    with pytest.raises(CheckpointError, match=r"There is no weights file .*timm.pth"):
+        velm.load(small)
+
+
 def test_what_cannot_be_left_out_is_said(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert fit(folder, "no_source", "--save=adapters", adapt=ADAPT) == 2
-    assert "model.pretrained is not set: name the source of the run, or set save: full" in capsys.readouterr().err
+    assert "set model.pretrained, or pretrained weights of a part, or save: full" in capsys.readouterr().err
     assert fit(folder, "twice", "--save=adapters", adapt=ADAPT, pretrained=str(folder / "adapted/last.ckpt")) == 2
     assert "has adapters itself. Merge it first: velm merge" in capsys.readouterr().err

@@ -23,12 +23,13 @@ _HINT = " `velm fit` writes VELM checkpoints to runs/<name of the config>/best.c
 _ENTRIES = ("config", "tokenizer", "transform", "max_length", "plugins", "data", "target")
 
 
-def read_checkpoint(path: str | Path, open_base: Callable[[str], Checkpoint] | None = None) -> Checkpoint:
+def read_checkpoint(path: str | Path, open_base: Callable[[str], Mapping[str, Tensor]] | None = None) -> Checkpoint:
     """Read a checkpoint without running code from it; weights are memory-mapped and read when first used.
 
     Args:
         path: the file.
-        open_base: opens the base of a file that leaves out its weights; None: the base is a checkpoint file, too.
+        open_base: reads the weights of the base of a file that leaves them out, by their names in a file; None: the
+            base is a checkpoint file, too.
 
     Raises:
         CheckpointError: the file is missing, damaged, not a VELM checkpoint, from a newer VELM, or would run code;
@@ -51,7 +52,7 @@ def read_checkpoint(path: str | Path, open_base: Callable[[str], Checkpoint] | N
             f"{path} is a VELM checkpoint of format {entry['format']} but lacks {', '.join(missing) or 'state_dict'}; "
             f"it was changed after it was written. Take another copy of it."
         )
-    content = fill_in(content, path, lambda source: (open_base or read_checkpoint)(source).state_dict())
+    content = fill_in(content, path, open_base or (lambda source: read_checkpoint(source).state_dict()))
     state, raw = content["state_dict"], content.get("current_model_state")
     return Checkpoint(
         path=path,

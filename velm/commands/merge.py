@@ -17,9 +17,9 @@ def main(argv: Sequence[str]) -> int:
     """
     args = _parser().parse_args(argv)
     from velm.checkpoint import merge, read_checkpoint, write_checkpoint
-    from velm.sources import open_source
+    from velm.sources import open_weights
 
-    checkpoint = read_checkpoint(args.checkpoint, open_base=lambda source: open_source(args.base or source))
+    checkpoint = read_checkpoint(args.checkpoint, open_base=lambda source: open_weights(args.base or source))
     parts = ", ".join(checkpoint.config.get("adapt") or {})
     write_checkpoint(merge(checkpoint), args.output)
     what = f"The adapters of {parts} are merged" if parts else f"{args.checkpoint} has no adapters and is complete now"

@@ -2,7 +2,7 @@
 
 The entry "velm" of such a file has one more key, "base":
 
-    source     what `model.pretrained` named
+    source     what `model.pretrained` named; without it the model config, in JSON, whose parts name weights
     path       of the source, from the folder of the file; None if it is no local file
     absolute   of the source; None if it is no local file
     names      tensors of "state_dict" that are left out
@@ -38,7 +38,7 @@ def leave_out(
     Args:
         content: of a complete file, as training writes it.
         base: weights of the source, by their names in a state dict without adapters.
-        source: names the base.
+        source: names the base, see above.
         folder: where the file will be written.
     """
     states = {name: content[name] for name in _STATES if name in content}
@@ -46,7 +46,8 @@ def leave_out(
         name for name, tensor in content["state_dict"].items()
         if all(_is_in(base, name, state[name]) for state in states.values())
     ]  # fmt: skip
-    local = Path(source).expanduser().resolve() if Path(source).expanduser().is_file() else None
+    file = None if source.startswith("{") else Path(source).expanduser()
+    local = file.resolve() if file is not None and file.is_file() else None
     about = {
         "source": source,
         "path": None if local is None or "://" in str(folder) else os.path.relpath(local, folder),
@@ -76,6 +77,8 @@ def fill_in(
     about = (content.get("velm") or {}).get("base")
     if about is None:
         return dict(content)
+    of_parts = about["source"].startswith("{")
+    base_name = "the pretrained weights of its parts" if of_parts else about["source"]
     beside = None if about["path"] is None else Path(path).parent / about["path"]
     files = [str(file) for file in (beside, about["absolute"]) if file is not None and Path(file).is_file()]
     found = {}
@@ -83,16 +86,17 @@ def fill_in(
         try:
             base = open_base(place)
         except CheckpointError as error:
-            raise CheckpointError(f"{path} leaves out the weights of its base {about['source']}. {error}") from error
+            raise CheckpointError(f"{path} leaves out the weights of its base, {base_name}. {error}") from error
         found[place] = _fingerprint(base, about["names"])
         if found[place] == about["sha256"]:
             names = {name: base[_plain(name)] for name in about["names"]}
             return {**content, **{key: {**content[key], **names} for key in _STATES if key in content}}
     place, other = next(iter(found.items()))
+    where = "what they name now" if of_parts else place
     raise CheckpointError(
-        f"{path} was trained on {about['source']} with sha256 {about['sha256'][:12]}, and {place} is another base: its "
-        f"tensors of the same names have {other[:12]}. Put back the base of the training, or name it, to write a "
-        f"complete checkpoint: velm merge {path} --base BASE --output merged.ckpt"
+        f"{path} was trained on {base_name} (sha256 {about['sha256'][:12]}), and {where} has other weights of the same "
+        f"names (sha256 {other[:12]}). Put back the base of the training, or name it, to write a complete checkpoint: "
+        f"velm merge {path} --base BASE --output merged.ckpt"
     )
 
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from velm import registry
 from velm.checkpoint import Checkpoint, read_checkpoint
 from velm.errors import CheckpointError
 from velm.sources.foreign import ForeignModel, is_foreign
+from velm.sources.parts import pretrained_parts
 from velm.version import __version__
 
-__all__ = ["describe_source", "open_source"]
+__all__ = ["describe_source", "open_source", "open_weights"]
 
 
 def describe_source(source: str) -> ForeignModel:
@@ -55,12 +58,21 @@ def open_source(source: str | Path) -> Checkpoint:
         CheckpointError: it cannot be read; the message says why.
     """
     if not is_foreign(source):
-        return read_checkpoint(source, open_base=open_source)
+        return read_checkpoint(source, open_base=open_weights)
     model = describe_source(str(source))
     try:
         return as_checkpoint(model)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{source} cannot be imported: {error}") from error
+
+
+def open_weights(source: str) -> dict[str, Tensor]:
+    """The weights of model and losses of a source, or of what `velm.sources.parts.as_source` names.
+
+    Raises:
+        CheckpointError: they cannot be read.
+    """
+    return pretrained_parts(source) if source.startswith("{") else open_source(source).state_dict()
 
 
 def as_checkpoint(model: ForeignModel) -> Checkpoint:

@@ -161,7 +161,7 @@ class VelmCLI(LightningCLI):
         own_io = _has_io(given, config["strategy"])
         save = self._get(self.config_init, "save") if self.subcommand == "fit" else "full"
         place = self._get(self.config_init, "checkpoint_dir") or folder
-        shrink = shrink_best(save, self.model.pretrained, str(place), own_io)
+        shrink = shrink_best(save, self.model.pretrained, self.model.model_config, str(place), own_io)
         self.checkpoints = Checkpoints(self._get(self.config_init, "save_last_k"), shrink)
         kwargs["plugins"] = [
             *given,

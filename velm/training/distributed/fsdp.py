@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 
 from velm import _compat
 from velm.pretrained.base import fill_in
-from velm.sources import open_source
+from velm.sources import open_weights
 from velm.training.memory.recompute import blocks_of
 
 __all__ = [
@@ -72,7 +72,7 @@ class FSDP2Strategy(ModelParallelStrategy):
         options = sharded.StateDictOptions(full_state_dict=True)
         path = self.broadcast(checkpoint_path)
         content = torch.load(path, mmap=True, map_location="cpu", weights_only=weights_only)
-        checkpoint = fill_in(content, path, lambda source: open_source(source).state_dict())
+        checkpoint = fill_in(content, path, open_weights)
         sharded.set_model_state_dict(self.model, checkpoint.pop("state_dict"), options=options)
         for optimizer, saved in zip(self.optimizers, checkpoint.get("optimizer_states", ()), strict=False):
             names = list(_parameter_names(sharded.get_optimizer_state_dict(self.model, optimizer)))

@@ -19,7 +19,7 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
 from velm.errors import CheckpointError, ConfigError, RunFailedError
 from velm.pretrained.base import fill_in
-from velm.sources import open_source
+from velm.sources import open_weights
 
 __all__ = ["Checkpoints", "exists", "is_url", "join", "newest_complete"]
 
@@ -109,7 +109,7 @@ class Checkpoints(TorchCheckpointIO):
                     f"not. A run can go on from its last.ckpt: --ckpt_path=runs/NAME/last.ckpt"
                 ) from None
             raise CheckpointError(_damaged(str(path), error)) from None
-        return fill_in(content, path, lambda source: open_source(source).state_dict())
+        return fill_in(content, path, open_weights)
 
     def _save_local(self, checkpoint: dict[str, Any], path: Path, step: int) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
