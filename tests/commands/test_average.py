@@ -73,7 +73,7 @@ def test_the_ends_of_a_curve_are_the_checkpoints(
     space = "{http://www.w3.org/2000/svg}"
     assert len(plot.findall(f"{space}g/{space}polyline")) == 2
     texts = {text.text for text in plot.iter(f"{space}text")}
-    assert {"recall@1", "val of data", "test of also", f"alpha 0: {pair[0]}"} <= texts
+    assert {"recall@1", "val of data", "test of also", f"alpha 0: {tmp_path.name}/a"} <= texts
 
 
 def test_a_metric_of_captions_and_a_rank(pair: tuple[str, str], tmp_path: Path) -> None:

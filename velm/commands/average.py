@@ -83,7 +83,8 @@ def _wise(
     _write_json(args.output, checkpoints, content)
     plot = args.output.with_suffix(".svg")
     lines = {name: [(p.alpha, value_of(p.metrics[name], scores.metric)) for p in curve] for name in names}
-    labels = (f"alpha {curve[0].alpha:g}: {checkpoints[0].path}", f"{curve[-1].alpha:g}: {checkpoints[1].path}")
+    first, second = (f"{each.path.parent.name}/{each.path.stem}".lstrip("/") for each in checkpoints)
+    labels = (f"alpha {curve[0].alpha:g}: {first}", f"{curve[-1].alpha:g}: {second}")
     write_plot(plot, scores.metric, {f"{args.split_of[name]} of {name}": line for name, line in lines.items()}, labels)
     print(f"\nThe best alpha is {best.alpha:g}. The curve is in {args.output.with_suffix('.json')} and {plot}")
     return average(checkpoints, [1 - best.alpha, best.alpha]), checkpoints

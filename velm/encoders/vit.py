@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from velm.encoders.base import ImageEncoder, three_channels
 from velm.errors import ConfigError
+from velm.layers.patch_dropout import PatchDropout
 from velm.layers.pooling import MAPHead, Pooling
 from velm.layers.positions import LearnedGridPositions, SineGridPositions
 from velm.layers.transformer import Activation, TransformerBlock
@@ -20,7 +21,8 @@ class ViTEncoder(ImageEncoder):
     """Patch embedding, 2-D positions, pre-norm Transformer blocks, pooling.
 
     Accepts any image whose sides are multiples of the patch size. A class token is used for `pooled` only: `features`
-    holds the patches, in row-major order, unless `class_in_features` is set.
+    holds the patches, in row-major order, unless `class_in_features` is set. With patch dropout a training step has
+    the patches that are kept, which form no grid.
 
     CLIP's image tower is `positions: learned, pooling: class, input_norm: true, patch_bias: false`; SigLIP's is
     `positions: learned, pooling: map, activation: gelu_tanh, norm_eps: 1e-6`.
@@ -32,6 +34,7 @@ class ViTEncoder(ImageEncoder):
         patch_size: side of a patch, in pixels.
         mlp_ratio: hidden width of a block's MLP, as a multiple of dim.
         dropout: probability, on the output of each branch of a block and on the patches after their positions.
+        patch_dropout: fraction of the patches that a training step leaves out, see `velm.layers.patch_dropout`.
         positions: sine (fixed, 2-D) or learned (resized bicubically to the grid of the image).
         position_grid: side of the grid of learned positions, in patches; best image_size / patch_size of training.
         position_antialias: whether that resizing is antialiased, as in open_clip, or not, as in transformers.
@@ -55,6 +58,7 @@ class ViTEncoder(ImageEncoder):
         patch_size: int = 16,
         mlp_ratio: float = 4.0,
         dropout: float = 0.0,
+        patch_dropout: float = 0.0,
         positions: Literal["sine", "learned"] = "sine",
         position_grid: int = 14,
         position_antialias: bool = True,
@@ -82,6 +86,7 @@ class ViTEncoder(ImageEncoder):
             if positions == "sine"
             else LearnedGridPositions(dim, position_grid, position_antialias)
         )
+        self.patch_dropout = PatchDropout(patch_dropout)
         self.class_token: nn.Parameter | None = None
         if pooling == "class":
             self.class_token = nn.Parameter(torch.randn(dim) * 0.02)
@@ -99,7 +104,7 @@ class ViTEncoder(ImageEncoder):
     def forward(self, images: Tensor) -> EncoderOutput:
         grid = self._grid(images)
         x = self._patch_vectors(images, grid)
-        x = x + self.positions(grid, x)
+        x = self.patch_dropout(x + self.positions(grid, x))
         if self.class_token is not None:
             token = self.class_token.to(x.dtype).expand(len(x), 1, -1)
             x = torch.cat([token, x], dim=1)
@@ -111,7 +116,8 @@ class ViTEncoder(ImageEncoder):
         if self.class_in_features:
             return EncoderOutput(x, pooled)
         features = x if self.class_token is None else x[:, 1:]
-        return EncoderOutput(features, pooled, grid=grid)
+        whole = features.shape[1] == grid[0] * grid[1]
+        return EncoderOutput(features, pooled, grid=grid if whole else None)
 
     def _patch_vectors(self, images: Tensor, grid: tuple[int, int]) -> Tensor:
         """float (B, N, D): the convolution as one matrix product, whose weight gradient is far faster on a CPU."""

@@ -27,6 +27,7 @@ from velm.training.balancing.policies import build_policy
 from velm.training.config import OptimizerConfig, ValidationConfig, WatchConfig
 from velm.training.distributed import fsdp as sharding
 from velm.training.distributed.gather import Gather, gather_list
+from velm.training.fine_tuning.patch_dropout_tail import PatchDropoutTail, require_patch_dropout
 from velm.training.fine_tuning.train_last import eval_frozen_layers, freeze_all_but_last
 from velm.training.memory.compile import compile_tower
 from velm.training.memory.feature_cache import prepare_features, require_frozen
@@ -65,6 +66,7 @@ class VisionLanguageTask(lightning.LightningModule):
         freeze: parts that are not trained: image_encoder, text_encoder, decoder.
         train_last: of a part, {image_encoder: 2}, only so many of its last blocks are trained, and what follows them
             (see `velm.training.fine_tuning.train_last`).
+        patch_dropout_tail: fraction of all steps, the last ones, without the `patch_dropout` of the image encoder.
         adapt: adapters by part, {image_encoder: {name: lora, r: 8}}; the part's own weights are frozen (see
             `velm.pretrained.adapters`).
         ema: decay per step of an exponential moving average of the weights (smaller at first, see `warm_ema`), which
@@ -100,6 +102,7 @@ class VisionLanguageTask(lightning.LightningModule):
         compile: bool = False,
         freeze: list[str] | None = None,
         train_last: dict[str, int] | None = None,
+        patch_dropout_tail: float = 0.0,
         adapt: dict[str, dict[str, Value] | str] | None = None,
         ema: float | None = None,
         validation: ValidationConfig = ValidationConfig(),  # noqa: B008 - never mutated
@@ -129,6 +132,7 @@ class VisionLanguageTask(lightning.LightningModule):
         self.micro_batch_size, self.ema, self.pretrained = micro_batch_size, ema, pretrained
         self.training_options = {
             "optimizer": asdict(optimizer), "balance": balance, "ema": ema, "freeze": freeze, "train_last": train_last,
+            "patch_dropout_tail": patch_dropout_tail or None,
         }  # fmt: skip
         self.frozen, self.train_last = tuple(freeze or ()), dict(train_last or {})
         self.compiled, self.sharded = compile, False
@@ -136,6 +140,8 @@ class VisionLanguageTask(lightning.LightningModule):
         self.found_lr: float | None = None
         self.scores: dict[str, SplitScores] = {}
         self.predictions: dict[int, dict[str, str]] = {}
+        self.patch_dropout_tail = patch_dropout_tail
+        require_patch_dropout(self.model, patch_dropout_tail)
         self._prepare_towers(checkpoint_blocks)
 
     def _prepare_towers(self, checkpoint: bool) -> None:
@@ -332,7 +338,9 @@ class VisionLanguageTask(lightning.LightningModule):
     def configure_callbacks(self) -> list[lightning.Callback]:
         averaging = [] if self.ema is None else [Averaging(multi_avg_fn=warm_ema(self.ema))]
         adapters = [LiveAdapters()] if "adapt" in self.model_config else []
-        return [*([GradientProjection()] if self.balance.projects else []), *averaging, *adapters, ResumeOptions()]
+        tail = [PatchDropoutTail(self.patch_dropout_tail)] if self.patch_dropout_tail else []
+        balance = [GradientProjection()] if self.balance.projects else []
+        return [*balance, *averaging, *adapters, *tail, ResumeOptions()]
 
     def configure_optimizers(self) -> Any:
         optimizer = build_optimizer(self.parts, self.optimizer_config, fused=self.trainer.precision != "16-mixed")
