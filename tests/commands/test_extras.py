@@ -68,7 +68,8 @@ def test_prompts_and_class_names_of_files_are_read_and_stated(run, folder, tmp_p
     assert 0 <= scores["zero_shot/mean_per_class_recall"] <= 1
     stated = {name.removeprefix("signature/"): value for name, value in scores.items() if "signature" in name}
     assert stated == {
-        f"velm:{__version__}": 1, "image_size": 32, "resize:crop": 1, "tokenize:auto": 1, "max_length": 3,
+        f"velm:{__version__}": 1, "image_size": 32, "resize:crop": 1, "interpolation:bilinear": 1, "decode:scaled": 1,
+        "crop_rounding:down": 1, "tokenize:auto": 1, "max_length": 3,
         "prefix:a red": 1, f"templates:{templates}": 3, f"class_names:{names}": 2,
         f"templates_sha256:{Templates.of(['a {}', 'a large {}', '{}']).digest}": 1,
     }  # fmt: skip

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from foreign import save_open_clip
 
 from velm.errors import DataError, MissingPackageError
 from velm.evaluation.prompts import ClassNames, Templates, read_class_names, read_templates
@@ -67,6 +68,17 @@ def test_class_weights_are_those_of_open_clip(write_checkpoint):
     theirs = open_clip.build_zero_shot_classifier(Model(), tokenizer, names, functions, num_classes_per_batch=2)
     ours = class_embeds(pipeline, names, read_templates("open_clip:simple"))
     torch.testing.assert_close(ours, theirs.T, rtol=0, atol=1e-6)
+
+
+def test_class_weights_of_their_model_in_our_pipeline(tmp_path):
+    open_clip = pytest.importorskip("open_clip")
+    folder, model = save_open_clip(tmp_path / "model")
+    names = read_class_names("open_clip:imagenet").names[:20]
+    functions = open_clip.OPENAI_IMAGENET_TEMPLATES[:7]
+    tokenizer = open_clip.tokenizer.SimpleTokenizer(context_length=model.context_length)
+    theirs = open_clip.build_zero_shot_classifier(model, tokenizer, names, functions)
+    templates = Templates(read_templates("open_clip:imagenet").texts[:7])
+    torch.testing.assert_close(class_embeds(load(f"open_clip/{folder}"), names, templates), theirs.T, rtol=0, atol=1e-6)
 
 
 def test_class_names_of_every_layout(tmp_path):

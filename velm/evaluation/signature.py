@@ -18,6 +18,8 @@ from velm.version import __version__
 __all__ = ["signature_of"]
 
 PREFIX = "signature/"
+TRANSFORM = ("image_size", "resize", "interpolation", "decode", "crop_rounding")
+"""Options of an image transform, defaults included: a default may change."""
 
 
 def signature_of(
@@ -32,14 +34,15 @@ def signature_of(
     """The keys and values of a protocol.
 
     Args:
-        transform: of the images; each option in its config is a key.
+        transform: of the images; each of `TRANSFORM` is a key.
         texts_per_image: captions of an image in the retrieval gallery; None: all.
         tokenize: tokenization of the captions; None: there are none.
         generation: options of the captions that were given, as text.
         templates: of zero-shot classification; None: it was not computed.
         class_names: likewise; None: the dataset's own.
     """
-    protocol: dict[str, Any] = {"velm": __version__, **transform.config(), "texts_per_image": texts_per_image}
+    protocol: dict[str, Any] = {"velm": __version__, "texts_per_image": texts_per_image}
+    protocol |= {name: getattr(transform, name) for name in TRANSFORM}
     if tokenize is not None:
         protocol |= {"tokenize": tokenize, **(generation or {})}
     values = dict(_entry(name, value) for name, value in protocol.items() if value is not None)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from foreign import save_clip
 from layouts import image_bytes, write_tar
 from lightning.pytorch.callbacks import ModelCheckpoint
 from tiny_run import TINY, fit
@@ -294,3 +295,18 @@ def test_laws_and_plans_need_no_teacher(config: Path, tmp_path: Path) -> None:
     assert costs.shared
     assert costs.in_losses == 4 + 2 * (6 * 8 + 8) * 4  # a scale and two maps
     assert costs.loss_flops[0] > 0
+
+
+def test_a_clip_of_transformers_teaches_by_its_own_tokenizer_and_transform(teach: Any, tmp_path: Path) -> None:
+    source = f"hf/{save_clip(tmp_path / 'clip')}"
+    _, module, recorder, trainer = teach(teacher=source, teacher_dim=24, trainer={"max_epochs": 1})
+    trainer.state.fn = "fit"
+    pipeline, items, records = load(source), module.train_items(), module.records("train")
+    samples = items.__getitems__([(0, number) for number in range(4)])
+    embeds = items.teacher.read([sample.teacher for sample in samples])
+    images = pipeline.embed_images([records[sample.image_id].image for sample in samples])
+    texts = pipeline.embed_texts([records[sample.image_id].texts[sample.text_index] for sample in samples])
+    torch.testing.assert_close(embeds.image.float(), images, rtol=0, atol=1e-3)
+    torch.testing.assert_close(embeds.text.float(), texts, rtol=0, atol=1e-3)
+    assert embeds.scale == pytest.approx(pipeline.logit_scale)
+    assert len(recorder.losses) == 3
