@@ -80,7 +80,8 @@ class TransformerEncoder(TextEncoder):
                 f"fixed_length {fixed_length} is not max_length {max_length}{'' if reads_bos else ' without bos'}."
             )
         self.max_length = max_length
-        self.embedding = nn.Embedding(vocab_size, dim, padding_idx=pad_id)
+        masked = fixed_length is None  # otherwise padding is attended over, and its vector learns
+        self.embedding = nn.Embedding(vocab_size, dim, padding_idx=pad_id if masked else None)
         self.positions: nn.Module = LearnedPositions(dim, places) if positions == "learned" else SinePositions(dim)
         self.dropout = nn.Dropout(dropout)
         self.blocks = nn.ModuleList(
@@ -94,7 +95,8 @@ class TransformerEncoder(TextEncoder):
         self.pooling = Pooling("last" if pooling == "end" else pooling, dim, heads)
         # embeddings as large as the positions added to them: next to sines, smaller ones learn far slower
         nn.init.normal_(self.embedding.weight, std=0.02 if positions == "learned" else 0.5**0.5)
-        self.embedding.weight.data[pad_id].zero_()
+        if masked:
+            self.embedding.weight.data[pad_id].zero_()
 
     def forward(self, tokens: Tensor, mask: Tensor) -> EncoderOutput:
         if tokens.shape[1] > self.max_length:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -22,7 +23,16 @@ from velm.sources.state_dict import (
     split_block,
 )
 
-__all__ = ["activation", "clip", "clip_image_encoder", "clip_image_weights", "read_state", "siglip"]
+__all__ = [
+    "activation",
+    "clip",
+    "clip_image_encoder",
+    "clip_image_weights",
+    "clip_weights",
+    "read_state",
+    "siglip",
+    "siglip_weights",
+]
 
 _ACTIVATIONS = {
     "gelu": "gelu", "quick_gelu": "quick_gelu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh",
@@ -58,7 +68,7 @@ def clip(name: str, config: Any) -> ForeignModel:
         model=model,
         data={"tokenizer": {"name": f"hf/{name}"}, **data, "max_length": length},
         losses=losses,
-        read_weights=partial(_clip_weights, name, config),
+        read_weights=partial(_read, clip_weights, name, config),
     )
 
 
@@ -117,19 +127,24 @@ def _text_weights(state: StateDict, depth: int, vocab_size: int) -> dict[str, Te
     return weights
 
 
-def _clip_weights(name: str, config: Any, vocab_size: int) -> dict[str, Tensor]:
+def _read(translate: Callable[..., dict[str, Tensor]], name: str, config: Any, vocab_size: int) -> dict[str, Tensor]:
     state = read_state(name, config)
+    weights = translate(state, config, vocab_size)
+    state.finish()
+    return weights
+
+
+def clip_weights(state: StateDict, config: Any, vocab_size: int) -> dict[str, Tensor]:
+    """Weights of `CLIPModel` by their names in a task."""
     image = clip_image_weights(state, "vision_model.", config.vision_config.num_hidden_layers)
     text = _text_weights(state, config.text_config.num_hidden_layers, vocab_size)
-    weights = {
+    return {
         **renamed(image, "model.image_encoder."),
         **renamed(text, "model.text_encoder."),
         **state.linear("visual_projection", "model.image_projection", bias=False),
         **state.linear("text_projection", "model.text_projection", bias=False),
         "losses.contrastive.log_scale": state.take("logit_scale").reshape(()),
     }
-    state.finish()
-    return weights
 
 
 def siglip(name: str, config: Any) -> ForeignModel:
@@ -161,12 +176,12 @@ def siglip(name: str, config: Any) -> ForeignModel:
         model=model,
         data={"tokenizer": {"name": f"hf/{name}"}, **data, "max_length": length + 1},
         losses={"sigmoid": {}},
-        read_weights=partial(_siglip_weights, name, config),
+        read_weights=partial(_read, siglip_weights, name, config),
     )
 
 
-def _siglip_weights(name: str, config: Any, vocab_size: int) -> dict[str, Tensor]:
-    state = read_state(name, config)
+def siglip_weights(state: StateDict, config: Any, vocab_size: int) -> dict[str, Tensor]:
+    """Weights of `SiglipModel` by their names in a task."""
     tower = "vision_model."
     image = {
         **state.linear(f"{tower}embeddings.patch_embedding", "patches"),
@@ -181,12 +196,10 @@ def _siglip_weights(name: str, config: Any, vocab_size: int) -> dict[str, Tensor
     for block in range(config.vision_config.num_hidden_layers):
         image |= split_block(state, f"{tower}encoder.layers.{block}", f"blocks.{block}")
     text = _text_weights(state, config.text_config.num_hidden_layers, vocab_size)
-    weights = {
+    return {
         **renamed(image, "model.image_encoder."),
         **renamed(text, "model.text_encoder."),
         **state.linear("text_model.head", "model.text_projection"),
         "losses.sigmoid.log_scale": state.take("logit_scale").reshape(()),
         "losses.sigmoid.bias": state.take("logit_bias").reshape(()),
     }
-    state.finish()
-    return weights
