@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from foreign import save_clip
+from foreign import save_bert, save_clip, save_siglip
 from PIL import Image
 
 import velm
@@ -20,8 +20,14 @@ from velm.doctor.laws import CHECKS
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 WEIGHTS = Path(__file__).parents[2] / "shared/data/weights/mobilenet_v2_imagenet.pth"
 
-CLIP = "pretrained: hf/openai/clip-vit-base-patch32"
-"""In place of this model, one with small random weights is written in a folder."""
+STAND_INS = {
+    "pretrained: hf/openai/clip-vit-base-patch32": ("--model.pretrained=hf/{}", save_clip),
+    "pretrained: hf/google/siglip-base-patch16-224": ("--model.pretrained=hf/{}", save_siglip),
+    "name: hf/sentence-transformers": (
+        "--model.text_encoder={{name: hf/{0}, pooling: mean}} --data.tokenizer=hf/{0}", save_bert
+    ),
+}  # fmt: skip
+"""In place of a model of the hub, one with small random weights is written in a folder."""
 
 SMALLER = {
     "quickstart": [],
@@ -39,6 +45,9 @@ SMALLER = {
     "clip": ["--model.image_encoder.depth=1", "--model.text_encoder.depth=1"],
     "siglip": ["--model.image_encoder.depth=1", "--model.text_encoder.depth=1"],
     "lora": [],
+    "finetune_clip": [],
+    "siglip_finetune": [],
+    "lit": ["--model.image_encoder.weights=null"],
     "coca": [
         "--model.image_encoder.depth=1",
         "--model.decoder.depth=2",
@@ -85,8 +94,9 @@ def options_of(config: Path, table: Path) -> list[str]:
         options.append(f"--data.dataset={{name: image_folder, path: {class_folders(table)}}}")
     else:
         options.append(f"--data.dataset.path={table}")
-    if CLIP in text:
-        options.append(f"--model.pretrained=hf/{save_clip(table.parent / 'clip')}")
+    for name, (given, save) in STAND_INS.items():
+        if name in text:
+            options += [f"--{each.strip()}" for each in given.format(save(table.parent / "hub")).split("--")[1:]]
     if "cache_features: true" in text:
         options.append(f"--data.cache_features={table.parent / 'features'}")
     return options

@@ -6,9 +6,8 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import foreign
 import pytest
-
-from tests.support import foreign
 
 
 @pytest.fixture(scope="session")

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 import torch
+from foreign import TEXTS, images, randomise, save_clip
 from torch import Tensor
 
 import velm
-from tests.support.foreign import TEXTS, images, randomise, save_clip
 from velm.errors import CheckpointError
 from velm.losses.weighted import build_losses
 from velm.outputs import Batch

@@ -81,6 +81,21 @@ def save_clip(folder: Path, eos: int = 49407, image_size: int = 32, **text: Any)
     return folder
 
 
+def save_bert(folder: Path) -> Path:
+    """A `BertModel` with a tokenizer of letters and a few words."""
+    from transformers import BertConfig, BertModel, BertTokenizer
+
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "image", "number", "noise", "dog", "red", "circle"]
+    letters = [*"abcdefghijklmnopqrstuvwxyz0123456789.,'"]
+    tokens = [*words, *letters, *(f"##{letter}" for letter in letters)]
+    tokenizer = BertTokenizer(vocab={token: number for number, token in enumerate(tokens)})
+    with seeded():
+        model = randomise(BertModel(BertConfig(vocab_size=len(tokens), max_position_embeddings=64, **SMALL)))
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
 def sentencepiece_model(folder: Path) -> Path:
     """A unigram model with SigLIP's special tokens: pad and eos are both id 1."""
     import io
