@@ -118,16 +118,16 @@ def test_removed_adapters_leave_the_base() -> None:
 
 
 def test_half_precision_is_merged_in_float32() -> None:
-    """An update below bfloat16's resolution of the weight moves the nearest value where it should."""
+    """1 + 2^-8 + 2^-17 is rounded to bfloat16's next number, 1 + 2^-7; the update in bfloat16 would be 2^-8, a tie."""
     layer = nn.Sequential(nn.Linear(4, 4, bias=False))
     nn.init.constant_(layer[0].weight, 1.0)
-    LoRA(r=1, target_modules=["0"], lora_alpha=1).inject(layer)
+    LoRA(r=2, target_modules=["0"], lora_alpha=2).inject(layer)
     layer.bfloat16()
     nn.init.constant_(layer[0].lora_A["default"].weight, 1.0)
-    nn.init.constant_(layer[0].lora_B["default"].weight, 0.00396)  # bfloat16 has a step of 0.0078 above 1
+    layer[0].lora_B["default"].weight.data = torch.tensor([[2**-8, 2**-17]] * 4).bfloat16()
     merge_adapters(layer)
     assert layer[0].weight.dtype == torch.bfloat16
-    assert float(layer[0].weight.detach().max()) == 1.0078125
+    assert bool((layer[0].weight == 1 + 2**-7).all())
 
 
 @pytest.mark.parametrize(
