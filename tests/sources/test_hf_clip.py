@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from foreign import TEXTS, images, randomise, save_clip
+from foreign import TEXTS, Original, images, randomise, save_clip
 from torch import Tensor
 
 import velm
@@ -23,27 +23,6 @@ CLIP = [
 ]
 SIGLIP = [{"version": 1}, {"version": 2}]
 KINDS = [("clip", each) for each in CLIP] + [("siglip", each) for each in SIGLIP]
-
-
-class Original:
-    """A model of transformers with its tokenizer, as its documentation says to use them."""
-
-    def __init__(self, folder: Any) -> None:
-        from transformers import AutoModel, AutoTokenizer
-
-        self.model = AutoModel.from_pretrained(folder).eval()
-        self.tokenizer = AutoTokenizer.from_pretrained(folder)
-        self.tokenizer.padding_side = "right"  # Siglip2Tokenizer's default is left, its checkpoints say right
-
-    def ids(self, texts: list[str]) -> dict[str, Tensor]:
-        """SigLIP has no attention mask."""
-        length = self.model.config.text_config.max_position_embeddings
-        out = self.tokenizer(texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
-        masked = self.model.config.model_type == "clip"
-        return {"input_ids": out.input_ids, **({"attention_mask": out.attention_mask} if masked else {})}
-
-    def __call__(self, texts: list[str], pixels: Tensor, **options: Any) -> Any:
-        return self.model(**self.ids(texts), pixel_values=pixels, **options)
 
 
 def pixels_of(pipeline: Any, count: int = 3) -> Tensor:

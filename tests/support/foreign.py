@@ -181,3 +181,24 @@ def save_open_clip(folder: Path, *, text: dict[str, Any] | None = None, **model:
     text_ = json.dumps({"model_cfg": config, "preprocess_cfg": preprocess})
     (folder / "open_clip_config.json").write_text(text_, encoding="utf-8")
     return folder, built
+
+
+class Original:
+    """A model of transformers with its tokenizer, as its documentation says to use them."""
+
+    def __init__(self, folder: Any) -> None:
+        from transformers import AutoModel, AutoTokenizer
+
+        self.model = AutoModel.from_pretrained(folder).eval()
+        self.tokenizer = AutoTokenizer.from_pretrained(folder)
+        self.tokenizer.padding_side = "right"  # Siglip2Tokenizer's default is left, its checkpoints say right
+
+    def ids(self, texts: list[str]) -> dict[str, torch.Tensor]:
+        """SigLIP has no attention mask."""
+        length = self.model.config.text_config.max_position_embeddings
+        out = self.tokenizer(texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+        masked = self.model.config.model_type == "clip"
+        return {"input_ids": out.input_ids, **({"attention_mask": out.attention_mask} if masked else {})}
+
+    def __call__(self, texts: list[str], pixels: torch.Tensor, **options: Any) -> Any:
+        return self.model(**self.ids(texts), pixel_values=pixels, **options)
