@@ -9,6 +9,7 @@ import torch
 import transformers
 
 from velm.decoders.huggingface import HFDecoder
+from velm.errors import ConfigError
 from velm.pretrained.weights import skip_pretrained
 from velm.testing import check_decoder
 
@@ -27,6 +28,38 @@ def test_decoders_keep_the_contract(name, memory_dim):
         lambda: HFDecoder(model_name=name, config=MODELS[name], **given), pad_id=3, memory_dim=memory_dim
     )
     assert report.ok, str(report)
+
+
+def test_blips_decoder_is_transformers():
+    config = {**BERT, "vocab_size": 34, "encoder_hidden_size": 12, "sep_token_id": 2}
+    options = {"model_name": "blip_text_model", "config": config, "start_id": 33}
+    decoder = HFDecoder(**options, **GIVEN).eval()
+    assert isinstance(decoder.memory_projection, torch.nn.Identity)
+    model = transformers.BlipTextLMHeadModel(decoder.model.config).eval()
+    state = {name: tensor for name, tensor in decoder.model.state_dict().items() if "output" not in name.split(".")[0]}
+    model.load_state_dict(state, strict=False)
+    model.tie_weights()
+    tokens, memory = torch.tensor([[1, 7, 9], [1, 8, 4]]), torch.randn(2, 5, 12)
+    begun = tokens.clone()
+    begun[:, 0] = 33
+    expected = model(begun, encoder_hidden_states=memory).logits
+    torch.testing.assert_close(decoder.output_projection(decoder(tokens, memory)), expected, atol=1e-5, rtol=0)
+    with pytest.raises(ConfigError, match=r"reads all of its memory.* leave text out of model.memory"):
+        decoder(tokens, memory, torch.ones(2, 5, dtype=torch.bool))
+
+
+def test_a_text_begins_with_the_models_own_token():
+    """Ids that the tokenizer added are read as it, whatever they are; no memory of the caller is changed."""
+    config = {**GPT2, "vocab_size": 30}
+    decoder = HFDecoder(model_name="gpt2", config=config, start_id=29, **GIVEN).eval()
+    memory, tokens = torch.randn(2, 3, 12), torch.tensor([[1, 5, 30], [2, 5, 31]])
+    before = tokens.clone()
+    hidden = decoder(tokens, memory[:1].expand(2, -1, -1))
+    assert torch.equal(tokens, before)
+    assert torch.equal(hidden[0], hidden[1])
+    logits, _ = decoder.step(tokens[:, 0], decoder.start(memory[:1].expand(2, -1, -1)))
+    torch.testing.assert_close(logits, decoder.output_projection(hidden[:, 0]), atol=1e-5, rtol=0)
+    assert decoder.output_projection.out_features == 30
 
 
 def test_hidden_states_times_projection_are_the_models_logits():
@@ -109,6 +142,11 @@ def test_only_cross_attention_learns():
         ({"model_name": "gpt2", "config": {**GPT2, "vocab_size": 40}}, "vocab_size 40, the tokenizer 32"),
         ({"model_name": "gpt2", "config": GPT2, "trainable": "some"}, "'all' or 'cross'; got 'some'"),
         ({"model_name": "gtp2", "config": GPT2}, "Did you mean 'gpt2'"),
+        ({"model_name": "gpt2", "config": {**GPT2, "vocab_size": 30}, "start_id": 30}, "start_id 30 is no token of"),
+        (
+            {"model_name": "gpt2", "config": {**GPT2, "vocab_size": 20}, "start_id": 3},
+            "32 tokens, hf/gpt2 knows 20",
+        ),
     ],
 )
 def test_errors_say_what_is_allowed(options, message):

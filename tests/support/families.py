@@ -146,3 +146,62 @@ def imported_gradients(model: Any, folder: Path, to: Path) -> dict[str, torch.Te
     for name, parameter in model.named_parameters():
         parameter.data.copy_(weights[name])
     return open_source(f"hf/{to}").weights
+
+
+def ends(bias: torch.Tensor, eos: int, by: float = 1.0) -> None:
+    """Make eos likely enough that captions end."""
+    bias.data[eos] += by
+
+
+def save_blip(folder: Path, **text: Any) -> Path:
+    """BLIP with 2 more tokens than its tokenizer, the first of which, [DEC], begins a caption."""
+    from transformers import BlipConfig, BlipForConditionalGeneration
+
+    tokenizer = bert_tokenizer()
+    tokens = {"vocab_size": len(tokenizer) + 2, "bos_token_id": len(tokenizer), "eos_token_id": 2}
+    tokens |= {"sep_token_id": tokenizer.sep_token_id, "pad_token_id": 0}
+    texts = {**SMALL, **tokens, "max_position_embeddings": 40, "encoder_hidden_size": 48, **text}
+    vision = {**VISION, "hidden_size": 48, "initializer_range": 0.02}
+    with seeded():
+        model = randomise(BlipForConditionalGeneration(BlipConfig(text_config=texts, vision_config=vision)))
+    ends(model.text_decoder.cls.predictions.decoder.bias, tokenizer.sep_token_id)
+    return save(folder, model, tokenizer, square_processor(cls="BlipImageProcessor"))
+
+
+def save_encoder_decoder(folder: Path, decoder: str = "gpt2", width: int = 48) -> Path:
+    """A ViT of `width` and GPT-2, whose tokenizer has one special token, or BERT."""
+    from transformers import AutoConfig, VisionEncoderDecoderConfig, VisionEncoderDecoderModel
+
+    if decoder == "gpt2":
+        tokenizer, sizes = gpt2_tokenizer(), {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 40}
+    else:
+        tokenizer, sizes = bert_tokenizer(), {**SMALL, "max_position_embeddings": 40}
+    ids = {"vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id, "bos_token_id": tokenizer.bos_token_id}
+    texts = AutoConfig.for_model(decoder, **sizes, **ids, is_decoder=True, add_cross_attention=True)
+    images = AutoConfig.for_model("vit", **{**VISION, "hidden_size": width})
+    config = VisionEncoderDecoderConfig.from_encoder_decoder_configs(images, texts)
+    config.decoder_start_token_id = tokenizer.eos_token_id if decoder == "gpt2" else tokenizer.cls_token_id
+    config.pad_token_id = tokenizer.pad_token_id
+    config.eos_token_id = tokenizer.eos_token_id if decoder == "gpt2" else tokenizer.sep_token_id
+    with seeded():
+        model = randomise(VisionEncoderDecoderModel(config))
+    if decoder == "gpt2":  # its output has no bias: eos becomes likelier from position to position
+        body, eos = model.decoder.transformer, model.decoder.lm_head.weight.data[tokenizer.eos_token_id]
+        body.wpe.weight.data += 1.5 * torch.arange(len(body.wpe.weight))[:, None] * eos
+    else:
+        ends(model.decoder.cls.predictions.decoder.bias, tokenizer.sep_token_id, 1.6)
+    return save(folder, model, tokenizer, square_processor())
+
+
+def save_git(folder: Path, **changes: Any) -> Path:
+    from transformers import GitConfig, GitForCausalLM
+
+    tokenizer = bert_tokenizer()
+    tokens = {"vocab_size": len(tokenizer), "bos_token_id": tokenizer.cls_token_id, "pad_token_id": 0}
+    tokens["eos_token_id"] = tokenizer.sep_token_id
+    config = GitConfig(**{**SMALL, **tokens, "max_position_embeddings": 40, "vision_config": VISION, **changes})
+    config.vision_config.hidden_size = 48
+    with seeded():
+        model = randomise(GitForCausalLM(config))
+    ends(model.output.bias, tokenizer.sep_token_id)
+    return save(folder, model, tokenizer, clip_processor())

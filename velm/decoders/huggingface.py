@@ -1,8 +1,7 @@
-"""Language models of transformers with cross-attention as decoders: GPT-2, BERT, RoBERTa ..."""
+"""Language models of transformers with cross-attention as decoders: GPT-2, BERT, RoBERTa, BLIP's text decoder ..."""
 
 from __future__ import annotations
 
-import copy
 import inspect
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -11,11 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from velm.decoders.base import Decoder, DecoderState
+from velm.decoders.cache import cache_option, fork
+from velm.decoders.vocabulary import check_vocabulary, own_ids
 from velm.errors import ConfigError
 from velm.pretrained import hub
 from velm.pretrained.freezing import FrozenPartsInEval
 
 _CROSS = ("cross", "encoder_attn", "q_attn")  # weights that a plain language model lacks
+_UNLISTED = {"blip_text_model": "BlipTextLMHeadModel"}  # not in transformers' mapping of causal language models
 
 
 @dataclass
@@ -62,6 +64,8 @@ class HFDecoder(FrozenPartsInEval, Decoder):
         config: hyper-parameters named as in the model's config.json: random weights, nothing is downloaded.
         pretrained: load the weights; null: yes, unless there is a config.
         trainable: 'all', or 'cross': only cross-attention and the projection of the memory.
+        start_id: the model's own token in place of bos (BLIP's [DEC]); the vocabulary is then the config's, see
+            `velm.decoders.vocabulary`. null: bos, and the vocabulary is the tokenizer's.
     """
 
     library_parts, new_weights = ("model", "output_projection"), _CROSS
@@ -76,27 +80,27 @@ class HFDecoder(FrozenPartsInEval, Decoder):
         config: dict[str, Any] | None = None,
         pretrained: bool | None = None,
         trainable: Literal["all", "cross"] = "all",
+        start_id: int | None = None,
     ) -> None:
         super().__init__()
+        self.start_id = start_id
         pretrained = hub.resolve_pretrained(model_name, config, pretrained)
         decoding = {"is_decoder": True, "add_cross_attention": True}
         options = None if config is None else {**hub.token_ids(vocab_size, pad_id), **config}
         language = hub.read_config(model_name, options, decoding)
         cls = _class_of(language, model_name)
-        if config is not None and language.vocab_size != vocab_size:
-            raise ValueError(
-                f"The config of hf/{model_name} has vocab_size {language.vocab_size}, the tokenizer {vocab_size} "
-                f"tokens. Leave vocab_size out of the config: the tokenizer's is taken."
-            )
+        if config is not None or start_id is not None:
+            check_vocabulary(f"hf/{model_name}", language.vocab_size, vocab_size, start_id)
         model = hub.build(cls, language, model_name, pretrained, new_parts=_CROSS)
-        if config is None:
+        if config is None and start_id is None:
             hub.fit_vocabulary(model, language, vocab_size, model_name, exact=True)
         self.output_projection = _take_output(model)
         self.model = model
-        width = int(language.hidden_size)
+        width = _memory_width(language)
         self.memory_projection = nn.Identity() if memory_dim == width else nn.Linear(memory_dim, width)
         self.offset = _position_offset(model)
         self.counts_positions = "position_ids" in inspect.signature(model.base_model.forward).parameters
+        self.cache_option = cache_option(model)
         places = getattr(language, "max_position_embeddings", None)
         self.max_length = None if places is None else int(places) - self.offset
         if trainable == "cross":
@@ -109,14 +113,13 @@ class HFDecoder(FrozenPartsInEval, Decoder):
         self.train(self.training)
 
     def forward(self, tokens: Tensor, memory: Tensor, memory_mask: Tensor | None = None) -> Tensor:
-        mask = None if memory_mask is None else memory_mask.long()
-        return self._run(tokens, self.memory_projection(memory), mask, None, 0)
+        return self._run(tokens, self.memory_projection(memory), self._long(memory_mask), None, 0)
 
     def start(self, memory: Tensor, memory_mask: Tensor | None = None) -> HFDecoderState:
         from transformers import DynamicCache, EncoderDecoderCache
 
         cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
-        mask = None if memory_mask is None else memory_mask.long()
+        mask = self._long(memory_mask)
         owners = torch.arange(len(memory), device=memory.device)
         return HFDecoderState(cache, self.memory_projection(memory), mask, 0, owners)
 
@@ -127,6 +130,14 @@ class HFDecoder(FrozenPartsInEval, Decoder):
         after = HFDecoderState(cache, state.memory, state.memory_mask, state.length + 1, state.owners)
         return self.output_projection(hidden[:, -1]), after
 
+    def _long(self, memory_mask: Tensor | None) -> Tensor | None:
+        if memory_mask is not None and self.model.config.model_type in _UNLISTED:
+            raise ConfigError(
+                f"{type(self.model).__name__} of transformers reads all of its memory, padding included: leave text "
+                f"out of model.memory, or take another decoder."
+            )
+        return None if memory_mask is None else memory_mask.long()
+
     def _run(self, tokens: Tensor, memory: Tensor, mask: Tensor | None, cache: Any, past: int) -> Tensor:
         if self.max_length is not None and past + tokens.shape[1] > self.max_length:
             raise ConfigError(
@@ -134,7 +145,8 @@ class HFDecoder(FrozenPartsInEval, Decoder):
                 f"Shorten the captions (data.max_length), or raise max_position_embeddings in its config."
             )
         total = past + tokens.shape[1]
-        options: dict[str, Any] = {}
+        tokens = own_ids(tokens, self.start_id, self.output_projection.out_features, past)
+        options: dict[str, Any] = {self.cache_option: cache}
         if self.counts_positions:
             places = torch.arange(past, total, device=tokens.device) + self.offset
             options["position_ids"] = places.expand(len(tokens), -1)
@@ -143,17 +155,23 @@ class HFDecoder(FrozenPartsInEval, Decoder):
             attention_mask=tokens.new_ones(len(tokens), total),  # padding is at the end, where the causal mask hides it
             encoder_hidden_states=memory.contiguous(),  # some models call .view on it
             encoder_attention_mask=mask,
-            past_key_values=cache,
             use_cache=cache is not None,
             **options,
         )
         return output.logits  # hidden states: the output projection was removed
 
 
+def _memory_width(config: Any) -> int:
+    """The width of the memory that cross-attention takes."""
+    names = ("encoder_hidden_size", "cross_attention_hidden_size", "hidden_size")  # BLIP's, TrOCR's, all others'
+    return int(next(value for name in names if (value := getattr(config, name, None)) is not None))
+
+
 def _class_of(config: Any, model_name: str) -> Any:
     import transformers
 
     cls = hub.model_class(config, transformers.MODEL_FOR_CAUSAL_LM_MAPPING)
+    cls = cls or getattr(transformers, _UNLISTED.get(config.model_type, ""), None)
     if cls is None or "encoder_hidden_states" not in inspect.signature(cls.forward).parameters:
         raise ValueError(
             f"hf/{model_name} is a {config.model_type!r} model, which has no language model with cross-attention over "
@@ -188,13 +206,7 @@ def _fork(cache: Any, rows: Tensor | None = None, same_memory: bool = False) -> 
     """
     from transformers import EncoderDecoderCache
 
-    parts: list[Any] = []
-    for part in (cache.self_attention_cache, cache.cross_attention_cache):
-        part = copy.copy(part)
-        part.layers = [copy.copy(layer) for layer in part.layers]
-        if rows is not None and not (same_memory and parts):  # the second part is that of the memory
-            part.reorder_cache(rows)
-        parts.append(part)
-    fork = EncoderDecoderCache(*parts)
-    fork.is_updated = dict(cache.is_updated)
-    return fork
+    of_memory = None if same_memory else rows
+    copied = EncoderDecoderCache(fork(cache.self_attention_cache, rows), fork(cache.cross_attention_cache, of_memory))
+    copied.is_updated = dict(cache.is_updated)
+    return copied

@@ -120,7 +120,9 @@ class Captioner:
     def _token_ids(self) -> dict[str, Any]:
         own = self.tokenizer
         ids = {"bos_id": own.bos_id, "eos_id": own.eos_id, "pad_id": own.pad_id}
-        return {**ids, "suppress": (own.pad_id, own.bos_id, own.unk_id)}
+        size = self.model.decoder.output_projection.out_features if self.model.decoder is not None else own.vocab_size
+        special = [token for token in (own.pad_id, own.bos_id, own.unk_id) if token < size]
+        return {**ids, "suppress": (*special, *range(own.vocab_size, size))}  # of an imported vocabulary: unknown ids
 
     def _decoded(self, generated: Generated) -> list[list[Caption]]:
         sums = generated.log_probs.sum(dim=2).tolist()

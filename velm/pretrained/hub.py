@@ -162,6 +162,16 @@ def image_processor(model_name: str) -> Any:
     return _from_hub(transformers.AutoImageProcessor, model_name)
 
 
+def generation_config(model_name: str) -> Any:
+    """The generation_config.json of a folder or a cached model; None if there is none."""
+    import transformers
+
+    try:
+        return transformers.GenerationConfig.from_pretrained(model_name, local_files_only=True)
+    except OSError:
+        return None
+
+
 def _from_hub(cls: Any, model_name: str, **options: Any) -> Any:
     folder = Path(model_name).expanduser()
     if not folder.is_dir() and (folder.is_absolute() or model_name.startswith((".", "~")) or model_name.count("/") > 1):

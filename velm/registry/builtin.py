@@ -33,6 +33,7 @@ decoders = Registry(
     {
         "rnn": "velm.decoders.rnn:RNNDecoder",
         "transformer": "velm.decoders.transformer:TransformerDecoder",
+        "git": "velm.decoders.git:GitDecoder",
         "hf/*": "velm.decoders.huggingface:HFDecoder",
     },
     example="my_pkg.my_module:MyDecoder",

@@ -7,6 +7,7 @@ from typing import Any
 
 from velm.pretrained import hub
 from velm.sources.foreign import ForeignModel
+from velm.sources.hf_captioners import blip, git, vision_encoder_decoder
 from velm.sources.hf_clip import clip, siglip
 from velm.sources.hf_dual import altclip, chinese_clip, vision_text
 
@@ -19,6 +20,9 @@ _READERS: dict[str, Callable[[str, Any], ForeignModel]] = {
     "chinese_clip": chinese_clip,
     "altclip": altclip,
     "vision-text-dual-encoder": vision_text,
+    "blip": blip,
+    "git": git,
+    "vision-encoder-decoder": vision_encoder_decoder,
 }
 _REFUSED = {
     "siglip2": "it takes images of any shape (NaFlex), and VELM's are squares. Checkpoints of a fixed resolution, "

@@ -15,8 +15,8 @@ from velm.pretrained.weights import skip_pretrained
 from velm.sources.state_dict import StateDict, embedding_rows, renamed
 
 __all__ = [
-    "class_prefix", "image_tower", "open_tokenizer", "read_model", "require_class", "text_length", "text_tower",
-    "text_tower_weights",
+    "class_prefix", "image_tower", "name_of", "open_tokenizer", "read_model", "require_class", "text_length",
+    "text_tower", "text_tower_weights",
 ]  # fmt: skip
 
 

@@ -109,17 +109,22 @@ def require_whole_towers(source: Source, config: Mapping[str, Any], result: Tran
     """
     assert source.whole is not None
     kept = set(result.kept)
-    for side in ("image", "text"):
-        if not _same_name(config, source.whole, f"{side}_encoder"):
+    towers = {
+        "image_encoder": ("image_encoder", "image_projection"),
+        "text_encoder": ("text_encoder", "text_projection"),
+        "decoder": ("decoder",),
+    }
+    for tower, parts in towers.items():
+        if not _same_name(config, source.whole, tower):
             continue
-        for part in (f"{side}_encoder", f"{side}_projection"):
+        for part in parts:
             lost = [name for name in source.weights if name.startswith(f"model.{part}.") and name not in kept]
             new = [name for name in result.new if name.startswith(f"model.{part}.")]
             if lost or new:
                 raise ConfigError(
                     f"The {part} of {source.name} does not fit this run's: "
                     f"{_contradictions(source.whole, config, part)}. Leave these options out, or name another "
-                    f"{side}_encoder, which then starts from scratch."
+                    f"{tower}, which then starts from scratch."
                 )
 
 
@@ -136,8 +141,19 @@ def _contradictions(whole: Mapping[str, Any], config: Mapping[str, Any], part: s
     if not part.endswith("_projection"):
         there, here = (split_config(each[part], part)[1] for each in (whole, config))
     prefix = "model." if part.endswith("_projection") else f"model.{part}."
-    names = [name for name in {**there, **here} if there.get(name) != here.get(name)]
+    there, here = _flat(there), _flat(here)
+    names = [name for name in {**here, **there} if there.get(name) != here.get(name)]  # what the run says comes first
     listed = [
-        f"{prefix}{name} is {here.get(name, 'left out')} here and {there.get(name, 'left out')} there" for name in names
+        f"{prefix}{name} is {here.get(name, 'left out')} here and {there.get(name, 'left out')} there"
+        for name in names[:5]
     ]
-    return "; ".join(listed) or "its weights have other names"
+    more = f"; and {len(names) - 5} more" if len(names) > 5 else ""
+    return "; ".join(listed) + more or "its weights have other names"
+
+
+def _flat(options: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested options by dotted names."""
+    flat: dict[str, Any] = {}
+    for name, value in options.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return flat

@@ -1,0 +1,121 @@
+"""`PrefixDecoder`: a causal language model that reads the memory as the beginning of its own sequence.
+
+memory ── embed_prefix ──┐
+tokens ── embed_tokens ──┴─ run, with a mask ── hidden
+
+            prefix  text           keys
+prefix      1 1 1   0 0            bidirectional; causal: a triangle here, too
+text        1 1 1   1 0
+            1 1 1   1 1
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from velm.decoders.base import Decoder, DecoderState
+from velm.decoders.cache import fork
+from velm.errors import ConfigError
+
+__all__ = ["PrefixDecoder", "PrefixState"]
+
+
+@dataclass(frozen=True)
+class PrefixState(DecoderState):
+    """Keys and values of the prefix and of the tokens so far.
+
+    Attributes:
+        cache: transformers' DynamicCache of N + length positions; never changed in place.
+        mask: bool (B, N), True on the content of the prefix; None: all of it.
+        prefix: N.
+        length: tokens fed so far.
+    """
+
+    cache: Any
+    mask: Tensor | None
+    prefix: int
+    length: int = 0
+
+    def select(self, rows: Tensor) -> PrefixState:
+        mask = None if self.mask is None else self.mask.index_select(0, rows)
+        return replace(self, cache=fork(self.cache, rows), mask=mask)
+
+
+class PrefixDecoder(Decoder):
+    """Decodes behind a prefix made of the memory, which is computed once.
+
+    A subclass implements `embed_prefix`, `embed_tokens` and `run`.
+
+    Attributes:
+        bidirectional: whether positions of the prefix see later ones of the prefix.
+    """
+
+    bidirectional: bool = False
+
+    @abstractmethod
+    def embed_prefix(self, memory: Tensor) -> Tensor:
+        """The memory, float (B, N, memory_dim), as vectors float (B, N, D)."""
+
+    @abstractmethod
+    def embed_tokens(self, tokens: Tensor, past: int) -> Tensor:
+        """Tokens int64 (B, T), the first of which is number `past` of the text, as vectors float (B, T, D)."""
+
+    @abstractmethod
+    def run(self, x: Tensor, mask: Tensor | None, cache: Any, past: int) -> Tensor:
+        """The language model over vectors.
+
+        Args:
+            x: float (B, T, D).
+            mask: bool (B or 1, T, past + T), True where a position is seen; None: all are.
+            cache: of `past` positions, extended in place by these; None: `past` is 0 and nothing is kept.
+            past: positions before these, those of the prefix included.
+
+        Returns:
+            hidden float (B, T, D').
+        """
+
+    def forward(self, tokens: Tensor, memory: Tensor, memory_mask: Tensor | None = None) -> Tensor:
+        self._check_length(tokens.shape[1])
+        prefix = self.embed_prefix(memory)
+        x = torch.cat([prefix, self.embed_tokens(tokens, 0)], dim=1)
+        return self.run(x, self._mask(prefix.shape[1], x, memory_mask), None, 0)[:, prefix.shape[1] :]
+
+    def start(self, memory: Tensor, memory_mask: Tensor | None = None) -> PrefixState:
+        from transformers import DynamicCache
+
+        cache, prefix = DynamicCache(), self.embed_prefix(memory)
+        self.run(prefix, self._mask(prefix.shape[1], prefix, memory_mask), cache, 0)
+        return PrefixState(cache, memory_mask, prefix.shape[1])
+
+    def step(self, token: Tensor, state: DecoderState) -> tuple[Tensor, PrefixState]:
+        assert isinstance(state, PrefixState)
+        self._check_length(state.length + 1)
+        cache, mask = fork(state.cache), None
+        if state.mask is not None:
+            mask = torch.cat([state.mask, state.mask.new_ones(len(token), state.length + 1)], dim=1)[:, None]
+        x = self.embed_tokens(token[:, None], state.length)
+        hidden = self.run(x, mask, cache, state.prefix + state.length)
+        return self.output_projection(hidden[:, -1]), replace(state, cache=cache, length=state.length + 1)
+
+    def _mask(self, prefix: int, x: Tensor, memory_mask: Tensor | None) -> Tensor:
+        """bool (B or 1, T, T) of a whole sequence, the first `prefix` positions of which are the memory's."""
+        length = x.shape[1]
+        seen = torch.ones(length, length, dtype=torch.bool, device=x.device).tril()
+        if self.bidirectional:
+            seen[:prefix, :prefix] = True
+        if memory_mask is None:
+            return seen[None]
+        content = torch.cat([memory_mask, memory_mask.new_ones(len(x), length - prefix)], dim=1)
+        return seen & content[:, None]
+
+    def _check_length(self, length: int) -> None:
+        if self.max_length is not None and length > self.max_length:
+            raise ConfigError(
+                f"{length} tokens, but {type(self).__name__} holds {self.max_length}. Shorten the captions "
+                f"(data.max_length), or raise max_position_embeddings in its config."
+            )
