@@ -11,8 +11,7 @@ import pytest
 import torch
 
 import velm
-from velm.averaging.read import read_model
-from velm.checkpoint import read_checkpoint
+from velm.checkpoint import merge, read_checkpoint
 from velm.cli import main
 from velm.training.pretrained import read_source
 
@@ -164,7 +163,7 @@ def test_adapters_are_merged_before(
         expected = velm.load([pair[0], path][weight]).embed_images(image)
         torch.testing.assert_close(velm.load(output).embed_images(image), expected, rtol=1e-5, atol=1e-5)
     name = "image_encoder.blocks.0.attention.query.weight"
-    one, two = (read_model(each).weights[name] for each in (pair[0], path))
+    one, two = (merge(read_checkpoint(each)).weights[name] for each in (pair[0], path))
     assert not torch.equal(one, two)
     assert main(arguments) == 0
     torch.testing.assert_close(read_checkpoint(output).weights[name], (one + two) / 2)

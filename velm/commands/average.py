@@ -34,14 +34,14 @@ def main(argv: Sequence[str]) -> int:
     """
     args, changes, also = _parse(argv)
     from velm.averaging.average import average, notes, uniform
-    from velm.averaging.read import read_model
     from velm.averaging.wise import alphas_of
-    from velm.checkpoint import write_checkpoint
+    from velm.checkpoint import merge, write_checkpoint
     from velm.registry import load_plugins
+    from velm.sources import open_source
 
     args.alphas = None if args.wise is None else alphas_of(args.wise)
     load_plugins(args.plugins.split(",") if args.plugins else ())
-    checkpoints = [read_model(path) for path in args.checkpoints]
+    checkpoints = [merge(open_source(path)) for path in args.checkpoints]  # factors of adapters have no mean
     if args.wise is not None:
         result, chosen = _wise(args, checkpoints, _scores(args, checkpoints[-1], changes, also))
     elif args.greedy:
