@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,7 +21,7 @@ from velm.errors import CheckpointError, ConfigError
 from velm.pretrained.adapters import adapted_layers
 from velm.training.memory import micro_batch
 from velm.training.memory.compile import compile_tower
-from velm.training.pretrained import read_source
+from velm.training.pretrained import read_source, start_from
 from velm.training.task import VisionLanguageTask
 
 pytest.importorskip("peft")
@@ -93,6 +94,23 @@ def test_dora_begins_with_the_lengths_of_the_source(folder: Path) -> None:
     base, still = (velm.load(folder / name / "last.ckpt") for name in ("base", "still"))
     texts = ["a red circle", "a blue square left of a green star"]
     torch.testing.assert_close(still.embed_texts(texts), base.embed_texts(texts), atol=1e-5, rtol=0)
+
+
+def test_adapters_begin_the_same_whatever_drew_numbers_before(folder: Path) -> None:
+    """Ranks draw differently before; under FSDP2 each would hold a shard of other adapters."""
+    source = str(folder / "base/last.ckpt")
+    tokenizer = read_source(source).tokenizer
+    found = []
+    for seed in range(2):
+        task = make_task(vocab_size=tokenizer.vocab_size, pad_id=tokenizer.pad_id)
+        task._trainer = SimpleNamespace(  # type: ignore[assignment]
+            datamodule=SimpleNamespace(tokenizer=tokenizer), is_global_zero=False
+        )
+        torch.manual_seed(seed)
+        start_from(source, task)
+        found.append(task.model.state_dict())
+    assert any("lora_A" in name for name in found[0])
+    assert all(torch.equal(tensor, found[1][name]) for name, tensor in found[0].items() if "lora_" in name)
 
 
 def test_a_resumed_run_has_the_same_losses_bit_for_bit(folder: Path) -> None:

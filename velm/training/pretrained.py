@@ -13,12 +13,15 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+import torch
+
 from velm.checkpoint import build_tokenizer, merge
 from velm.errors import ConfigError
 from velm.model.adapt import adapt
 from velm.pretrained.adapters import remove_adapters
 from velm.registry import split_config
 from velm.sources import is_foreign, open_source
+from velm.training.recovery.resume import run_seed
 from velm.training.transfer import Source, Transfer, shared_tokens, transfer
 
 __all__ = ["read_source", "start_from"]
@@ -56,7 +59,9 @@ def start_from(source: str, task: Any) -> None:
         require_whole_towers(start, config, result)
     if task.trainer.is_global_zero:
         print(result.describe(source, [name for name in task.state_dict() if name.startswith(("model.", "losses."))]))
-    adapt(task.model, task.model_config.get("adapt"))  # after the transfer: DoRA and pissa begin with the base weights
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(run_seed())  # on all ranks the same, whatever has drawn numbers before
+        adapt(task.model, task.model_config.get("adapt"))  # after the transfer: DoRA and pissa begin with the base
 
 
 def of_losses(source: Source, losses: Any) -> Source:
