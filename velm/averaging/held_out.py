@@ -95,5 +95,8 @@ def value_of(metrics: Mapping[str, float], name: str) -> float:
     if not set(keys) <= set(metrics):
         short = [key.partition("/")[2] for key in metrics if key.startswith(DIRECTIONS[0])]
         guess = did_you_mean(name, [*metrics, *short])
-        raise ConfigError(f"--metric: there is no {name!r} here.{guess} There are: {', '.join([*short, *metrics])}.")
+        raise ConfigError(
+            f"--metric: there is no {name!r} here.{guess} There are: {', '.join([*short, *metrics])}; metrics of "
+            f"captions begin with caption/."
+        )
     return sum(metrics[key] for key in keys) / len(keys)

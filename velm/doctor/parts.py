@@ -28,7 +28,7 @@ def parameters(parts: Mapping[str, nn.Module]) -> Finding:
     listed = ", ".join(f"{name} {_counted(part)}" for name, part in value.items())
     message = f"{_counted(total)} parameters: {listed}."
     if not total["trainable"]:
-        advice = "Remove a part from model.freeze, or set its option `trainable`."
+        advice = "Remove a part from model.freeze or model.train_last, or set its option `trainable`."
         return Finding("parameters", "error", f"Nothing is trainable. {message}", advice, value)
     return Finding("parameters", "info", message, value=value)
 
@@ -69,7 +69,7 @@ def learning_rates(
         if trained and rate > MAX_LR * (1 + 1e-6):
             message = f"The {name} is pretrained and trained at a learning rate of {rate:g}, above {MAX_LR:g}."
             scale = 0.1 * MAX_LR / lr
-            advice = f"model.optimizer.lr_scale={{{name}: {scale:.2g}}}, fewer stages (trainable: 2), or freeze it."
+            advice = f"model.optimizer.lr_scale={{{name}: {scale:.2g}}}, model.train_last={{{name}: 2}}, or freeze it."
             findings.append(Finding("learning_rate", "warning", message, advice, value))
         elif trained:
             message = f"The {name} is pretrained and trained at a learning rate of {rate:g}, at most {MAX_LR:g}."
