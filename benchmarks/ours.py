@@ -16,15 +16,19 @@ __all__ = ["DEPTH", "PATCH", "WIDTH", "Trained", "batch_of", "clip_config", "coc
 WIDTH, DEPTH, HEADS, PATCH = 384, 12, 6, 32
 
 
-def clip_config(width: int = WIDTH, depth: int = DEPTH, vocabulary: int = VOCABULARY) -> dict[str, Any]:
+def clip_config(
+    width: int = WIDTH, depth: int = DEPTH, vocabulary: int = VOCABULARY, text_width: int | None = None,
+    quick_gelu: bool = False,
+) -> dict[str, Any]:  # fmt: skip
     """CLIP as in open_clip and transformers: class token, norm before the first block, pooling at eos."""
-    heads = width // 64
+    narrow, blocks = text_width or width, {"depth": depth, "activation": "quick_gelu" if quick_gelu else "gelu"}
     vit = {"patch_size": PATCH, "positions": "learned", "position_grid": SIDE // PATCH, "pooling": "class"}
+    vit |= {"input_norm": True, "patch_bias": False}
     return {
-        "image_encoder": {"name": "vit", "dim": width, "depth": depth, "heads": heads, "input_norm": True, **vit},
-        "text_encoder": {"name": "transformer", "dim": width, "depth": depth, "heads": heads, "max_length": CONTEXT,
+        "image_encoder": {"name": "vit", "dim": width, "heads": width // 64, **blocks, **vit},
+        "text_encoder": {"name": "transformer", "dim": narrow, "heads": narrow // 64, **blocks, "max_length": CONTEXT,
                          "causal": True, "pooling": "last"},
-        "embed_dim": width,
+        "embed_dim": narrow,
         "losses": {"contrastive": {}},
         "vocab_size": vocabulary,
         "pad_id": PAD,

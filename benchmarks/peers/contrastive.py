@@ -14,8 +14,8 @@ from benchmarks.ours import DEPTH, PATCH, WIDTH
 from benchmarks.peers.base import Peer
 
 __all__ = [
-    "OpenClipCLIP", "OpenClipCoCa", "TransformersCLIP", "open_clip_clip", "open_clip_coca", "towers",
-    "transformers_clip",
+    "OpenClipCLIP", "OpenClipCoCa", "TransformersCLIP", "open_clip_clip", "open_clip_coca", "open_clip_config",
+    "towers", "transformers_clip",
 ]  # fmt: skip
 
 
@@ -53,6 +53,17 @@ class TransformersCLIP(Peer):
         return loss
 
 
+def open_clip_config(
+    width: int = WIDTH, depth: int = DEPTH, vocabulary: int = VOCABULARY, text_width: int | None = None,
+    quick_gelu: bool = False,
+) -> dict[str, Any]:  # fmt: skip
+    """A `model_cfg` of open_clip; the joint space has the width of the text tower."""
+    vision, text = towers(width, depth, vocabulary)
+    narrow = text_width or width
+    text |= {"width": narrow, "heads": narrow // 64}
+    return {"embed_dim": narrow, "vision_cfg": vision, "text_cfg": text, "quick_gelu": quick_gelu}
+
+
 def towers(width: int, depth: int, vocabulary: int, side: int = SIDE) -> tuple[dict[str, Any], dict[str, Any]]:
     """The image and text towers, with sizes named as in open_clip's configs."""
     vision = {"image_size": side, "layers": depth, "width": width, "head_width": 64, "patch_size": PATCH}
@@ -62,13 +73,12 @@ def towers(width: int, depth: int, vocabulary: int, side: int = SIDE) -> tuple[d
     return vision, text
 
 
-def open_clip_clip(width: int = WIDTH, depth: int = DEPTH, vocabulary: int = VOCABULARY) -> nn.Module:
-    """`open_clip.model.CLIP`."""
+def open_clip_clip(**sizes: Any) -> nn.Module:
+    """`open_clip.model.CLIP`; the sizes are those of `open_clip_config`."""
     require("open_clip")
     from open_clip.model import CLIP
 
-    vision, text = towers(width, depth, vocabulary)
-    return CLIP(embed_dim=width, vision_cfg=vision, text_cfg=text)
+    return CLIP(**open_clip_config(**sizes))
 
 
 def open_clip_coca(
@@ -90,21 +100,27 @@ def open_clip_coca(
     return model
 
 
-def transformers_clip(width: int = WIDTH, depth: int = DEPTH, vocabulary: int = VOCABULARY) -> nn.Module:
-    """`transformers.CLIPModel` with the GELU of the other systems."""
+def transformers_clip(
+    width: int = WIDTH, depth: int = DEPTH, vocabulary: int = VOCABULARY, text_width: int | None = None,
+    quick_gelu: bool = False,
+) -> nn.Module:  # fmt: skip
+    """`transformers.CLIPModel` with the sizes and the GELU of the other systems."""
     require("transformers")
     from transformers import CLIPConfig, CLIPModel
 
-    shared = {
-        "hidden_size": width, "intermediate_size": 4 * width, "num_hidden_layers": depth,
-        "num_attention_heads": width // 64, "hidden_act": "gelu",
-    }  # fmt: skip
-    text = {**shared, "vocab_size": vocabulary, "max_position_embeddings": CONTEXT}
+    def tower(dim: int) -> dict[str, Any]:
+        return {
+            "hidden_size": dim, "intermediate_size": 4 * dim, "num_hidden_layers": depth,
+            "num_attention_heads": dim // 64, "hidden_act": "quick_gelu" if quick_gelu else "gelu",
+        }  # fmt: skip
+
+    narrow = text_width or width
+    text = {**tower(narrow), "vocab_size": vocabulary, "max_position_embeddings": CONTEXT}
     special = {"bos_token_id": vocabulary - (VOCABULARY - BOS), "eos_token_id": vocabulary - (VOCABULARY - EOS)}
-    vision = {**shared, "image_size": SIDE, "patch_size": PATCH}
+    vision = {**tower(width), "image_size": SIDE, "patch_size": PATCH}
     return CLIPModel(
         CLIPConfig(
-            text_config={**text, **special, "pad_token_id": PAD}, vision_config=vision, projection_dim=width,
+            text_config={**text, **special, "pad_token_id": PAD}, vision_config=vision, projection_dim=narrow,
             logit_scale_init_value=math.log(1 / 0.07),
         )
     )  # fmt: skip

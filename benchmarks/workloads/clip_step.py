@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 from benchmarks.harness.workload import OURS, Agreement, Run, Settings, Workload
 from benchmarks.inputs import Feed, feed
@@ -35,21 +36,31 @@ def transformers(settings: Settings) -> Run:
 
 
 def prove(settings: Settings) -> list[Agreement]:
-    """The whole model in float64, on captions of different lengths: the peers process the padding, VELM does not."""
+    return prove_sizes(settings)
+
+
+def prove_sizes(settings: Settings, **sizes: Any) -> list[Agreement]:
+    """The whole model in float64, on captions of different lengths: the peers process the padding, VELM does not.
+
+    Args:
+        settings: threads.
+        **sizes: of `clip_config`.
+    """
     from benchmarks import proofs
     from benchmarks.ours import Trained, clip_config
     from benchmarks.peers import contrastive, weights
 
     exact = Settings(precision="32", threads=settings.threads)
+    hf = contrastive.transformers_clip(**sizes)
+    from_open_clip, from_transformers = weights.translators(contrastive.open_clip_config(**sizes), hf.config)
     lines = []
     for peer, system, translate in (
-        ("open_clip", contrastive.OpenClipCLIP(contrastive.open_clip_clip(), exact), weights.from_open_clip),
-        ("transformers", contrastive.TransformersCLIP(contrastive.transformers_clip(), exact),
-         weights.from_transformers),
-    ):  # fmt: skip
-        mine = Trained(clip_config(), exact)
+        ("open_clip", contrastive.OpenClipCLIP(contrastive.open_clip_clip(**sizes), exact), from_open_clip),
+        ("transformers", contrastive.TransformersCLIP(hf, exact), from_transformers),
+    ):
+        mine = Trained(clip_config(**sizes), exact)
         counts = proofs.parameters(mine.model), proofs.parameters(system.model)
-        lines.append(Agreement(f"parameters, against {peer}", *counts, "patch bias ours; first position, scale theirs"))
+        lines.append(Agreement(f"parameters, against {peer}", *counts, "theirs: position of the class token, scale"))
         lines += proofs.same_function(peer, mine, system, translate)
     return lines
 

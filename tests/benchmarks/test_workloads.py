@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 
@@ -31,9 +33,10 @@ def test_texts_have_real_lengths_and_both_sides_read_the_same() -> None:
 def peer(name: str) -> tuple:
     pytest.importorskip(name, reason="pip install 'velm[bench]'")
     if name == "open_clip":
-        model = contrastive.open_clip_clip(**SMALL)
-        return contrastive.OpenClipCLIP(model, EXACT), weights.from_open_clip
-    return contrastive.TransformersCLIP(contrastive.transformers_clip(**SMALL), EXACT), weights.from_transformers
+        translate = partial(weights.from_open_clip, config=contrastive.open_clip_config(**SMALL))
+        return contrastive.OpenClipCLIP(contrastive.open_clip_clip(**SMALL), EXACT), translate
+    model = contrastive.transformers_clip(**SMALL)
+    return contrastive.TransformersCLIP(model, EXACT), partial(weights.from_transformers, config=model.config)
 
 
 @pytest.mark.parametrize("name", ["open_clip", "transformers"])

@@ -14,7 +14,7 @@ class StateDict:
     """Tensors of a foreign model by name; a name that is missing or left over is an error.
 
     Args:
-        tensors: by name; floating-point ones are read as float32.
+        tensors: by name; those in half precision are read as float32.
         source: for messages.
     """
 
@@ -36,7 +36,7 @@ class StateDict:
                 f"save them again."
             )
         tensor = self.tensors.pop(name)
-        return tensor.float() if tensor.is_floating_point() else tensor
+        return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
     def linear(self, name: str, to: str, bias: bool = True) -> dict[str, Tensor]:
         """Weight and bias of a linear layer, a norm or a convolution, under the name `to`."""
