@@ -180,6 +180,13 @@ def test_the_checkpoint_needs_no_teacher(teach: Any, tmp_path: Path) -> None:
     pipeline = load(tmp_path / "student.ckpt")
     assert pipeline.logit_scale == pytest.approx(float(task.losses["contrastive"].logit_scale))
     assert pipeline.embed_texts(["a red circle"]).shape == (1, 6)
+    other = VisionLanguageTask(
+        image_encoder={"name": "cnn", "dim": 8}, text_encoder={"name": "rnn", "dim": 8}, losses={"contrastive": {}},
+        vocab_size=module.vocab_size,
+    )  # fmt: skip
+    again = lightning.Trainer(fast_dev_run=True, accelerator="cpu", enable_progress_bar=False)
+    again.fit(other, module)  # the same data without a teacher
+    assert not module.distils
     metrics = trainer.validate(task, module, verbose=False)[0]
     assert "val/contrastive" in metrics
     assert "val/distillation" not in metrics

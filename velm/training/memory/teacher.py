@@ -41,9 +41,9 @@ OPTION = "cache of the distillation loss"
 
 
 def announce_teacher(losses: WeightedLosses, data: Any) -> None:
-    """Let a data module's samples come with the embeddings of the losses' teacher, if there is one."""
-    if losses.teacher_loss is not None and hasattr(data, "distils"):
-        data.distils = True
+    """Tell a data module whether its samples come with the embeddings of a teacher: that of the losses."""
+    if hasattr(data, "distils"):
+        data.distils = losses.teacher_loss is not None
 
 
 def prepare_teacher(trainer: lightning.Trainer, losses: WeightedLosses, embed_dim: int) -> None:
