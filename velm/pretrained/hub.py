@@ -77,14 +77,15 @@ def build(
     if not (pretrained and pretrained_allowed()):
         return cls._from_config(config, dtype=torch.float32, **options)
     options |= {"config": config, "dtype": torch.float32, "output_loading_info": True}
+    options["ignore_mismatched_sizes"] = True  # refused below, with the number
     model, info = _from_hub(cls, model_name, **options)
     missing = sorted(name for name in info["missing_keys"] if not any(part in name for part in new_parts))
     if missing or info["mismatched_keys"]:
         shown = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
         raise ValueError(
             f"The weights of {model_name!r} do not fit {cls.__name__}: {len(missing)} missing ({shown}), "
-            f"{len(info['mismatched_keys'])} of another shape. Name a model of this architecture, or set pretrained: "
-            f"false."
+            f"{len(info['mismatched_keys'])} of another shape. Download them again if they are not complete, name a "
+            f"model of this architecture, or set pretrained: false."
         )
     return model
 
@@ -184,17 +185,28 @@ def _from_hub(cls: Any, model_name: str, **options: Any) -> Any:
     try:
         return cls.from_pretrained(path, local_files_only=True, **options)
     except (OSError, ValueError) as cause:
+        _refuse_code(model_name, cause)
         if folder.is_dir():
             raise OSError(f"The folder {model_name!r} cannot be read as a transformers model: {cause}") from cause
     try:
         _reach_hub()
         return cls.from_pretrained(path, **options)
     except (OSError, ValueError) as cause:
+        _refuse_code(model_name, cause)
         offline = " Downloads are forbidden by HF_HUB_OFFLINE." if os.environ.get("HF_HUB_OFFLINE") else ""
         raise OSError(
             f"{model_name!r} is no folder here (seen from {Path.cwd()}), not in the Hugging Face cache, and cannot be "
             f"fetched from the hub: offline, or no such model.{offline} Give a folder written by save_pretrained, or a "
             f"model type with a config. Cause: {str(cause).splitlines()[0]}"
+        ) from cause
+
+
+def _refuse_code(model_name: str, cause: Exception) -> None:
+    """Raise a ValueError if transformers failed because a model brings Python code of its own."""
+    if "trust_remote_code" in str(cause):
+        raise ValueError(
+            f"{model_name!r} runs Python code of its authors (trust_remote_code), and VELM runs none. Name a model of "
+            f"a class that transformers has."
         ) from cause
 
 

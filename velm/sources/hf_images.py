@@ -22,7 +22,13 @@ def image_options(name: str, image_size: int) -> tuple[dict[str, Any], list[floa
         OSError: there is no processor.
         ValueError: it does what VELM's transform cannot do.
     """
-    processor = hub.image_processor(name)
+    try:
+        processor = hub.image_processor(name)
+    except OSError as error:
+        raise OSError(
+            f"it has no image processor (preprocessor_config.json), so how its images are resized and normalised is "
+            f"not known. Put that file of the original model beside its weights. Cause: {error}"
+        ) from error
     size, crop = _sides(processor.size), _sides(getattr(processor, "crop_size", None))
     crops = bool(getattr(processor, "do_center_crop", False))
     if not processor.do_resize:
