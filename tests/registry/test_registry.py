@@ -118,7 +118,7 @@ def test_folders_are_read_once_and_again_when_distributions_come_or_go(
 
 def test_every_kind_is_public_and_each_has_the_builtin_names() -> None:
     expected = {
-        "image_encoders": ["cnn", "hf/*", "timm/*", "torchvision/*", "vit"],
+        "image_encoders": ["attentional", "cnn", "hf/*", "timm/*", "torchvision/*", "vit"],
         "text_encoders": ["decoder", "hf/*", "rnn", "transformer"],
         "decoders": ["hf/*", "rnn", "transformer"],
         "losses": ["captioning", "contrastive", "sigmoid", "triplet"],
@@ -389,7 +389,7 @@ def test_an_unknown_name_comes_with_the_nearest(kind: str, name: str, nearest: s
 
 
 def test_no_guess_where_nothing_is_near() -> None:
-    with pytest.raises(UnknownNameError, match=r"Unknown image encoder 'qqq'. Available: cnn, "):
+    with pytest.raises(UnknownNameError, match=r"Unknown image encoder 'qqq'. Available: attentional, cnn, "):
         image_encoders.get("qqq")
 
 

@@ -16,4 +16,5 @@ TRANSFORMER_DECODERS: list[dict[str, Any]] = [
     {"depth": 1, "heads": 4},
     {"depth": 2, "tie_embeddings": False, "mlp_ratio": 1.5, "dropout": 0.3},
     {"depth": 4, "heads": 2, "unimodal_depth": 3},
+    {"depth": 3, "heads": 2, "unimodal_depth": 1, "alternating": True, "dropout": 0.3, "activation": "quick_gelu"},
 ]

@@ -31,6 +31,15 @@ OURS: list[tuple[Registry, dict[str, Any]]] = [
     *((image_encoders, {"name": f"timm/{name}"}) for name in ("test_vit", "test_resnet", "test_convnext")),
     (image_encoders, {"name": "timm/test_vit", "pooling": "class"}),
     (image_encoders, {"name": "timm/test_resnet", "trainable": 1}),
+    (image_encoders, {"name": "timm/test_vit3", "pooling": "own", "global_pool": "map"}),
+    (image_encoders, {"name": "timm/test_convnext", "pooling": "own", "dim": 12}),
+    *(
+        (image_encoders, {"name": "attentional", "dim": 8, "queries": 5, "heads": 2, "encoder": encoder})
+        for encoder in (
+            {"name": "vit", "dim": 24, "depth": 1, "pooling": "class"},
+            {"name": "cnn", "dim": 16, "depth": 1},
+        )
+    ),
     *(
         (text_encoders, {"name": "rnn", "dim": 16, "layers": 2, "cell": c, "bidirectional": b})
         for c in CELLS

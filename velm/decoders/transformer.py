@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import cast
+from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 
 from velm.decoders.base import Decoder, DecoderState
+from velm.layers.alternating import AlternatingBlock
 from velm.layers.attention import KeysValues
 from velm.layers.beam_memory import BeamMemory
 from velm.layers.kv_cache import KVCache
 from velm.layers.positions import LearnedPositions
-from velm.layers.transformer import TransformerBlock
+from velm.layers.transformer import Activation, TransformerBlock
 from velm.outputs import DecoderOutput
 
 
@@ -61,6 +63,9 @@ class TransformerDecoder(Decoder):
         dropout: probability, on the embeddings and on the output of each branch of a block.
         max_length: longest sequence, in tokens, bos included.
         tie_embeddings: the output projection's weight is the token embedding (Press and Wolf 2017).
+        alternating: behind the unimodal blocks, blocks of self-attention and of cross-attention alternate, each with an
+            MLP and the latter with a norm of the memory, as in open_clip's CoCa; see `AlternatingBlock`.
+        activation: of the MLPs: gelu, quick_gelu (OpenAI's CLIP) or gelu_tanh.
     """
 
     max_length: int
@@ -79,6 +84,8 @@ class TransformerDecoder(Decoder):
         dropout: float = 0.0,
         max_length: int = 128,
         tie_embeddings: bool = True,
+        alternating: bool = False,
+        activation: Activation = "gelu",
     ) -> None:
         super().__init__()
         if depth < 1:
@@ -92,16 +99,14 @@ class TransformerDecoder(Decoder):
         self.words_dim = dim if unimodal_depth else None
         self.embedding = nn.Embedding(vocab_size, dim, padding_idx=pad_id)
         self.positions = LearnedPositions(dim, max_length)
-        self.memory_norm = nn.LayerNorm(memory_dim)
+        self.memory_norm: nn.Module = nn.Identity() if alternating else nn.LayerNorm(memory_dim)
         self.dropout = nn.Dropout(dropout)
+        options: dict[str, Any] = {"heads": heads, "mlp_ratio": mlp_ratio, "dropout": dropout, "activation": activation}
+        multimodal = AlternatingBlock if alternating else TransformerBlock
         self.blocks = nn.ModuleList(
-            TransformerBlock(
-                dim,
-                heads=heads,
-                mlp_ratio=mlp_ratio,
-                dropout=dropout,
-                memory_dim=None if block < unimodal_depth else memory_dim,
-            )
+            TransformerBlock(dim, **options)
+            if block < unimodal_depth
+            else multimodal(dim, memory_dim=memory_dim, **options)
             for block in range(depth)
         )
         self.norm = nn.LayerNorm(dim)
@@ -136,11 +141,19 @@ class TransformerDecoder(Decoder):
         x = last.feed_forward(last.cross_attend(query, keys_values, memory_mask))
         return DecoderOutput(self.norm(x), last.weights(query, keys_values, memory_mask))
 
-    def read_words(self, tokens: Tensor) -> Tensor:
-        """Output of the lowest `unimodal_depth` blocks, before the final norm: float (B, T, dim)."""
+    def read_words(self, tokens: Tensor, appended: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        """Output of the lowest `unimodal_depth` blocks, before the final norm: float (B, T, dim).
+
+        Args:
+            tokens: int64 (B, T).
+            appended: float (dim,), a vector that stands behind the tokens of every row; the output is (B, T + 1, dim).
+            mask: bool (B, T) or (B, T + 1), True on positions that the later ones see; None: all.
+        """
         x = self._embed(tokens)
+        if appended is not None:
+            x = torch.cat([x, appended.to(x.dtype).expand(len(x), 1, -1)], dim=1)
         for block in self._layers()[: self.unimodal_depth]:
-            x = block(x, causal=True)
+            x = block(x, mask=mask, causal=True)
         return x
 
     def start(self, memory: Tensor, memory_mask: Tensor | None = None) -> TransformerState:

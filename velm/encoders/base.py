@@ -18,10 +18,12 @@ class ImageEncoder(nn.Module, ABC):
     A subclass takes keyword arguments with type hints, sets `self.dim` in its constructor, and implements
     `forward`. Pixels arrive normalised with `image_mean` and `image_std` (RGB in [0, 1]); an encoder with
     pretrained weights sets both to what it was trained with. N may be fixed or depend on the image size; an encoder of
-    one image size raises a ValueError that names it for any other.
+    one image size raises a ValueError that names it for any other. With `has_grid = False`, positions are no places of
+    the image and `grid` may be None; there are no attention maps then.
     """
 
     dim: int
+    has_grid: bool = True
     image_mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     image_std: tuple[float, float, float] = (0.229, 0.224, 0.225)
 
@@ -33,7 +35,7 @@ class ImageEncoder(nn.Module, ABC):
             images: float (B, 3, H, W), normalised.
 
         Returns:
-            features (B, N, dim), pooled (B, dim), grid (H', W') with H' * W' == N.
+            features (B, N, dim), pooled (B, dim), grid (H', W') with H' * W' == N; see `has_grid`.
         """
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 from velm.encoders.base import ImageEncoder, TextEncoder, three_channels
@@ -130,6 +131,8 @@ class HFTextEncoder(FrozenPartsInEval, TextEncoder):
         pooling: 'first' (bos), 'mean', or 'last' (eos), or 'pooler', the model's pooling layer (BERT's linear map and
             tanh of bos); null: last for models that read from left to right and for the text towers of CLIP and
             SigLIP, first for masked ones (BERT), mean for the others.
+        reads_bos: false leaves bos out, as T5 does.
+        bos_id: token that is read in place of bos, such as NLLB's code of a language; null: the tokenizer's bos.
     """
 
     library_parts = ("model", "head")
@@ -145,6 +148,8 @@ class HFTextEncoder(FrozenPartsInEval, TextEncoder):
         trainable: bool = True,
         dim: int | None = None,
         pooling: Literal["first", "mean", "last", "pooler"] | None = None,
+        reads_bos: bool = True,
+        bos_id: int | None = None,
     ) -> None:
         super().__init__()
         pretrained = hub.resolve_pretrained(model_name, config, pretrained)
@@ -176,10 +181,11 @@ class HFTextEncoder(FrozenPartsInEval, TextEncoder):
         hub.freeze(self.model, trainable)
         if text.model_type.startswith("siglip"):
             self._take_head(pooling is None)
+        self.reads_bos, self.bos_id = reads_bos, bos_id
         self.padding_idx = _padding_idx(self.model)
         positions = getattr(text, "max_position_embeddings", None)
         offset = 0 if self.padding_idx is None else self.padding_idx + 1
-        self.max_length = None if positions is None else int(positions) - offset
+        self.max_length = None if positions is None else int(positions) - offset + (0 if reads_bos else 1)
         self.portable_config: dict[str, Any] = {"config": hub.portable_config(text), "pretrained": False}
         self.train(self.training)
 
@@ -189,6 +195,10 @@ class HFTextEncoder(FrozenPartsInEval, TextEncoder):
                 f"{tokens.shape[1]} tokens, but {type(self.model).__name__} holds {self.max_length}. Shorten the "
                 f"texts (data.max_length), or raise max_position_embeddings in its config."
             )
+        if not self.reads_bos:
+            tokens, mask = tokens[:, 1:], mask[:, 1:]
+        elif self.bos_id is not None:
+            tokens = torch.cat([torch.full_like(tokens[:, :1], self.bos_id), tokens[:, 1:]], dim=1)
         options = {}
         if self.padding_idx is not None:  # RoBERTa counts positions from its own pad id, and finds padding by it
             options["position_ids"] = self.padding_idx + mask.long().cumsum(dim=1) * mask

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from velm.encoders.base import ImageEncoder
+from velm.encoders.base import ImageEncoder, three_channels
 from velm.errors import ConfigError, MissingPackageError
 from velm.layers.pooling import Pooling
 from velm.outputs import EncoderOutput
@@ -28,7 +29,13 @@ class TimmEncoder(FrozenPartsInEval, ImageEncoder):
         weights: path of a state dict of this model (.pth, .safetensors) in place of a download.
         trainable: 'all', 'none', or how many stages, counted from the last, are trained.
         dim: width D of a linear projection of the features; null: no projection, the model's own width.
-        pooling: 'mean', 'max' or 'attention' over the positions, or 'class', the class token of those that have one.
+        pooling: 'mean', 'max' or 'attention' over the positions; 'class', the class token of those that have one; or
+            'own', as the model does it before its classifier, such as SigLIP's attention head.
+        global_pool: timm's option of that name, the pooling of the model's own head, such as 'avg', 'token' or 'map';
+            null: the model's default. It also decides where some models have their last norm.
+        drop_path: probability with which a residual branch is skipped in training (stochastic depth).
+        image_mean: of the pixels' three channels, in [0, 1]; null: the model's own.
+        image_std: likewise.
     """
 
     def __init__(
@@ -39,31 +46,39 @@ class TimmEncoder(FrozenPartsInEval, ImageEncoder):
         weights: str | None = None,
         trainable: Literal["none", "all"] | int = "all",
         dim: int | None = None,
-        pooling: Literal["mean", "max", "attention", "class"] = "mean",
+        pooling: Literal["mean", "max", "attention", "class", "own"] = "mean",
+        global_pool: str | None = None,
+        drop_path: float = 0.0,
+        image_mean: list[float] | None = None,
+        image_std: list[float] | None = None,
     ) -> None:
         super().__init__()
         timm = _import_timm()
         _check_name(timm, model_name)
         if dim is not None and dim < 1:
             raise ValueError(f"dim is the width of the projected features, at least 1; got {dim}.")
-        self.model = _create(timm, model_name, pretrained and weights is None and pretrained_allowed())
+        options: dict[str, Any] = {} if global_pool is None else {"global_pool": global_pool}
+        if drop_path:
+            options["drop_path_rate"] = drop_path
+        self.model = _create(timm, model_name, pretrained and weights is None and pretrained_allowed(), options)
         if weights is not None and pretrained_allowed():
             _load(self.model, Path(weights), model_name)
-        self.image_mean = tuple(self.model.pretrained_cfg["mean"])
-        self.image_std = tuple(self.model.pretrained_cfg["std"])
+        self.image_mean = three_channels(image_mean, self.model.pretrained_cfg["mean"])
+        self.image_std = three_channels(image_std, self.model.pretrained_cfg["std"])
         self.prefix = int(getattr(self.model, "num_prefix_tokens", 0))
         if pooling == "class" and self.prefix == 0:
             raise ValueError(f"timm/{model_name} has no class token; pooling is one of mean, max, attention.")
-        self._stage_of, width = _used(self.model, model_name)
+        self.own_pooling, self.patch_size = pooling == "own", _uneven_patch(self.model)
+        self._stage_of, width = _used(self.model, model_name, self._run)
         self.used_parameters = {f"model.{name}" for name in self._stage_of}
         self.dim = width if dim is None else dim
         self.projection = nn.Identity() if dim is None else nn.Linear(width, dim)
-        self.pooling = None if pooling == "class" else Pooling(pooling, self.dim)
+        self.pooling = None if pooling == "class" or pooling == "own" else Pooling(pooling, self.dim)
         self.portable_config: dict[str, Any] = {"pretrained": False, "weights": None}
         self._freeze(trainable)
 
     def forward(self, images: Tensor) -> EncoderOutput:
-        raw = self.model.forward_features(images)
+        raw, own = self._run(images)
         if raw.dim() == 3:
             grid = self._grid((images.shape[2], images.shape[3]), raw.shape[1] - self.prefix)
             positions = self.projection(raw)
@@ -73,8 +88,19 @@ class TimmEncoder(FrozenPartsInEval, ImageEncoder):
             raw = raw if channels_last else raw.permute(0, 2, 3, 1)
             grid = (raw.shape[1], raw.shape[2])
             features = positions = self.projection(raw.flatten(1, 2))
-        pooled = positions[:, 0] if self.pooling is None else self.pooling(features)
+        if self.pooling is not None:
+            pooled = self.pooling(features)
+        else:
+            pooled = positions[:, 0] if own is None else self.projection(own)
         return EncoderOutput(features, pooled, grid=grid)
+
+    def _run(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The last feature map, and with pooling 'own' the vector (B, width) that the classifier would read."""
+        if self.patch_size is not None:
+            height, width = (side // self.patch_size * self.patch_size for side in images.shape[2:])
+            images = images[:, :, :height, :width]
+        raw = self.model.forward_features(images)
+        return raw, self.model.forward_head(raw, pre_logits=True) if self.own_pooling else None
 
     def _grid(self, size: tuple[int, int], count: int) -> tuple[int, int]:
         """The grid of `count` tokens of an image of `size` (H, W) pixels."""
@@ -119,11 +145,11 @@ def _check_name(timm: Any, model_name: str) -> None:
     raise ValueError(f"timm {timm.__version__} has no model {model_name!r}.{guess} All names: timm.list_models().")
 
 
-def _create(timm: Any, model_name: str, pretrained: bool) -> Any:
+def _create(timm: Any, model_name: str, pretrained: bool, options: dict[str, Any]) -> Any:
     """The model without its classifier, taking images of any size where it can."""
     for sizes in ({"dynamic_img_size": True}, {"strict_img_size": False}, {}):
         try:
-            return timm.create_model(model_name, pretrained=pretrained, num_classes=0, **sizes)
+            return timm.create_model(model_name, pretrained=pretrained, num_classes=0, **options, **sizes)
         except TypeError:  # an argument this architecture does not have
             if not sizes:
                 raise
@@ -135,17 +161,31 @@ def _create(timm: Any, model_name: str, pretrained: bool) -> Any:
     raise AssertionError("the last attempt returns or raises")
 
 
-def _used(model: Any, model_name: str) -> tuple[dict[str, float], int]:
-    """The stage of each parameter that the features depend on, and their width."""
+def _uneven_patch(model: Any) -> int | None:
+    """The side of a patch if the model's own images are no multiple of it (SigLIP's 384 of 14): the rest is cut off."""
+    size = getattr(getattr(model, "patch_embed", None), "patch_size", None)
+    side = model.pretrained_cfg["input_size"][-1]
+    return size[0] if isinstance(size, tuple) and size[0] == size[1] and side % size[0] else None
+
+
+def _used(
+    model: Any, model_name: str, run: Callable[[Tensor], tuple[Tensor, Tensor | None]]
+) -> tuple[dict[str, float], int]:
+    """The stage of each parameter that the output of `run` depends on, and the width of the features."""
     from timm.models import group_parameters
 
-    raw, used = trace_shapes(model, model.forward_features, (1, *model.pretrained_cfg["input_size"]))
+    (raw, own), used = trace_shapes(model, run, (1, *model.pretrained_cfg["input_size"]))
     if not isinstance(raw, Tensor) or raw.dim() not in (3, 4):
         raise ValueError(f"timm/{model_name} makes no single feature map, so it cannot encode; choose another model.")
     groups: dict[str, float] = {}
     if hasattr(model, "group_matcher"):
         groups = group_parameters(model, model.group_matcher(coarse=True), reverse=True)
     width = raw.shape[1] if raw.dim() == 4 and getattr(model, "output_fmt", "NCHW") == "NCHW" else raw.shape[-1]
+    if own is not None and own.shape[1:] != (width,):
+        raise ValueError(
+            f"timm/{model_name} pools to {tuple(own.shape[1:])} numbers, but its features have {width}; pooling 'own' "
+            f"needs the same width. Choose mean, max or attention."
+        )
     return {name: groups.get(name, 0) for name, _ in model.named_parameters() if name in used}, width
 
 

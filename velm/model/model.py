@@ -24,7 +24,7 @@ from velm.outputs import (
     aligns,
 )
 
-Projection = Literal["linear", "affine", "mlp", "none"]
+Projection = Literal["linear", "affine", "mlp", "wide_mlp", "none"]
 ALL_OUTPUTS = EMBEDS | {"decoder"}
 
 
@@ -204,7 +204,8 @@ def build_projection(source: str, kind: Projection, dim: int, embed_dim: int) ->
     Args:
         source: 'image' or 'text', for messages.
         kind: linear, without bias (CLIP); affine, with one (SigLIP's texts); mlp, two linear maps without bias and a
-            GELU (open_clip's text towers of transformers); none: the pooled vector itself (SigLIP's images).
+            GELU (open_clip's text towers of transformers); wide_mlp, one with 2 E hidden units and a bias before its
+            GELU (open_clip's convnext_large_d); none: the pooled vector itself (SigLIP's images).
         dim: width of the encoder.
         embed_dim: E.
 
@@ -220,9 +221,9 @@ def build_projection(source: str, kind: Projection, dim: int, embed_dim: int) ->
                 f"space, and model.embed_dim is {embed_dim}: set embed_dim to {dim}, or take a linear projection."
             )
         return nn.Identity()
-    if kind == "mlp":
-        hidden = (dim + embed_dim) // 2
-        return nn.Sequential(nn.Linear(dim, hidden, bias=False), nn.GELU(), nn.Linear(hidden, embed_dim, bias=False))
+    if kind in ("mlp", "wide_mlp"):
+        hidden, bias = ((dim + embed_dim) // 2, False) if kind == "mlp" else (2 * embed_dim, True)
+        return nn.Sequential(nn.Linear(dim, hidden, bias=bias), nn.GELU(), nn.Linear(hidden, embed_dim, bias=False))
     return nn.Linear(dim, embed_dim, bias=kind == "affine")
 
 

@@ -66,9 +66,9 @@ def trace_shapes(module: nn.Module, function: Callable[[Tensor], Any], size: tup
     buffers = {name: b.to("meta") for name, b in call.named_buffers()}
     with torch.enable_grad(), torch.inference_mode(False):
         result = torch.func.functional_call(call, {**meta, **buffers}, (torch.empty(size, device="meta"),))
+        parts = result if isinstance(result, (tuple, list)) else [result]
+        scalars = [part.sum() for part in parts if isinstance(part, Tensor)]
     module.train(was_training)
-    parts = result if isinstance(result, (tuple, list)) else [result]
-    scalars = [part.sum() for part in parts if isinstance(part, Tensor)]
     gradients = torch.autograd.grad(scalars, list(meta.values()), allow_unused=True)
     used = {name.removeprefix("module.") for name, g in zip(meta, gradients, strict=True) if g is not None}
     return result, used

@@ -10,6 +10,7 @@ image_encoders = Registry(
     {
         "cnn": "velm.encoders.cnn:CNNEncoder",
         "vit": "velm.encoders.vit:ViTEncoder",
+        "attentional": "velm.encoders.attentional:AttentionalEncoder",
         "torchvision/*": "velm.encoders.torchvision:TorchvisionEncoder",
         "timm/*": "velm.encoders.timm:TimmEncoder",
         "hf/*": "velm.encoders.huggingface:HFImageEncoder",

@@ -59,9 +59,10 @@ def describe(name: str) -> ForeignModel:
         model={
             "image_encoder": towers.image, "text_encoder": towers.text, "embed_dim": int(files.model["embed_dim"]),
             "image_projection": towers.image_projection, "text_projection": towers.text_projection,
+            "decoder": towers.decoder,
         },
         data={"tokenizer": towers.tokenizer, **data, "max_length": towers.max_length},
-        losses={"sigmoid": {}} if biased else {"contrastive": {}},
+        losses={"sigmoid" if biased else "contrastive": {}, **towers.losses},
         read_weights=partial(_read_weights, files, towers, biased),
     )  # fmt: skip
 

@@ -78,10 +78,13 @@ def split_block(state: StateDict, name: str, to: str) -> dict[str, Tensor]:
 
 
 def fused_attention(state: StateDict, name: str, to: str) -> dict[str, Tensor]:
-    """torch's `nn.MultiheadAttention` of queries, keys and values in one matrix, as an `Attention`."""
+    """torch's `nn.MultiheadAttention` as an `Attention`; its three matrices are one if they have the same width."""
     weights = state.linear(f"{name}.out_proj", f"{to}.output")
     for part in ("weight", "bias"):
-        query, keys, values = state.take(f"{name}.in_proj_{part}").chunk(3)
+        if part == "weight" and f"{name}.q_proj_weight" in state:
+            query, keys, values = (state.take(f"{name}.{each}_proj_weight") for each in "qkv")
+        else:
+            query, keys, values = state.take(f"{name}.in_proj_{part}").chunk(3)
         weights |= {f"{to}.query.{part}": query.clone(), f"{to}.key_value.{part}": torch.cat([keys, values])}
     return weights
 

@@ -34,7 +34,7 @@ def check_image_encoder(encoder: Any, *, image_size: int = 64) -> Report:
         return _tensors(module(images[rows].to(dtype, copy=True)))
 
     output = _first_output(report, module, images)
-    report.judge("wrong shape", lambda: _image_shape(output[0], 3), ("raised",))
+    report.judge("wrong shape", lambda: _image_shape(module, output[0], 3), ("raised",))
     report.judge("wrong .dim", lambda: _dim(module, output[0]), SOUND)
     report.judge("changes its input", lambda: _untouched(module, images), SOUND)
     judge_module(tested, probe, SOUND)
@@ -116,14 +116,17 @@ def _shape(output: Any, batch: int) -> str | None:
     return None
 
 
-def _image_shape(output: Any, batch: int) -> str | None:
+def _image_shape(module: Any, output: Any, batch: int) -> str | None:
     if message := _shape(output, batch):
         return message
+    if not module.has_grid and output.grid is None:
+        return None
     positions, grid = output.features.shape[1], output.grid
     if grid is None or len(grid) != 2 or grid[0] * grid[1] != positions:
         return (
             f"grid is {grid} with {positions} positions in features; expected (H', W') with H' * W' == {positions}. "
-            "Keep class tokens out of features, and return the height and width of the map."
+            "Keep class tokens out of features, and return the height and width of the map; set has_grid = False where "
+            "the positions are no places of the image."
         )
     return None
 
@@ -180,8 +183,10 @@ def _other_size(module: nn.Module, images: Tensor, square: EncoderOutput) -> str
             f"images of {size} raise {cause}. Encode any size, or raise a ValueError that names the size: "
             f'raise ValueError(f"images of {{h}} x {{w}} pixels; this encoder takes {height} x {height}").'
         )
-    if message := _image_shape(wide, 2):
+    if message := _image_shape(module, wide, 2):
         return f"on images of {size} {message}"
+    if wide.grid is None:
+        return None
     if wide.grid == square.grid:
         return Note(f"the grid {wide.grid} does not depend on the image size; maps over an image are stretched.")
     if wide.grid[0] > wide.grid[1] or wide.features.shape[1] <= square.features.shape[1]:

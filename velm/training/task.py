@@ -54,7 +54,7 @@ class VisionLanguageTask(lightning.LightningModule):
         losses: {name: {weight: 1.0, options}}; their weighted sum is minimised.
         balance: part config of the balancing policy: fixed (none), uncertainty or projection.
         embed_dim: width E of the joint space.
-        image_projection, text_projection: linear, affine, mlp or none, see `velm.model.model.build_projection`.
+        image_projection, text_projection: see `velm.model.model.build_projection`.
         embed_dropout: dropout probability on an encoder's pooled vector before its projection.
         memory: what the decoder attends over: [image], [text] or [image, text].
         optimizer: learning rate, decay, warm-up.

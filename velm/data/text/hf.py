@@ -23,6 +23,7 @@ class HFTokenizer(Tokenizer):
     Attributes:
         padded_with: id that the tokenizer itself pads with, which may be that of eos; None: it has none.
         longest: the length in tokens that the tokenizer itself cuts texts to; None: it names none.
+        starts_with: id that the tokenizer itself begins a text with, such as NLLB's code of the language; None: none.
 
     Raises:
         ValueError: there is no such tokenizer, or only one that runs Python.
@@ -63,6 +64,8 @@ class HFTokenizer(Tokenizer):
         self.padded_with: int | None = pretrained.pad_token_id
         length = pretrained.model_max_length
         self.longest: int | None = int(length) if length < 1_000_000 else None  # transformers writes 1e30 for none
+        empty = pretrained("").input_ids
+        self.starts_with: int | None = empty[0] if len(empty) > 1 else None
 
     @property
     def vocab_size(self) -> int:
