@@ -52,6 +52,12 @@ def test_weights_are_the_weighted_mean(fine_tuned: Make) -> None:
     assert (mean.data, mean.tokenizer, mean.raw_weights) == (two.data, two.tokenizer, None)
 
 
+def test_of_a_training_with_a_moving_average_that_is_averaged(fine_tuned: Make) -> None:
+    one, two = fine_tuned(1), fine_tuned(2)
+    trained = {name: torch.zeros_like(tensor) for name, tensor in one.weights.items()}
+    assert_equal(average([replace(one, raw_weights=trained), two], [0.5, 0.5]), average([one, two], [0.5, 0.5]))
+
+
 def test_half_precision_is_averaged_in_single_precision(fine_tuned: Make) -> None:
     name = "image_projection.weight"
     ones, twos = (torch.full((8, 16), value, dtype=torch.bfloat16) for value in (1.0, 1.0078125))
@@ -160,7 +166,10 @@ def test_notes_say_what_has_no_mean(fine_tuned: Make) -> None:
     two = replace(two, logit_scale=None, loss_weights={}, transform={"image_size": 64, "resize": "crop"})
     batch_norm, losses, scale, images = notes([one, two], "mean.ckpt")
     assert "Statistics of batch norm (image_encoder.norm.running_mean and 0 more)" in batch_norm
-    assert "velm fit ... --model.pretrained=mean.ckpt --model.optimizer.lr=1e-12 --trainer.max_epochs=1" in batch_norm
+    assert (
+        "velm fit ... --model.pretrained=mean.ckpt --model.optimizer.lr=1e-12 --trainer.max_epochs=1; take"
+        in batch_norm
+    )
     assert losses == "Weights of losses that not all checkpoints have are left out: contrastive.log_scale."
     assert scale == "logit_scale is left out, because not all checkpoints have one."
     assert "'image_size': 32" in images

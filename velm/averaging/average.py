@@ -78,7 +78,7 @@ def notes(checkpoints: Sequence[Checkpoint], output: str) -> list[str]:
         found.append(
             f"Statistics of batch norm ({statistics[0]} and {len(statistics) - 1} more) are averaged too, but are not "
             f"those of the averaged model. Measure them by an epoch that trains nothing: velm fit ... "
-            f"--model.pretrained={output} --model.optimizer.lr=1e-12 --trainer.max_epochs=1"
+            f"--model.pretrained={output} --model.optimizer.lr=1e-12 --trainer.max_epochs=1; take its last.ckpt."
         )
     names = {name for each in checkpoints for name in each.loss_weights}
     missing = sorted(name for name in names if not _in_all(name, checkpoints))

@@ -68,6 +68,20 @@ def test_each_block_more_trains_its_parameters_and_no_others(kind: str, name: st
 
 
 @pytest.mark.parametrize(("kind", "name"), TOWERS, ids=[" ".join(each) for each in TOWERS])
+@pytest.mark.parametrize("count", [0, 1])
+def test_the_backward_pass_ends_above_the_frozen_layers(kind: str, name: str, count: int) -> None:
+    module = tower(kind, name)
+    freeze_all_but_last({"tower": module}, {"tower": count})
+    last, inputs = repeated_blocks(module)[-1], []
+    last.register_forward_pre_hook(lambda _, values: inputs.append(values[0].requires_grad))
+    side = 160 if name == "timm" else 32
+    tokens = torch.randint(5, 20, (2, 7))
+    given = (torch.rand(2, 3, side, side),) if kind == "image" else (tokens, torch.ones(2, 7, dtype=torch.bool))
+    assert module(*given).pooled.requires_grad == any(parameter.requires_grad for parameter in module.parameters())
+    assert inputs == [False]
+
+
+@pytest.mark.parametrize(("kind", "name"), TOWERS, ids=[" ".join(each) for each in TOWERS])
 def test_what_comes_before_is_in_eval_mode(kind: str, name: str) -> None:
     module = tower(kind, name)
     blocks = repeated_blocks(module)
