@@ -85,8 +85,8 @@ def _prepare(run: SmallRun, folder: Path) -> tuple[list[str], str]:
         _save(gradients(task), folder, "whole", number)
         task.zero_grad()
     job = {
-        "model": {**run.model, "ema": None}, "vocabulary": run.vocabulary, "state": task.state_dict(),
-        "batch": run.batch,
+        "model": {**run.model, "ema": None, "pretrained": None},  # the weights are those of `state`
+        "vocabulary": run.vocabulary, "state": task.state_dict(), "batch": run.batch,
     }  # fmt: skip
     torch.save(job, folder / "job.pt")
     return list(cases), note
