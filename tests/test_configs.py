@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from families import save_chinese_clip
 from foreign import save_bert, save_clip, save_siglip
 from PIL import Image
 
@@ -23,6 +24,7 @@ WEIGHTS = Path(__file__).parents[2] / "shared/data/weights/mobilenet_v2_imagenet
 STAND_INS = {
     "pretrained: hf/openai/clip-vit-base-patch32": ("--model.pretrained=hf/{}", save_clip),
     "pretrained: hf/google/siglip-base-patch16-224": ("--model.pretrained=hf/{}", save_siglip),
+    "pretrained: hf/OFA-Sys/chinese-clip-vit-base-patch16": ("--model.pretrained=hf/{}", save_chinese_clip),
     "name: hf/sentence-transformers": (
         "--model.text_encoder={{name: hf/{0}, pooling: mean}} --data.tokenizer=hf/{0}", save_bert
     ),
@@ -47,6 +49,7 @@ SMALLER = {
     "lora": [],
     "finetune_clip": [],
     "siglip_finetune": [],
+    "chinese_clip": ["--data.max_length=20"],
     "lit": ["--model.image_encoder.weights=null"],
     "coca": [
         "--model.image_encoder.depth=1",

@@ -90,7 +90,7 @@ def test_logits_are_the_originals(both, pixels):
     memory = both.model.memory(both.model.encode_image(pixels), None)
     logits = both.model.decoder.output_projection(both.model.decoder(batch.tokens[:, :-1], *memory))
     content = batch.mask[:, :-1] & batch.mask[:, 1:]
-    torch.testing.assert_close(logits[content], expected[content], **CLOSE)
+    families.require_close("logits", (logits[content], expected[content]))
 
 
 def test_loss_and_gradients_are_the_originals(both, pixels, tmp_path):
@@ -99,12 +99,8 @@ def test_loss_and_gradients_are_the_originals(both, pixels, tmp_path):
     expected.backward()
     loss, _ = build_losses({"captioning": {}})(both.model(batch, {"decoder"}), batch, None, 1.0)
     loss.backward()
-    torch.testing.assert_close(loss, expected, **CLOSE)
-    gradients = families.imported_gradients(both.original, both.folder, tmp_path / "gradients")
-    for name, parameter in both.model.named_parameters():
-        ours = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-        scale = 0.5 if name == "image_encoder.class_token" else 1.0  # the sum of two weights with the same gradient
-        torch.testing.assert_close(ours, scale * gradients[name], rtol=1e-5, atol=1e-5, msg=name)
+    families.require_close("loss", (loss, expected))
+    families.require_gradients(both.original, both.folder, tmp_path / "gradients", both.model)
 
 
 @pytest.mark.parametrize("beams", [1, 3])

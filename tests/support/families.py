@@ -205,3 +205,23 @@ def save_git(folder: Path, **changes: Any) -> Path:
         model = randomise(GitForCausalLM(config))
     ends(model.output.bias, tokenizer.sep_token_id)
     return save(folder, model, tokenizer, clip_processor())
+
+
+def require_close(what: str, *pairs: tuple[torch.Tensor, torch.Tensor], atol: float = 1e-5) -> None:
+    """Equal to `atol`; prints the largest difference, which docs/pretrained.md states (`pytest -rP`)."""
+    for ours, theirs in pairs:
+        torch.testing.assert_close(ours, theirs, rtol=0.0, atol=atol, msg=lambda said: f"{what}: {said}")
+    print(f"largest difference of {what}: {max(float((a - b).abs().max()) for a, b in pairs):.0e}")
+
+
+def require_gradients(original: Any, folder: Path, to: Path, model: torch.nn.Module) -> None:
+    """Every gradient of VELM's model is that of the original.
+
+    A class token is the sum of two weights of the original, and so has half of its imported gradient.
+    """
+    gradients = imported_gradients(original, folder, to)
+    pairs = []
+    for name, parameter in model.named_parameters():
+        ours = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        pairs.append((ours, (0.5 if name == "image_encoder.class_token" else 1.0) * gradients[name]))
+    require_close("gradients", *pairs)
