@@ -177,6 +177,7 @@ def test_dropout_of_adapters_is_the_same_when_a_micro_batch_is_computed_again(mo
     assert_same(found, step(make_task(micro_batch_size=3), whole_batch()))
 
 
+@pytest.mark.slow
 def test_compiled_towers_give_the_same_gradients() -> None:
     def still(compiled: bool) -> dict[str, Tensor]:
         task = make_task(
