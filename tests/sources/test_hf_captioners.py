@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import families
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -171,6 +172,28 @@ def test_a_decoder_that_does_not_fit_is_refused(tmp_path, capsys):
     assert f"The decoder of hf/{folder} does not fit this run's: " in said
     assert "model.decoder.config.num_hidden_layers is 1 here and 2 there" in said
     assert "or name another decoder, which then starts from scratch" in said
+
+
+def test_another_tokenizer_is_refused(tmp_path, capsys):
+    folder = families.save_blip(tmp_path / "blip")
+    options = ["--data.tokenizer={name: word}", f"--trainer.default_root_dir={tmp_path / 'run'}"]
+    config = tmp_path / "fit.yaml"
+    config.write_text(f"model: {{pretrained: hf/{folder}, losses: {{captioning: {{}}}}}}\n", encoding="utf-8")
+    dataset = "--data.dataset={name: shapes, train_size: 8, val_size: 4, test_size: 4}"
+    assert fit(config, dataset, *options) > 0
+    said = capsys.readouterr().err
+    assert f"data.tokenizer is 'word', and the decoder of hf/{folder} reads the tokens of its own tokenizer" in said
+
+
+def test_ids_that_the_tokenizer_does_not_know_are_never_written(tmp_path):
+    pipeline = velm.load(f"hf/{families.save_blip(tmp_path / 'blip')}")
+    known, decoder = pipeline.tokenizer.vocab_size, pipeline.model.decoder
+    assert decoder.output_projection.out_features == known + 2
+    with torch.no_grad():
+        decoder.output_projection.bias[known:] += 100.0
+    image = np.zeros((32, 32, 3), dtype=np.uint8)
+    (caption,) = pipeline.caption_candidates([image], max_length=4)[0]
+    assert caption.log_prob < -90  # [ENC] is certain, and never written
 
 
 def test_another_class_of_the_same_type_is_refused(tmp_path):

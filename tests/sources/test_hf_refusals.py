@@ -99,6 +99,16 @@ def test_half_a_state_dict(folder):
         velm.load(f"hf/{folder}")
 
 
+def test_more_blocks_than_the_config_says(folder):
+    config = json.loads((folder / "config.json").read_text())
+    config["text_config"]["num_hidden_layers"] = 1
+    change(folder, text_config=config["text_config"])
+    with pytest.raises(
+        CheckpointError, match=r"more blocks than its config.json says: 16 are left over \(text_model.en"
+    ):
+        velm.load(f"hf/{folder}")
+
+
 def test_weights_of_another_shape(folder):
     weights = load_file(folder / "model.safetensors")
     weights["text_projection.weight"] = weights["text_projection.weight"][:5].clone()

@@ -10,7 +10,9 @@ from __future__ import annotations
 import inspect
 import json
 import os
+import re
 import socket
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -87,7 +89,22 @@ def build(
             f"{len(info['mismatched_keys'])} of another shape. Download them again if they are not complete, name a "
             f"model of this architecture, or set pretrained: false."
         )
+    _refuse_more_blocks(model, info["unexpected_keys"], model_name)
     return model
+
+
+def _refuse_more_blocks(model: nn.Module, unexpected: Collection[str], model_name: str) -> None:
+    """Raise a ValueError if weights were left over that belong to further blocks of the model's own kind.
+
+    Other left-over weights are heads and buffers of a larger model.
+    """
+    own = {re.sub(r"\.\d+\.", ".N.", name) for name in model.state_dict()}
+    more = sorted(name for name in unexpected if re.sub(r"\.\d+\.", ".N.", name) in own)
+    if more:
+        raise ValueError(
+            f"The weights of {model_name!r} have more blocks than its config.json says: {len(more)} are left over "
+            f"({', '.join(more[:3])}, ...). Take the config.json that belongs to them."
+        )
 
 
 def model_class(config: Any, mapping: Any = None) -> Any:

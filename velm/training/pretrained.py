@@ -85,20 +85,21 @@ def of_losses(source: Source, losses: Any) -> Source:
 
 
 def require_same_tokens(source: Source, config: Mapping[str, Any], data: Any) -> None:
-    """Check that the run's texts are what the text encoder of a foreign model reads.
+    """Check that the run's texts are what the text encoder and the decoder of a foreign model read.
 
     Raises:
         ConfigError: another tokenizer, or longer texts; both sides are named.
     """
     assert source.whole is not None
     assert source.tokenizer is not None
-    if not _same_name(config, source.whole, "text_encoder"):
-        return
-    if shared_tokens(source.tokenizer, data.tokenizer) is not None:
+    readers = [part for part in ("text_encoder", "decoder") if _same_name(config, source.whole, part)]
+    if readers and shared_tokens(source.tokenizer, data.tokenizer) is not None:
         raise ConfigError(
-            f"data.tokenizer is {data.tokenizer_name!r}, and the text encoder of {source.name} reads the tokens of its "
-            f"own tokenizer. Leave data.tokenizer out, or name another model.text_encoder."
+            f"data.tokenizer is {data.tokenizer_name!r}, and the {readers[0]} of {source.name} reads the tokens of its "
+            f"own tokenizer. Leave data.tokenizer out, or name another model.{readers[0]}."
         )
+    if "text_encoder" not in readers:
+        return
     if source.max_length is not None and data.max_length > source.max_length:
         raise ConfigError(
             f"data.max_length is {data.max_length} tokens, and the text encoder of {source.name} reads at most "
