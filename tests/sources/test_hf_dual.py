@@ -90,8 +90,6 @@ def test_loss_and_gradients_are_the_originals(both, pixels, tmp_path):
 
 
 def test_another_image_size_as_the_original_interpolates(both):
-    if both.name == "clip_xlmr":
-        pytest.skip("VisionTextDualEncoderModel passes no interpolate_pos_encoding to CLIP's tower")
     pixels = torch.randn(2, 3, 48, 48)
     expected = both.original.get_image_features(pixels, interpolate_pos_encoding=True).pooler_output
     image, _ = both.embeds(pixels)

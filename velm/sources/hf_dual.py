@@ -43,10 +43,13 @@ def _with_clip_images(name: str, config: Any, cls: str) -> ForeignModel:
 
 
 def vision_text(name: str, config: Any) -> ForeignModel:
-    """`VisionTextDualEncoderModel`: any two towers, of each the vector of its pooling layer."""
+    """`VisionTextDualEncoderModel`: any two towers, of each the vector of its pooling layer; CLIP's is VELM's `vit`."""
     size = getattr(config.vision_config, "image_size", None)
     data, mean, std = image_options(name, size if isinstance(size, int) else 224)
-    image = image_tower(config.vision_config, mean, std, pooling="pooler")
+    if config.vision_config.model_type == "clip_vision_model":
+        image = clip_image_encoder(config.vision_config, mean, std)
+    else:
+        image = image_tower(config.vision_config, mean, std, pooling="pooler")
     return _dual(name, config, "VisionTextDualEncoderModel", image, text_tower(config.text_config, "pooler"), data)
 
 
