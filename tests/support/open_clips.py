@@ -131,12 +131,13 @@ def tokens_of(original: Original) -> Tensor:
     return (SimpleTokenizer(context_length=length) if name is None else HFTokenizer(name, length))(TEXTS)
 
 
-def save_words(folder: Path, template: str, specials: Sequence[str]) -> Any:
+def save_words(folder: Path, template: str, specials: Sequence[str], pad: str = "<pad>") -> Any:
     """A tokenizer of transformers that cuts at blanks, in a folder; `template` says where special tokens stand.
 
     Args:
         template: of the `tokenizers` library, "<s> $A </s>".
-        specials: the first ids; pad is <pad>, eos </s>.
+        specials: the first ids; eos is </s>.
+        pad: the token that texts are filled with.
     """
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
@@ -150,7 +151,7 @@ def save_words(folder: Path, template: str, specials: Sequence[str]) -> Any:
     )
     known = {"bos_token": "<s>"} if "<s>" in specials else {}
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=backend, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", **known
+        tokenizer_object=backend, pad_token=pad, eos_token="</s>", unk_token="<unk>", **known
     )
     tokenizer.save_pretrained(folder)
     return tokenizer

@@ -15,6 +15,25 @@ from velm.outputs import EncoderOutput
 __all__ = ["AttentionalEncoder"]
 
 
+class AttentionalPooler(nn.Module):
+    """Attention of learned queries over positions, float (B, N, memory_dim) to (B, queries, dim).
+
+    A module of its own, so that its parameters follow those of the encoder, as `train_last` and `layer_decay` expect.
+    """
+
+    def __init__(self, dim: int, *, queries: int, heads: int, memory_dim: int) -> None:
+        super().__init__()
+        self.queries = nn.Parameter(torch.randn(queries, dim))
+        self.query_norm = nn.LayerNorm(dim)
+        self.attention = Attention(dim, heads=heads, memory_dim=memory_dim)
+        self.norm = nn.LayerNorm(dim)
+
+    def forward(self, positions: Tensor) -> Tensor:
+        queries = self.query_norm(self.queries).expand(len(positions), -1, -1)
+        normed: Tensor = self.norm(self.attention(queries, positions))
+        return normed
+
+
 class AttentionalEncoder(ImageEncoder):
     """Reads an image encoder by learned queries (Yu et al. 2022, arXiv 2205.01917, section 3.2).
 
@@ -57,16 +76,12 @@ class AttentionalEncoder(ImageEncoder):
         self.reads_class = registry.split_config(encoder)[1].get("pooling") == "class"
         self.image_mean = three_channels(image_mean, self.encoder.image_mean)
         self.image_std = three_channels(image_std, self.encoder.image_std)
-        self.queries = nn.Parameter(torch.randn(queries, dim))
-        self.query_norm = nn.LayerNorm(dim)
-        self.attention = Attention(dim, heads=heads, memory_dim=self.encoder.dim)
-        self.norm = nn.LayerNorm(dim)
+        self.pooler = AttentionalPooler(dim, queries=queries, heads=heads, memory_dim=self.encoder.dim)
 
     def forward(self, images: Tensor) -> EncoderOutput:
         output = self.encoder(images)
         positions = output.features
         if self.reads_class:
             positions = torch.cat([output.pooled[:, None], positions], dim=1)
-        queries = self.query_norm(self.queries).expand(len(images), -1, -1)
-        x = self.norm(self.attention(queries, positions))
+        x = self.pooler(positions)
         return EncoderOutput(x[:, 1:], x[:, 0])

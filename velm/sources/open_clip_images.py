@@ -105,10 +105,10 @@ def _attentional_weights(vit: Mapping[str, Any], state: StateDict, vocab_size: i
     inner = {**_blocks(vit, state), **state.linear(f"{pooler}.ln_k", "norm")}  # which the pooler applies to its keys
     weights = {
         **renamed(inner, "encoder."),
-        "queries": state.take(f"{pooler}.query"),
-        **state.linear(f"{pooler}.ln_q", "query_norm"),
-        **fused_attention(state, f"{pooler}.attn", "attention"),
-        **state.linear("visual.ln_post", "norm"),
+        "pooler.queries": state.take(f"{pooler}.query"),
+        **state.linear(f"{pooler}.ln_q", "pooler.query_norm"),
+        **fused_attention(state, f"{pooler}.attn", "pooler.attention"),
+        **state.linear("visual.ln_post", "pooler.norm"),
     }
     return {**renamed(weights, _TO), **_projection(state)}
 
