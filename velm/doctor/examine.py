@@ -22,6 +22,7 @@ from velm.outputs import aligns
 from velm.planning.plan import costs_of, setup_of
 from velm.training.build import build_data, build_task, count_devices
 from velm.training.data import VisionLanguageData
+from velm.training.matching_data import require_matching_data
 from velm.training.optim import parameter_groups
 from velm.training.task import VisionLanguageTask
 from velm.util import Progress
@@ -200,7 +201,7 @@ class _Examination:
     def check_step(self, task: VisionLanguageTask, data: VisionLanguageData, lengths: np.ndarray) -> None:
         """Whether model and data fit together, and the memory of a step."""
         before = len(self.findings)
-        self.attempt("model", lambda: task.check_data(data))
+        self.attempt("model", lambda: require_matching_data(task.model, task.needs, data))
         towers = {"text_encoder": task.model.text_encoder, "decoder": task.model.decoder}
         self.findings.append(parts.lengths(towers, longest=int(lengths.max()), max_length=data.max_length))
         if any(finding.severity == "error" for finding in self.findings[before:]):

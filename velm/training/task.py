@@ -12,25 +12,25 @@ from jsonargparse.typing import PositiveInt
 from torch import Tensor
 
 from velm.checkpoint import logits_of, pack
-from velm.encoders.image_size import require_image_size
 from velm.errors import ConfigError
 from velm.losses.weighted import build_losses
 from velm.metrics.tokenization import tokenize_by
 from velm.model import build_model
 from velm.model.model import Projection
 from velm.outputs import Batch
-from velm.pipeline import Pipeline
 from velm.registry.scalars import Value
 from velm.training.adapters import LiveAdapters, require_trained, set_modes
 from velm.training.balancing.gradients import GradientProjection
 from velm.training.balancing.policies import build_policy
 from velm.training.config import OptimizerConfig, ValidationConfig, WatchConfig
 from velm.training.distributed import fsdp as sharding
-from velm.training.distributed.gather import Gather, gather_list
+from velm.training.distributed.gather import Gather
+from velm.training.evaluation_steps import EvaluationSteps
 from velm.training.fine_tuning.patch_dropout_tail import PatchDropoutTail, require_patch_dropout
 from velm.training.fine_tuning.train_last import eval_frozen_layers, freeze_all_but_last
+from velm.training.matching_data import require_matching_data
 from velm.training.memory.compile import compile_tower
-from velm.training.memory.feature_cache import prepare_features, require_frozen
+from velm.training.memory.feature_cache import prepare_features
 from velm.training.memory.micro_batch import micro_batch_losses, warn_about_negatives, warn_about_norms
 from velm.training.memory.recompute import checkpoint_blocks
 from velm.training.memory.teacher import announce_teacher, prepare_teacher
@@ -39,12 +39,11 @@ from velm.training.pretrained import start_from
 from velm.training.recovery.changes import ResumeOptions, require_same_run
 from velm.training.recovery.nonfinite import Averaging
 from velm.training.recovery.resume import seed_step
-from velm.training.validation import SplitScores
 
 TOWERS = ("image_encoder", "text_encoder", "decoder")
 
 
-class VisionLanguageTask(lightning.LightningModule):
+class VisionLanguageTask(EvaluationSteps):
     """Trains a model on the losses of its config: alignment, captioning, or both.
 
     Args:
@@ -138,8 +137,6 @@ class VisionLanguageTask(lightning.LightningModule):
         self.compiled, self.sharded = compile, False
         self.weighted_losses: dict[str, Tensor] = {}
         self.found_lr: float | None = None
-        self.scores: dict[str, SplitScores] = {}
-        self.predictions: dict[int, dict[str, str]] = {}
         self.patch_dropout_tail = patch_dropout_tail
         require_patch_dropout(self.model, patch_dropout_tail)
         self._prepare_towers(checkpoint_blocks)
@@ -168,11 +165,6 @@ class VisionLanguageTask(lightning.LightningModule):
     def lr(self, value: float) -> None:
         self.found_lr = value
         self.optimizer_config = replace(self.optimizer_config, lr=value)
-
-    @property
-    def needs(self) -> frozenset[str]:
-        """The model outputs that the losses require."""
-        return self.losses.requires
 
     @property
     def parts(self) -> dict[str, torch.nn.Module]:
@@ -213,33 +205,8 @@ class VisionLanguageTask(lightning.LightningModule):
         if self.pretrained is not None and stage == "fit":
             start_from(self.pretrained, self)
         if data is not None:
-            self.check_data(data)
+            require_matching_data(self.model, self.needs, data)
             announce_teacher(self.losses, data)
-
-    def check_data(self, data: Any) -> None:
-        """Check that the data module's texts are what the model reads and writes.
-
-        Raises:
-            ConfigError: the text is in the memory and there is no target column, the decoder is too short, the image
-                encoder cannot read images of `image_size`, or `cache_features` is set and it is not frozen.
-        """
-        if getattr(data, "cache_features", False):
-            require_frozen(self.model.image_encoder)
-        size = getattr(data, "image_size", None)
-        if self.model.image_encoder is not None and size is not None:
-            require_image_size(self.model.image_encoder, size, "data.image_size")
-        if "decoder" in self.needs and "text" in self.model.memory_sources and not data.has_target:
-            raise ConfigError(
-                "The decoder attends over the text (memory: [..., text]), so it cannot be trained to write that same "
-                "text: name the column of the caption to write, e.g. `data.dataset.target_column: de`, "
-                "or leave text out of `memory:`."
-            )
-        limit = getattr(self.model.decoder, "max_length", None)
-        if limit is not None and data.max_length > limit:
-            raise ConfigError(
-                f"data.max_length is {data.max_length} tokens, but the decoder holds {limit}: "
-                f"lower data.max_length or raise model.decoder.max_length."
-            )
 
     def on_fit_start(self) -> None:
         """Runs after a checkpoint's weights are loaded, so features are cached with the weights that will be used."""
@@ -275,65 +242,6 @@ class VisionLanguageTask(lightning.LightningModule):
         self.weighted_losses = {}  # frees the graph
         if self.sharded:
             sharding.average_gradients(torch.nn.ModuleList([self.losses, self.balance]))
-
-    def on_validation_epoch_start(self) -> None:
-        self._start_scores("val")
-
-    def validation_step(self, batch: Batch, batch_index: int) -> None:
-        if batch.samples:  # none of its images could be read, or the split has fewer images than ranks
-            self.scores["val"].update(batch)
-
-    def on_validation_epoch_end(self) -> None:
-        self._log_scores("val")
-
-    def on_test_epoch_start(self) -> None:
-        self._start_scores("test")
-
-    def test_step(self, batch: Batch, batch_index: int) -> None:
-        if batch.samples:
-            self.scores["test"].update(batch)
-
-    def on_test_epoch_end(self) -> None:
-        self._log_scores("test")
-
-    def on_predict_epoch_start(self) -> None:
-        self.predictions = {}
-        self._start_scores("test")
-
-    def predict_step(self, batch: Batch, batch_index: int) -> list[dict[str, str]]:
-        """Captions of the batch's images: {'image_id': ..., 'caption': ...}."""
-        if not batch.samples:
-            return []
-        rows = self.scores["test"].captions_of(batch)
-        self.predictions |= dict(zip(batch.image_ids.tolist(), rows, strict=True))
-        return rows
-
-    def on_predict_epoch_end(self) -> None:
-        """Gather the ranks' captions into `predictions`, {index in the split: row}, in the order of the split."""
-        self.predictions = dict(sorted(gather_list(list(self.predictions.items()))))
-        if self.sharded:
-            sharding.reshard(self.model)
-
-    def _start_scores(self, split: str) -> None:
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
-        pipeline = Pipeline(
-            model=self.model,
-            tokenizer=data.tokenizer,
-            transform=data.eval_transform,
-            max_length=data.max_length,
-            device=self.device,
-        )
-        if self.sharded:
-            sharding.unshard(self.model)
-        losses = self.losses if data.teacher(split) is not None else self.losses.without_teacher()
-        self.scores[split] = SplitScores(pipeline, data.records(split), losses, self.validation_config, self.needs)
-
-    def _log_scores(self, split: str) -> None:
-        metrics = self.scores[split].compute()
-        if self.sharded:
-            sharding.reshard(self.model)
-        if not self.trainer.sanity_checking:
-            self.log_dict({f"{split}/{name}": float(value) for name, value in metrics.items()})
 
     def configure_callbacks(self) -> list[lightning.Callback]:
         averaging = [] if self.ema is None else [Averaging(multi_avg_fn=warm_ema(self.ema))]

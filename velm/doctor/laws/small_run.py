@@ -24,6 +24,7 @@ from velm.data.batches.samples import CaptionSamples, Sample
 from velm.outputs import Batch
 from velm.training.build import build_data, build_task
 from velm.training.data import VisionLanguageData
+from velm.training.matching_data import require_matching_data
 from velm.training.recovery.resume import run_seed
 from velm.training.task import VisionLanguageTask
 
@@ -70,7 +71,7 @@ class SmallRun:
     def _task(self) -> VisionLanguageTask:
         torch.manual_seed(run_seed())
         task = build_task(self.model, **self.vocabulary)
-        task.check_data(self.data)
+        require_matching_data(task.model, task.needs, self.data)
         return task
 
     def task(self) -> VisionLanguageTask:
