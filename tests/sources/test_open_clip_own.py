@@ -54,6 +54,11 @@ def test_siglips_texts_are_filled_with_eos_and_pooled_at_their_last_position(tmp
     require_equal(Original(tmp_path / "model", changed({"custom_text": True}, {}, text)), pixels(32))
 
 
+def test_patch_dropout_acts_in_training_as_there():
+    towers = read_towers(changed({}, {"patch_dropout": 0.5}, {}), None)
+    assert towers.image["patch_dropout"] == 0.5
+
+
 @torch.no_grad()
 def test_another_image_size_resizes_positions_as_open_clip(tmp_path):
     original = Original(tmp_path / "small", CONFIG)

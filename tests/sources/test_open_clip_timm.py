@@ -117,6 +117,7 @@ def test_images_that_are_no_multiple_of_a_patch_lose_the_rest(monkeypatch):
         ({"timm_model_name": "test_resnet", "timm_pool": "abs_attn", "timm_proj": ""}, "timm_pool is 'abs_attn'"),
         ({"timm_model_name": "naflexvit_base_patch16_siglip"}, "NaFlex"),
         ({"timm_model_name": "test_resnet", "timm_drop": 0.5}, "timm_drop is 0.5"),
+        ({"timm_model_name": "test_vit", "patch_dropout": 0.5}, "patch_dropout is 0.5"),
         ({"timm_model_name": "test_resnet", "timm_proj": "mlp", "timm_proj_bias": True}, "MLP with a bias"),
         ({"timm_model_name": "test_resnet", "timm_new": 1}, "timm_new = 1"),
     ],

@@ -53,7 +53,7 @@ class TimmEncoder(FrozenPartsInEval, ImageEncoder):
         image_std: list[float] | None = None,
     ) -> None:
         super().__init__()
-        timm = _import_timm()
+        timm = import_timm()
         _check_name(timm, model_name)
         if dim is not None and dim < 1:
             raise ValueError(f"dim is the width of the projected features, at least 1; got {dim}.")
@@ -131,7 +131,12 @@ class TimmEncoder(FrozenPartsInEval, ImageEncoder):
         self.train(self.training)
 
 
-def _import_timm() -> Any:
+def import_timm() -> Any:
+    """timm.
+
+    Raises:
+        MissingPackageError: it is not installed.
+    """
     try:
         return importlib.import_module("timm")
     except ImportError as cause:

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from velm.encoders.timm import import_timm
 from velm.sources.state_dict import StateDict, class_token, fused_attention, fused_block, renamed
 from velm.sources.tower import Tower, require_known
 
@@ -76,6 +77,7 @@ def _vit(vision: Mapping[str, Any], quick: bool) -> dict[str, Any]:
         "mlp_ratio": float(vision.get("mlp_ratio", 4.0)), "positions": "learned", "position_grid": size // patch,
         "pooling": "class", "input_norm": not vision.get("no_ln_pre", False),
         "patch_bias": False, "activation": activation(vision, quick), "norm_eps": norm_eps(vision),
+        "patch_dropout": float(vision.get("patch_dropout", 0.0)),
     }  # fmt: skip
 
 
@@ -124,8 +126,11 @@ def _timm_tower(vision: Mapping[str, Any]) -> Tower:
             f"its timm_pool is {pool!r}, an attention over the cells of a convolutional network, which VELM does not "
             f"have; it imports '', avg, map, token and every other pooling of timm's own."
         )
-    if vision.get("timm_drop"):
-        raise ValueError(f"its timm_drop is {vision['timm_drop']}, a dropout of the images alone, which VELM has not.")
+    for option in ("timm_drop", "patch_dropout"):  # act in training only
+        if vision.get(option):
+            raise ValueError(
+                f"its {option} is {vision[option]}, which VELM has not for a timm tower: set it to 0 in its config."
+            )
     config: dict[str, Any] = {"name": f"timm/{name}", "pooling": "own"}
     if pool:
         config["global_pool"] = pool
@@ -159,9 +164,7 @@ def _timm_weights(name: str, projection: str, kind: str | None, state: StateDict
 
 def _classifier(name: str) -> str:
     """Name of the last layer of a timm model."""
-    import timm
-
-    config = timm.models.get_pretrained_cfg(name)
+    config = import_timm().models.get_pretrained_cfg(name)
     classifier = None if config is None else config.classifier
     if not isinstance(classifier, str):
         raise ValueError(f"timm/{name} has no single classifier, which open_clip makes its projection.")
