@@ -214,6 +214,20 @@ def test_a_fixed_grid_or_size_is_noted_and_passes(encoder: type, note: str) -> N
     assert re.search(note, finding.message)
 
 
+class Gridless(Resampler):
+    has_grid = False
+
+    def output(self, maps: Tensor) -> EncoderOutput:
+        output = super().output(maps)
+        return EncoderOutput(output.features, output.pooled)
+
+
+def test_an_encoder_says_that_its_positions_lie_on_no_grid(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert_contract(Gridless)
+    monkeypatch.setattr(Gridless, "has_grid", True)
+    assert "set has_grid = False" in check(Gridless).violations[0].message
+
+
 @pytest.mark.parametrize(("encoder", "error"), [(Mixer, "RuntimeError"), (VagueMixer, "ValueError")])
 def test_an_encoder_of_one_size_that_does_not_name_it_violates_the_contract(encoder: type, error: str) -> None:
     [violation] = check(encoder).violations
