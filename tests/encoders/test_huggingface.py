@@ -155,11 +155,27 @@ def test_roberta_numbers_positions_as_it_was_trained(tmp_path, no_network):
     assert torch.allclose(encoder(tokens, tokens != 1).features[:, :4], expected[:, :4], atol=1e-6)
 
 
-def test_siglip_text_pools_as_siglip_does():
-    encoder = HFTextEncoder(model_name="siglip_text_model", config=TEXT, vocab_size=32).eval()
-    tokens = torch.randint(1, 32, (2, 6))
-    raw = encoder.model(tokens).last_hidden_state
-    assert torch.allclose(encoder(tokens, torch.ones(2, 6, dtype=torch.bool)).pooled, encoder.head(raw[:, -1]))
+@pytest.mark.parametrize("pad_id", [0, 32])
+def test_siglip_text_is_filled_without_a_mask(pad_id):
+    """The padding, which may be eos, is attended over, and the last position is pooled; there is no bos."""
+    from transformers import SiglipTextModel
+
+    encoder = HFTextEncoder(model_name="siglip_text_model", config=TEXT | {"vocab_size": 32, "pad_token_id": 1},
+                            vocab_size=32, pad_id=pad_id).eval()  # fmt: skip
+    original = SiglipTextModel(encoder.model.config).eval()
+    original.load_state_dict({**encoder.model.state_dict(), **renamed_head(encoder)})
+    fill = 0 if pad_id == 0 else 1  # 32 is an id that the tokenizer made: the model does not know it
+    tokens = torch.tensor([[31, 5, 6, 7, 1], [31, 9, 1, pad_id, pad_id]])
+    mask = torch.tensor([[True] * 5, [True] * 3 + [False] * 2])
+    length = encoder.model.config.max_position_embeddings
+    ids = torch.full((2, length), fill)
+    ids[0, :4], ids[1, :2] = tokens[0, 1:], tokens[1, 1:3]
+    with torch.no_grad():
+        torch.testing.assert_close(encoder(tokens, mask).pooled, original(input_ids=ids).pooler_output)
+
+
+def renamed_head(encoder: HFTextEncoder) -> dict[str, torch.Tensor]:
+    return {f"head.{name}": tensor for name, tensor in encoder.head.state_dict().items()}
 
 
 def test_rebuilt_without_the_folder(clip_folder, no_network):

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from velm.encoders.base import ImageEncoder, TextEncoder, three_channels
 from velm.errors import ConfigError
@@ -133,7 +134,9 @@ class HFTextEncoder(FrozenPartsInEval, TextEncoder):
         pooling: 'first' (bos), 'mean', or 'last' (eos), or 'pooler', the model's pooling layer (BERT's linear map and
             tanh of bos); null: last for models that read from left to right and for the text towers of CLIP and
             SigLIP, first for masked ones (BERT), mean for the others.
-        reads_bos: false leaves bos out, as T5 does.
+        reads_bos: false leaves bos out, as T5 does; SigLIP's texts never have one.
+        fill_id: token that SigLIP's texts are filled with, over which it attends as over content; null: the tokenizer's
+            padding token if the model knows it, else the model's own.
         bos_id: token that is read in place of bos, such as NLLB's code of a language; null: the tokenizer's bos.
     """
 
@@ -152,6 +155,7 @@ class HFTextEncoder(FrozenPartsInEval, TextEncoder):
         pooling: Literal["first", "mean", "last", "pooler"] | None = None,
         reads_bos: bool = True,
         bos_id: int | None = None,
+        fill_id: int | None = None,
     ) -> None:
         super().__init__()
         pretrained = hub.resolve_pretrained(model_name, config, pretrained)
@@ -167,6 +171,9 @@ class HFTextEncoder(FrozenPartsInEval, TextEncoder):
                 f"Leave vocab_size out of the config: the tokenizer's is taken."
             )
         _check_dim(dim)
+        siglip = text.model_type.startswith("siglip")
+        if fill_id is None and siglip:
+            fill_id = pad_id if pad_id < text.vocab_size else text.pad_token_id
         model = hub.build(cls, text, model_name, pretrained, pooler=pooling == "pooler")
         if pooling == "pooler" and getattr(model, "pooler", None) is None:
             raise ValueError(f"{type(model).__name__} has no pooling layer; pool it by first, mean or last.")
@@ -181,14 +188,18 @@ class HFTextEncoder(FrozenPartsInEval, TextEncoder):
         # SigLIP's own head behind its pooling; only as the model pools itself.
         self.head: nn.Module = nn.Identity()
         hub.freeze(self.model, trainable)
-        if text.model_type.startswith("siglip"):
+        self.fixed_length = int(text.max_position_embeddings) if siglip else None
+        self.fill_id = fill_id or 0
+        if siglip:
             self._take_head(pooling is None)
-        self.reads_bos, self.bos_id = reads_bos, bos_id
+        self.reads_bos, self.bos_id = reads_bos and not siglip, bos_id
         self.padding_idx = _padding_idx(self.model)
         positions = getattr(text, "max_position_embeddings", None)
         offset = 0 if self.padding_idx is None else self.padding_idx + 1
-        self.max_length = None if positions is None else int(positions) - offset + (0 if reads_bos else 1)
+        self.max_length = None if positions is None else int(positions) - offset + (0 if self.reads_bos else 1)
         self.portable_config: dict[str, Any] = {"config": hub.portable_config(text), "pretrained": False}
+        if siglip:
+            self.portable_config["fill_id"] = fill_id
         self.train(self.training)
 
     def forward(self, tokens: Tensor, mask: Tensor) -> EncoderOutput:
@@ -197,6 +208,8 @@ class HFTextEncoder(FrozenPartsInEval, TextEncoder):
                 f"{tokens.shape[1]} tokens, but {type(self.model).__name__} holds {self.max_length}. Shorten the "
                 f"texts (data.max_length), or raise max_position_embeddings in its config."
             )
+        if self.fixed_length is not None:
+            return self._encode_filled(tokens, mask, self.fixed_length)
         if not self.reads_bos:
             tokens, mask = tokens[:, 1:], mask[:, 1:]
         elif self.bos_id is not None:
@@ -214,6 +227,20 @@ class HFTextEncoder(FrozenPartsInEval, TextEncoder):
         if not isinstance(self.head, nn.Identity):
             pooled = self.projection(self.head(pooled))
         return EncoderOutput(features, pooled, mask=mask)
+
+    def _encode_filled(self, tokens: Tensor, mask: Tensor, full: int) -> EncoderOutput:
+        """SigLIP: every text is filled to its full length without a mask, and pooled at the last position.
+
+        There is no bos, so its position has the zero vector.
+        """
+        words = tokens[:, 1:].masked_fill(~mask[:, 1:], self.fill_id)
+        filled = F.pad(words, (0, full - words.shape[1]), value=self.fill_id)
+        choose_attention(self.model, next(self.model.parameters()))
+        raw = self.model(input_ids=filled).last_hidden_state
+        features = F.pad(self.projection(raw[:, : words.shape[1]]), (0, 0, 1, 0))
+        if isinstance(self.head, nn.Identity):
+            return EncoderOutput(features, self.pooling(features, mask), mask=mask)
+        return EncoderOutput(features, self.projection(self.head(raw[:, -1])), mask=mask)
 
     def _take_head(self, use: bool) -> None:
         head = getattr(self.model, "head", None)
