@@ -120,7 +120,7 @@ def test_every_kind_is_public_and_each_has_the_builtin_names() -> None:
     expected = {
         "image_encoders": ["attentional", "cnn", "hf/*", "timm/*", "torchvision/*", "vit"],
         "text_encoders": ["decoder", "hf/*", "rnn", "transformer"],
-        "decoders": ["git", "hf/*", "rnn", "transformer"],
+        "decoders": ["git", "hf/*", "llm/*", "rnn", "transformer"],
         "losses": ["captioning", "contrastive", "distillation", "sigmoid", "triplet"],
         "datasets": [
             "chinese_clip",

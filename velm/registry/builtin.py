@@ -36,6 +36,7 @@ decoders = Registry(
         "transformer": "velm.decoders.transformer:TransformerDecoder",
         "git": "velm.decoders.git:GitDecoder",
         "hf/*": "velm.decoders.huggingface:HFDecoder",
+        "llm/*": "velm.decoders.llm:LLMDecoder",
     },
     example="my_pkg.my_module:MyDecoder",
 )

@@ -1,0 +1,145 @@
+"""Causal language models of transformers as decoders that read the memory as a prefix of vectors."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from velm.decoders.cache import cache_option
+from velm.decoders.prefix import PrefixDecoder
+from velm.decoders.projector import Projector, ProjectorName
+from velm.errors import ConfigError
+from velm.pretrained import hub
+from velm.pretrained.freezing import FrozenPartsInEval
+
+_SCALED = ("final_logit_softcapping", "logit_scale", "logits_scaling")  # logits that are no product of hidden states
+
+
+class LLMDecoder(FrozenPartsInEval, PrefixDecoder):
+    """Llama, Qwen, SmolLM, Gemma, GPT-2 and other causal language models behind the image (ClipCap, LLaVA, PaliGemma).
+
+    The memory, projected, stands before the words: there are no placeholder tokens. The model's cross-attention, if it
+    has any, is not used.
+
+    Args:
+        model_name: a hub id or a folder, or with `config` a model type such as 'llama', 'qwen2', 'gpt2',
+            'gemma3_text'; the part after 'llm/'.
+        vocab_size: of the tokenizer; set by the builder. Pretrained weights need their own tokenizer, to which a few
+            special tokens may have been added (their rows are random).
+        memory_dim: width of the memory; set by the builder.
+        pad_id: of the tokenizer; set by the builder.
+        config: hyper-parameters named as in the model's config.json: random weights, nothing is downloaded.
+        pretrained: load the weights; null: yes, unless there is a config.
+        projector: linear, mlp or resampler, see `velm.decoders.projector.Projector`.
+        shuffle: side of the squares of neighbouring positions that are joined into one, for a shorter prefix.
+        prefix_tokens: vectors of the resampler.
+        prefix_attention: 'causal', or 'bidirectional': positions of the image see each other (PaliGemma, GIT).
+        trainable: 'all', or 'projector': the language model is frozen and in eval mode. The last blocks alone are
+            `model.train_last: {decoder: 2}`, adapters `model.adapt: {decoder: lora}`.
+
+    Raises:
+        ValueError: there is no such model, or its logits are more than a product of hidden states.
+    """
+
+    library_parts = ("model", "output_projection")
+
+    def __init__(
+        self,
+        *,
+        model_name: str,
+        vocab_size: int,
+        memory_dim: int,
+        pad_id: int = 0,
+        config: dict[str, Any] | None = None,
+        pretrained: bool | None = None,
+        projector: ProjectorName = "mlp",
+        shuffle: int = 1,
+        prefix_tokens: int = 32,
+        prefix_attention: Literal["causal", "bidirectional"] = "causal",
+        trainable: Literal["all", "projector"] = "all",
+    ) -> None:
+        super().__init__()
+        if trainable not in ("all", "projector"):
+            raise ValueError(f"trainable is 'all' or 'projector'; got {trainable!r}.")
+        if prefix_attention not in ("causal", "bidirectional"):
+            raise ValueError(f"prefix_attention is 'causal' or 'bidirectional'; got {prefix_attention!r}.")
+        pretrained = hub.resolve_pretrained(model_name, config, pretrained)
+        given = None if config is None else {**hub.token_ids(vocab_size, pad_id), **config}
+        language = hub.read_config(model_name, given)
+        language = getattr(language, "text_config", language)
+        whole = hub.build(_class_of(language, model_name), language, model_name, pretrained)
+        if config is None:
+            hub.fit_vocabulary(whole, language, vocab_size, model_name, exact=True)
+        self.output_projection = _output_of(whole, model_name)
+        self.model = whole.base_model
+        self.embedding = [self.model.get_input_embeddings()]  # a list: the weights are registered once, with the model
+        width = int(self.embedding[0].embedding_dim)
+        self.projector = Projector(projector, memory_dim, width, shuffle=shuffle, queries=prefix_tokens)
+        self.bidirectional = prefix_attention == "bidirectional"
+        self.counts_positions = "position_ids" in inspect.signature(self.model.forward).parameters
+        self.cache_option = cache_option(self.model)
+        self.places = getattr(language, "max_position_embeddings", None)
+        hub.freeze(self.model, trainable == "all")
+        self.output_projection.requires_grad_(trainable == "all")
+        self.portable_config: dict[str, Any] = {"config": hub.portable_config(language), "pretrained": False}
+        self.train(self.training)
+
+    def embed_prefix(self, memory: Tensor) -> Tensor:
+        return self.projector(memory)
+
+    def embed_tokens(self, tokens: Tensor, past: int) -> Tensor:
+        return self.embedding[0](tokens)
+
+    def run(self, x: Tensor, mask: Tensor | None, cache: Any, past: int) -> Tensor:
+        total = past + x.shape[1]
+        if self.places is not None and total > self.places:
+            raise ConfigError(
+                f"The image and the text take {total} positions, and {type(self.model).__name__} holds {self.places}. "
+                f"Join positions of the image (decoder.shuffle, prefix_tokens), or shorten the texts (data.max_length)."
+            )
+        options: dict[str, Any] = {self.cache_option: cache, "use_cache": cache is not None}
+        if self.counts_positions:
+            options["position_ids"] = _positions(mask, past, x)
+        if mask is not None:
+            added = x.new_zeros(mask.shape).masked_fill(~mask, torch.finfo(x.dtype).min)
+            options["attention_mask"] = added[:, None].expand(len(x), -1, -1, -1)
+        else:
+            options["attention_mask"] = x.new_ones(len(x), total, dtype=torch.long)
+        return self.model(inputs_embeds=x, **options).last_hidden_state
+
+
+def _positions(mask: Tensor | None, past: int, x: Tensor) -> Tensor:
+    """int64 (B, T), the number of each position among those that hold content: padding is not counted."""
+    places = torch.arange(past, past + x.shape[1], device=x.device)
+    if mask is None:
+        return places.expand(len(x), -1)
+    earlier = torch.arange(mask.shape[2], device=x.device) <= places[:, None]
+    return ((mask & earlier).sum(dim=-1) - 1).clamp(min=0).expand(len(x), -1)
+
+
+def _class_of(config: Any, model_name: str) -> Any:
+    import transformers
+
+    cls = hub.model_class(config, transformers.MODEL_FOR_CAUSAL_LM_MAPPING)
+    if cls is None:
+        raise ValueError(
+            f"llm/{model_name} is a {config.model_type!r} model, and transformers has no causal language model of this "
+            f"type. Among those that it has: llama, qwen2, qwen3, gemma3_text, smollm3, gpt2, phi3, olmo2."
+        )
+    scaled = next((name for name in _SCALED if getattr(config, name, None) not in (None, 1, 1.0)), None)
+    if scaled is not None:
+        raise ValueError(
+            f"The logits of llm/{model_name} are changed after the output projection ({scaled} = "
+            f"{getattr(config, scaled)}), which VELM's losses and search do not do. Take another model."
+        )
+    return cls
+
+
+def _output_of(model: Any, model_name: str) -> nn.Linear:
+    output = model.get_output_embeddings()
+    if not isinstance(output, nn.Linear):
+        raise ValueError(f"llm/{model_name}: {type(model).__name__} has no linear output projection.")
+    return output

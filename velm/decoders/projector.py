@@ -1,0 +1,104 @@
+"""Projectors: the memory of the encoders as vectors that a language model reads before its words."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from velm.layers.transformer import TransformerBlock
+
+__all__ = ["Projector", "ProjectorName", "shuffle"]
+
+ProjectorName = Literal["linear", "mlp", "resampler"]
+INIT_STD = 0.02  # as word vectors: larger prefixes drown the words at first
+
+
+def shuffle(memory: Tensor, side: int) -> Tensor:
+    """Join each square of side x side neighbouring positions of a square grid into one vector.
+
+    As `pixel_shuffle` of Idefics3 and nanoVLM: the vectors of a row of the square follow each other, row after row.
+
+    Args:
+        memory: float (B, N, D), N a square number, in row-major order.
+        side: of the joined squares, in positions.
+
+    Returns:
+        float (B, N / side^2, D * side^2).
+
+    Raises:
+        ValueError: the positions form no square that can be cut so.
+    """
+    if side == 1:
+        return memory
+    count = memory.shape[1]
+    grid = math.isqrt(count)
+    if grid * grid != count or grid % side:
+        raise ValueError(
+            f"shuffle {side} joins squares of {side} x {side} positions, and the memory has {count}: they form no "
+            f"square grid whose side is a multiple of {side}. Choose another image_size, or shuffle: 1."
+        )
+    cells = memory.unflatten(1, (grid // side, side, grid // side, side))  # (B, H, s, W, s, D)
+    return cells.permute(0, 1, 3, 2, 4, 5).flatten(3).flatten(1, 2)
+
+
+class Projector(nn.Module):
+    """The memory (B, N, memory_dim) as a prefix (B, P, dim).
+
+    Args:
+        name: linear (nanoVLM), mlp (two linear maps and a GELU, LLaVA-1.5, arXiv 2310.03744) or resampler (learned
+            queries that attend over the memory, Flamingo, arXiv 2204.14198).
+        memory_dim: width of the memory.
+        dim: width of the language model's word vectors.
+        shuffle: side of the squares of positions that are joined first, which divides P by its square.
+        queries: P, for the resampler.
+        depth: blocks of the resampler.
+
+    Raises:
+        ValueError: an option is out of range.
+    """
+
+    def __init__(
+        self,
+        name: ProjectorName,
+        memory_dim: int,
+        dim: int,
+        *,
+        shuffle: int = 1,
+        queries: int = 32,
+        depth: int = 2,
+    ) -> None:
+        super().__init__()
+        if name not in get_args(ProjectorName):
+            raise ValueError(f"projector is one of {', '.join(get_args(ProjectorName))}; got {name!r}.")
+        if shuffle < 1 or queries < 1 or depth < 1:
+            raise ValueError(f"shuffle, prefix_tokens and depth are at least 1; got {shuffle}, {queries} and {depth}.")
+        self.side = shuffle
+        width = memory_dim * shuffle**2
+        if name == "linear":
+            self.map: nn.Module = nn.Linear(width, dim, bias=False)
+        elif name == "mlp":
+            self.map = nn.Sequential(nn.Linear(width, dim), nn.GELU(), nn.Linear(dim, dim))
+        else:
+            self.map = nn.Linear(width, dim)
+        self.queries: nn.Parameter | None = None
+        if name == "resampler":
+            heads = next(heads for heads in (12, 8, 6, 4, 3, 2, 1) if dim % heads == 0)
+            self.queries = nn.Parameter(torch.randn(queries, dim) * INIT_STD)
+            self.blocks = nn.ModuleList(TransformerBlock(dim, heads=heads, memory_dim=dim) for _ in range(depth))
+            self.norm = nn.LayerNorm(dim)
+        for module in self.map.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, std=INIT_STD)
+
+    def forward(self, memory: Tensor, mask: Tensor | None = None) -> Tensor:
+        """The prefix; `mask` is bool (B, N), True on content, and is used by the resampler only."""
+        x = self.map(shuffle(memory, self.side))
+        if self.queries is None:
+            return x
+        prefix = self.queries.to(x.dtype).expand(len(x), -1, -1)
+        for block in self.blocks:
+            prefix = block(prefix, memory=x, memory_mask=mask)
+        return self.norm(prefix)
