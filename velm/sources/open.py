@@ -80,9 +80,7 @@ def as_checkpoint(model: ForeignModel) -> Checkpoint:
     tokenizer: Any = registry.tokenizers.build(model.data["tokenizer"])
     weights = model.read_weights(tokenizer.vocab_size)
     losses = _part(weights, "losses.")
-    scale, bias = (
-        next((t for name, t in losses.items() if name.endswith(key)), None) for key in (".log_scale", ".bias")
-    )
+    scale, bias = (_ending(losses, ending) for ending in (".log_scale", ".bias"))
     transform = {name: value for name, value in model.data.items() if name not in ("tokenizer", "max_length")}
     return Checkpoint(
         path=Path(model.name),
