@@ -176,7 +176,7 @@ def test_check_finds_the_kind_of_a_name_of_its_own() -> None:
 def test_a_text_encoder_that_shares_a_decoder_is_given_one() -> None:
     assert check_plugin({"name": "decoder", "pooling": "mean"}).ok
     given = {option["name"]: option["given"] for option in show_plugin("text_encoder", "decoder")["options"]}
-    assert given == {"decoder": "the model", "pooling": None}
+    assert given == {"decoder": "the model", "pad_id": "the tokenizer", "pooling": None, "fill_id": None}
 
 
 def test_balancing_policies_are_listed_and_shown_and_have_no_check() -> None:
