@@ -295,7 +295,10 @@ OTHER = r"or take a text encoder with weights of its own"
             r"'transformer' has none as it is. Set its unimodal_depth to 1",
         ),
         ({"text_encoder": {"name": "decoder", "dim": 8}}, r"has no option 'dim'.* Its options: pooling"),
-        ({"text_encoder": {"name": "decoder", "pooling": "first"}}, r"'pooling' .* takes Literal\['last', 'mean'\]"),
+        (
+            {"text_encoder": {"name": "decoder", "pooling": "first"}},
+            r"'pooling' .* takes Literal\['last', 'mean', 'class'\]",
+        ),
     ],
 )
 @pytest.mark.filterwarnings("ignore:The decoder is left out")

@@ -28,6 +28,10 @@ TINY_GPT2: dict[str, Any] = {
     "n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 64,
     "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0,
 }  # fmt: skip
+TINY_LLAMA: dict[str, Any] = {
+    "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
+    "num_key_value_heads": 1, "max_position_embeddings": 96,
+}  # fmt: skip
 
 IMAGE = {
     "cnn": {"name": "cnn", "dim": 32},
@@ -35,6 +39,13 @@ IMAGE = {
     "torchvision": {"name": "torchvision/resnet18", "features": "layer2", "dim": 32},
     "timm": {"name": "timm/test_vit"},
     "hf": {"name": "hf/vit", "config": {**TINY_HF, "image_size": 32, "patch_size": 8}},
+    "attentional": {
+        "name": "attentional",
+        "dim": 32,
+        "queries": 9,
+        "heads": 2,
+        "encoder": {"name": "vit", "dim": 32, "depth": 2, "heads": 2, "patch_size": 8, "pooling": "class"},
+    },
 }
 TEXT = {
     "tanh": {"name": "rnn", "cell": "tanh", "dim": 32},
@@ -48,6 +59,8 @@ DECODER = {
     "rnn": {"name": "rnn", "dim": 48, "dropout": 0.0},
     "transformer": {"name": "transformer", "dim": 32, "depth": 2, "heads": 2},
     "hf": {"name": "hf/gpt2", "config": TINY_GPT2},
+    "git": {"name": "git", "config": {**TINY_HF, "max_position_embeddings": 64}},
+    "llm": {"name": "llm/llama", "config": TINY_LLAMA},
 }
 SHARING = {"name": "transformer", "dim": 32, "depth": 3, "unimodal_depth": 1, "heads": 2}
 COMBINATIONS = [

@@ -14,7 +14,6 @@ from velm.errors import ConfigError
 from velm.layers.pooling import Pooling
 from velm.outputs import EncoderOutput
 from velm.pretrained import hub
-from velm.pretrained.attention import choose_attention
 from velm.pretrained.freezing import FrozenPartsInEval, trace_shapes
 
 _CLIP = ([0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711])
@@ -98,7 +97,6 @@ class HFImageEncoder(FrozenPartsInEval, ImageEncoder):
         """Positions (B, N, width), the model's own pooled vector (B, width) or None, and the grid if there is one."""
         size = (images.shape[2], images.shape[3])
         resized = self.interpolates and size != _pair(getattr(self.model.config, "image_size", size))
-        choose_attention(self.model, next(self.model.parameters()))
         output = self.model(pixel_values=images, **({"interpolate_pos_encoding": True} if resized else {}))
         raw, pooled = output.last_hidden_state, getattr(output, "pooler_output", None)
         if raw.dim() == 4:  # a convolutional model
@@ -217,7 +215,6 @@ class HFTextEncoder(FrozenPartsInEval, TextEncoder):
         options = {}
         if self.padding_idx is not None:  # RoBERTa counts positions from its own pad id, and finds padding by it
             options["position_ids"] = self.padding_idx + mask.long().cumsum(dim=1) * mask
-        choose_attention(self.model, next(self.model.parameters()))
         output = self.model(input_ids=tokens, attention_mask=mask.long(), **options)
         raw = output.last_hidden_state
         features = self.projection(raw)
@@ -235,7 +232,6 @@ class HFTextEncoder(FrozenPartsInEval, TextEncoder):
         """
         words = tokens[:, 1:].masked_fill(~mask[:, 1:], self.fill_id)
         filled = F.pad(words, (0, full - words.shape[1]), value=self.fill_id)
-        choose_attention(self.model, next(self.model.parameters()))
         raw = self.model(input_ids=filled).last_hidden_state
         features = F.pad(self.projection(raw[:, : words.shape[1]]), (0, 0, 1, 0))
         if isinstance(self.head, nn.Identity):
