@@ -49,7 +49,7 @@ def test_it_is_the_model_of_transformers(name):
     whole.base_model.load_state_dict(decoder.model.state_dict())
     whole.get_output_embeddings().load_state_dict(decoder.output_projection.state_dict())
     memory, tokens = torch.randn(2, 5, 12), torch.randint(4, 32, (2, 6))
-    embeds = torch.cat([decoder.projector(memory), whole.get_input_embeddings()(tokens)], dim=1)
+    embeds = torch.cat([decoder.projector(memory)[0], whole.get_input_embeddings()(tokens)], dim=1)
     expected = whole(inputs_embeds=embeds).logits[:, 5:]
     torch.testing.assert_close(decoder.output_projection(decoder(tokens, memory)), expected, atol=1e-5, rtol=0)
 
@@ -67,6 +67,14 @@ def test_padding_of_the_memory_is_neither_read_nor_counted(name, attention):
         logits, state = decoder.step(tokens[:, place], state)
     expected = decoder.output_projection(decoder(tokens, memory)[:, -1])
     torch.testing.assert_close(logits, expected, atol=1e-5, rtol=0)
+
+
+def test_a_resampler_reads_no_padding():
+    decoder = build(projector="resampler", prefix_tokens=3)
+    tokens, memory = torch.randint(4, 32, (1, 6)), torch.randn(1, 5, 12)
+    padded, mask = torch.cat([memory, torch.full((1, 3, 12), 9.0)], dim=1), torch.tensor([[True] * 5 + [False] * 3])
+    torch.testing.assert_close(decoder(tokens, padded, mask), decoder(tokens, memory), atol=1e-5, rtol=0)
+    assert decoder.start(padded, mask).prefix == 3
 
 
 def test_a_bidirectional_prefix_sees_itself_and_no_text():
@@ -128,7 +136,7 @@ def test_shuffle_is_that_of_idefics():
 @pytest.mark.parametrize("name", ["linear", "mlp", "resampler"])
 def test_projectors(name):
     projector = Projector(name, 12, 24, shuffle=2, queries=3)
-    assert projector(torch.randn(2, 16, 12)).shape == (2, 3 if name == "resampler" else 4, 24)
+    assert projector(torch.randn(2, 16, 12))[0].shape == (2, 3 if name == "resampler" else 4, 24)
 
 
 @pytest.mark.parametrize(
@@ -154,5 +162,7 @@ def test_a_model_that_is_no_language_model():
 def test_what_does_not_fit_is_told():
     with pytest.raises(ValueError, match="the memory has 6: they form no square grid"):
         build(shuffle=2)(torch.ones(1, 2, dtype=torch.long), torch.randn(1, 6, 12))
+    with pytest.raises(ConfigError, match="the memory holds text too"):
+        build(shuffle=2)(torch.ones(1, 2, dtype=torch.long), torch.randn(1, 4, 12), torch.ones(1, 4, dtype=torch.bool))
     with pytest.raises(ConfigError, match=r"take 51 positions.*holds 48"):
         build()(torch.ones(1, 11, dtype=torch.long), torch.randn(1, 40, 12))

@@ -59,8 +59,8 @@ class GitDecoder(FrozenPartsInEval, PrefixDecoder):
             "config": {**hub.portable_config(language), "vision_config": {"layer_norm_eps": eps}}
         }
 
-    def embed_prefix(self, memory: Tensor) -> Tensor:
-        return self.model.visual_projection(memory)
+    def embed_prefix(self, memory: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        return self.model.visual_projection(memory), mask
 
     def embed_tokens(self, tokens: Tensor, past: int) -> Tensor:
         tokens = own_ids(tokens, self.start_id, self.output_projection.out_features, past)

@@ -87,8 +87,8 @@ class LLMDecoder(FrozenPartsInEval, PrefixDecoder):
         self.portable_config: dict[str, Any] = {"config": hub.portable_config(language), "pretrained": False}
         self.train(self.training)
 
-    def embed_prefix(self, memory: Tensor) -> Tensor:
-        return self.projector(memory)
+    def embed_prefix(self, memory: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        return self.projector(memory, mask)
 
     def embed_tokens(self, tokens: Tensor, past: int) -> Tensor:
         return self.embedding[0](tokens)

@@ -30,9 +30,9 @@ class PrefixState(DecoderState):
     """Keys and values of the prefix and of the tokens so far.
 
     Attributes:
-        cache: transformers' DynamicCache of N + length positions; never changed in place.
-        mask: bool (B, N), True on the content of the prefix; None: all of it.
-        prefix: N.
+        cache: transformers' DynamicCache of P + length positions; never changed in place.
+        mask: bool (B, P), True on the content of the prefix; None: all of it.
+        prefix: P.
         length: tokens fed so far.
     """
 
@@ -58,8 +58,13 @@ class PrefixDecoder(Decoder):
     bidirectional: bool = False
 
     @abstractmethod
-    def embed_prefix(self, memory: Tensor) -> Tensor:
-        """The memory, float (B, N, memory_dim), as vectors float (B, N, D)."""
+    def embed_prefix(self, memory: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """The memory, float (B, N, memory_dim), as vectors float (B, P, D); and which of them are content.
+
+        Args:
+            memory: of the encoders.
+            mask: bool (B, N), True on content; None: all of it.
+        """
 
     @abstractmethod
     def embed_tokens(self, tokens: Tensor, past: int) -> Tensor:
@@ -81,16 +86,16 @@ class PrefixDecoder(Decoder):
 
     def forward(self, tokens: Tensor, memory: Tensor, memory_mask: Tensor | None = None) -> Tensor:
         self._check_length(tokens.shape[1])
-        prefix = self.embed_prefix(memory)
+        prefix, mask = self.embed_prefix(memory, memory_mask)
         x = torch.cat([prefix, self.embed_tokens(tokens, 0)], dim=1)
-        return self.run(x, self._mask(prefix.shape[1], x, memory_mask), None, 0)[:, prefix.shape[1] :]
+        return self.run(x, self._mask(prefix.shape[1], x, mask), None, 0)[:, prefix.shape[1] :]
 
     def start(self, memory: Tensor, memory_mask: Tensor | None = None) -> PrefixState:
         from transformers import DynamicCache
 
-        cache, prefix = DynamicCache(), self.embed_prefix(memory)
-        self.run(prefix, self._mask(prefix.shape[1], prefix, memory_mask), cache, 0)
-        return PrefixState(cache, memory_mask, prefix.shape[1])
+        cache, (prefix, mask) = DynamicCache(), self.embed_prefix(memory, memory_mask)
+        self.run(prefix, self._mask(prefix.shape[1], prefix, mask), cache, 0)
+        return PrefixState(cache, mask, prefix.shape[1])
 
     def step(self, token: Tensor, state: DecoderState) -> tuple[Tensor, PrefixState]:
         assert isinstance(state, PrefixState)
@@ -102,15 +107,15 @@ class PrefixDecoder(Decoder):
         hidden = self.run(x, mask, cache, state.prefix + state.length)
         return self.output_projection(hidden[:, -1]), replace(state, cache=cache, length=state.length + 1)
 
-    def _mask(self, prefix: int, x: Tensor, memory_mask: Tensor | None) -> Tensor:
-        """bool (B or 1, T, T) of a whole sequence, the first `prefix` positions of which are the memory's."""
+    def _mask(self, prefix: int, x: Tensor, content: Tensor | None) -> Tensor:
+        """bool (B or 1, T, T) of a whole sequence, of whose first `prefix` positions `content` (B, P) is seen."""
         length = x.shape[1]
         seen = torch.ones(length, length, dtype=torch.bool, device=x.device).tril()
         if self.bidirectional:
             seen[:prefix, :prefix] = True
-        if memory_mask is None:
+        if content is None:
             return seen[None]
-        content = torch.cat([memory_mask, memory_mask.new_ones(len(x), length - prefix)], dim=1)
+        content = torch.cat([content, content.new_ones(len(x), length - prefix)], dim=1)
         return seen & content[:, None]
 
     def _check_length(self, length: int) -> None:

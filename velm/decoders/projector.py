@@ -8,6 +8,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from velm.errors import ConfigError
 from velm.layers.transformer import TransformerBlock
 
 __all__ = ["Projector", "ProjectorName", "shuffle"]
@@ -93,12 +94,25 @@ class Projector(nn.Module):
             if isinstance(module, nn.Linear):
                 nn.init.normal_(module.weight, std=INIT_STD)
 
-    def forward(self, memory: Tensor, mask: Tensor | None = None) -> Tensor:
-        """The prefix; `mask` is bool (B, N), True on content, and is used by the resampler only."""
+    def forward(self, memory: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """The prefix, and which of its vectors are content.
+
+        Args:
+            memory: float (B, N, memory_dim).
+            mask: bool (B, N), True on content; None: all of it.
+
+        Raises:
+            ConfigError: squares of positions are joined, and the memory has padding, so text.
+        """
+        if mask is not None and self.side > 1:
+            raise ConfigError(
+                f"decoder.shuffle is {self.side}, which joins positions of the image, and the memory holds text too. "
+                f"Set decoder.shuffle to 1, or model.memory to [image]."
+            )
         x = self.map(shuffle(memory, self.side))
         if self.queries is None:
-            return x
+            return x, mask
         prefix = self.queries.to(x.dtype).expand(len(x), -1, -1)
         for block in self.blocks:
             prefix = block(prefix, memory=x, memory_mask=mask)
-        return self.norm(prefix)
+        return self.norm(prefix), None
