@@ -148,14 +148,12 @@ def prove(settings: Settings) -> list[Agreement]:
             found.append(json.loads((job.folder / "witness.json").read_text(encoding="utf-8")))
     ours, theirs = found
     lines = [
-        Agreement(
-            "parameters", ours["parameters"], theirs["parameters"], "patch bias ours; first position, scale theirs"
-        ),
+        Agreement("parameters", ours["parameters"], theirs["parameters"], "theirs: position of the class token, scale"),
         Agreement("steps", ours["steps"], theirs["steps"], "of five batches, in the proof"),
         Agreement("samples", ours["samples"], theirs["samples"], "each caption once"),
         Agreement("tokens of all captions", *(sum(map(len, side["sentences"])) for side in found), "padding left out"),
     ]
-    assert abs(ours["parameters"] - theirs["parameters"]) < WIDTH, lines
+    assert theirs["parameters"] - ours["parameters"] == WIDTH + 1, lines
     assert all(line.ours == line.theirs for line in lines[1:]), lines
     assert sorted(ours["sentences"]) == sorted(theirs["sentences"]), "the tokens of the two sides differ"
     return [*lines, Agreement("token ids, sorted", "equal", "equal")]
