@@ -32,7 +32,9 @@ def no_hub(monkeypatch):
         return transformers.AutoConfig.for_model(kind)
 
     monkeypatch.setattr(open_clip_texts, "hub", SimpleNamespace(read_config=read, portable_config=hub.portable_config))
-    monkeypatch.setattr(open_clip_texts, "HFTokenizer", lambda model_name: SimpleNamespace(starts_with=0, bos_id=0))
+    monkeypatch.setattr(
+        open_clip_texts, "HFTokenizer", lambda model_name: SimpleNamespace(starts_with=0, bos_id=0, padded_with=1)
+    )
 
 
 def described(name):

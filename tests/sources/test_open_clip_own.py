@@ -46,9 +46,10 @@ def test_embeddings_loss_and_gradients(variant, tmp_path):
     require_equal(Original(tmp_path, changed(*VARIANTS[variant])), pixels(32))
 
 
-def test_siglips_texts_are_filled_with_eos_and_pooled_at_their_last_position(tmp_path):
+@pytest.mark.parametrize("pad", ["</s>", "<s>"])  # SigLIP pads with eos, SigLIP 2 with a token of its own
+def test_siglips_texts_are_filled_as_its_tokenizer_pads_and_pooled_at_their_last_position(tmp_path, pad):
     words = tmp_path / "words"
-    save_words(words, "$A </s>", ["<s>", "</s>"], pad="</s>")
+    save_words(words, "$A </s>", ["<s>", "</s>"], pad=pad)
     text = {"hf_tokenizer_name": str(words), "no_causal_mask": True, "pool_type": "last", "proj_bias": True,
             "act_kwargs": {"approximate": "tanh"}, "norm_kwargs": {"eps": 1e-6}, "vocab_size": 40}  # fmt: skip
     require_equal(Original(tmp_path / "model", changed({"custom_text": True}, {}, text)), pixels(32))

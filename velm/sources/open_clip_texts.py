@@ -43,16 +43,17 @@ def text_tower(
     if text.get("hf_model_name"):
         return _hf_tower(text, embed_dim, folder)
     require_known("text_cfg", text, _OWN)
-    config, projection = _transformer(text, quick), "affine" if text.get("proj_bias") else "linear"
+    tokenizer = _tokenizer(text, folder)
+    config, projection = _transformer(text, quick, tokenizer), "affine" if text.get("proj_bias") else "linear"
     if text.get("proj_type") == "none":
         projection = "none"
     tower = Tower(config, projection, partial(_own_weights, config, projection))
-    return tower, _tokenizer(text, folder), config["max_length"]
+    return tower, tokenizer, config["max_length"]
 
 
-def _transformer(text: Mapping[str, Any], quick: bool) -> dict[str, Any]:
+def _transformer(text: Mapping[str, Any], quick: bool, tokenizer: Mapping[str, Any]) -> dict[str, Any]:
     length, bidirectional = int(text.get("context_length", 77)), bool(text.get("no_causal_mask"))
-    pool, fill = text.get("pool_type", "argmax"), int(text.get("pad_id", 0))
+    pool = text.get("pool_type", "argmax")
     if pool not in ("argmax", "eos", "last"):
         raise ValueError(f"its text tower pools by {pool!r}; VELM imports argmax, eos and last.")
     tower: dict[str, Any] = {
@@ -61,11 +62,16 @@ def _transformer(text: Mapping[str, Any], quick: bool) -> dict[str, Any]:
         "pooling": "last", "causal": not bidirectional, "activation": activation(text, quick),
         "norm_eps": norm_eps(text),
     }  # fmt: skip
-    if bidirectional:  # it attends over the padding
+    if bidirectional or pool == "last":  # it attends over the padding, which is the tokenizer's
+        fill = 0 if tokenizer["name"] == "clip" else _words(tokenizer).padded_with
         tower |= {"fixed_length": length, "fill_id": fill}
     if pool == "last":  # SigLIP: no bos, and the last position of the padding is pooled
-        tower |= {"pooling": "end", "fixed_length": length, "fill_id": 1, "reads_bos": False, "max_length": length + 1}
+        tower |= {"pooling": "end", "reads_bos": False, "max_length": length + 1}
     return tower
+
+
+def _words(tokenizer: Mapping[str, Any]) -> HFTokenizer:
+    return HFTokenizer(model_name=tokenizer["name"].removeprefix("hf/"))
 
 
 def _tokenizer(text: Mapping[str, Any], folder: Path | None) -> dict[str, Any]:
@@ -124,7 +130,7 @@ def _hf_tower(text: Mapping[str, Any], embed_dim: int, folder: Path | None) -> t
     options = {key: value for key, value in hub.portable_config(config).items() if key != "vocab_size"}
     part: dict[str, Any] = {"name": f"hf/{kind}", "config": options, "pooling": "pooler" if own else _POOLINGS[pooler]}
     length = int(text.get("context_length", 77))
-    words = HFTokenizer(model_name=tokenizer["name"].removeprefix("hf/"))
+    words = _words(tokenizer)
     if words.starts_with is None:
         part["reads_bos"], length = False, length + 1
     elif words.starts_with != words.bos_id:
