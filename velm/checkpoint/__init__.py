@@ -10,7 +10,7 @@ trained, as Lightning's WeightAveraging callback writes them.
 from __future__ import annotations
 
 from velm.checkpoint.build import build_from_checkpoint, build_tokenizer, compare_weights
-from velm.checkpoint.content import FORMAT, Checkpoint
+from velm.checkpoint.content import FORMAT, Checkpoint, weights_of
 from velm.checkpoint.merge import merge
 from velm.checkpoint.pack import aligned_by_losses, logits_of, pack
 from velm.checkpoint.read import read_checkpoint
@@ -29,5 +29,6 @@ __all__ = [
     "merge",
     "pack",
     "read_checkpoint",
+    "weights_of",
     "write_checkpoint",
 ]

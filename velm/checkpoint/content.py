@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from velm.pretrained.base import PARTIAL
 
-__all__ = ["COMPLETE", "FORMAT", "Checkpoint"]
+__all__ = ["COMPLETE", "FORMAT", "Checkpoint", "weights_of"]
 
 FORMAT = PARTIAL
 """The newest layout of the "velm" entry; increased when an older VELM could not read the new layout."""
@@ -65,3 +66,9 @@ class Checkpoint:
         """The weights of model and losses by their names in the file: 'model.decoder.norm.weight'."""
         model = {f"model.{name}": tensor for name, tensor in self.weights.items()}
         return model | {f"losses.{name}": tensor for name, tensor in self.loss_weights.items()}
+
+
+def weights_of(part: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights of 'model', 'losses' or 'losses.contrastive' in a state dict, without that prefix."""
+    prefix = f"{part}."
+    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from velm.checkpoint.content import COMPLETE
+from velm.checkpoint.content import COMPLETE, weights_of
 from velm.model import VisionLanguageModel
 from velm.model.build import needs_of
 from velm.outputs import aligns
@@ -122,10 +122,10 @@ def logits_of(losses: nn.ModuleDict, state: Mapping[str, Tensor]) -> dict[str, A
     for scale, name in [(scale, name) for scale in ("logit_scale", "distillation_scale") for name in losses]:
         loss: Any = losses[name]
         if scale in loss.logged():
-            prefix = f"losses.{name}."
-            stored = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
             copy = deepcopy(loss)
-            copy.load_state_dict(stored, strict=False)  # not strict: ranks of FSDP2 other than 0 have no state
+            copy.load_state_dict(
+                weights_of(f"losses.{name}", state), strict=False
+            )  # not strict: ranks of FSDP2 other than 0 have no state
             logged = copy.logged()
             return {"logit_scale": _number(logged.get(scale)), "logit_bias": _number(logged.get("logit_bias"))}
     return {"logit_scale": None, "logit_bias": None}

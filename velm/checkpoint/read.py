@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from velm.checkpoint.content import FORMAT, Checkpoint
+from velm.checkpoint.content import FORMAT, Checkpoint, weights_of
 from velm.errors import CheckpointError
 from velm.pretrained.base import fill_in
 from velm.version import __version__
@@ -57,9 +57,9 @@ def read_checkpoint(path: str | Path, open_base: Callable[[str], Mapping[str, Te
     return Checkpoint(
         path=path,
         version=version,
-        weights=_weights_of("model", state),
-        raw_weights=None if raw is None else _weights_of("model", raw),
-        loss_weights=_weights_of("losses", state),
+        weights=weights_of("model", state),
+        raw_weights=None if raw is None else weights_of("model", raw),
+        loss_weights=weights_of("losses", state),
         aligned=entry.get("aligned"),
         tokenization=entry.get("tokenization", "auto"),
         logit_bias=entry.get("logit_bias"),
@@ -123,8 +123,3 @@ def _first_logit_scale(state: Mapping[str, Tensor]) -> float | None:
     """The inverse temperature in files written before it was stored: exp of the first `losses.*.log_scale`."""
     logs = [value for key, value in state.items() if key.startswith("losses.") and key.endswith(".log_scale")]
     return float(logs[0].exp()) if logs else None
-
-
-def _weights_of(part: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    prefix = f"{part}."
-    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
+
+from velm.commands.options import folder_path
 
 __all__ = ["main"]
 
@@ -37,5 +38,5 @@ def _parser() -> argparse.ArgumentParser:
         metavar="SOURCE",
         help="hf/<hub id or folder>, open_clip/<architecture>@<tag or file>, or open_clip/<folder>",
     )
-    parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="the checkpoint, model.ckpt")
+    parser.add_argument("--output", type=folder_path, required=True, metavar="FILE", help="the checkpoint, model.ckpt")
     return parser

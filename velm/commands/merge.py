@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
+
+from velm.commands.options import folder_path
 
 __all__ = ["main"]
 
@@ -35,14 +36,10 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a .ckpt of a run with model.adapt")
-    parser.add_argument("--output", type=_path, required=True, metavar="FILE", help="the checkpoint to write")
+    parser.add_argument("--output", type=folder_path, required=True, metavar="FILE", help="the checkpoint to write")
     parser.add_argument(
         "--base",
         metavar="SOURCE",
         help="the base of a file written with save: adapters, if it is not where it was in training",
     )
     return parser
-
-
-def _path(text: str) -> Path:
-    return Path(text).expanduser()

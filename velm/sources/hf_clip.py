@@ -29,7 +29,6 @@ __all__ = [
     "clip_image_encoder",
     "clip_image_weights",
     "clip_weights",
-    "read_state",
     "siglip",
     "siglip_weights",
 ]
@@ -94,12 +93,6 @@ def _blocks(config: Any, name: str = "transformer") -> dict[str, Any]:
     }  # fmt: skip
 
 
-def read_state(name: str, config: Any, mapping: Any = None) -> StateDict:
-    """The weights of a whole model, all of them there."""
-    cls = hub.model_class(config, mapping)
-    return StateDict(hub.build(cls, config, name, pretrained=True).state_dict(), f"hf/{name}")
-
-
 def clip_image_weights(state: StateDict, tower: str, depth: int) -> dict[str, Tensor]:
     """Weights of CLIP's image tower, `tower` being their prefix, for `clip_image_encoder`."""
     embeddings = f"{tower}embeddings"
@@ -128,7 +121,8 @@ def _text_weights(state: StateDict, depth: int, vocab_size: int) -> dict[str, Te
 
 
 def _read(translate: Callable[..., dict[str, Tensor]], name: str, config: Any, vocab_size: int) -> dict[str, Tensor]:
-    state = read_state(name, config)
+    model = hub.build(hub.model_class(config), config, name, pretrained=True)
+    state = StateDict(model.state_dict(), f"hf/{name}")
     weights = translate(state, config, vocab_size)
     state.finish()
     return weights

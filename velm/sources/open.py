@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from velm import registry
-from velm.checkpoint import Checkpoint, read_checkpoint
+from velm.checkpoint import Checkpoint, read_checkpoint, weights_of
 from velm.errors import CheckpointError
 from velm.sources.foreign import ForeignModel, is_foreign
 from velm.sources.parts import pretrained_parts
@@ -79,7 +79,7 @@ def as_checkpoint(model: ForeignModel) -> Checkpoint:
     """A foreign model with its weights and its tokenizer."""
     tokenizer: Any = registry.tokenizers.build(model.data["tokenizer"])
     weights = model.read_weights(tokenizer.vocab_size)
-    losses = _part(weights, "losses.")
+    losses = weights_of("losses", weights)
     scale, bias = (_ending(losses, ending) for ending in (".log_scale", ".bias"))
     transform = {name: value for name, value in model.data.items() if name not in ("tokenizer", "max_length")}
     return Checkpoint(
@@ -102,7 +102,7 @@ def as_checkpoint(model: ForeignModel) -> Checkpoint:
         plugins=[],
         data={},
         target=False,
-        weights=_part(weights, "model."),
+        weights=weights_of("model", weights),
         raw_weights=None,
         loss_weights=losses,
         aligned=model.aligned,
@@ -114,7 +114,3 @@ def as_checkpoint(model: ForeignModel) -> Checkpoint:
 
 def _ending(weights: dict[str, Any], ending: str) -> Any:
     return next((tensor for name, tensor in weights.items() if name.endswith(ending)), None)
-
-
-def _part(weights: dict[str, Any], prefix: str) -> dict[str, Any]:
-    return {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
