@@ -123,9 +123,8 @@ def logits_of(losses: nn.ModuleDict, state: Mapping[str, Tensor]) -> dict[str, A
         loss: Any = losses[name]
         if scale in loss.logged():
             copy = deepcopy(loss)
-            copy.load_state_dict(
-                weights_of(f"losses.{name}", state), strict=False
-            )  # not strict: ranks of FSDP2 other than 0 have no state
+            # not strict: ranks of FSDP2 other than 0 have no state
+            copy.load_state_dict(weights_of(f"losses.{name}", state), strict=False)
             logged = copy.logged()
             return {"logit_scale": _number(logged.get(scale)), "logit_bias": _number(logged.get("logit_bias"))}
     return {"logit_scale": None, "logit_bias": None}
