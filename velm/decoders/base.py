@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from torch import Tensor, nn
 
 from velm.outputs import DecoderOutput
+from velm.prompt import Prompt
 
 
 class DecoderState(ABC):
@@ -39,11 +40,21 @@ class Decoder(nn.Module, ABC):
 
         tokens ── read_words ── + ── decode(..., words=...) ── hidden
                                 └─── text encoder ── pooled
+
+    A decoder with a `template` (None: no prompts) reads a text around the image before it writes. It then has
+    `read_prompt(memory, memory_mask, prompt)`, which gives a prefix float (B, P, D) and its mask; `decode`, `forward`
+    and `start` take these as `memory` and `memory_mask`. The prompt's last position predicts the first token: bos is
+    not read.
     """
 
     output_projection: nn.Linear
     max_length: int | None = None
     words_dim: int | None = None
+    template: str | None = None
+
+    def read_prompt(self, memory: Tensor, memory_mask: Tensor | None, prompt: Prompt) -> tuple[Tensor, Tensor | None]:
+        """The memory and the prompt around it as one prefix; of a decoder with a `template`."""
+        raise NotImplementedError(f"{type(self).__name__} reads no prompts.")
 
     @abstractmethod
     def forward(self, tokens: Tensor, memory: Tensor, memory_mask: Tensor | None = None) -> Tensor:

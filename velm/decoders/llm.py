@@ -39,6 +39,9 @@ class LLMDecoder(FrozenPartsInEval, PrefixDecoder):
         prefix_attention: 'causal', or 'bidirectional': positions of the image see each other (PaliGemma, GIT).
         trainable: 'all', or 'projector': the language model is frozen and in eval mode. The last blocks alone are
             `model.train_last: {decoder: 2}`, adapters `model.adapt: {decoder: lora}`.
+        template: what is read around the image before the answer is written (see `velm.data.text.template`): a text
+            such as 'Question: {text} Answer:', or 'chat', the tokenizer's own; null: no text is read, and a caption is
+            written from bos on.
 
     Raises:
         ValueError: there is no such model, or its logits are more than a product of hidden states.
@@ -60,8 +63,10 @@ class LLMDecoder(FrozenPartsInEval, PrefixDecoder):
         prefix_tokens: int = 32,
         prefix_attention: Literal["causal", "bidirectional"] = "causal",
         trainable: Literal["all", "projector"] = "all",
+        template: str | None = None,
     ) -> None:
         super().__init__()
+        self.template = template
         if trainable not in ("all", "projector"):
             raise ValueError(f"trainable is 'all' or 'projector'; got {trainable!r}.")
         if prefix_attention not in ("causal", "bidirectional"):

@@ -21,6 +21,7 @@ from torch import Tensor
 from velm.decoders.base import Decoder, DecoderState
 from velm.decoders.cache import fork
 from velm.errors import ConfigError
+from velm.prompt import Prompt
 
 __all__ = ["PrefixDecoder", "PrefixState"]
 
@@ -34,16 +35,19 @@ class PrefixState(DecoderState):
         mask: bool (B, P), True on the content of the prefix; None: all of it.
         prefix: P.
         length: tokens fed so far.
+        first: float (B, D'), the hidden state of the prompt's last position, until the first step; None: no prompt.
     """
 
     cache: Any
     mask: Tensor | None
     prefix: int
     length: int = 0
+    first: Tensor | None = None
 
     def select(self, rows: Tensor) -> PrefixState:
         mask = None if self.mask is None else self.mask.index_select(0, rows)
-        return replace(self, cache=fork(self.cache, rows), mask=mask)
+        first = None if self.first is None else self.first.index_select(0, rows)
+        return replace(self, cache=fork(self.cache, rows), mask=mask, first=first)
 
 
 class PrefixDecoder(Decoder):
@@ -84,21 +88,41 @@ class PrefixDecoder(Decoder):
             hidden float (B, T, D').
         """
 
+    def read_prompt(self, memory: Tensor, memory_mask: Tensor | None, prompt: Prompt) -> tuple[Tensor, Tensor | None]:
+        image, mask = self.embed_prefix(memory, memory_mask)
+        if mask is None:
+            mask = torch.ones(image.shape[:2], dtype=torch.bool, device=image.device)
+        before, after = (self.embed_tokens(tokens, 0).to(image.dtype) for tokens in (prompt.before, prompt.after))
+        mask = torch.cat([prompt.before_mask, mask, prompt.after_mask], dim=1)
+        return torch.cat([before, image, after], dim=1), None if bool(mask.all()) else mask
+
+    def _prefix(self, memory: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        return self.embed_prefix(memory, mask) if self.template is None else (memory, mask)
+
     def forward(self, tokens: Tensor, memory: Tensor, memory_mask: Tensor | None = None) -> Tensor:
         self._check_length(tokens.shape[1])
-        prefix, mask = self.embed_prefix(memory, memory_mask)
-        x = torch.cat([prefix, self.embed_tokens(tokens, 0)], dim=1)
-        return self.run(x, self._mask(prefix.shape[1], x, mask), None, 0)[:, prefix.shape[1] :]
+        prefix, mask = self._prefix(memory, memory_mask)
+        length = prefix.shape[1]
+        read = tokens if self.template is None else tokens[:, 1:]
+        x = torch.cat([prefix, self.embed_tokens(read, 0)], dim=1)
+        hidden = self.run(x, self._mask(length, x, mask), None, 0)
+        if self.template is None:
+            return hidden[:, length:]
+        return torch.cat([_last(hidden[:, :length], mask)[:, None], hidden[:, length:]], dim=1)
 
     def start(self, memory: Tensor, memory_mask: Tensor | None = None) -> PrefixState:
         from transformers import DynamicCache
 
-        cache, (prefix, mask) = DynamicCache(), self.embed_prefix(memory, memory_mask)
-        self.run(prefix, self._mask(prefix.shape[1], prefix, mask), cache, 0)
-        return PrefixState(cache, mask, prefix.shape[1])
+        cache, (prefix, mask) = DynamicCache(), self._prefix(memory, memory_mask)
+        hidden = self.run(prefix, self._mask(prefix.shape[1], prefix, mask), cache, 0)
+        return PrefixState(
+            cache, mask, prefix.shape[1], first=None if self.template is None else _last(hidden, mask)
+        )
 
     def step(self, token: Tensor, state: DecoderState) -> tuple[Tensor, PrefixState]:
         assert isinstance(state, PrefixState)
+        if state.first is not None:
+            return self.output_projection(state.first), replace(state, first=None)
         self._check_length(state.length + 1)
         cache, mask = fork(state.cache), None
         if state.mask is not None:
@@ -124,3 +148,12 @@ class PrefixDecoder(Decoder):
                 f"{length} tokens, but {type(self).__name__} holds {self.max_length}. Shorten the captions "
                 f"(data.max_length), or raise max_position_embeddings in its config."
             )
+
+
+def _last(hidden: Tensor, mask: Tensor | None) -> Tensor:
+    """The last position of content of each row, float (B, D)."""
+    if mask is None:
+        return hidden[:, -1]
+    places = torch.arange(mask.shape[1], device=mask.device)
+    last = places.masked_fill(~mask, -1).argmax(dim=1)
+    return hidden[torch.arange(len(hidden), device=hidden.device), last]
