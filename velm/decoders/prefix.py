@@ -94,7 +94,7 @@ class PrefixDecoder(Decoder):
             mask = torch.ones(image.shape[:2], dtype=torch.bool, device=image.device)
         before, after = (self.embed_tokens(tokens, 0).to(image.dtype) for tokens in (prompt.before, prompt.after))
         mask = torch.cat([prompt.before_mask, mask, prompt.after_mask], dim=1)
-        return torch.cat([before, image, after], dim=1), None if bool(mask.all()) else mask
+        return torch.cat([before, image, after], dim=1), mask
 
     def _prefix(self, memory: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
         return self.embed_prefix(memory, mask) if self.template is None else (memory, mask)
@@ -115,9 +115,7 @@ class PrefixDecoder(Decoder):
 
         cache, (prefix, mask) = DynamicCache(), self._prefix(memory, memory_mask)
         hidden = self.run(prefix, self._mask(prefix.shape[1], prefix, mask), cache, 0)
-        return PrefixState(
-            cache, mask, prefix.shape[1], first=None if self.template is None else _last(hidden, mask)
-        )
+        return PrefixState(cache, mask, prefix.shape[1], first=None if self.template is None else _last(hidden, mask))
 
     def step(self, token: Tensor, state: DecoderState) -> tuple[Tensor, PrefixState]:
         assert isinstance(state, PrefixState)
