@@ -168,6 +168,7 @@ def add_extras(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--compositional", action="store_true", help="captions against hard negatives, with words exchanged"
     )
+    group.add_argument("--blind", action="store_true", help="the caption metrics with an image without content, too")
     add_prompts(group)
     group.add_argument(
         "--probe",
@@ -230,6 +231,7 @@ def extras_of(args: argparse.Namespace, dataset: Dataset) -> Extras:
         meteor=args.meteor,
         spice=args.spice,
         compositional=args.compositional,
+        blind=args.blind,
         **prompts_of(args),
         probe=args.probe,
         train=dataset.split("train") if args.novelty or args.probe else None,

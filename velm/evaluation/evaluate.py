@@ -105,14 +105,14 @@ def measure(
     values = prediction_metrics(predictions, ranks.get(""), tokenize)
     if "reranked/" in ranks:
         values |= {f"reranked/{name}": value for name, value in rank_metrics(ranks["reranked/"]).items()}
-    values |= extra_metrics(
-        extras, pipeline, readable, predictions, tokenize=tokenize, batch_size=batch_size, max_bad=max_bad
-    )
+    generation = {name: value for name, value in options.items() if name not in NO_GENERATION}
+    sizes: dict[str, Any] = {"batch_size": batch_size, "max_bad": max_bad}
+    values |= extra_metrics(extras, pipeline, readable, predictions, tokenize=tokenize, generation=generation, **sizes)
     signature = signature_of(
         transform=pipeline.transform,
         texts_per_image=options.get("texts_per_image"),
         tokenize=None if predictions.captions is None else tokenize,
-        generation={name: value for name, value in options.items() if name not in NO_GENERATION},
+        generation=generation,
         **zero_shot_protocol(extras, readable, predictions),
     )
     return Evaluation(predictions, values, ranks, readable, tokenize, signature)

@@ -10,6 +10,7 @@ from typing import Any
 from velm import metrics
 from velm.data.base import Record
 from velm.errors import DataError, JavaMissingError, PipelineError
+from velm.evaluation.blind import blind_metrics, check_blind
 from velm.evaluation.clip_score import check_clip_score, check_judge, clip_score_metrics, judge_metrics
 from velm.evaluation.compositional import compositional_metrics
 from velm.evaluation.encoding import MAX_BAD
@@ -39,6 +40,7 @@ class Extras:
         templates: prompts of zero-shot classification, with {} for the class; None: `zero_shot.DEFAULT`. The
             `zero_shot/...` metrics are computed whenever the records have classes and the model aligns.
         class_names: words for the classes, by folder or in the order of the sorted folders; None: the data has them.
+        blind: `blind/caption/...`: the caption metrics with an image without content.
         probe: `linear_probe/top1`, `nearest_neighbours/top1`: classifiers fitted on the features of `train`.
         train: the training records, for `novelty` and `probe`.
     """
@@ -50,6 +52,7 @@ class Extras:
     meteor: bool = False
     spice: bool = False
     compositional: bool = False
+    blind: bool = False
     templates: Templates | Sequence[str] | None = None
     class_names: ClassNames | Mapping[str, str] | Sequence[str] | None = None
     probe: bool = False
@@ -73,6 +76,8 @@ def check_extras(extras: Extras, pipeline: Pipeline, records: Sequence[Record]) 
     asked = extras.templates is not None or extras.class_names is not None
     if extras.folds is not None or extras.compositional or asked:
         pipeline.require_alignment()
+    if extras.blind:
+        check_blind(pipeline)
     if extras.clip_score:
         check_clip_score(pipeline)
     if extras.judge is not None:
@@ -97,8 +102,9 @@ def extra_metrics(
     tokenize: str = "auto",
     batch_size: int = 64,
     max_bad: float = MAX_BAD,
+    generation: Mapping[str, Any] | None = None,
 ) -> dict[str, float]:
-    """The metrics by the keys of metrics.json; call `check_extras` first."""
+    """The metrics by the keys of metrics.json; call `check_extras` first. `generation`: options of the captions."""
     values: dict[str, float] = {}
     retrieval, captions = predictions.retrieval, predictions.captions
     if retrieval is not None and extras.folds is not None:
@@ -106,6 +112,9 @@ def extra_metrics(
         folds = metrics.fold_metrics(*embeds, retrieval.image_ids, folds=extras.folds)
         values |= {f"folds/{name}": value for name, value in folds.items()}
     if captions is not None:
+        if extras.blind:
+            config = pipeline.generation_config(**generation or {})
+            values |= blind_metrics(pipeline, captions, config, tokenize=tokenize, batch_size=batch_size)
         if extras.clip_score and retrieval is not None:
             values |= clip_score_metrics(pipeline, captions, retrieval.image_embeds)
         if extras.judge is not None:

@@ -16,10 +16,10 @@ MAX_POINTS = 240  # per line; more cannot be distinguished at this size
 CHARTS: dict[str, tuple[str, ...]] = {
     "loss": ("train/loss", "val/loss"),
     "contrastive loss": ("train/contrastive", "val/contrastive"),
-    "captioning loss": ("train/captioning", "val/captioning"),
+    "captioning loss": ("train/captioning", "val/captioning", "val/blind/captioning"),
     "recall@1": ("val/image_to_text/recall@1", "val/text_to_image/recall@1"),
     "BLEU-4 and exact match": ("val/caption/bleu4", "val/caption/exact_match"),
-    "CIDEr-D": ("val/caption/cider",),
+    "CIDEr-D": ("val/caption/cider", "val/blind/caption/cider"),
 }
 
 

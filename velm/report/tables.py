@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from html import escape
 
+from velm.evaluation.blind import BLIND
 from velm.evaluation.bootstrap import Interval, differences, intervals
 from velm.report.panels import EvaluatedModel
 
@@ -30,14 +31,19 @@ def tiles(model: EvaluatedModel) -> str:
     metrics, ranges = model.evaluation.metrics, intervals(model.draws)
     return "".join(
         f'<div class="tile"><div class="name">{escape(title)}</div><div class="value">{metrics[name]:.3f}</div>'
-        f'<div class="range">{f"95% {_range(name, ranges[name])}" if name in ranges else ""}</div></div>'
+        f'<div class="range">{f"95% {_range(name, ranges[name])}" if name in ranges else ""}</div>'
+        f"{_blind(name, model)}</div>"
         for name, title in HEADLINE.items()
         if name in metrics
     )
 
 
 def metrics_table(models: Sequence[EvaluatedModel], names: Sequence[str]) -> str:
-    """The named metrics in groups, with intervals; for two models also the difference, second minus first."""
+    """The named metrics in groups, with intervals; for two models also the difference, second minus first.
+
+    A metric without the image stands below the same one with it.
+    """
+    names = [name for name in names if not (name.startswith(BLIND) and name.removeprefix(BLIND) in names)]
     if not names:
         return ""
     ranges = [intervals(model.draws) for model in models]
@@ -81,7 +87,10 @@ def _row(
 ) -> str:
     values = [model.evaluation.metrics.get(name) for model in models]
     title = f"<td><code>{escape(name)}</code></td>"
-    shown = "".join(f'<td class="value">{"–" if value is None else _format(name, value)}</td>' for value in values)
+    shown = "".join(
+        f'<td class="value">{"–" if value is None else _format(name, value)}{_blind(name, model)}</td>'
+        for value, model in zip(values, models, strict=True)
+    )
     bars = "".join(
         _bar(name, value, ranges[i].get(name), "b" if i else "a") for i, value in enumerate(values) if value is not None
     )
@@ -99,6 +108,12 @@ def _row(
             better = (low > 0) != name.endswith("rank")
             difference = f'<span class="{"up" if better else "down"}">{difference}</span>'
     return f'<tr>{title}{shown}<td>{difference}</td><td class="range">{interval}</td><td class="bar">{bars}</td></tr>'
+
+
+def _blind(name: str, model: EvaluatedModel) -> str:
+    """The same metric without the image, if it is known."""
+    value = model.evaluation.metrics.get(f"{BLIND}{name}")
+    return "" if value is None else f'<div class="blind">blind {_format(name, value)}</div>'
 
 
 def _bar(name: str, value: float, interval: Interval | None, model: str) -> str:

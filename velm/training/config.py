@@ -58,6 +58,8 @@ class ValidationConfig:
         panel: number of images whose captions are logged as text and images.
         max_length: longest generated caption in tokens, eos included.
         tokenize: tokenization of captions, `velm.metrics.tokenization`; `metrics.tokenize` sets it.
+        blind: also measure the captions of an image without content, as `blind/...` (see `velm.evaluation.blind`).
+            None: with a decoder that reads the image as a prefix, as `llm/*`.
     """
 
     captions: int = 200
@@ -65,6 +67,7 @@ class ValidationConfig:
     panel: int = 8
     max_length: int = 32
     tokenize: str = "auto"
+    blind: bool | None = None
 
 
 @dataclass
@@ -78,17 +81,20 @@ class WatchConfig:
             fraction of the largest possible; 0 for no alarm.
         distinct: validation captions have collapsed when their fraction of distinct ones is below this fraction of
             the references'; 0 for no alarm.
+        blind: the decoder does not look at the image when, in two validations in a row, its loss is not lower by this
+            fraction than without the image (`model.validation.blind`); 0 for no alarm.
     """
 
     every: int = 50
     chance: float = 0.02
     effective_rank: float = 0.02
     distinct: float = 0.05
+    blind: float = 0.01
 
     def __post_init__(self) -> None:
         if self.every < 0:
             raise ConfigError(f"model.watch.every is a number of logged steps, 0 for never; got {self.every}.")
-        for name in ("chance", "effective_rank", "distinct"):
+        for name in ("chance", "effective_rank", "distinct", "blind"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"model.watch.{name} is a fraction, 0 <= {name} < 1; got {getattr(self, name)}.")
 

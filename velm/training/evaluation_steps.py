@@ -8,6 +8,7 @@ from velm.losses.weighted import WeightedLosses
 from velm.model import VisionLanguageModel
 from velm.outputs import Batch
 from velm.pipeline import Pipeline
+from velm.training.blind import BlindScores, blind_scores
 from velm.training.config import ValidationConfig
 from velm.training.distributed import fsdp as sharding
 from velm.training.distributed.gather import gather_list
@@ -24,6 +25,7 @@ class EvaluationSteps(lightning.LightningModule):
         validation_config: how much a validation measures.
         sharded: whether FSDP2 has sharded the weights.
         scores: of the split that is measured, by its name.
+        blind: the same without images, where they are asked for.
         predictions: after predict, {index in the split: {'image_id': ..., 'caption': ...}}.
     """
 
@@ -35,6 +37,7 @@ class EvaluationSteps(lightning.LightningModule):
     def __init__(self) -> None:
         super().__init__()
         self.scores: dict[str, SplitScores] = {}
+        self.blind: dict[str, BlindScores | None] = {}
         self.predictions: dict[int, dict[str, str]] = {}
 
     @property
@@ -46,8 +49,7 @@ class EvaluationSteps(lightning.LightningModule):
         self._start_scores("val")
 
     def validation_step(self, batch: Batch, batch_index: int) -> None:
-        if batch.samples:  # none of its images could be read, or the split has fewer images than ranks
-            self.scores["val"].update(batch)
+        self._update_scores("val", batch)
 
     def on_validation_epoch_end(self) -> None:
         self._log_scores("val")
@@ -56,8 +58,7 @@ class EvaluationSteps(lightning.LightningModule):
         self._start_scores("test")
 
     def test_step(self, batch: Batch, batch_index: int) -> None:
-        if batch.samples:
-            self.scores["test"].update(batch)
+        self._update_scores("test", batch)
 
     def on_test_epoch_end(self) -> None:
         self._log_scores("test")
@@ -93,9 +94,18 @@ class EvaluationSteps(lightning.LightningModule):
             sharding.unshard(self.model)
         losses = self.losses if data.teacher(split) is not None else self.losses.without_teacher()
         self.scores[split] = SplitScores(pipeline, data.records(split), losses, self.validation_config, self.needs)
+        self.blind[split] = blind_scores(self.scores[split])
+
+    def _update_scores(self, split: str, batch: Batch) -> None:
+        if batch.samples:  # else none of its images could be read, or the split has fewer images than ranks
+            for scores in (self.scores[split], self.blind[split]):
+                if scores is not None:
+                    scores.update(batch)
 
     def _log_scores(self, split: str) -> None:
-        metrics = self.scores[split].compute()
+        metrics, blind = self.scores[split].compute(), self.blind[split]
+        if blind is not None:
+            metrics |= blind.compute()
         if self.sharded:
             sharding.reshard(self.model)
         if not self.trainer.sanity_checking:

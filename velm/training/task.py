@@ -22,6 +22,7 @@ from velm.registry.scalars import Value
 from velm.training.adapters import LiveAdapters, require_trained, set_modes
 from velm.training.balancing.gradients import GradientProjection
 from velm.training.balancing.policies import build_policy
+from velm.training.blind import is_blind_measured
 from velm.training.config import OptimizerConfig, ValidationConfig, WatchConfig
 from velm.training.distributed import fsdp as sharding
 from velm.training.distributed.gather import Gather
@@ -126,6 +127,7 @@ class VisionLanguageTask(EvaluationSteps):
         tokenize_by(validation.tokenize)  # an unknown name is an error now, not at the first validation
         self.optimizer_config, self.validation_config, self.watch_config = optimizer, validation, watch
         self.model = build_model(self.model_config)
+        is_blind_measured(self.model, validation.blind)  # an impossible option is an error now
         self.losses = build_losses(losses, embed_dim=embed_dim)
         self.balance = build_policy(balance, self.losses.weights)
         self.micro_batch_size, self.ema, self.pretrained = micro_batch_size, ema, pretrained

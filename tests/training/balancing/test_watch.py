@@ -104,7 +104,7 @@ def validated(tmp_path: Path, embeds: torch.Tensor, written: list[str], config: 
     scores = SimpleNamespace(embeds={"image": embeds}, captions=dict(enumerate(written)), references=lambda: right)
     task = SimpleNamespace(scores={"val": scores}, watch_config=config, optimizer_config=SimpleNamespace(warmup=0.1))
     trainer = SimpleNamespace(
-        sanity_checking=False, is_global_zero=True, loggers=[], current_epoch=0, global_step=5,
+        sanity_checking=False, is_global_zero=True, loggers=[], current_epoch=0, global_step=5, callback_metrics={},
         estimated_stepping_batches=50,
     )  # fmt: skip
     alarms = Alarms(tmp_path)

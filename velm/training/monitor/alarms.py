@@ -1,4 +1,4 @@
-"""Warns when a contrastive loss is stuck or embeddings or captions have collapsed."""
+"""Warns when a contrastive loss is stuck, embeddings or captions have collapsed, or the decoder ignores the image."""
 
 from __future__ import annotations
 
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 READINGS = 10
 """Logged steps over which a contrastive loss is averaged before it is called stuck."""
+BLIND_READINGS = 2
+"""Validations in a row whose captioning loss is not lower with the image before the alarm."""
 
 
 class Alarms(Callback):
@@ -36,6 +38,7 @@ class Alarms(Callback):
         self.active: set[str] = set()
         self.readings: dict[str, deque[tuple[float, float]]] = {}
         self.step = -1
+        self.unseen: dict[str, int] = {}  # validations in a row in which the image did not lower a loss
 
     def on_train_batch_end(
         self, trainer: lightning.Trainer, pl_module: Any, outputs: Any, batch: Batch, *_: Any
@@ -76,6 +79,7 @@ class Alarms(Callback):
         if _warm(trainer, pl_module):
             self._judge_embeddings(trainer, pl_module, scores, metrics)
             self._judge_captions(trainer, pl_module, scores, metrics)
+            self._judge_blind(trainer, pl_module)
 
     def _judge_embeddings(
         self, trainer: lightning.Trainer, task: Any, scores: SplitScores, metrics: dict[str, float]
@@ -107,6 +111,23 @@ class Alarms(Callback):
             f"and {right:.1%} of the references are: the decoder does not look at the image. Look at panel.txt. Try "
             f"a lower learning rate or more epochs, more decoder (depth, dim), or a larger weight of captioning.",
         )
+
+    def _judge_blind(self, trainer: lightning.Trainer, task: Any) -> None:
+        logged, limit = trainer.callback_metrics, task.watch_config.blind
+        for name in getattr(task, "losses", ()) if limit else ():
+            if f"val/blind/{name}" not in logged:
+                continue
+            value, blind = float(logged[f"val/{name}"]), float(logged[f"val/blind/{name}"])
+            self.unseen[name] = self.unseen.get(name, 0) + 1 if value > (1 - limit) * blind else 0
+            self.judge(
+                trainer,
+                f"{name} without the image",
+                self.unseen[name] >= BLIND_READINGS,
+                f"the {name} loss of the validation is {value:.3f}, and {blind:.3f} with an image without content "
+                f"(val/blind/{name}): the decoder does not look at the image. Look at panel.txt and velm explain. Try more "
+                f"epochs, a higher learning rate of the decoder (of llm/*: of its projector), an image encoder with better "
+                f"features, or with llm/* decoder.prefix_norm: match.",
+            )
 
     def judge(self, trainer: lightning.Trainer, name: str, bad: bool, message: str) -> None:
         """Report an alarm when it starts and when it ends, not in between."""

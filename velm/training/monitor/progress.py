@@ -6,6 +6,7 @@ import contextlib
 import math
 import sys
 import textwrap
+from collections.abc import Mapping
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -18,7 +19,7 @@ from velm.training.recovery.changes import asked_limits
 from velm.training.recovery.checkpoint_io import LAST, exists, is_url, join
 from velm.training.recovery.run_checkpoints import BEST, RunCheckpoint
 
-HEADLINE = ("image_to_text/recall@1", "text_to_image/recall@1", "caption/bleu4", "caption/cider")
+HEADLINE = ("image_to_text/recall@1", "text_to_image/recall@1", "caption/bleu4", "caption/cider", "blind/caption/cider")
 REFRESH = 0.2
 """Seconds between two updates of the line; reading the loss waits for the device."""
 
@@ -181,7 +182,7 @@ class PrintResults(Callback):
         self.best = best
         loss = f"val/loss {float(metrics['val/loss']):.3f}  " if "val/loss" in metrics else ""
         place = f"epoch {trainer.current_epoch + 1}  step {trainer.global_step}"
-        pl_module.print(f"{place}  {loss}{self.monitor} {score:.3f}  best so far {best:.3f}")
+        pl_module.print(f"{place}  {loss}{self.monitor} {score:.3f}  best so far {best:.3f}{without_image(metrics)}")
 
     def _saved(self, trainer: lightning.Trainer) -> list[float]:
         """The score of best.ckpt, which a resumed run has from its checkpoint."""
@@ -211,6 +212,14 @@ class PrintResults(Callback):
         print(f"Next:  velm evaluate {checkpoint} --output {folder / 'evaluation'}")
         if getattr(pl_module.model, "decoder", None) is not None:
             print(f"       velm caption {checkpoint} IMAGE...")
+
+
+def without_image(metrics: Mapping[str, Any]) -> str:
+    """CIDEr-D of a validation with and without its images; '' where it is not measured."""
+    with_image, blind = (metrics.get(f"val/{name}") for name in ("caption/cider", "blind/caption/cider"))
+    if with_image is None or blind is None:
+        return ""
+    return f"  cider {float(with_image):.3f}, without the image {float(blind):.3f}"
 
 
 def nothing_trained(trainer: lightning.Trainer) -> str:
