@@ -166,3 +166,20 @@ def test_what_does_not_fit_is_told():
         build(shuffle=2)(torch.ones(1, 2, dtype=torch.long), torch.randn(1, 4, 12), torch.ones(1, 4, dtype=torch.bool))
     with pytest.raises(ConfigError, match=r"take 51 positions.*holds 48"):
         build()(torch.ones(1, 11, dtype=torch.long), torch.randn(1, 40, 12))
+
+
+@pytest.mark.parametrize("projector", ["mlp", "resampler"])
+def test_every_vector_of_the_prefix_has_the_norm_that_is_asked_for(projector):
+    decoder = build("gemma3_text", projector=projector, prefix_norm=2.5, prefix_tokens=3)
+    norms = decoder.projector(torch.randn(2, 4, 12))[0].norm(dim=-1)
+    torch.testing.assert_close(norms, torch.full_like(norms, 2.5))
+    matched = build("gemma3_text", projector=projector, prefix_norm="match")
+    words = matched.embed_tokens(torch.arange(32)[None], 0).norm(dim=-1).median()
+    torch.testing.assert_close(matched.projector.scale.data, words.data)
+    assert "projector.scale" not in build(projector=projector).state_dict()
+
+
+@pytest.mark.parametrize("norm", [0, -1.0, "large", True])
+def test_a_norm_that_cannot_be_is_refused(norm):
+    with pytest.raises(ValueError, match="prefix_norm is null, 'match' or a number above 0"):
+        build(prefix_norm=norm)

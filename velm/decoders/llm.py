@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from velm.decoders.cache import cache_option
 from velm.decoders.prefix import PrefixDecoder
-from velm.decoders.projector import Projector, ProjectorName
+from velm.decoders.projector import Projector, ProjectorName, initial_norm
 from velm.errors import ConfigError
 from velm.pretrained import hub
 from velm.pretrained.freezing import FrozenPartsInEval
@@ -36,6 +36,9 @@ class LLMDecoder(FrozenPartsInEval, PrefixDecoder):
         projector: linear, mlp or resampler, see `velm.decoders.projector.Projector`.
         shuffle: side of the squares of neighbouring positions that are joined into one, for a shorter prefix.
         prefix_tokens: vectors of the resampler.
+        prefix_norm: norm of the prefix's vectors at the start: a number, or 'match' for the median norm of the word
+            vectors. null: as the projector makes them; a resampler's are then sqrt(width). A run says at step 0 where
+            the two are ten times apart.
         prefix_attention: 'causal', or 'bidirectional': positions of the image see each other (PaliGemma, GIT).
         trainable: 'all', or 'projector': the language model is frozen and in eval mode. The last blocks alone are
             `model.train_last: {decoder: 2}`, adapters `model.adapt: {decoder: lora}`.
@@ -61,6 +64,7 @@ class LLMDecoder(FrozenPartsInEval, PrefixDecoder):
         projector: ProjectorName = "mlp",
         shuffle: int = 1,
         prefix_tokens: int = 32,
+        prefix_norm: Literal["match"] | float | None = None,
         prefix_attention: Literal["causal", "bidirectional"] = "causal",
         trainable: Literal["all", "projector"] = "all",
         template: str | None = None,
@@ -82,7 +86,8 @@ class LLMDecoder(FrozenPartsInEval, PrefixDecoder):
         self.model = whole.base_model
         self.embedding = [self.model.get_input_embeddings()]  # a list: the weights are registered once, with the model
         width = int(self.embedding[0].embedding_dim)
-        self.projector = Projector(projector, memory_dim, width, shuffle=shuffle, queries=prefix_tokens)
+        norm = initial_norm(prefix_norm, self.embedding[0])
+        self.projector = Projector(projector, memory_dim, width, shuffle=shuffle, queries=prefix_tokens, norm=norm)
         self.bidirectional = prefix_attention == "bidirectional"
         self.counts_positions = "position_ids" in inspect.signature(self.model.forward).parameters
         self.cache_option = cache_option(self.model)

@@ -7,11 +7,12 @@ from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from velm.errors import ConfigError
 from velm.layers.transformer import TransformerBlock
 
-__all__ = ["Projector", "ProjectorName", "shuffle"]
+__all__ = ["Projector", "ProjectorName", "initial_norm", "shuffle"]
 
 ProjectorName = Literal["linear", "mlp", "resampler"]
 INIT_STD = 0.02  # as word vectors: larger prefixes drown the words at first
@@ -45,6 +46,26 @@ def shuffle(memory: Tensor, side: int) -> Tensor:
     return cells.permute(0, 1, 3, 2, 4, 5).flatten(3).flatten(1, 2)
 
 
+def initial_norm(option: float | str | None, embedding: nn.Module) -> float | Tensor | None:
+    """The norm of the prefix's vectors that the option `prefix_norm` asks for.
+
+    Args:
+        option: a number; 'match', the median norm of the word vectors; None.
+        embedding: of a language model, tokens to vectors; Gemma's multiplies by sqrt(width) inside.
+
+    Raises:
+        ValueError: another option.
+    """
+    if option == "match":
+        size = int(embedding.num_embeddings)  # type: ignore[arg-type]
+        tokens = torch.arange(0, size, max(1, size // 4096))
+        with torch.no_grad():
+            return embedding(tokens).float().norm(dim=-1).median()
+    if option is not None and (isinstance(option, str | bool) or not option > 0):
+        raise ValueError(f"prefix_norm is null, 'match' or a number above 0; got {option!r}.")
+    return option
+
+
 class Projector(nn.Module):
     """The memory (B, N, memory_dim) as a prefix (B, P, dim).
 
@@ -56,6 +77,8 @@ class Projector(nn.Module):
         shuffle: side of the squares of positions that are joined first, which divides P by its square.
         queries: P, for the resampler.
         depth: blocks of the resampler.
+        norm: of every vector of the prefix at the start of training, after which one factor is learnt for all of them;
+            None: the vectors are as the map gives them.
 
     Raises:
         ValueError: an option is out of range.
@@ -70,6 +93,7 @@ class Projector(nn.Module):
         shuffle: int = 1,
         queries: int = 32,
         depth: int = 2,
+        norm: float | Tensor | None = None,
     ) -> None:
         super().__init__()
         if name not in get_args(ProjectorName):
@@ -84,6 +108,7 @@ class Projector(nn.Module):
             self.map = nn.Sequential(nn.Linear(width, dim), nn.GELU(), nn.Linear(dim, dim))
         else:
             self.map = nn.Linear(width, dim)
+        self.scale = None if norm is None else nn.Parameter(torch.as_tensor(norm, dtype=torch.float32).clone())
         self.queries: nn.Parameter | None = None
         if name == "resampler":
             heads = next(heads for heads in (12, 8, 6, 4, 3, 2, 1) if dim % heads == 0)
@@ -111,8 +136,11 @@ class Projector(nn.Module):
             )
         x = self.map(shuffle(memory, self.side))
         if self.queries is None:
-            return x, mask
+            return self._scaled(x), mask
         prefix = self.queries.to(x.dtype).expand(len(x), -1, -1)
         for block in self.blocks:
             prefix = block(prefix, memory=x, memory_mask=mask)
-        return self.norm(prefix), None
+        return self._scaled(self.norm(prefix)), None
+
+    def _scaled(self, x: Tensor) -> Tensor:
+        return x if self.scale is None else F.normalize(x, dim=-1) * self.scale.to(x.dtype)

@@ -30,6 +30,7 @@ from velm.training.memory.allocation import keep_freed_memory
 from velm.training.mistakes import explain_mistake
 from velm.training.monitor.alarms import Alarms
 from velm.training.monitor.loggers import CaptionPanel, EventLogger, ResumableCSVLogger
+from velm.training.monitor.prefix_norms import PrefixNorms
 from velm.training.monitor.progress import ParameterSummary, PrintResults, ProgressLine
 from velm.training.monitor.throughput import Speed
 from velm.training.monitor.tuning import FoundOptions
@@ -189,7 +190,7 @@ class VelmCLI(LightningCLI):
             RankWatch(folder),
             Resume(place, same_run=self.going_on),
         ]
-        callbacks += [Quarantine(folder), guard, Alarms(folder)]
+        callbacks += [Quarantine(folder), guard, Alarms(folder), PrefixNorms()]
         if config["logger"] is not False:
             callbacks += [LearningRateMonitor(logging_interval="step"), GradientWatch(), Speed()]
         if config["enable_checkpointing"] is not False:

@@ -124,9 +124,9 @@ class Alarms(Callback):
                 f"{name} without the image",
                 self.unseen[name] >= BLIND_READINGS,
                 f"the {name} loss of the validation is {value:.3f}, and {blind:.3f} with an image without content "
-                f"(val/blind/{name}): the decoder does not look at the image. Look at panel.txt and velm explain. Try more "
-                f"epochs, a higher learning rate of the decoder (of llm/*: of its projector), an image encoder with better "
-                f"features, or with llm/* decoder.prefix_norm: match.",
+                f"(val/blind/{name}): the decoder does not look at the image. Look at panel.txt and velm explain. Try "
+                f"more epochs, a higher learning rate of the decoder (of llm/*: of its projector), an image encoder "
+                f"with better features, or with llm/* decoder.prefix_norm: match.",
             )
 
     def judge(self, trainer: lightning.Trainer, name: str, bad: bool, message: str) -> None:
