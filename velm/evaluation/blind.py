@@ -51,7 +51,8 @@ def blind_captions(
     pipeline: Pipeline, texts: Sequence[str | None], config: GenerationConfig, batch_size: int = 64
 ) -> list[str]:
     """The best caption of an image without content for each text that the decoder reads; None: it reads none."""
-    image, found = empty_image(pipeline), {}
+    image = empty_image(pipeline)
+    found: dict[str | None, str] = {}
     distinct = list(dict.fromkeys(texts))
     for start in range(0, len(distinct), batch_size):
         part = distinct[start : start + batch_size]

@@ -62,13 +62,13 @@ class BlindScores(SplitScores):
 
     def _caption(self, ids: Tensor, *inputs: Any) -> None:
         """As that of `SplitScores`; a decoder that reads no text writes the same caption for all."""
-        *outputs, rows = inputs
+        rows = inputs[-1]
         decoder = self.pipeline.model.decoder
         reads = "text" in self.pipeline.model.memory_sources or (decoder is not None and decoder.template is not None)
         if reads or not len(rows):
-            return super()._caption(ids, *outputs, rows)
+            return super()._caption(ids, *inputs)
         if self.caption is None:
-            super()._caption(ids, *outputs, rows[:1])
+            super()._caption(ids, *inputs[:-1], *[rows[:1]])
             self.caption = self.captions[int(ids[rows[0]])]
         self.captions |= dict.fromkeys(ids[rows].tolist(), self.caption)
         return None
