@@ -48,7 +48,9 @@ def test_the_prefix_sees_itself_and_no_text(decoder):
     assert torch.equal(hidden[:, :2], decoder(torch.tensor([[1, 7, 8]]), memory)[:, :2])
     later = memory.clone()
     later[:, -1] += 1.0
-    prefix = [decoder.run(decoder.embed_prefix(m, None)[0], None, None, 0)[:, 0] for m in (memory, later)]
+    prefix = [
+        decoder.run(decoder.embed_prefix(m, None)[0], decoder._view(m, 5, None), None)[:, 0] for m in (memory, later)
+    ]
     assert not torch.equal(*prefix)
 
 

@@ -42,7 +42,7 @@ def test_it_keeps_the_contract(name):
     assert report.ok, str(report)
 
 
-@pytest.mark.parametrize("name", [name for name in CONFIGS if name != "gemma3_text"])
+@pytest.mark.parametrize("name", CONFIGS)
 def test_it_is_the_model_of_transformers(name):
     decoder = build(name)
     whole = transformers.AutoModelForCausalLM.from_config(decoder.model.config).eval()
@@ -157,6 +157,11 @@ def test_wrong_options_say_what_is_allowed(options, message):
 def test_a_model_that_is_no_language_model():
     with pytest.raises(ValueError, match="no causal language model of this type"):
         LLMDecoder(model_name="vit", vocab_size=32, memory_dim=12, config={})
+
+
+def test_recurrent_layers_are_refused():
+    with pytest.raises(ValueError, match="llm/mamba has recurrent layers"):
+        LLMDecoder(model_name="mamba", vocab_size=32, memory_dim=12, config={"hidden_size": 16})
 
 
 def test_what_does_not_fit_is_told():

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from velm.decoders.cache import cache_option
 from velm.decoders.prefix import PrefixDecoder
+from velm.decoders.views import View
 from velm.decoders.vocabulary import check_vocabulary, own_ids
 from velm.pretrained import hub
 from velm.pretrained.freezing import FrozenPartsInEval
@@ -67,8 +68,8 @@ class GitDecoder(FrozenPartsInEval, PrefixDecoder):
         places = torch.arange(past, past + tokens.shape[1], device=tokens.device)[None]  # the prefix has none
         return self.model.embeddings(input_ids=tokens, position_ids=places)
 
-    def run(self, x: Tensor, mask: Tensor | None, cache: Any, past: int) -> Tensor:
-        added = None
+    def run(self, x: Tensor, view: View, cache: Any) -> Tensor:
+        added, mask = None, view.mask()
         if mask is not None:
             added = x.new_zeros(mask.shape).masked_fill(~mask, torch.finfo(x.dtype).min)[:, None]
         return self.model.encoder(x, attention_mask=added, **{self.cache_option: cache}).last_hidden_state

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from velm.decoders.cache import cache_option
 from velm.decoders.prefix import PrefixDecoder
 from velm.decoders.projector import Projector, ProjectorName, initial_norm
+from velm.decoders.views import Sequence, View, show_views
 from velm.errors import ConfigError
 from velm.pretrained import hub
 from velm.pretrained.freezing import FrozenPartsInEval
@@ -91,6 +92,7 @@ class LLMDecoder(FrozenPartsInEval, PrefixDecoder):
         self.bidirectional = prefix_attention == "bidirectional"
         self.counts_positions = "position_ids" in inspect.signature(self.model.forward).parameters
         self.cache_option = cache_option(self.model)
+        self.takes_views = self.counts_positions and show_views(self.model)
         self.places = getattr(language, "max_position_embeddings", None)
         hub.freeze(self.model, trainable == "all")
         self.output_projection.requires_grad_(trainable == "all")
@@ -103,31 +105,36 @@ class LLMDecoder(FrozenPartsInEval, PrefixDecoder):
     def embed_tokens(self, tokens: Tensor, past: int) -> Tensor:
         return self.embedding[0](tokens)
 
-    def run(self, x: Tensor, mask: Tensor | None, cache: Any, past: int) -> Tensor:
-        total = past + x.shape[1]
-        if self.places is not None and total > self.places:
+    def run(self, x: Tensor, view: View, cache: Any) -> Tensor:
+        if self.places is not None and view.total > self.places:
             raise ConfigError(
-                f"The image and the text take {total} positions, and {type(self.model).__name__} holds {self.places}. "
-                f"Join positions of the image (decoder.shuffle, prefix_tokens), or shorten the texts (data.max_length)."
+                f"The image and the text take {view.total} positions, and {type(self.model).__name__} holds "
+                f"{self.places}. Join positions of the image (decoder.shuffle, prefix_tokens), or shorten the texts "
+                f"(data.max_length)."
             )
         options: dict[str, Any] = {self.cache_option: cache, "use_cache": cache is not None}
         if self.counts_positions:
-            options["position_ids"] = _positions(mask, past, x)
-        if mask is not None:
-            added = x.new_zeros(mask.shape).masked_fill(~mask, torch.finfo(x.dtype).min)
-            options["attention_mask"] = added[:, None].expand(len(x), -1, -1, -1)
+            options["position_ids"] = view.places.expand(len(x), -1)
+        if self.takes_views:
+            options["view"] = view
         else:
-            options["attention_mask"] = x.new_ones(len(x), total, dtype=torch.long)
+            assert isinstance(view, Sequence)
+            options["attention_mask"] = _masks(self.model.config, x, view)
         return self.model(inputs_embeds=x, **options).last_hidden_state
 
 
-def _positions(mask: Tensor | None, past: int, x: Tensor) -> Tensor:
-    """int64 (B, T), the number of each position among those that hold content: padding is not counted."""
-    places = torch.arange(past, past + x.shape[1], device=x.device)
-    if mask is None:
-        return places.expand(len(x), -1)
-    earlier = torch.arange(mask.shape[2], device=x.device) <= places[:, None]
-    return ((mask & earlier).sum(dim=-1) - 1).clamp(min=0).expand(len(x), -1)
+def _masks(config: Any, x: Tensor, view: Sequence) -> Any:
+    """What a model whose attention takes no view reads as its mask: one, or one for each kind of layer."""
+
+    def added(window: int | None) -> Tensor:
+        seen = view.seen(window)
+        return x.new_zeros(len(x), *seen.shape[1:]).masked_fill(~seen, torch.finfo(x.dtype).min)[:, None]
+
+    windows = {"full_attention": None, "sliding_attention": getattr(config, "sliding_window", None)}
+    kinds = set(getattr(config, "layer_types", None) or ())
+    if len(kinds & set(windows)) == 2:
+        return {kind: added(windows[kind]) for kind in kinds}
+    return x.new_ones(len(x), view.total, dtype=torch.long) if view.mask() is None else added(None)
 
 
 def _class_of(config: Any, model_name: str) -> Any:
@@ -138,6 +145,11 @@ def _class_of(config: Any, model_name: str) -> Any:
         raise ValueError(
             f"llm/{model_name} is a {config.model_type!r} model, and transformers has no causal language model of this "
             f"type. Among those that it has: llama, qwen2, qwen3, gemma3_text, smollm3, gpt2, phi3, olmo2."
+        )
+    if getattr(cls, "_is_stateful", False):
+        raise ValueError(
+            f"llm/{model_name} has recurrent layers ({cls.__name__}), whose states beams cannot share and select. Take "
+            f"a model whose layers are all attention, such as llama, qwen3, gemma3_text, smollm3 or gpt2."
         )
     scaled = next((name for name in _SCALED if getattr(config, name, None) not in (None, 1, 1.0)), None)
     if scaled is not None:

@@ -1,7 +1,7 @@
 """`PrefixDecoder`: a causal language model that reads the memory as the beginning of its own sequence.
 
 memory ── embed_prefix ──┐
-tokens ── embed_tokens ──┴─ run, with a mask ── hidden
+tokens ── embed_tokens ──┴─ run, with a view ── hidden
 
             prefix  text           keys
 prefix      1 1 1   0 0            bidirectional; causal: a triangle here, too
@@ -20,6 +20,8 @@ from torch import Tensor
 
 from velm.decoders.base import Decoder, DecoderState
 from velm.decoders.cache import fork
+from velm.decoders.shared_prefix import SharedPrefix, SharedStep
+from velm.decoders.views import Sequence, View
 from velm.errors import ConfigError
 from velm.prompt import Prompt
 
@@ -31,11 +33,13 @@ class PrefixState(DecoderState):
     """Keys and values of the prefix and of the tokens so far.
 
     Attributes:
-        cache: transformers' DynamicCache of P + length positions; never changed in place.
-        mask: bool (B, P), True on the content of the prefix; None: all of it.
+        cache: transformers' DynamicCache, never changed in place: of P + length positions, or with `shared` of the
+            `length` tokens alone.
+        mask: bool (B, P), True on the content of the prefix; None: all of it, or see `shared`.
         prefix: P.
         length: tokens fed so far.
         first: float (B, D'), the hidden state of the prompt's last position, until the first step; None: no prompt.
+        shared: the prefixes, which the rows of one memory share; None: each row has its own in `cache`.
     """
 
     cache: Any
@@ -43,11 +47,13 @@ class PrefixState(DecoderState):
     prefix: int
     length: int = 0
     first: Tensor | None = None
+    shared: SharedPrefix | None = None
 
     def select(self, rows: Tensor) -> PrefixState:
         mask = None if self.mask is None else self.mask.index_select(0, rows)
         first = None if self.first is None else self.first.index_select(0, rows)
-        return replace(self, cache=fork(self.cache, rows), mask=mask, first=first)
+        shared = None if self.shared is None else self.shared.select(rows)
+        return replace(self, cache=fork(self.cache, rows), mask=mask, first=first, shared=shared)
 
 
 class PrefixDecoder(Decoder):
@@ -57,9 +63,11 @@ class PrefixDecoder(Decoder):
 
     Attributes:
         bidirectional: whether positions of the prefix see later ones of the prefix.
+        takes_views: whether all attention of `run` goes by the view; the prefix is then held once for each memory.
     """
 
     bidirectional: bool = False
+    takes_views: bool = False
 
     @abstractmethod
     def embed_prefix(self, memory: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -75,14 +83,13 @@ class PrefixDecoder(Decoder):
         """Tokens int64 (B, T), the first of which is number `past` of the text, as vectors float (B, T, D)."""
 
     @abstractmethod
-    def run(self, x: Tensor, mask: Tensor | None, cache: Any, past: int) -> Tensor:
+    def run(self, x: Tensor, view: View, cache: Any) -> Tensor:
         """The language model over vectors.
 
         Args:
             x: float (B, T, D).
-            mask: bool (B or 1, T, past + T), True where a position is seen; None: all are.
-            cache: of `past` positions, extended in place by these; None: `past` is 0 and nothing is kept.
-            past: positions before these, those of the prefix included.
+            view: what each position sees, and its number.
+            cache: of the positions before, extended in place by these; None: there are none, and nothing is kept.
 
         Returns:
             hidden float (B, T, D').
@@ -97,7 +104,8 @@ class PrefixDecoder(Decoder):
         return torch.cat([before, image, after], dim=1), mask
 
     def _prefix(self, memory: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        return self.embed_prefix(memory, mask) if self.template is None else (memory, mask)
+        prefix, mask = self.embed_prefix(memory, mask) if self.template is None else (memory, mask)
+        return prefix, None if mask is None or mask.all() else mask  # attention without a mask is faster
 
     def forward(self, tokens: Tensor, memory: Tensor, memory_mask: Tensor | None = None) -> Tensor:
         self._check_length(tokens.shape[1])
@@ -105,7 +113,7 @@ class PrefixDecoder(Decoder):
         length = prefix.shape[1]
         read = tokens if self.template is None else tokens[:, 1:]
         x = torch.cat([prefix, self.embed_tokens(read, 0)], dim=1)
-        hidden = self.run(x, self._mask(length, x, mask), None, 0)
+        hidden = self.run(x, self._view(x, length, mask), None)
         if self.template is None:
             return hidden[:, length:]
         return torch.cat([_last(hidden[:, :length], mask)[:, None], hidden[:, length:]], dim=1)
@@ -114,31 +122,29 @@ class PrefixDecoder(Decoder):
         from transformers import DynamicCache
 
         cache, (prefix, mask) = DynamicCache(), self._prefix(memory, memory_mask)
-        hidden = self.run(prefix, self._mask(prefix.shape[1], prefix, mask), cache, 0)
-        return PrefixState(cache, mask, prefix.shape[1], first=None if self.template is None else _last(hidden, mask))
+        length = prefix.shape[1]
+        hidden = self.run(prefix, self._view(prefix, length, mask), cache)
+        first = None if self.template is None else _last(hidden, mask)
+        if not self.takes_views:
+            return PrefixState(cache, mask, length, first=first)
+        return PrefixState(DynamicCache(), None, length, first=first, shared=SharedPrefix.of(cache, mask))
 
     def step(self, token: Tensor, state: DecoderState) -> tuple[Tensor, PrefixState]:
         assert isinstance(state, PrefixState)
         if state.first is not None:
             return self.output_projection(state.first), replace(state, first=None)
         self._check_length(state.length + 1)
-        cache, mask = fork(state.cache), None
-        if state.mask is not None:
-            mask = torch.cat([state.mask, state.mask.new_ones(len(token), state.length + 1)], dim=1)[:, None]
-        x = self.embed_tokens(token[:, None], state.length)
-        hidden = self.run(x, mask, cache, state.prefix + state.length)
+        cache, x = fork(state.cache), self.embed_tokens(token[:, None], state.length)
+        past = state.prefix + state.length
+        view: View = Sequence(past + 1, past, x.device, content=state.mask)
+        if state.shared is not None:
+            view = SharedStep(state.shared, state.length)
+        hidden = self.run(x, view, cache)
         return self.output_projection(hidden[:, -1]), replace(state, cache=cache, length=state.length + 1)
 
-    def _mask(self, prefix: int, x: Tensor, content: Tensor | None) -> Tensor:
-        """bool (B or 1, T, T) of a whole sequence, of whose first `prefix` positions `content` (B, P) is seen."""
-        length = x.shape[1]
-        seen = torch.ones(length, length, dtype=torch.bool, device=x.device).tril()
-        if self.bidirectional:
-            seen[:prefix, :prefix] = True
-        if content is None:
-            return seen[None]
-        content = torch.cat([content, content.new_ones(len(x), length - prefix)], dim=1)
-        return seen & content[:, None]
+    def _view(self, x: Tensor, prefix: int, content: Tensor | None) -> Sequence:
+        """Of a whole sequence, of whose first `prefix` positions `content` (B, prefix) is seen."""
+        return Sequence(x.shape[1], 0, x.device, prefix if self.bidirectional else 0, content)
 
     def _check_length(self, length: int) -> None:
         if self.max_length is not None and length > self.max_length:

@@ -1,0 +1,222 @@
+"""What the positions of a language model see, and how the attention of transformers' models is told so.
+
+`Sequence` is one tensor of keys, `velm.decoders.shared_prefix.SharedStep` keys that several rows share. transformers
+hands keyword arguments of a model through to its attention function: a model that `show_views` has prepared takes
+`view=...` and attends as the view says, windows included; without one it attends as before.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from velm.layers.attention import matmul_is_faster
+
+__all__ = ["Sequence", "View", "show_views"]
+
+_NAME = "velm_view"
+
+
+class View(Protocol):
+    """The keys that T new positions of each of R rows see.
+
+    Attributes:
+        total: positions there are then, those before included.
+        places: int64 (R or 1, T), the number of each new position among those that hold content.
+    """
+
+    @property
+    def total(self) -> int: ...
+
+    @property
+    def places(self) -> Tensor: ...
+
+    def mask(self, window: int | None = None) -> Tensor | None:
+        """bool (R or 1, T, total), True where a position is seen; None: each sees itself and all before it.
+
+        Args:
+            window: number of positions that are seen, itself included; None: no limit.
+        """
+
+    def attend(
+        self, module: Any, query: Tensor, key: Tensor, value: Tensor, scaling: float, window: int | None, dropout: float
+    ) -> Tensor:
+        """Attention of query float (R, H, T, d) over key and value float (R, H_kv, n, d): float (R, T, H, d).
+
+        Args:
+            module: the attention module of transformers.
+            scaling: factor of the scores.
+            window: as of `mask`.
+            dropout: probability of dropping a weight.
+        """
+
+
+@dataclass(frozen=True)
+class Sequence:
+    """T positions behind `past` others, whose keys and values stand in one tensor with theirs.
+
+    Attributes:
+        total: past + T.
+        past: positions before.
+        device: of the masks.
+        both: positions at the beginning that see each other in both directions.
+        content: bool (R, n), n <= total, True on content of the first n positions; None: all.
+    """
+
+    total: int
+    past: int
+    device: torch.device
+    both: int = 0
+    content: Tensor | None = None
+    _seen: dict[int | None, Tensor] = field(default_factory=dict, repr=False)
+
+    @property
+    def places(self) -> Tensor:
+        return self._places()[:, self.past :]
+
+    def _content(self) -> Tensor | None:
+        if self.content is None:
+            return None
+        return F.pad(self.content, (0, self.total - self.content.shape[1]), value=True)
+
+    def _places(self) -> Tensor:
+        content = self._content()
+        if content is None:
+            return torch.arange(self.total, device=self.device)[None]
+        return (content.cumsum(dim=1) - 1).clamp(min=0)
+
+    def mask(self, window: int | None = None) -> Tensor | None:
+        limited = window is not None and window < self.total
+        simple = self.total - self.past == 1 or self.past == self.both == 0
+        if simple and self.content is None and not limited:
+            return None
+        if window not in self._seen:
+            self._seen[window] = self.seen(window)
+        return self._seen[window]
+
+    def seen(self, window: int | None = None) -> Tensor:
+        """`mask`, also where none is needed."""
+        seen = torch.ones(self.total, self.total, dtype=torch.bool, device=self.device).tril()
+        seen[: self.both, : self.both] = True
+        content = self._content()
+        seen = seen[None] if content is None else seen & content[:, None]
+        if window is not None:
+            places = self._places()
+            seen = seen & (places[:, None] > places[:, :, None] - window)
+        itself = torch.eye(
+            self.total, dtype=torch.bool, device=self.device
+        )  # padding, too: softmax over nothing is NaN
+        return (seen | itself)[:, self.past :]
+
+    def attend(
+        self, module: Any, query: Tensor, key: Tensor, value: Tensor, scaling: float, window: int | None, dropout: float
+    ) -> Tensor:
+        from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+        mask = self.mask(window)
+        if matmul_is_faster(query, key):
+            return _by_matmul(query, key, value, mask, scaling, dropout)
+        mask = None if mask is None else mask[:, None]
+        attended: Tensor = sdpa_attention_forward(
+            module, query, key, value, mask, dropout=dropout, scaling=scaling, is_causal=True
+        )[0]
+        return attended
+
+
+def _by_matmul(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float, dropout: float
+) -> Tensor:
+    """As `velm.layers.attention.matmul_attention`, with fewer heads of keys than of queries."""
+    groups, length = query.shape[1] // key.shape[1], query.shape[2]
+    query = (query * scaling).unflatten(1, (-1, groups)).flatten(2, 3)  # (B, H_kv, groups * T, d)
+    scores = (query @ key.mT).unflatten(2, (groups, length))
+    if mask is None:
+        mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()[None]
+    weights = scores.masked_fill(~mask[:, None, None], -torch.inf).softmax(dim=-1)
+    weights = F.dropout(weights, dropout) if dropout else weights
+    attended = weights.to(value.dtype).flatten(2, 3) @ value
+    return attended.unflatten(2, (groups, length)).flatten(1, 2).transpose(1, 2).contiguous()
+
+
+def show_views(model: Any) -> bool:
+    """Let the attention of a model of transformers take a `view`; False: this model's cannot.
+
+    Registers an attention function by transformers' `AttentionInterface`. Models whose attention has more than scores,
+    a mask and a softmax (soft caps, sinks, biases by distance) are left as they are.
+    """
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import sdpa_mask
+
+    config = model.config
+    kinds = set(getattr(config, "layer_types", None) or ("full_attention",))
+    if (
+        not getattr(model, "_supports_attention_backend", False)
+        or config._attn_implementation != "sdpa"
+        or getattr(config, "attn_logit_softcapping", None) is not None
+        or not kinds <= {"full_attention", "sliding_attention"}
+    ):
+        return False
+    AttentionInterface.register(_NAME, _attention)
+    AttentionMaskInterface.register(_NAME, sdpa_mask)
+    model.set_attn_implementation(_NAME)
+    if _hands_through(model):
+        return True
+    model.set_attn_implementation("sdpa")
+    return False
+
+
+class _Counter:
+    """A view of one position that counts the layers that go by it."""
+
+    total, count = 1, 0
+
+    def __init__(self, device: torch.device) -> None:
+        self.places = torch.zeros(1, 1, dtype=torch.long, device=device)
+
+    def mask(self, window: int | None = None) -> None:
+        return None
+
+    def attend(self, module: Any, query: Tensor, key: Tensor, value: Tensor, *options: Any) -> Tensor:
+        self.count += 1
+        return value.repeat_interleave(query.shape[1] // value.shape[1], dim=1).transpose(1, 2)
+
+
+@torch.no_grad()
+def _hands_through(model: Any) -> bool:
+    """Whether every block hands the view through to its attention: Nemotron's do not."""
+    embedding = model.get_input_embeddings()
+    if embedding.weight.is_meta:
+        return True
+    counter, training = _Counter(embedding.weight.device), model.training
+    model.eval()
+    model(inputs_embeds=embedding(counter.places), position_ids=counter.places, use_cache=False, view=counter)
+    model.train(training)
+    return counter.count == model.config.num_hidden_layers
+
+
+def _attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    view: View | None = None,
+    **options: Any,
+) -> tuple[Tensor, None]:
+    """An attention function of transformers: sdpa, or what the view says."""
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    if view is None:
+        attended: Tensor = sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **options
+        )[0]
+        return attended, None
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    return view.attend(module, query, key, value, scaling, sliding_window, dropout), None
