@@ -6,6 +6,7 @@ import io
 import subprocess
 import sys
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -139,6 +140,15 @@ def test_the_timeout_of_a_process_group_is_set_where_there_is_one() -> None:
     single = SingleDeviceStrategy()
     _compat.set_process_group_timeout(single, 7)
     assert not hasattr(single, "_timeout")
+
+
+def test_lanczos_is_an_interpolation_where_torch_has_its_kernel() -> None:
+    resize = partial(torch.nn.functional.interpolate, size=(4, 4), mode="lanczos", antialias=True)
+    if _compat.has_lanczos():
+        assert resize(torch.zeros(1, 3, 8, 8)).shape == (1, 3, 4, 4)
+    else:
+        with pytest.raises(Exception, match="lanczos"):
+            resize(torch.zeros(1, 3, 8, 8))
 
 
 def test_a_strategy_says_whether_it_brings_a_checkpoint_io() -> None:

@@ -24,6 +24,7 @@ __all__ = [
     "disable_worker_signal_handler",
     "flop_formula",
     "gpu_flops_table",
+    "has_lanczos",
     "has_own_checkpoint_io",
     "is_batch_norm",
     "is_dropout",
@@ -55,6 +56,13 @@ def __getattr__(name: str) -> Any:
 
 
 # --- torch
+
+
+def has_lanczos() -> bool:
+    """Whether `interpolate` of torch knows lanczos."""
+    import torch
+
+    return hasattr(torch._C._nn, "_upsample_lanczos2d_aa")
 
 
 def is_batch_norm(module: object) -> bool:

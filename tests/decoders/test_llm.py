@@ -106,6 +106,14 @@ def test_a_frozen_model_learns_nothing_and_the_projector_does():
     assert changed == {"projector"}
 
 
+def test_special_tokens_that_the_tokenizer_added_are_read_as_padding():
+    decoder = build(config={**GROUPED, "vocab_size": 30})
+    assert decoder.output_projection.out_features == 30
+    tokens, memory = torch.tensor([[1, 5, 6, 31], [1, 5, 30, 31]]), torch.randn(2, 3, 12)
+    hidden = decoder(tokens, memory)
+    assert torch.equal(hidden[0, :3], decoder(tokens[:1, :3], memory[:1])[0])
+
+
 def test_tied_vectors_stay_tied():
     decoder = build(config={**GROUPED, "tie_word_embeddings": True})
     assert decoder.output_projection.weight is decoder.model.get_input_embeddings().weight
@@ -133,7 +141,7 @@ def test_shuffle_is_that_of_idefics():
     assert torch.equal(shuffle(memory, 2), expected)
 
 
-@pytest.mark.parametrize("name", ["linear", "mlp", "resampler"])
+@pytest.mark.parametrize("name", ["linear", "affine", "mlp", "resampler"])
 def test_projectors(name):
     projector = Projector(name, 12, 24, shuffle=2, queries=3)
     assert projector(torch.randn(2, 16, 12))[0].shape == (2, 3 if name == "resampler" else 4, 24)
@@ -142,8 +150,9 @@ def test_projectors(name):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"projector": "cnn"}, "projector is one of linear, mlp, resampler; got 'cnn'"),
+        ({"projector": "cnn"}, "projector is one of linear, affine, mlp, resampler; got 'cnn'"),
         ({"shuffle": 0}, "shuffle, prefix_tokens and depth are at least 1"),
+        ({"config": {**GROUPED, "vocab_size": 20}}, "tokenizer has 32 tokens, llm/llama knows 20: they do not belong"),
         ({"trainable": "some"}, "trainable is 'all' or 'projector'"),
         ({"prefix_attention": "left"}, "prefix_attention is 'causal' or 'bidirectional'"),
         ({"config": {**GROUPED, "logit_scale": 0.5}}, "logit_scale = 0.5"),

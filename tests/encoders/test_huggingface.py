@@ -95,6 +95,21 @@ def test_class_token_is_listed_where_a_captioner_reads_it():
     assert torch.equal(output.features, torch.cat([expected.pooled[:, None], expected.features], dim=1))
 
 
+def test_features_of_a_block_depend_on_no_later_one():
+    encoder = HFImageEncoder(model_name="vit", config={**VISION, "num_hidden_layers": 3}, feature_layer=2).train()
+    images = torch.randn(2, 3, 32, 32)
+    output = encoder(images)
+    hidden = encoder.model(images, output_hidden_states=True).hidden_states[2]
+    assert torch.equal(output.features, hidden[:, 1:])
+    assert torch.equal(output.pooled, hidden[:, 0])
+    (output.features.sum() + output.pooled.sum()).backward()
+    for name, parameter in encoder.named_parameters():  # DDP raises on trained ones without a gradient
+        assert parameter.requires_grad == (parameter.grad is not None), name
+        assert parameter.requires_grad != any(
+            part in name for part in ("layer.2.", "layers.2.", "layernorm.", "pooler")
+        )
+
+
 def test_a_pooling_layer_is_used_where_asked_for():
     images, tokens = torch.randn(2, 3, 32, 32), torch.randint(4, 32, (2, 6))
     image = HFImageEncoder(model_name="vit", config=VISION, pooling="pooler").eval()
@@ -221,6 +236,7 @@ def test_frozen_stays_frozen():
         ({"model_name": "vit", "config": VISION, "dim": 0}, "at least 1; got 0"),
         ({"model_name": "vit_mae", "config": VISION, "pooling": "pooler"}, "ViTMAEModel has no pooling layer"),
         ({"model_name": "vit", "config": VISION, "image_mean": [0.5]}, "three numbers"),
+        ({"model_name": "vit", "config": VISION, "feature_layer": 9}, r"number of a block, 1 to \d+ of hf/vit; got 9"),
     ],
 )
 def test_image_errors_say_what_is_allowed(options, message):

@@ -66,6 +66,14 @@ def test_class_token_is_listed_where_a_captioner_reads_it():
         ViTEncoder(**{**options, "pooling": "mean"}, class_in_features=True)
 
 
+def test_features_without_the_last_norm():
+    options = {"dim": 16, "depth": 2, "heads": 2, "patch_size": 4}
+    plain, encoder = ViTEncoder(**options).eval(), ViTEncoder(**options, output_norm=False).eval()
+    assert encoder.load_state_dict(plain.state_dict(), strict=False).unexpected_keys == ["norm.weight", "norm.bias"]
+    images = torch.randn(2, 3, 12, 8)
+    close(plain.norm(encoder(images).features), plain(images).features)
+
+
 def test_errors_settle_the_matter():
     with pytest.raises(ValueError, match="dim 100 is not divisible by heads 8"):
         ViTEncoder(dim=100, heads=8)

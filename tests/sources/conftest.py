@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import foreign
 import pytest
+import vlm_cases
 
 
 @pytest.fixture(scope="session")
@@ -25,3 +28,16 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Any:
         return made[key]
 
     return folder
+
+
+@pytest.fixture(scope="session")
+def vlm_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], vlm_cases.Case]:
+    """The `Case` of a family's name, see `vlm_cases.SAVE`."""
+
+    @functools.cache
+    def case(name: str) -> vlm_cases.Case:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return vlm_cases.Case(name, tmp_path_factory.mktemp("vlm") / name)
+
+    return case

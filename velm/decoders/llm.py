@@ -11,12 +11,11 @@ from torch import Tensor, nn
 from velm.decoders.cache import cache_option
 from velm.decoders.prefix import PrefixDecoder
 from velm.decoders.projector import Projector, ProjectorName, initial_norm
-from velm.decoders.recorded_view import RecordedView
 from velm.decoders.views import Sequence, View, show_views
+from velm.decoders.vocabulary import check_vocabulary
 from velm.errors import ConfigError
 from velm.pretrained import hub
 from velm.pretrained.freezing import FrozenPartsInEval
-from velm.prompt import Prompt
 
 _SCALED = ("final_logit_softcapping", "logit_scale", "logits_scaling")  # logits that are no product of hidden states
 
@@ -36,7 +35,7 @@ class LLMDecoder(FrozenPartsInEval, PrefixDecoder):
         pad_id: of the tokenizer; set by the builder.
         config: hyper-parameters named as in the model's config.json: random weights, nothing is downloaded.
         pretrained: load the weights; null: yes, unless there is a config.
-        projector: linear, mlp or resampler, see `velm.decoders.projector.Projector`.
+        projector: linear, affine, mlp or resampler, see `velm.decoders.projector.Projector`.
         shuffle: side of the squares of neighbouring positions that are joined into one, for a shorter prefix.
         prefix_tokens: vectors of the resampler.
         prefix_norm: norm of the prefix's vectors at the start: a number, or 'match' for the median norm of the word
@@ -82,6 +81,8 @@ class LLMDecoder(FrozenPartsInEval, PrefixDecoder):
         given = None if config is None else {**hub.token_ids(vocab_size, pad_id), **config}
         language = hub.read_config(model_name, given)
         language = getattr(language, "text_config", language)
+        if config is not None:
+            check_vocabulary(f"llm/{model_name}", language.vocab_size, vocab_size, start_id=0)
         whole = hub.build(_class_of(language, model_name), language, model_name, pretrained)
         if config is None:
             hub.fit_vocabulary(whole, language, vocab_size, model_name, exact=True)
@@ -105,25 +106,8 @@ class LLMDecoder(FrozenPartsInEval, PrefixDecoder):
         return self.projector(memory, mask)
 
     def embed_tokens(self, tokens: Tensor, past: int) -> Tensor:
-        return self.embedding[0](tokens)
-
-    @torch.no_grad()
-    def attend(
-        self, tokens: Tensor, memory: Tensor, memory_mask: Tensor | None = None, prompt: Prompt | None = None
-    ) -> Tensor | None:
-        """As of `Decoder`: the mean over heads and the last third of the layers, see `RecordedView`."""
-        if not self.takes_views or (prompt is None) != (self.template is None):
-            return None
-        image, mask = self.embed_prefix(memory, memory_mask)
-        prefix, first = image, 0
-        if prompt is not None:
-            (prefix, mask), first = self.read_prompt(memory, memory_mask, prompt), prompt.before.shape[1]
-        x, view = self._whole(tokens, prefix, mask)
-        record = RecordedView(view, self.model.config.num_hidden_layers, slice(first, first + image.shape[1]))
-        self.run(x, record, None)
-        weights = self._predicting(record.effect(), prefix.shape[1], mask)
-        weights = self.projector.spread(weights, memory, memory_mask)
-        return weights / weights.sum(dim=-1, keepdim=True).clamp(min=torch.finfo(weights.dtype).tiny)
+        unknown = tokens >= self.embedding[0].num_embeddings  # pad, bos and unk that the tokenizer added
+        return self.embedding[0](tokens.masked_fill(unknown, 0))
 
     def run(self, x: Tensor, view: View, cache: Any) -> Tensor:
         if self.places is not None and view.total > self.places:

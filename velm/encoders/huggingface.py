@@ -39,6 +39,8 @@ class HFImageEncoder(FrozenPartsInEval, ImageEncoder):
             token, which 'own' leaves out (ViT in a VisionTextDualEncoder).
         class_in_features: begin the features with the class token and what else precedes the positions, as
             transformers' captioners read them; there is no grid then, so no attention maps.
+        feature_layer: number of the block whose output the features are, without the model's last norm, as LLaVA reads
+            them; the pooled vector is their class token or mean. null: the model's output.
         image_mean: of the pixels' three channels, in [0, 1]; null: the model's own.
         image_std: likewise.
     """
@@ -53,6 +55,7 @@ class HFImageEncoder(FrozenPartsInEval, ImageEncoder):
         dim: int | None = None,
         pooling: Literal["own", "mean", "max", "attention", "pooler"] = "own",
         class_in_features: bool = False,
+        feature_layer: int | None = None,
         image_mean: list[float] | None = None,
         image_std: list[float] | None = None,
     ) -> None:
@@ -65,7 +68,12 @@ class HFImageEncoder(FrozenPartsInEval, ImageEncoder):
             raise ValueError(f"hf/{model_name} is a {vision.model_type!r} model, which takes no images.")
         _check_dim(dim)
         self.model = hub.build(cls, vision, model_name, pretrained, pooler=pooling == "pooler")
-        self.class_in_features = class_in_features
+        self.class_in_features, self.feature_layer = class_in_features, feature_layer
+        if feature_layer is not None and not 0 < feature_layer <= getattr(vision, "num_hidden_layers", 0):
+            raise ValueError(
+                f"feature_layer is the number of a block, 1 to {getattr(vision, 'num_hidden_layers', 0)} of "
+                f"hf/{model_name}; got {feature_layer}."
+            )
         self.interpolates = "interpolate_pos_encoding" in inspect.signature(self.model.forward).parameters
         own = hub.image_normalisation(model_name) if config is None else None
         mean, std = own or _NORMALISATION.get(vision.model_type.split("_")[0]) or (self.image_mean, self.image_std)
@@ -97,8 +105,13 @@ class HFImageEncoder(FrozenPartsInEval, ImageEncoder):
         """Positions (B, N, width), the model's own pooled vector (B, width) or None, and the grid if there is one."""
         size = (images.shape[2], images.shape[3])
         resized = self.interpolates and size != _pair(getattr(self.model.config, "image_size", size))
-        output = self.model(pixel_values=images, **({"interpolate_pos_encoding": True} if resized else {}))
-        raw, pooled = output.last_hidden_state, getattr(output, "pooler_output", None)
+        options = {"interpolate_pos_encoding": True} if resized else {}
+        if self.feature_layer is None:
+            output = self.model(pixel_values=images, **options)
+            raw, pooled = output.last_hidden_state, getattr(output, "pooler_output", None)
+        else:
+            output = self.model(pixel_values=images, output_hidden_states=True, **options)
+            raw, pooled = output.hidden_states[self.feature_layer], None
         if raw.dim() == 4:  # a convolutional model
             grid = (raw.shape[2], raw.shape[3])
             positions, tokens = raw.flatten(2).transpose(1, 2), 0

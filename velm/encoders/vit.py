@@ -42,6 +42,7 @@ class ViTEncoder(ImageEncoder):
         class_in_features: begin the features with the class token, as transformers' captioners read them; there is no
             grid then, so no attention maps.
         input_norm: LayerNorm before the first block, after the positions, as in CLIP.
+        output_norm: LayerNorm behind the last block; false for features of a block in the middle of a tower (LLaVA).
         patch_bias: whether the patch embedding has a bias.
         activation: of the MLPs: gelu, quick_gelu (OpenAI's CLIP) or gelu_tanh (SigLIP).
         norm_eps: added to the variance by the norms.
@@ -65,6 +66,7 @@ class ViTEncoder(ImageEncoder):
         pooling: Literal["class", "mean", "attention", "map"] = "mean",
         class_in_features: bool = False,
         input_norm: bool = False,
+        output_norm: bool = True,
         patch_bias: bool = True,
         activation: Activation = "gelu",
         norm_eps: float = 1e-5,
@@ -94,7 +96,7 @@ class ViTEncoder(ImageEncoder):
         self.dropout = nn.Dropout(dropout)
         mlp: dict[str, Any] = {"mlp_ratio": mlp_ratio, "activation": activation, "norm_eps": norm_eps}
         self.blocks = nn.ModuleList(TransformerBlock(dim, heads=heads, dropout=dropout, **mlp) for _ in range(depth))
-        self.norm = nn.LayerNorm(dim, eps=norm_eps)
+        self.norm = nn.LayerNorm(dim, eps=norm_eps) if output_norm else nn.Identity()
         self.pooling: nn.Module = (
             MAPHead(dim, heads, **mlp)
             if pooling == "map"

@@ -60,7 +60,7 @@ class Thumbnails:
         return {"uri": uri, "ratio": round(image.width / image.height, 3)}
 
     def _thumbnail(self, image: Any) -> Image.Image:
-        if self.resize != "squash":
+        if self.resize not in ("squash", "enlarge"):
             return Image.fromarray(self.transform(image).permute(1, 2, 0).numpy())
         original = read_image(image, minimum=SIDE)
         ratio = min(max((original.width / original.height) ** 0.5, LONGEST**-0.5), LONGEST**0.5)

@@ -12,6 +12,7 @@ from velm.sources.foreign import ForeignModel
 from velm.sources.hf_captioners import blip, git, vision_encoder_decoder
 from velm.sources.hf_clip import clip, siglip
 from velm.sources.hf_dual import altclip, chinese_clip, vision_text
+from velm.sources.hf_vlm import idefics3, llava, paligemma
 
 __all__ = ["describe"]
 
@@ -25,6 +26,10 @@ _READERS: dict[str, Callable[[str, Any], ForeignModel]] = {
     "blip": blip,
     "git": git,
     "vision-encoder-decoder": vision_encoder_decoder,
+    "llava": llava,
+    "paligemma": paligemma,
+    "idefics3": idefics3,
+    "smolvlm": idefics3,
 }
 _REFUSED = {
     "siglip2": "it takes images of any shape (NaFlex), and VELM's are squares. Checkpoints of a fixed resolution, "
@@ -32,9 +37,19 @@ _REFUSED = {
     "clip_vision_model": "it is an image tower alone. Take it as one: `image_encoder: hf/{name}`",
     "clip_text_model": "it is a text tower alone. Take it as one: `text_encoder: hf/{name}`",
     **dict.fromkeys(
-        ("blip-2", "instructblip", "kosmos-2", "llava", "llava_next", "idefics3", "smolvlm", "paligemma", "qwen2_vl"),
-        "a large language model writes its captions behind image positions, which a later version of VELM will import",
+        ("llava_next", "llava_onevision", "idefics2", "mllama", "internvl"),
+        "it reads tiles of an image, as many as its shape asks for, and VELM reads one square",
     ),
+    **dict.fromkeys(
+        ("qwen2_vl", "qwen2_5_vl", "qwen3_vl"),
+        "it reads images in their own shape, and counts positions in three dimensions",
+    ),
+    **dict.fromkeys(("blip-2", "instructblip"), "a Q-Former stands between its image tower and its language model"),
+    "kosmos-2": "its captions hold boxes, and a resampler of its own stands behind its image tower",
+    "gemma3": "its image positions see each other and the words do not, and its image is pooled to 256 positions. Its "
+    "language model may serve as a part: `decoder: llm/{name}`",
+    "vipllava": "it reads several blocks of its image tower side by side",
+    "video_llava": "it reads videos",
     "florence2": "it solves tasks that are named in its prompt, by text that stands for boxes and regions",
     "align": "its image tower is an EfficientNet whose images are cropped from a larger square, which VELM's transform "
     "does not do. Its text tower may serve as a part: `text_encoder: hf/{name}`",

@@ -17,7 +17,7 @@ from velm.sources.hf_images import image_options
 from velm.sources.hf_towers import class_prefix, image_tower, name_of, open_tokenizer, read_model, require_class
 from velm.sources.state_dict import StateDict, class_token, renamed
 
-__all__ = ["blip", "git", "vision_encoder_decoder"]
+__all__ = ["blip", "captioner", "first", "git", "require_eos", "vision_encoder_decoder"]
 
 LONGEST = 64
 """Tokens of a caption by default; `data.max_length` may raise it up to what the decoder holds."""
@@ -49,11 +49,11 @@ def vision_encoder_decoder(name: str, config: Any) -> ForeignModel:
     cls = "VisionEncoderDecoderModel"
     require_class(config, cls)
     generation = hub.generation_config(name)
-    start = _first(config, generation, config.decoder, key="decoder_start_token_id")
-    start = _first(config, generation, config.decoder, key="bos_token_id") if start is None else start
+    start = first(config, generation, config.decoder, key="decoder_start_token_id")
+    start = first(config, generation, config.decoder, key="bos_token_id") if start is None else start
     if start is None:
         raise ValueError("neither its config nor its generation_config.json names a decoder_start_token_id.")
-    eos = _first(generation, config, config.decoder, key="eos_token_id")
+    eos = first(generation, config, config.decoder, key="eos_token_id")
     require_eos(open_tokenizer(name), eos if isinstance(eos, list) else [eos])
     size = getattr(config.encoder, "image_size", None)
     data, mean, std = image_options(name, size if isinstance(size, int) else 224)
@@ -76,14 +76,14 @@ def git(name: str, config: Any) -> ForeignModel:
     if config.num_image_with_embedding is not None:
         raise ValueError(f"it reads {config.num_image_with_embedding} frames of a video, and VELM reads single images.")
     generation = hub.generation_config(name)
-    eos = _first(generation, config, key="eos_token_id")
+    eos = first(generation, config, key="eos_token_id")
     require_eos(open_tokenizer(name), eos if isinstance(eos, list) else [eos])
     data, mean, std = image_options(name, config.vision_config.image_size)
     values = hub.portable_config(config) | {"vision_config": {"layer_norm_eps": config.vision_config.layer_norm_eps}}
     return captioner(
         name,
         image=clip_image_encoder(config.vision_config, mean, std) | {"class_in_features": True},
-        decoder={"name": "git", "config": values, "start_id": int(_first(generation, config, key="bos_token_id"))},
+        decoder={"name": "git", "config": values, "start_id": int(first(generation, config, key="bos_token_id"))},
         data=data,
         loss={},
         length=int(config.max_position_embeddings),
@@ -208,5 +208,6 @@ def _blip_image_weights(state: StateDict, tower: str, depth: int) -> dict[str, T
     return weights
 
 
-def _first(*configs: Any, key: str) -> Any:
+def first(*configs: Any, key: str) -> Any:
+    """The first value of `key` in the configs that is not None; None if there is none."""
     return next((value for each in configs if (value := getattr(each, key, None)) is not None), None)

@@ -30,6 +30,8 @@ __all__ = [
     "clip_image_weights",
     "clip_weights",
     "siglip",
+    "siglip_image_encoder",
+    "siglip_image_weights",
     "siglip_weights",
 ]
 
@@ -93,7 +95,16 @@ def _blocks(config: Any, name: str = "transformer") -> dict[str, Any]:
     }  # fmt: skip
 
 
-def clip_image_weights(state: StateDict, tower: str, depth: int) -> dict[str, Tensor]:
+def siglip_image_encoder(vision: Any, mean: list[float], std: list[float]) -> dict[str, Any]:
+    """The part config of SigLIP's image tower, and of Idefics3's; `pooling` is to be added."""
+    return {
+        **_blocks(vision, "vit"), "patch_size": int(vision.patch_size), "positions": "learned",
+        "position_grid": int(vision.image_size) // int(vision.patch_size), "position_antialias": False,
+        "image_mean": mean, "image_std": std,
+    }  # fmt: skip
+
+
+def clip_image_weights(state: StateDict, tower: str, depth: int, output_norm: bool = True) -> dict[str, Tensor]:
     """Weights of CLIP's image tower, `tower` being their prefix, for `clip_image_encoder`."""
     embeddings = f"{tower}embeddings"
     token = state.take(f"{embeddings}.class_embedding")
@@ -101,8 +112,21 @@ def clip_image_weights(state: StateDict, tower: str, depth: int) -> dict[str, Te
         "patches.weight": state.take(f"{embeddings}.patch_embedding.weight"),
         **class_token(token, state.take(f"{embeddings}.position_embedding.weight")),
         **state.linear(f"{tower}pre_layrnorm", "input_norm"),
-        **state.linear(f"{tower}post_layernorm", "norm"),
     }
+    return weights | _image_blocks(state, tower, depth, output_norm)
+
+
+def siglip_image_weights(state: StateDict, tower: str, depth: int, output_norm: bool = True) -> dict[str, Tensor]:
+    """Weights of SigLIP's image tower without its pooling, for `siglip_image_encoder`."""
+    weights = {
+        **state.linear(f"{tower}embeddings.patch_embedding", "patches"),
+        "positions.weight": grid_positions(state.take(f"{tower}embeddings.position_embedding.weight")),
+    }
+    return weights | _image_blocks(state, tower, depth, output_norm)
+
+
+def _image_blocks(state: StateDict, tower: str, depth: int, output_norm: bool) -> dict[str, Tensor]:
+    weights = state.linear(f"{tower}post_layernorm", "norm") if output_norm else {}
     for block in range(depth):
         weights |= split_block(state, f"{tower}encoder.layers.{block}", f"blocks.{block}")
     return weights
@@ -150,13 +174,10 @@ def siglip(name: str, config: Any) -> ForeignModel:
     if not getattr(vision, "vision_use_head", True):
         raise ValueError("its image tower has no pooling head (vision_use_head: false), so it makes no embedding.")
     data, mean, std = image_options(name, vision.image_size)
-    length, grid = int(text.max_position_embeddings), int(vision.image_size) // int(vision.patch_size)
+    length = int(text.max_position_embeddings)
     embed_dim = int(getattr(text, "projection_size", None) or text.hidden_size)
     model = {
-        "image_encoder": {
-            **_blocks(vision, "vit"), "patch_size": int(vision.patch_size), "positions": "learned",
-            "position_grid": grid, "position_antialias": False, "pooling": "map", "image_mean": mean, "image_std": std,
-        },
+        "image_encoder": siglip_image_encoder(vision, mean, std) | {"pooling": "map"},
         "text_encoder": {
             **_blocks(text), "max_length": length + 1, "pooling": "end", "fixed_length": length,
             "fill_id": HFTokenizer(model_name=name).padded_with, "reads_bos": False,
@@ -178,17 +199,13 @@ def siglip_weights(state: StateDict, config: Any, vocab_size: int) -> dict[str, 
     """Weights of `SiglipModel` by their names in a task."""
     tower = "vision_model."
     image = {
-        **state.linear(f"{tower}embeddings.patch_embedding", "patches"),
-        "positions.weight": grid_positions(state.take(f"{tower}embeddings.position_embedding.weight")),
-        **state.linear(f"{tower}post_layernorm", "norm"),
+        **siglip_image_weights(state, tower, config.vision_config.num_hidden_layers),
         "pooling.query": state.take(f"{tower}head.probe").flatten(),
         **fused_attention(state, f"{tower}head.attention", "pooling.attention"),
         **state.linear(f"{tower}head.layernorm", "pooling.norm"),
         **state.linear(f"{tower}head.mlp.fc1", "pooling.mlp.0"),
         **state.linear(f"{tower}head.mlp.fc2", "pooling.mlp.3"),
     }
-    for block in range(config.vision_config.num_hidden_layers):
-        image |= split_block(state, f"{tower}encoder.layers.{block}", f"blocks.{block}")
     text = _text_weights(state, config.text_config.num_hidden_layers, vocab_size)
     return {
         **renamed(image, "model.image_encoder."),

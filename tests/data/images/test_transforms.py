@@ -170,6 +170,26 @@ def test_flip_mirrors_half_of_the_images() -> None:
     assert 15 < mirrored < 45
 
 
+@pytest.mark.parametrize("size", [(20, 10), (7, 31), (8, 8)])
+def test_an_image_is_enlarged_as_idefics_does(size) -> None:
+    from transformers import Idefics3ImageProcessor
+
+    image = Image.fromarray(rng().integers(0, 256, (*size, 3), dtype=np.uint8))
+    processor = Idefics3ImageProcessor(
+        size={"longest_edge": 32}, max_image_size={"longest_edge": 8}, do_image_splitting=False, do_normalize=False,
+        do_rescale=False,
+    )  # fmt: skip
+    expected = processor(image, return_tensors="pt")["pixel_values"][0, 0]
+    ours = EvalTransform(image_size=8, resize="enlarge", interpolation="lanczos", decode="full")(image)
+    assert torch.equal(ours, expected.to(torch.uint8))
+
+
+def test_an_old_torch_knows_no_lanczos(monkeypatch) -> None:
+    monkeypatch.setattr("velm.data.images.transforms.has_lanczos", lambda: False)
+    with pytest.raises(ValueError, match=r"interpolation lanczos needs a newer torch than .*; take bicubic"):
+        EvalTransform(image_size=8, interpolation="lanczos")
+
+
 def test_config_makes_the_transform_again() -> None:
     transform = EvalTransform(image_size=24, resize="squash")
     assert transform.config() == {"image_size": 24, "resize": "squash"}
@@ -180,7 +200,10 @@ def test_config_makes_the_transform_again() -> None:
     ("options", "message"),
     [
         ({"image_size": 0}, "image_size must be at least 1 pixel, got 0"),
-        ({"image_size": 8, "resize": "pad"}, "resize must be one of crop, squash, shortest, longest; got 'pad'"),
+        (
+            {"image_size": 8, "resize": "pad"},
+            "resize must be one of crop, squash, shortest, longest, enlarge; got 'pad'",
+        ),
         ({"image_size": 8, "crop_scale": (0.9, 0.2)}, "0 < smallest <= largest <= 1"),
         ({"image_size": 8, "color_jitter": 2.0}, r"color_jitter must be in \[0, 1\], got 2.0"),
     ],

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from velm._compat import has_lanczos
 from velm.data.images.decode import read_image, read_pixels
 
 __all__ = [
@@ -28,8 +29,8 @@ __all__ = [
     "transform_from_config",
 ]
 
-Resize = Literal["crop", "squash", "shortest", "longest"]
-Interpolation = Literal["bilinear", "bicubic"]
+Resize = Literal["crop", "squash", "shortest", "longest", "enlarge"]
+Interpolation = Literal["bilinear", "bicubic", "lanczos"]
 Decode = Literal["scaled", "full"]
 CropRounding = Literal["down", "even"]
 RATIO = (3 / 4, 4 / 3)  # of a random crop's sides, as in Szegedy et al. 2015
@@ -42,8 +43,9 @@ class Geometry:
         image_size: side of the square, pixels.
         resize: 'crop': the largest central square, resized; 'squash': the whole image, aspect ratio ignored;
             'shortest': the shorter side is resized to `image_size`, then the centre is cropped (CLIP); 'longest': the
-            longer side is, and black fills the square.
-        interpolation: bilinear or bicubic, both antialiased.
+            longer side is, and black fills the square; 'enlarge': the longer side is resized to four times
+            `image_size`, then the whole is squashed (Idefics3 and SmolVLM without tiles).
+        interpolation: bilinear, bicubic or lanczos, all antialiased.
         decode: 'scaled': a large JPEG is decoded at the smallest scale that is large enough, which is faster; 'full':
             at full size, as most other libraries do.
         crop_rounding: of half a pixel where 'shortest' crops: 'down' (transformers) or to an 'even' number
@@ -68,6 +70,8 @@ class Geometry:
         for name, (value, allowed) in choices.items():
             if value not in get_args(allowed):
                 raise ValueError(f"{name} must be one of {', '.join(get_args(allowed))}; got {value!r}.")
+        if interpolation == "lanczos" and not has_lanczos():
+            raise ValueError(f"interpolation lanczos needs a newer torch than {torch.__version__}; take bicubic.")
         self.image_size: int = image_size
         self.resize: Resize = resize
         self.interpolation: Interpolation = interpolation
@@ -90,6 +94,10 @@ class Geometry:
         size = self.image_size
         if self.resize == "squash":
             return self.scale(pixels, (0, 0, width, height), (size, size))
+        if self.resize == "enlarge":
+            rows, columns = _even_sides(height, width, 4 * size)
+            larger = self.scale(pixels, (0, 0, width, height), (rows, columns))
+            return self.scale(larger, (0, 0, columns, rows), (size, size))
         if self.resize == "crop":
             side = min(width, height)
             return self.scale(pixels, ((width - side) // 2, (height - side) // 2, side, side), (size, size))
@@ -132,8 +140,8 @@ class TrainTransform(Geometry):
 
     Args:
         crop_scale: smallest and largest fraction of the image's area in a random box, in (0, 1]; None: the square of
-            `EvalTransform`. With 'squash' and 'longest' the box keeps the image's own aspect ratio on average, else it
-            is square on average.
+            `EvalTransform`. With 'squash', 'enlarge' and 'longest' the box keeps the image's own aspect ratio on
+            average, else it is square on average.
         flip: mirror half of the images. Off by default: captions mention 'left' and 'right'.
         color_jitter: brightness, contrast and saturation are each multiplied by up to 1 -+ this; in [0, 1].
         **geometry: options of `Geometry`.
@@ -171,12 +179,20 @@ class TrainTransform(Geometry):
         return _jitter(pixels, self.color_jitter, rng) if self.color_jitter > 0 else pixels
 
 
+def _even_sides(height: int, width: int, longer: int) -> tuple[int, int]:
+    """The longer side resized to `longer`, the other in proportion and even, as Idefics3's processor rounds it."""
+    ratio = width / height
+    shorter = int(longer / ratio) if width >= height else int(longer * ratio)
+    shorter += shorter % 2
+    return (max(shorter, 1), longer) if width >= height else (longer, max(shorter, 1))
+
+
 def _random_box(
     width: int, height: int, resize: str, area: float, ratio: float, rng: np.random.Generator
 ) -> tuple[int, int, int, int]:
-    """A random box; `ratio` is width / height, with 'squash' and 'longest' relative to the image's."""
+    """A random box; `ratio` is width / height, with 'squash', 'enlarge' and 'longest' relative to the image's."""
     middle = math.sqrt(width * height)
-    unit = (width, height) if resize in ("squash", "longest") else (middle, middle)
+    unit = (width, height) if resize in ("squash", "enlarge", "longest") else (middle, middle)
     box_width = min(width, max(1, round(unit[0] * math.sqrt(area * ratio))))
     box_height = min(height, max(1, round(unit[1] * math.sqrt(area / ratio))))
     left, top = rng.integers(width - box_width + 1), rng.integers(height - box_height + 1)

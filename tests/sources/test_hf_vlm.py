@@ -1,0 +1,79 @@
+"""Vision-language models of transformers: the same logits, loss, gradients and answers for their processors' inputs."""
+
+from __future__ import annotations
+
+import families
+import pytest
+import torch
+from vlm_cases import QUESTIONS, SAVE, Case
+
+import velm
+from velm import cli
+from velm.generation import GenerationConfig, generate
+
+
+@pytest.fixture(params=list(SAVE))
+def case(request, vlm_of) -> Case:
+    return vlm_of(request.param)
+
+
+def test_images_are_the_originals(case):
+    pixels = case.inputs["pixel_values"].reshape(3, 3, 32, 32)
+    model = case.pipeline.model
+    ours = case.pixels(case.pipeline) * model.image_scale + model.image_shift
+    torch.testing.assert_close(ours, pixels, rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+def test_logits_and_loss_are_the_originals(case):
+    (loss, logits), (expected_loss, expected) = case.ours(case.pipeline), case.expected()
+    families.require_close("loss", (loss, expected_loss))
+    families.require_close("logits", *zip(logits, expected, strict=True))
+
+
+def test_gradients_are_the_originals(case, tmp_path):
+    case.original.zero_grad()
+    case.expected()[0].backward()
+    case.pipeline.model.zero_grad()
+    case.ours(case.pipeline)[0].backward()
+    families.require_gradients(case.original, case.folder, tmp_path / "gradients", case.pipeline.model)
+
+
+def test_greedy_answers_are_the_originals(case):
+    ids = case.pipeline.captioner._token_ids()
+    found = case.original.generate(
+        **case.inputs, max_new_tokens=12, do_sample=False, suppress_tokens=list(ids["suppress"])
+    )[:, case.inputs["input_ids"].shape[1] :]
+    prefix = case.prefix(case.pipeline)
+    config = GenerationConfig(max_length=12)
+    ours = generate(case.pipeline.model.decoder, *prefix, config=config, **ids).tokens[:, 0]
+    assert len({tuple(row) for row in ours.tolist()}) > 1
+    for one, other in zip(ours.tolist(), found.tolist(), strict=True):
+        length = one.index(ids["eos_id"]) + 1 if ids["eos_id"] in one else len(one)
+        assert one[:length] == other[:length]
+
+
+def test_the_template_is_what_the_processor_writes(case):
+    before, after = case.pipeline.model.decoder.template.split("{image}")
+    tokenize = case.tokenizer.backend_tokenizer
+    for i, text in enumerate(QUESTIONS):
+        for part, ids, mask in (
+            (before, case.prompt.before, case.prompt.before_mask),
+            (after.replace("{text}", text), case.prompt.after, case.prompt.after_mask),
+        ):
+            assert tokenize.encode(part, add_special_tokens=False).ids == ids[i][mask[i]].tolist()
+
+
+def test_an_import_is_bit_equal_and_needs_nothing_else(case, tmp_path):
+    assert cli.main(["import", f"hf/{case.folder}", "--output", str(tmp_path / "model.ckpt")]) == 0
+    away = case.folder.rename(case.folder.with_name("away"))
+    try:
+        again = velm.load(tmp_path / "model.ckpt")
+    finally:
+        away.rename(case.folder)
+    ours = case.pipeline.model.state_dict()
+    assert again.model.state_dict().keys() == ours.keys()
+    for name, tensor in again.model.state_dict().items():
+        assert torch.equal(tensor, ours[name]), name
+    with torch.no_grad():
+        assert torch.equal(case.ours(again)[0], case.ours(case.pipeline)[0])
