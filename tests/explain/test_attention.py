@@ -14,6 +14,9 @@ from velm.pipeline import load
 
 TEXTS = ["a small blue square", "a red circle"]
 RNN = {"name": "rnn", "dim": 16}
+LLAMA = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
+LLM = {"name": "llm/llama", "config": LLAMA, "shuffle": 2}
+RESAMPLER = {"name": "llm/llama", "config": LLAMA, "projector": "resampler", "prefix_tokens": 3}
 
 
 @pytest.fixture
@@ -25,7 +28,7 @@ def encoded(pipeline, images):
     return next(pipeline.encode_images(images, batch_size=8))
 
 
-@pytest.mark.parametrize("changes", [{}, {"decoder": RNN}])
+@pytest.mark.parametrize("changes", [{}, {"decoder": RNN}, {"decoder": LLM}, {"decoder": RESAMPLER}])
 def test_a_map_a_word_that_sums_to_one(write_checkpoint, images, changes):
     pipeline = load(write_checkpoint(**changes))
     found = word_maps(pipeline, encoded(pipeline, images), TEXTS)

@@ -73,6 +73,19 @@ class Decoder(nn.Module, ABC):
         """`forward` as a `DecoderOutput`; override to add attention or a penalty."""
         return DecoderOutput(self(tokens, memory, memory_mask))
 
+    def attend(
+        self, tokens: Tensor, memory: Tensor, memory_mask: Tensor | None = None, prompt: Prompt | None = None
+    ) -> Tensor | None:
+        """Where each predicted token looks, float (B, T, N), weights over the memory that sum to 1; None: not known.
+
+        `decode().attention`, unless that is too expensive to compute in every forward pass.
+
+        Args:
+            tokens, memory, memory_mask: as of `forward`; the memory without the prompt.
+            prompt: of a decoder with a `template`.
+        """
+        return self.decode(tokens, memory, memory_mask).attention
+
     @abstractmethod
     def start(self, memory: Tensor, memory_mask: Tensor | None = None) -> DecoderState:
         """The state before the first token, for B memories."""

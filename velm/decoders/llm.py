@@ -11,11 +11,13 @@ from torch import Tensor, nn
 from velm.decoders.cache import cache_option
 from velm.decoders.prefix import PrefixDecoder
 from velm.decoders.projector import Projector, ProjectorName, initial_norm
+from velm.decoders.recorded_view import RecordedView
 from velm.decoders.views import Sequence, View, show_views
 from velm.decoders.vocabulary import check_vocabulary
 from velm.errors import ConfigError
 from velm.pretrained import hub
 from velm.pretrained.freezing import FrozenPartsInEval
+from velm.prompt import Prompt
 
 _SCALED = ("final_logit_softcapping", "logit_scale", "logits_scaling")  # logits that are no product of hidden states
 
@@ -108,6 +110,24 @@ class LLMDecoder(FrozenPartsInEval, PrefixDecoder):
     def embed_tokens(self, tokens: Tensor, past: int) -> Tensor:
         unknown = tokens >= self.embedding[0].num_embeddings  # pad, bos and unk that the tokenizer added
         return self.embedding[0](tokens.masked_fill(unknown, 0))
+
+    @torch.no_grad()
+    def attend(
+        self, tokens: Tensor, memory: Tensor, memory_mask: Tensor | None = None, prompt: Prompt | None = None
+    ) -> Tensor | None:
+        """As of `Decoder`: the mean over heads and the last third of the layers, see `RecordedView`."""
+        if not self.takes_views or (prompt is None) != (self.template is None):
+            return None
+        image, mask = self.embed_prefix(memory, memory_mask)
+        prefix, first = image, 0
+        if prompt is not None:
+            (prefix, mask), first = self.read_prompt(memory, memory_mask, prompt), prompt.before.shape[1]
+        x, view = self._whole(tokens, prefix, mask)
+        record = RecordedView(view, self.model.config.num_hidden_layers, slice(first, first + image.shape[1]))
+        self.run(x, record, None)
+        weights = self._predicting(record.effect(), prefix.shape[1], mask)
+        weights = self.projector.spread(weights, memory, memory_mask)
+        return weights / weights.sum(dim=-1, keepdim=True).clamp(min=torch.finfo(weights.dtype).tiny)
 
     def run(self, x: Tensor, view: View, cache: Any) -> Tensor:
         if self.places is not None and view.total > self.places:

@@ -110,13 +110,20 @@ class PrefixDecoder(Decoder):
     def forward(self, tokens: Tensor, memory: Tensor, memory_mask: Tensor | None = None) -> Tensor:
         self._check_length(tokens.shape[1])
         prefix, mask = self._prefix(memory, memory_mask)
-        length = prefix.shape[1]
+        hidden = self.run(*self._whole(tokens, prefix, mask), None)
+        return self._predicting(hidden, prefix.shape[1], mask)
+
+    def _whole(self, tokens: Tensor, prefix: Tensor, mask: Tensor | None) -> tuple[Tensor, Sequence]:
+        """A prefix and the tokens behind it, and what they see; behind a prompt bos is not read."""
         read = tokens if self.template is None else tokens[:, 1:]
         x = torch.cat([prefix, self.embed_tokens(read, 0)], dim=1)
-        hidden = self.run(x, self._view(x, length, mask), None)
+        return x, self._view(x, prefix.shape[1], mask)
+
+    def _predicting(self, x: Tensor, length: int, mask: Tensor | None) -> Tensor:
+        """Those positions of a sequence, float (B, length + ..., D), that predict tokens: float (B, T, D)."""
         if self.template is None:
-            return hidden[:, length:]
-        return torch.cat([_last(hidden[:, :length], mask)[:, None], hidden[:, length:]], dim=1)
+            return x[:, length:]
+        return torch.cat([_last(x[:, :length], mask)[:, None], x[:, length:]], dim=1)
 
     def start(self, memory: Tensor, memory_mask: Tensor | None = None) -> PrefixState:
         from transformers import DynamicCache

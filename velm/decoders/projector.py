@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -141,6 +141,33 @@ class Projector(nn.Module):
         for block in self.blocks:
             prefix = block(prefix, memory=x, memory_mask=mask)
         return self._scaled(self.norm(prefix)), None
+
+    def spread(self, weights: Tensor, memory: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Weights over the prefix as weights over the memory.
+
+        A square of joined positions gives each of them the same part; a vector of the resampler passes its weight on by
+        its own attention in the last block.
+
+        Args:
+            weights: float (B, T, P).
+            memory, mask: as of `forward`.
+
+        Returns:
+            float (B, T, N) with the same sums.
+        """
+        if self.queries is not None:
+            *blocks, last = cast("list[TransformerBlock]", list(self.blocks))
+            x = self.map(shuffle(memory, self.side))
+            prefix = self.queries.to(x.dtype).expand(len(x), -1, -1)
+            for block in blocks:
+                prefix = block(prefix, memory=x, memory_mask=mask)
+            passed_on = last.weights(last.self_attend(prefix), last.memory_keys_values(x), mask)
+            weights = weights @ passed_on.to(weights.dtype)
+        if self.side == 1:
+            return weights
+        grid = math.isqrt(memory.shape[1]) // self.side
+        squares = weights.unflatten(-1, (grid, grid)) / self.side**2
+        return squares.repeat_interleave(self.side, -2).repeat_interleave(self.side, -1).flatten(-2)
 
     def _scaled(self, x: Tensor) -> Tensor:
         return x if self.scale is None else F.normalize(x, dim=-1) * self.scale.to(x.dtype)

@@ -1,7 +1,8 @@
 """Attention maps: the decoder's attention over the image for each word of a text.
 
 Computed under teacher forcing: alpha of an RNN's additive attention (Xu et al. 2015, arXiv 1502.03044, figure 3), the
-last block's cross-attention of a Transformer, averaged over heads. Attention is not attribution: which pixels decide is
+last block's cross-attention of a Transformer, averaged over heads, a language model's attention to the image in its
+prefix (`velm.decoders.recorded_view`). Attention is not attribution: which pixels decide is
 in `velm.explain.saliency`.
 """
 
@@ -60,7 +61,7 @@ def word_maps(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the texts were tokenized before, with a warning
         tokens, _ = pipeline.tokenize(texts)
-    attention = decoder.decode(tokens[:, :-1], *pipeline.model.memory(image, source)).attention
+    attention = decoder.attend(tokens[:, :-1], *pipeline.model.memory(image, source))
     if attention is None:
         return [None] * len(texts)
     positions = image.features.shape[1]

@@ -92,6 +92,7 @@ def _attention(module: Any, case: _Case) -> str | None:
     _, state = module.step(case.tokens[:, 0], module.start(case.memory, case.mask))
     for name, attention, shape in (
         ("decode().attention", whole.attention, (BATCH, TOKENS, POSITIONS)),
+        ("attend()", module.attend(*case.inputs()), (BATCH, TOKENS, POSITIONS)),
         ("state.attention", state.attention, (BATCH, POSITIONS)),
     ):
         if attention is None:
