@@ -115,7 +115,7 @@ class LLMDecoder(FrozenPartsInEval, PrefixDecoder):
     def attend(
         self, tokens: Tensor, memory: Tensor, memory_mask: Tensor | None = None, prompt: Prompt | None = None
     ) -> Tensor | None:
-        """As of `Decoder`: the mean over heads and the last third of the layers, see `RecordedView`."""
+        """As of `Decoder`: a mean over heads and layers, see `RecordedView`."""
         if not self.takes_views or (prompt is None) != (self.template is None):
             return None
         image, mask = self.embed_prefix(memory, memory_mask)
@@ -123,7 +123,7 @@ class LLMDecoder(FrozenPartsInEval, PrefixDecoder):
         if prompt is not None:
             (prefix, mask), first = self.read_prompt(memory, memory_mask, prompt), prompt.before.shape[1]
         x, view = self._whole(tokens, prefix, mask)
-        record = RecordedView(view, self.model.config.num_hidden_layers, slice(first, first + image.shape[1]))
+        record = RecordedView(view, slice(first, first + image.shape[1]))
         self.run(x, record, None)
         weights = self._predicting(record.effect(), prefix.shape[1], mask)
         weights = self.projector.spread(weights, memory, memory_mask)

@@ -13,7 +13,7 @@ __all__ = ["RecordedView"]
 
 
 class RecordedView:
-    """A `Sequence` that also sums the attention over some keys, of the last third of a model's layers.
+    """A `Sequence` that also sums the attention over some keys, of all heads and layers.
 
     A weight is multiplied by the norm of its value vector (Kobayashi et al. 2020, arXiv 2004.10102): a language model
     puts much of its attention on its first position, whose value is nearly zero (Xiao et al. 2023, arXiv 2309.17453),
@@ -21,13 +21,11 @@ class RecordedView:
 
     Args:
         view: of a whole sequence of T positions.
-        layers: of the model.
         keys: the K positions that are recorded.
     """
 
-    def __init__(self, view: Sequence, layers: int, keys: slice) -> None:
-        self.view, self.first, self.keys = view, layers - -(-layers // 3), keys
-        self.calls, self._effects = 0, torch.zeros(())
+    def __init__(self, view: Sequence, keys: slice) -> None:
+        self.view, self.keys, self._effects = view, keys, torch.zeros(())
 
     @property
     def total(self) -> int:
@@ -47,12 +45,10 @@ class RecordedView:
     def attend(
         self, module: Any, query: Tensor, key: Tensor, value: Tensor, scaling: float, window: int | None, dropout: float
     ) -> Tensor:
-        if self.calls >= self.first:
-            groups = query.shape[1] // key.shape[1]
-            keys, values = (each.float().repeat_interleave(groups, dim=1) for each in (key, value))
-            scores = query.float() @ keys.mT * scaling
-            weights = scores.masked_fill(~self.view.seen(window)[:, None], -torch.inf).softmax(dim=-1)[..., self.keys]
-            effects = weights * values[:, :, None, self.keys].norm(dim=-1)
-            self._effects = self._effects.to(effects.device) + effects.sum(dim=1)
-        self.calls += 1
+        groups = query.shape[1] // key.shape[1]
+        keys, values = (each.float().repeat_interleave(groups, dim=1) for each in (key, value))
+        scores = query.float() @ keys.mT * scaling
+        weights = scores.masked_fill(~self.view.seen(window)[:, None], -torch.inf).softmax(dim=-1)[..., self.keys]
+        effects = weights * values[:, :, None, self.keys].norm(dim=-1)
+        self._effects = self._effects.to(effects.device) + effects.sum(dim=1)
         return self.view.attend(module, query, key, value, scaling, window, dropout)
