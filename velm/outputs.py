@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from velm.errors import MissingOutputError
+from velm.prompt import Prompt
 
 
 @dataclass
@@ -123,6 +124,9 @@ class Batch:
             that of sample i.
         encoded: cached encoder outputs in place of `images`.
         teacher: a teacher's embeddings of the samples, for distillation.
+        prompt: what a decoder with a template reads around the image; None: it has none.
+        target_learnt: bool (B, S), the target's tokens that the captioning loss is on (the answers of a conversation);
+            None: all of them.
         stand_in: this rank has no share of the step's batch: the samples are computed, so that the rank takes part in
             the step, and `drop_stand_in` takes them out before the losses.
     """
@@ -137,6 +141,8 @@ class Batch:
     image_rows: Tensor | None = None
     encoded: EncodedImages | None = None
     teacher: TeacherEmbeddings | None = None
+    prompt: Prompt | None = None
+    target_learnt: Tensor | None = None
     stand_in: bool = False
 
     def __len__(self) -> int:
@@ -145,7 +151,7 @@ class Batch:
     def _map(self, function: Any) -> Batch:
         tensors = {f.name: getattr(self, f.name) for f in fields(self) if isinstance(getattr(self, f.name), Tensor)}
         changed = {name: function(tensor) for name, tensor in tensors.items()}
-        for name in ("encoded", "teacher"):
+        for name in ("encoded", "teacher", "prompt"):
             inner = getattr(self, name)
             changed[name] = None if inner is None else inner.map(function)
         return replace(self, **changed)
@@ -157,7 +163,7 @@ class Batch:
         """Number of tokens that the decoder predicts, int64 (): those of the targets, or of the texts, without bos."""
         mask = self.mask if self.target_mask is None else self.target_mask
         assert mask is not None
-        return mask[:, 1:].sum()
+        return (mask if self.target_learnt is None else mask & self.target_learnt)[:, 1:].sum()
 
     @property
     def samples(self) -> int:
@@ -185,7 +191,9 @@ class Batch:
             teacher=None if self.teacher is None else self.teacher.map(lambda tensor: tensor[rows]),
         )
         result.tokens, result.mask = _trim(self.tokens, self.mask, rows)
+        result.target_learnt, _ = _trim(self.target_learnt, self.target_mask, rows)
         result.target_tokens, result.target_mask = _trim(self.target_tokens, self.target_mask, rows)
+        result.prompt = None if self.prompt is None else self.prompt.map(lambda tensor: tensor[rows]).trim()
         return result
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:

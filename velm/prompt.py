@@ -7,7 +7,15 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-__all__ = ["Prompt"]
+__all__ = ["CHAT", "Prompt", "takes_text"]
+
+CHAT = "chat"
+"""The template of a decoder that stands for the tokenizer's own."""
+
+
+def takes_text(template: str | None) -> bool:
+    """Whether a template has a place for a text of the data."""
+    return template is not None and (template == CHAT or "{text}" in template)
 
 
 @dataclass
@@ -34,3 +42,10 @@ class Prompt:
     def select(self, rows: Tensor) -> Prompt:
         """The prompts of the samples `rows`, int64 (R,)."""
         return self.map(lambda tensor: tensor[rows])
+
+    def trim(self) -> Prompt:
+        """Without the columns that hold only padding."""
+        before, after = (int(mask.sum(dim=1).max()) for mask in (self.before_mask, self.after_mask))
+        return Prompt(
+            self.before[:, :before], self.before_mask[:, :before], self.after[:, :after], self.after_mask[:, :after]
+        )

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from velm.checkpoint import build_from_checkpoint, build_tokenizer
 from velm.data.batches.collate import pad_tokens
-from velm.data.batches.samples import truncate
+from velm.data.batches.lengths import truncate
 from velm.losses.weighted import build_losses
 from velm.model.build import needs_of
 from velm.outputs import Batch

@@ -18,8 +18,9 @@ __all__ = [
     "Records",
     "first_records",
     "image_name",
-    "no_image_message",
     "index_dtype",
+    "no_image_message",
+    "questions",
     "text_counts",
     "text_only",
 ]
@@ -53,6 +54,7 @@ class Record:
         targets: the text to generate for each of `texts` (a translation, an answer); None: the text itself.
         metadata: anything else, in plain Python types (boxes in pixels, attributes).
         weights: sampling weight of each of `texts`, at least 0 (`captions: weighted`); None: uniform.
+        histories: for each of `texts`, the earlier (question, answer) pairs of its conversation; None: there are none.
     """
 
     image_id: str
@@ -61,6 +63,20 @@ class Record:
     targets: tuple[str, ...] | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
     weights: tuple[float, ...] | None = None
+    histories: tuple[tuple[tuple[str, str], ...], ...] | None = None
+
+    def history(self, index: int) -> tuple[tuple[str, str], ...]:
+        """The earlier (question, answer) pairs of text number `index`."""
+        return () if self.histories is None else self.histories[index]
+
+
+def questions(record: Record) -> dict[tuple[str, tuple[tuple[str, str], ...]], tuple[str, ...]]:
+    """The targets of each text with its history, in order; equal ones are joined."""
+    joined: dict[tuple[str, tuple[tuple[str, str], ...]], tuple[str, ...]] = {}
+    for index, (text, target) in enumerate(zip(record.texts, record.targets or (), strict=True)):
+        key = (text, record.history(index))
+        joined[key] = (*joined.get(key, ()), target)
+    return joined
 
 
 class Records(Sequence[Record]):

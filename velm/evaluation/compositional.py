@@ -75,7 +75,7 @@ def compositional_metrics(
             f"compositional/{kind}/blind": _fraction_positive(image[(rows + 1) % len(image)], difference),
             f"compositional/{kind}/pairs": float(len(pairs)),
         }
-    if pipeline.writes and pipeline.model.memory_sources == ("image",):
+    if pipeline.writes and pipeline.model.reads == ("image",):
         metrics |= _captioner_metrics(pipeline, records, retrieval.texts, kinds, batch_size)
     return metrics
 

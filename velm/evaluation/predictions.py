@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from velm.data.bad_samples import BadSample
-from velm.data.base import Record
+from velm.data.base import Record, questions
+from velm.data.text.template import Turn
 from velm.errors import DataError
 from velm.evaluation.encoding import MAX_BAD, EncodedBatch, encode_records
 from velm.explain.attention import WordMaps, word_maps
@@ -133,8 +134,8 @@ def predict(
             for row, record in enumerate(batch.records, start=count):
                 gallery += [(row, text) for text in record.texts[:texts_per_image]]
         if pipeline.writes and captions:
-            prompts = _prompts(pipeline, batch, texts_per_image, batch_size)
-            written += [_caption(pipeline, batch, part, config, attention) for part in prompts]
+            inputs = _inputs(pipeline, batch, texts_per_image, batch_size)
+            written += [_caption(pipeline, batch, part, config, attention) for part in inputs]
         count += len(batch.records)
         if progress is not None:
             progress(batch.done, len(records))
@@ -164,43 +165,42 @@ def _embed_gallery(pipeline: Pipeline, embeds: list[Tensor], gallery: list[tuple
     return Retrieval(torch.cat(embeds), pipeline.embed_texts(texts), image_ids, texts)
 
 
-_Prompt = tuple[int, str | None, tuple[str, ...]]
-"""Row in the batch, the text to attend to (None: image only), references."""
+_Input = tuple[int, str | None, tuple[Turn, ...], tuple[str, ...]]
+"""Row in the batch, the text to read (None: image only), its history, references."""
 
 
-def _prompts(pipeline: Pipeline, batch: EncodedBatch, limit: int | None, batch_size: int) -> Iterator[list[_Prompt]]:
+def _inputs(pipeline: Pipeline, batch: EncodedBatch, limit: int | None, batch_size: int) -> Iterator[list[_Input]]:
     """What to caption of a batch, at most `batch_size` captions at a time."""
-    reads_text = "text" in pipeline.model.memory_sources
-    prompts = [(i, *each) for i, record in enumerate(batch.records) for each in _inputs(record, reads_text, limit)]
-    for start in range(0, len(prompts), batch_size):
-        yield prompts[start : start + batch_size]
+    reads_text = "text" in pipeline.model.reads
+    inputs = [(i, *each) for i, record in enumerate(batch.records) for each in _questions(record, reads_text, limit)]
+    for start in range(0, len(inputs), batch_size):
+        yield inputs[start : start + batch_size]
 
 
-def _inputs(record: Record, reads_text: bool, limit: int | None) -> list[tuple[str | None, tuple[str, ...]]]:
-    """Pairs of a text to attend to, if any, and its references; equal texts are joined."""
+def _questions(
+    record: Record, reads_text: bool, limit: int | None
+) -> list[tuple[str | None, tuple[Turn, ...], tuple[str, ...]]]:
+    """The texts to read, if any, with their histories and references; equal ones are joined."""
     if not reads_text:
-        return [(None, record.targets or record.texts)]
+        return [(None, (), record.targets or record.texts)]
     if record.targets is None:
         raise DataError(
             f"Record {record.image_id!r} has no target, and the decoder attends over the text: name the column of "
             f"the target texts, e.g. --data.dataset.target_column=de"
         )
-    references: dict[str | None, tuple[str, ...]] = {}
-    for text, target in zip(record.texts, record.targets, strict=True):
-        references[text] = (*references.get(text, ()), target)
-    return list(references.items())[:limit]
+    return [(*asked, references) for asked, references in questions(record).items()][:limit]
 
 
 def _caption(
-    pipeline: Pipeline, batch: EncodedBatch, prompts: list[_Prompt], config: GenerationConfig, attention: bool
+    pipeline: Pipeline, batch: EncodedBatch, inputs: list[_Input], config: GenerationConfig, attention: bool
 ) -> Captions:
-    """Captions of the prompts and, with `attention`, the attention maps of their words."""
-    rows, texts, references = zip(*prompts, strict=True)
+    """Captions of the inputs and, with `attention`, the attention maps of their words."""
+    rows, texts, histories, references = zip(*inputs, strict=True)
     image = batch.image
     if image is not None:
         image = image.select(torch.tensor(rows, device=image.features.device))
-    text = None if texts[0] is None else pipeline.encode_texts(texts)
-    captions = [candidates[0].text for candidates in pipeline.write(image, text, config)]
+    text, prompt = pipeline.read_texts(None if texts[0] is None else texts, histories)
+    captions = [candidates[0].text for candidates in pipeline.write(image, text, config, prompt)]
     ids = [batch.records[row].image_id for row in rows]
     generated = [GeneratedCaption(*row) for row in zip(ids, texts, captions, references, strict=True)]
     return Captions(generated, word_maps(pipeline, image, captions, text) if attention else ())

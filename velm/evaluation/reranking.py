@@ -74,8 +74,8 @@ def check_rerank(pipeline: Pipeline, k: int) -> None:
 def require_image_captioner(pipeline: Pipeline, purpose: str) -> None:
     """Raise PipelineError unless the model has a decoder that attends over the image only."""
     pipeline.require_decoder()
-    if pipeline.model.memory_sources != ("image",):
-        sources = ", ".join(pipeline.model.memory_sources)
+    if pipeline.model.reads != ("image",):
+        sources = ", ".join(pipeline.model.reads)
         raise PipelineError(
             f"{purpose} needs a decoder that attends over the image only; this decoder attends over [{sources}]."
         )
@@ -125,7 +125,7 @@ def likelihoods(pipeline: Pipeline, image: EncoderOutput, texts: Sequence[str]) 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # embedding the texts already warned of truncation
         tokens, mask = pipeline.tokenize(texts)
-    return log_likelihood(pipeline.model.decoder, tokens, mask, *pipeline.model.memory(image, None)).cpu()
+    return log_likelihood(pipeline.model.decoder, tokens, mask, *pipeline.memory(image)).cpu()
 
 
 def _nearest(queries: Tensor, candidates: Tensor, k: int, block: int = 1024) -> Tensor:

@@ -23,6 +23,7 @@ from velm.outputs import (
     VisionLanguageOutput,
     aligns,
 )
+from velm.prompt import Prompt, takes_text
 
 Projection = Literal["linear", "affine", "mlp", "wide_mlp", "none"]
 ALL_OUTPUTS = EMBEDS | {"decoder"}
@@ -103,7 +104,8 @@ class VisionLanguageModel(nn.Module):
             output.embeddings = JointEmbeddings(self.embed_image(output.image), self.embed_text(output.text))
         if predict:
             words = None if output.text is None or batch.target_tokens is not None else output.text.words
-            decoder, labels = self._decode(batch, *self.memory(output.image, output.text), words)
+            memory = self.memory(output.image, output.text, batch.prompt)
+            decoder, labels = self._decode(batch, *memory, words)
             output.prediction = NextTokenPrediction(decoder, labels, self._decoder().output_projection)
         return output
 
@@ -151,12 +153,31 @@ class VisionLanguageModel(nn.Module):
         """Joint embedding float (B, E), L2-normalised, in float32 at least."""
         return _normalized(self.text_projection(self.embed_dropout(text.pooled)))
 
-    def memory(self, image: EncoderOutput | None, text: EncoderOutput | None) -> tuple[Tensor, Tensor | None]:
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """What the decoder reads: the sources of its memory, and 'text' if its template has a place for one."""
+        template = None if self.decoder is None else self.decoder.template
+        text = takes_text(template) and "text" not in self.memory_sources
+        return (*self.memory_sources, "text") if text else self.memory_sources
+
+    def memory(
+        self, image: EncoderOutput | None, text: EncoderOutput | None, prompt: Prompt | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         """The decoder's memory: float (B, N, memory_dim) and mask bool (B, N) or None.
 
+        Of a decoder with a template it is the whole prefix, the prompt included.
+
         Raises:
-            ValueError: a source of the memory is missing.
+            ValueError: a source of the memory is missing, or the prompt of a decoder with a template.
         """
+        memory, mask = self._memory(image, text)
+        if self.decoder is None or self.decoder.template is None:
+            return memory, mask
+        if prompt is None:
+            raise ValueError(f"The decoder has the template {self.decoder.template!r}, and the batch has no prompt.")
+        return self.decoder.read_prompt(memory, mask, prompt)
+
+    def _memory(self, image: EncoderOutput | None, text: EncoderOutput | None) -> tuple[Tensor, Tensor | None]:
         sources = {"image": image, "text": text}
         outputs = [(source, sources[source]) for source in self.memory_sources]
         present = [(source, output) for source, output in outputs if output is not None]
@@ -193,7 +214,8 @@ class VisionLanguageModel(nn.Module):
         assert tokens is not None
         assert content is not None
         padding = ~content[:, 1:]
-        inputs, labels = tokens[:, :-1].masked_fill(padding, self.pad_id), tokens[:, 1:].masked_fill(padding, IGNORE)
+        ignored = padding if batch.target_learnt is None else padding | ~batch.target_learnt[:, 1:]
+        inputs, labels = tokens[:, :-1].masked_fill(padding, self.pad_id), tokens[:, 1:].masked_fill(ignored, IGNORE)
         shared = {} if words is None else {"words": words[:, :-1]}
         return self._decoder().decode(inputs, memory, mask, **shared), labels
 

@@ -1,4 +1,4 @@
-"""The decoder with its tokenizer: generation options with text, from encoder outputs to captions."""
+"""The decoder with its tokenizer: generation options with text, from memories to captions."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from velm.data.text.base import Tokenizer
 from velm.errors import PipelineError
 from velm.generation import Constraints, Generated, GenerationConfig, generate, stream
 from velm.model import VisionLanguageModel
-from velm.outputs import EncoderOutput
 from velm.pipeline.text_options import encode_text_options
 
 
@@ -35,7 +35,7 @@ class Caption:
 
 
 class Captioner:
-    """Generates captions from encoder outputs.
+    """Generates captions from a decoder's memories.
 
     Args:
         model: on its device and in eval mode.
@@ -86,20 +86,18 @@ class Captioner:
         return compiled
 
     @torch.inference_mode()
-    def captions(
-        self, image: EncoderOutput | None, text: EncoderOutput | None, config: GenerationConfig
-    ) -> list[list[Caption]]:
-        """Captions of an encoded batch, `config.num_return` each, best first; '' where none was found."""
-        return self._decoded(generate(*self._memory(image, text), **self._search_options(config)))
+    def captions(self, memory: Tensor, mask: Tensor | None, config: GenerationConfig) -> list[list[Caption]]:
+        """Captions of a decoder's memories, `config.num_return` each, best first; '' where none was found."""
+        assert self.model.decoder is not None
+        return self._decoded(generate(self.model.decoder, memory, mask, **self._search_options(config)))
 
     @torch.inference_mode()
-    def stream(
-        self, image: EncoderOutput | None, text: EncoderOutput | None, config: GenerationConfig
-    ) -> Iterator[str]:
-        """The caption of an encoded batch of one in parts, as soon as they are decided; their join is the caption."""
+    def stream(self, memory: Tensor, mask: Tensor | None, config: GenerationConfig) -> Iterator[str]:
+        """The caption of one memory in parts, as soon as they are decided; their join is the caption."""
+        assert self.model.decoder is not None
         tokens: list[int] = []
         yielded = ""
-        for token in stream(*self._memory(image, text), **self._search_options(config)):
+        for token in stream(self.model.decoder, memory, mask, **self._search_options(config)):
             tokens.append(int(token))
             caption = self.tokenizer.decode(tokens)
             if caption.startswith(yielded) and not caption.endswith("\ufffd"):  # wait for the rest of a character
@@ -108,11 +106,6 @@ class Captioner:
                 yielded = caption
         if rest := self.tokenizer.decode(tokens)[len(yielded) :]:
             yield rest
-
-    def _memory(self, image: EncoderOutput | None, text: EncoderOutput | None) -> tuple[Any, ...]:
-        """Decoder, memory and mask."""
-        assert self.model.decoder is not None
-        return self.model.decoder, *self.model.memory(image, text)
 
     def _search_options(self, config: GenerationConfig) -> dict[str, Any]:
         return {"config": config, "constraints": self.constraints(config), **self._token_ids()}

@@ -11,16 +11,19 @@ import torch
 from torch import Tensor
 
 from velm.data.batches.collate import pad_tokens
-from velm.data.batches.samples import truncate
+from velm.data.batches.lengths import truncate
 from velm.data.images.prefetch import read_batches
 from velm.data.images.transforms import EvalTransform
 from velm.data.text.base import Tokenizer
+from velm.data.text.template import Turn
 from velm.errors import PipelineError
 from velm.generation import GenerationConfig
 from velm.model import VisionLanguageModel
 from velm.outputs import EncoderOutput
 from velm.pipeline.captioner import Caption, Captioner, reranked
 from velm.pipeline.inputs import ImageInput, as_list, checked_batch_size, checked_sources, checked_texts
+from velm.pipeline.prompter import Prompter
+from velm.prompt import Prompt
 
 
 class Pipeline:
@@ -75,6 +78,7 @@ class Pipeline:
         self.data, self.tokenization = data or {}, tokenization
         self.logit_scale, self.logit_bias = logit_scale, logit_bias
         self.captioner = Captioner(self.model, tokenizer, max_length)
+        self.prompter = Prompter(model.decoder, tokenizer, max_length)
 
     @property
     def writes(self) -> bool:
@@ -93,7 +97,7 @@ class Pipeline:
 
         Args:
             images: required if the decoder attends over the image.
-            texts: required if the decoder attends over the text: to translate, answer or summarise.
+            texts: required if the decoder reads a text: to translate, answer or summarise.
             batch_size: images or texts per batch.
             **options: fields of `velm.generation.GenerationConfig`: num_beams, max_length, temperature, ...; phrases
                 as text: `prefix`, and the lists `forbidden`, `must_include`, `answers`.
@@ -116,12 +120,12 @@ class Pipeline:
         """As `caption`, but `num_return` captions each, best first, with their scores."""
         self.require_decoder()
         config = self.generation_config(**options)
-        image_list, text_list = checked_sources(self.model.memory_sources, images, texts)
+        image_list, text_list = checked_sources(self.model.reads, images, texts)
         encoded_images = None if image_list is None else self.encode_images(image_list, batch_size=batch_size)
         captions: list[list[Caption]] = []
         for start in range(0, len(image_list or text_list or ()), checked_batch_size(batch_size)):
-            text = None if text_list is None else self.encode_texts(text_list[start : start + batch_size])
-            captions += self.write(None if encoded_images is None else next(encoded_images), text, config)
+            text, prompt = self.read_texts(None if text_list is None else text_list[start : start + batch_size])
+            captions += self.write(None if encoded_images is None else next(encoded_images), text, config, prompt)
         return captions
 
     def stream_caption(self, image: ImageInput | None = None, text: str | None = None, **options: Any) -> Iterator[str]:
@@ -137,10 +141,10 @@ class Pipeline:
         if config.num_beams > 1 or config.num_return > 1:
             raise PipelineError("Beams and several samples are decided at the end only; stream greedily or one sample.")
         images, texts = None if image is None else [image], None if text is None else [text]
-        image_list, text_list = checked_sources(self.model.memory_sources, images, texts)
+        image_list, text_list = checked_sources(self.model.reads, images, texts)
         encoded_image = None if image_list is None else next(self.encode_images(image_list, batch_size=1))
-        encoded_text = None if text_list is None else self.encode_texts(text_list)
-        return self.captioner.stream(encoded_image, encoded_text, config)
+        encoded_text, prompt = self.read_texts(text_list)
+        return self.captioner.stream(*self.memory(encoded_image, encoded_text, prompt), config)
 
     def embed_images(self, images: Sequence[ImageInput], *, batch_size: int = 64) -> Tensor:
         """Joint embeddings float (n, E) on the CPU, L2-normalised."""
@@ -227,24 +231,56 @@ class Pipeline:
         """The text encoder's output of one batch."""
         return self.model.encode_text(*self.tokenize(texts))
 
+    def read_texts(
+        self, texts: Sequence[str] | None, histories: Sequence[Sequence[Turn]] | None = None
+    ) -> tuple[EncoderOutput | None, Prompt | None]:
+        """What the decoder reads of texts: the text encoder's output, and the prompts; None for each that it does not.
+
+        Args:
+            texts: None: it reads none.
+            histories: for each text, the earlier turns of its conversation.
+
+        Raises:
+            PipelineError: a text cannot stand in a prompt.
+        """
+        encoded = None if texts is None or "text" not in self.model.memory_sources else self.encode_texts(texts)
+        prompt = None if texts is None else self.prompter(texts, histories)
+        return encoded, None if prompt is None else prompt.map(lambda tensor: tensor.to(self.device))
+
+    @torch.inference_mode()
+    def memory(
+        self, image: EncoderOutput | None, text: EncoderOutput | None = None, prompt: Prompt | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """The decoder's memory of an encoded batch; a template without a place for a text needs no `prompt`."""
+        if prompt is None and self.prompter.template is not None and "text" not in self.model.reads:
+            output = image if image is not None else text
+            assert output is not None
+            _, prompt = self.read_texts([""] * len(output.pooled))
+        return self.model.memory(image, text, prompt)
+
     def embed_image(self, image: EncoderOutput) -> Tensor:
         """Joint embedding of images already encoded, float (B, E), on the CPU."""
         with torch.inference_mode():
             return self.model.embed_image(image).cpu()
 
     def write(
-        self, image: EncoderOutput | None, text: EncoderOutput | None, config: GenerationConfig
+        self,
+        image: EncoderOutput | None,
+        text: EncoderOutput | None,
+        config: GenerationConfig,
+        prompt: Prompt | None = None,
     ) -> list[list[Caption]]:
-        """Captions of an encoded batch, `config.num_return` each, best first."""
+        """Captions of an encoded batch, `config.num_return` each, best first; see `read_texts` for text and prompt."""
         self.require_decoder()
         weight = config.rerank_by_alignment
+        memory = self.memory(image, text, prompt)
         if weight is None:
-            return self.captioner.captions(image, text, config)
+            return self.captioner.captions(*memory, config)
         assert image is not None
         all_beams = replace(config, rerank_by_alignment=None)
         if config.temperature is None:
             all_beams = replace(all_beams, num_return=config.num_beams)
-        captions = self.captioner.captions(image, text, all_beams)
+        captions = self.captioner.captions(*memory, all_beams)
         texts = [caption.text for candidates in captions for caption in candidates if caption.text]
         cosines = iter((self.embed_texts(texts)[:, None] @ self._repeated(image, captions)).flatten().tolist())
         by_caption = [[next(cosines) if caption.text else -1.0 for caption in candidates] for candidates in captions]

@@ -17,13 +17,15 @@ from velm import registry
 from velm.data.base import Dataset, Record, text_only
 from velm.data.batches.buckets import LengthBatchSampler, sample_lengths
 from velm.data.batches.collate import Collate
+from velm.data.batches.lengths import check_lengths
 from velm.data.batches.loader import Loader, ResumableLoader
 from velm.data.batches.samplers import ImageBatchSampler, ShareSampler
-from velm.data.batches.samples import RANDOM_CAPTIONS, Captions, CaptionSamples, check_lengths
+from velm.data.batches.samples import RANDOM_CAPTIONS, Captions, CaptionSamples
 from velm.data.feature_cache.store import FeatureReader
 from velm.data.feature_cache.teacher import TeacherReader
 from velm.data.images.transforms import CropRounding, Decode, EvalTransform, Interpolation, Resize, TrainTransform
 from velm.data.text.base import Tokenizer
+from velm.data.text.template import Template, fixed_text
 from velm.data.text.vocabulary import check_vocabulary
 from velm.errors import ConfigError, DataError, MissingSplitError
 from velm.registry.scalars import Value
@@ -57,6 +59,7 @@ class VisionLanguageData(lightning.LightningDataModule):
             quarantine.jsonl; above it the run ends.
         seed: of order, choice of sentence and augmentation; None: the run's `seed_everything`, or 0.
         plugins: modules or .py files whose decorators register parts.
+        template: of the prompts of a decoder with `decoder.template`, which sets it (see `velm.data.text.template`).
         cache_features: before a fit, encode each image once by the frozen image encoder and read its features from
             then on, in place of the image; a folder to keep them in, or True for ~/.cache/velm/features.
     """
@@ -83,6 +86,7 @@ class VisionLanguageData(lightning.LightningDataModule):
         max_bad: float = 0.01,
         seed: int | None = None,
         plugins: list[str] | None = None,
+        template: str | None = None,
         cache_features: bool | str = False,
     ) -> None:
         super().__init__()
@@ -111,7 +115,7 @@ class VisionLanguageData(lightning.LightningDataModule):
             raise ConfigError(f"data.max_bad is a share of the data, between 0 and 1; got {max_bad}.")
         self.max_bad = max_bad
         self.bucket_by_length, self.max_tokens = bucket_by_length, max_tokens
-        self.seed, self.cache_features = seed, cache_features
+        self.seed, self.template, self.cache_features = seed, template, cache_features
         self.dataset: Dataset = registry.datasets.build(dataset)
         self.dataset.max_bad = max_bad
         self._records: dict[str, Sequence[Record]] = {}
@@ -130,9 +134,15 @@ class VisionLanguageData(lightning.LightningDataModule):
         """Trained on the sentences (and targets) of the training split."""
         tokenizer: Tokenizer = registry.tokenizers.build(self.tokenizer_config)
         if not tokenizer.trained:
-            records = self.records("train")
-            tokenizer.train(text for index in range(len(records)) for text in all_texts(text_only(records, index)))
+            records, prompt = self.records("train"), fixed_text(self.template)
+            rows = (all_texts(text_only(records, index)) for index in range(len(records)))
+            tokenizer.train(text for texts in rows for text in (texts if prompt is None else (prompt, *texts)))
         return tokenizer
+
+    @cached_property
+    def prompts(self) -> Template | None:
+        """Makes the prompts of the texts; None without a template."""
+        return None if self.template is None else Template(self.template, self.tokenizer)
 
     @property
     def vocab_size(self) -> int:
@@ -175,7 +185,7 @@ class VisionLanguageData(lightning.LightningDataModule):
         """The plain config of the data, as a checkpoint stores it."""
         names = (
             "image_size", "batch_size", "captions", "captions_per_image", "bucket_by_length", "max_tokens",
-            "max_length", "num_workers", "max_bad",
+            "max_length", "num_workers", "max_bad", "template",
         )  # fmt: skip
         stored = {name: getattr(self, name) for name in names}
         configs = {"dataset": self.dataset_config, "tokenizer": self.tokenizer_config}
@@ -188,7 +198,7 @@ class VisionLanguageData(lightning.LightningDataModule):
 
     def setup(self, stage: str) -> None:
         if stage == "fit":
-            check_lengths(self.records("train"), self.tokenizer, self.max_length)
+            check_lengths(self.records("train"), self.tokenizer, self.max_length, template=self.prompts)
             if self.trainer is not None and self.trainer.limit_val_batches == 0:
                 return
             with suppress(MissingSplitError):  # data without a validation split can be trained on
@@ -283,6 +293,7 @@ class VisionLanguageData(lightning.LightningDataModule):
             captions=self.captions if train else "first", max_length=self.max_length,
             captions_per_image=self.captions_per_image if train else 1, replace=train,
             features=self.features(split) if self._encoded() else None, teacher=self.teacher(split),
+            template=self.prompts, all_turns=train,
         )  # fmt: skip
 
     def _encoded(self) -> bool:

@@ -181,3 +181,8 @@ def _merge_each(configs: Any, changes: Any) -> Any:
         return changes
     known = {name: {"name": config} if isinstance(config, str) else config or {} for name, config in configs.items()}
     return {**configs, **{name: _merge(known.get(name, {}), options or {}) for name, options in changes.items()}}
+
+
+def template_of(decoder: Any) -> str | None:
+    """The template of a decoder's part config, which the data fills with texts."""
+    return decoder.get("template") if isinstance(decoder, Mapping) else None

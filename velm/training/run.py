@@ -35,7 +35,14 @@ from velm.training.monitor.progress import ParameterSummary, PrintResults, Progr
 from velm.training.monitor.throughput import Speed
 from velm.training.monitor.tuning import FoundOptions
 from velm.training.monitor.validate_once import ValidateOnce
-from velm.training.part_options import YAML_MODE, locate_parts, merge_parts, plain_options, prepare_parser
+from velm.training.part_options import (
+    YAML_MODE,
+    locate_parts,
+    merge_parts,
+    plain_options,
+    prepare_parser,
+    template_of,
+)
 from velm.training.recovery.adapter_files import shrink_best
 from velm.training.recovery.checkpoint_io import Checkpoints, exists, is_url, join
 from velm.training.recovery.nonfinite import NonFiniteGuard
@@ -88,6 +95,7 @@ class VelmCLI(LightningCLI):
         parser.add_argument("--metrics.tokenize", type=str, default="auto", help=help_text)
         parser.link_arguments("metrics.tokenize", "model.validation.tokenize")
         add_failure_options(parser)
+        parser.link_arguments("model.decoder", "data.template", compute_fn=template_of)
         for part in ("model", "data"):
             parser.link_arguments("plugins", f"{part}.plugins")
         for given in ("vocab_size", "pad_id"):

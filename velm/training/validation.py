@@ -9,11 +9,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from velm.data.base import Record
+from velm.data.base import Record, questions
 from velm.generation import GenerationConfig
 from velm.losses.weighted import WeightedLosses
 from velm.metrics.modules import CaptionMetrics, RetrievalMetrics, RowMetric
-from velm.outputs import Batch, EncoderOutput
+from velm.outputs import Batch, VisionLanguageOutput
 from velm.pipeline import Pipeline
 from velm.training.config import ValidationConfig
 
@@ -57,7 +57,7 @@ class SplitScores:
             counts[1] = len(batch)
         if output.prediction is not None:
             rows = (batch.image_ids < self.config.captions).nonzero().flatten()
-            self._caption(batch.image_ids, output.image, output.text, rows)
+            self._caption(batch, output, rows)
             counts[2] = len(rows)
         self.batches.append(torch.stack([total.to(self.pipeline.device), *parts.values(), *total.new_tensor(counts)]))
 
@@ -66,15 +66,18 @@ class SplitScores:
         """Greedy captions of every image of a batch: {'image_id': ..., 'caption': ...}."""
         output = self.pipeline.model(batch, {"decoder"})
         ids = batch.image_ids
-        self._caption(ids, output.image, output.text, torch.arange(len(ids), device=ids.device))
+        self._caption(batch, output, torch.arange(len(ids), device=ids.device))
         return [{"image_id": self.records[i].image_id, "caption": self.captions[i]} for i in ids.tolist()]
 
-    def _caption(self, ids: Tensor, image: EncoderOutput | None, text: EncoderOutput | None, rows: Tensor) -> None:
+    def _caption(self, batch: Batch, output: VisionLanguageOutput, rows: Tensor) -> None:
         if len(rows) == 0:
             return
-        image, text = (None if output is None else output.select(rows) for output in (image, text))
-        written = self.pipeline.write(image, text, GenerationConfig(max_length=self.config.max_length))
-        self.captions |= {row: best.text for row, (best, *_) in zip(ids[rows].tolist(), written, strict=True)}
+        image, text, prompt = (
+            None if each is None else each.select(rows) for each in (output.image, output.text, batch.prompt)
+        )
+        written = self.pipeline.write(image, text, GenerationConfig(max_length=self.config.max_length), prompt)
+        ids = batch.image_ids[rows].tolist()
+        self.captions |= {row: best.text for row, (best, *_) in zip(ids, written, strict=True)}
 
     def compute(self) -> dict[str, float]:
         """The metrics by the keys of metrics.json, with `loss`, each loss, and `score`; the same on all ranks.
@@ -124,9 +127,9 @@ class SplitScores:
 
     def _references(self, record: Record) -> list[str]:
         """References of a record; a decoder that attends to the first text has the targets of that text only."""
-        if record.targets is None or "text" not in self.pipeline.model.memory_sources:
+        if record.targets is None or "text" not in self.pipeline.model.reads:
             return list(record.targets or record.texts)
-        return [target for text, target in zip(record.texts, record.targets, strict=True) if text == record.texts[0]]
+        return list(next(iter(questions(record).values())))
 
     def references(self) -> list[list[str]]:
         """The references of each caption, in the order of `sorted(captions)`."""

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from velm.data.base import text_only
+from velm.data.batches.lengths import template_lengths
 from velm.data.batches.samplers import ImageBatchSampler
 from velm.data.batches.samples import CaptionSamples
 
@@ -110,7 +111,10 @@ def sample_lengths(samples: CaptionSamples) -> np.ndarray:
     lengths: list[int] = []
     for record in (text_only(samples.records, index) for index in range(len(samples.records))):
         pairs = zip(record.texts, record.targets or record.texts, strict=True)
-        each = [max(tokens(text), tokens(target)) if record.targets else tokens(text) for text, target in pairs]
+        if samples.template is not None:
+            each = [min(length, samples.max_length or length) for length in template_lengths(record, samples.template)]
+        else:
+            each = [max(tokens(text), tokens(target)) if record.targets else tokens(text) for text, target in pairs]
         match samples.captions:
             case "all":
                 lengths += each

@@ -10,13 +10,15 @@ from torch import Tensor
 
 from velm.data.bad_samples import BadSample
 from velm.data.batches.samples import Sample
+from velm.data.text.template import PromptIds
 from velm.outputs import Batch
+from velm.prompt import Prompt
 
 if TYPE_CHECKING:
     from velm.data.feature_cache.store import FeatureReader
     from velm.data.feature_cache.teacher import TeacherReader
 
-__all__ = ["Collate", "pad_tokens"]
+__all__ = ["Collate", "pad_prompts", "pad_tokens"]
 
 
 class Collate:
@@ -51,8 +53,30 @@ class Collate:
             image_rows=torch.tensor(rows) if len(images) < len(readable) else None,
             encoded=None if self.features is None else self.features.read(images),
             teacher=None if self.teacher is None else self.teacher.read([s.teacher for s in readable if s.teacher]),
+            prompt=self._prompt(readable),
+            target_learnt=_learnt(readable),
             stand_in=any(sample.stand_in for sample in readable),
         )
+
+
+    def _prompt(self, samples: Sequence[Sample]) -> Prompt | None:
+        return pad_prompts([sample.prompt for sample in samples if sample.prompt is not None], self.pad_id)
+
+
+def pad_prompts(prompts: Sequence[PromptIds], pad_id: int) -> Prompt | None:
+    """A batch of prompts, padded to the longest; None if there are none."""
+    if not prompts:
+        return None
+    before, after = zip(*prompts, strict=True)
+    return Prompt(*pad_tokens(before, pad_id), *pad_tokens(after, pad_id))
+
+
+def _learnt(samples: Sequence[Sample]) -> Tensor | None:
+    """bool (B, S), of targets not all of whose tokens are learnt; None: all are."""
+    if all(sample.learnt is None for sample in samples):
+        return None
+    rows = [[True] * len(sample.target or ()) if sample.learnt is None else sample.learnt for sample in samples]
+    return pad_tokens([[int(each) for each in row] for row in rows], 0)[0].bool()
 
 
 def _distinct_images(samples: Sequence[Sample]) -> tuple[list[Tensor | None], list[int]]:

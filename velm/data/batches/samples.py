@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, islice
@@ -14,8 +13,9 @@ from torch.utils.data import Dataset as TorchDataset
 
 from velm.data.bad_samples import BadSample, text_problem
 from velm.data.base import Record, first_records, image_name, index_dtype, text_counts
+from velm.data.batches.lengths import fit_answer, truncate
 from velm.data.text.base import Tokenizer
-from velm.data.text.vocabulary import sampled_texts
+from velm.data.text.template import PromptIds, Template
 from velm.errors import DataError
 from velm.registry.plugins import loaded_files, new_after_plugins
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from velm.data.feature_cache.store import FeatureReader
     from velm.data.feature_cache.teacher import TeacherReader
 
-__all__ = ["RANDOM_CAPTIONS", "CaptionSamples", "Captions", "Sample", "check_lengths", "truncate"]
+__all__ = ["RANDOM_CAPTIONS", "CaptionSamples", "Captions", "Sample"]
 
 Captions = Literal["random", "weighted", "all", "first"]
 RANDOM_CAPTIONS = ("random", "weighted")
@@ -40,6 +40,8 @@ class Sample:
             `FeatureReader`.
         tokens: bos ... eos.
         target: bos ... eos of the text to generate, None if it is `tokens`.
+        prompt: what is read around the image, of data with a template; else None.
+        learnt: the target's tokens that the loss is on; None: all.
         image_id: index in the split of the first record that shows the image.
         text_index: index of the caption among the record's texts.
         teacher: rows of its image and its text in the `TeacherReader`; None without a teacher.
@@ -52,6 +54,8 @@ class Sample:
     image_id: int
     text_index: int
     teacher: tuple[int, int] | None = None
+    prompt: PromptIds | None = None
+    learnt: list[bool] | None = None
     stand_in: bool = False
 
 
@@ -78,6 +82,9 @@ class CaptionSamples(TorchDataset):
             it out.
         features: cached features of the same records; `transform` is not called then.
         teacher: cached embeddings of a teacher of the same records. An image that only the teacher cannot read is bad.
+        template: makes a prompt of the text, and a target of what is to be written; prompt and target together have
+            `max_length` tokens. A sample whose prompt leaves no room for an answer is bad.
+        all_turns: a conversation is one sample, all of whose answers are learnt; else the last answer alone is.
 
     Raises:
         ValueError: an option is out of range.
@@ -97,6 +104,8 @@ class CaptionSamples(TorchDataset):
         replace: bool = True,
         features: FeatureReader | None = None,
         teacher: TeacherReader | None = None,
+        template: Template | None = None,
+        all_turns: bool = False,
     ) -> None:
         if captions not in get_args(Captions):
             raise ValueError(f"captions must be one of {', '.join(get_args(Captions))}; got {captions!r}.")
@@ -111,6 +120,7 @@ class CaptionSamples(TorchDataset):
         self.captions, self.seed, self.max_length, self.has_target = captions, seed, max_length, has_target
         self.captions_per_image, self.replace = captions_per_image, replace
         self.features, self.teacher = features, teacher
+        self.template, self.all_turns = template, all_turns
         self._record_index = np.arange(len(records), dtype=index_dtype(len(records)))  # by sample
         if captions == "all":
             counts = text_counts(records)
@@ -190,10 +200,10 @@ class CaptionSamples(TorchDataset):
             Sample(
                 image=image,
                 tokens=self._encode(record.texts[text_index]),
-                target=self._target(record, text_index),
                 image_id=image_id,
                 text_index=text_index,
                 teacher=None if self.teacher is None else self.teacher.rows(image_id, index, text_index),
+                **self._target(record, text_index),
             )
             for text_index in text_indices
         ]
@@ -226,12 +236,17 @@ class CaptionSamples(TorchDataset):
             return self.features.row(int(self._image_index[index]))
         return self.transform(record.image, np.random.default_rng((self.seed, 2, epoch, sample)))
 
-    def _target(self, record: Record, text_index: int) -> list[int] | None:
-        if record.targets is not None and self.has_target is not False:
-            return self._encode(record.targets[text_index])
-        if self.has_target:
+    def _target(self, record: Record, text_index: int) -> dict[str, Any]:
+        """What is to be written, and the prompt before it: fields of the sample."""
+        target = record.targets[text_index] if record.targets is not None and self.has_target is not False else None
+        if target is None and self.has_target:
             raise DataError(f"Image {record.image_id!r} has no target; the data must name a target column.")
-        return None
+        if self.template is None:
+            return {"target": None if target is None else self._encode(target)}
+        text, history = record.texts[text_index], record.history(text_index)
+        answer = text if target is None else target
+        prompt, ids, learnt = self.template.sample(text, answer, history, all_turns=self.all_turns)
+        return fit_answer(prompt, ids, learnt, self.max_length)
 
     def _encode(self, text: str) -> list[int]:
         return truncate(self.tokenizer.encode(text), self.max_length)
@@ -239,31 +254,3 @@ class CaptionSamples(TorchDataset):
 
 def _epoch_and_sample(key: int | tuple[int, int]) -> tuple[int, int]:
     return key if isinstance(key, tuple) else (0, key)
-
-
-def truncate(ids: list[int], max_length: int | None) -> list[int]:
-    """The first ids of `bos ... eos`, at most `max_length`, with eos at the end."""
-    if max_length is None or len(ids) <= max_length:
-        return ids
-    return [*ids[: max_length - 1], ids[-1]]
-
-
-def check_lengths(records: Sequence[Record], tokenizer: Tokenizer, max_length: int, limit: int = 10_000) -> int:
-    """Count the texts and targets longer than `max_length` tokens, which are truncated; warns if there are any.
-
-    Args:
-        limit: maximum number of records to read, evenly spaced over the split.
-
-    Returns:
-        the number of long texts among the records read.
-    """
-    lengths = np.array([tokenizer.length(text) for text in sampled_texts(records, limit)])
-    long, longest = int((lengths > max_length).sum()), int(lengths.max())
-    if long:
-        warnings.warn(
-            f"{long} of {len(lengths)} captions ({100 * long / len(lengths):.1f}%) are longer than max_length = "
-            f"{max_length} tokens (bos and eos included) and are truncated; the longest has {longest}. "
-            f"Set max_length to {longest} to keep them whole.",
-            stacklevel=2,
-        )
-    return long

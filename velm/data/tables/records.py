@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -27,7 +28,8 @@ class TableRecords(Records):
     """The records of a split: the rows of an image are one record, in the order of their first rows.
 
     Args:
-        columns: 'text', and 'image', 'image_id', 'target', 'weight', `ROW`, those that exist; (rows,) each.
+        columns: 'text', and 'image', 'image_id', 'target', 'weight', 'history' (JSON, pairs of question and answer),
+            `ROW`, those that exist; (rows,) each.
         image_index: int (rows,), the image of each row, numbered in order of appearance.
         root: folder that the paths in 'image' start from.
         encoded_image: the image of a row of the file, counted from 0, where images are not files of their own;
@@ -74,7 +76,14 @@ class TableRecords(Records):
             texts=tuple(self._value("text", row) for row in rows),
             targets=self._values("target", rows),
             weights=self._values("weight", rows),
+            histories=self._histories(rows),
         )
+
+    def _histories(self, rows: Sequence[int]) -> tuple[tuple[tuple[str, str], ...], ...] | None:
+        texts = self._values("history", rows)
+        if texts is None:
+            return None
+        return tuple(tuple((question, answer) for question, answer in json.loads(text)) for text in texts)
 
     def _image(self, path: str, row: int) -> str | EncodedImage:
         if self._encoded_image is None:
@@ -95,8 +104,9 @@ def records_from_texts(
     root: str,
     image_ids: Sequence[str] | None = None,
     targets: Sequence[Sequence[str]] | None = None,
+    histories: Sequence[Sequence[Sequence[tuple[str, str]]]] | None = None,
 ) -> TableRecords:
-    """Records of images (N,), given the captions and the path from `root` of each, and the targets of the captions.
+    """Records of images (N,), given the captions and the path from `root` of each; targets and histories of captions.
 
     The path is the id by default.
     """
@@ -106,6 +116,8 @@ def records_from_texts(
     columns["text"] = pa.array([text for each in texts for text in each], pa.large_string())
     if targets is not None:
         columns["target"] = pa.array([target for each in targets for target in each], pa.large_string())
+    if histories is not None:
+        columns["history"] = pa.array([json.dumps(h) for each in histories for h in each], pa.large_string())
     return TableRecords(columns, image_index, root)
 
 

@@ -10,6 +10,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from velm.errors import ConfigError
+
 __all__ = ["SPECIALS", "Tokenizer"]
 
 SPECIALS = ("<pad>", "<bos>", "<eos>", "<unk>")
@@ -21,12 +23,20 @@ class Tokenizer(ABC):
     Subclasses implement `to_ids`, `to_text`, `vocab_size`, `state` and `from_state`; one that learns its vocabulary
     also implements `train` and `trained`. The four special ids must be distinct; override them for a pretrained
     vocabulary.
+
+    Attributes:
+        special_texts: what is a special token inside a template, and so may not be in a text that fills it.
+        start_text: the text of the special token that begins a text, for a template; None: there is none.
+        eos_text: the text of eos, for a chat template; None: it has none.
     """
 
     pad_id: int = 0
     bos_id: int = 1
     eos_id: int = 2
     unk_id: int = 3
+    special_texts: tuple[str, ...] = ()
+    start_text: str | None = None
+    eos_text: str | None = None
 
     @property
     @abstractmethod
@@ -65,6 +75,30 @@ class Tokenizer(ABC):
             if token not in special:
                 content.append(token)
         return self.to_text(content)
+
+    def to_ids_of_parts(self, parts: Sequence[str | None]) -> list[list[int]]:
+        """Ids of one text that is given in parts, by part; None is a place where it is cut, and has none.
+
+        A token that reaches over the seam of two parts belongs to the later one. Here each part is tokenized alone,
+        which is the same where no token reaches over a seam; special tokens of `special_texts` count as such.
+        """
+        return [[] if part is None else self.to_ids(part) for part in parts]
+
+    def render_chat(self, messages: Sequence[dict[str, str]], *, prompt: bool) -> str:
+        """The text of a chat, by the tokenizer's chat template.
+
+        Args:
+            messages: {'role': 'user' or 'assistant', 'content': text}.
+            prompt: end with what introduces an answer.
+
+        Raises:
+            ConfigError: the tokenizer has no chat template.
+        """
+        raise ConfigError(
+            "decoder.template is 'chat', and the tokenizer has no chat template; those of instruction-tuned models "
+            "have one, e.g. data.tokenizer.name=hf/HuggingFaceTB/SmolLM2-135M-Instruct. Or write the template as a text: "
+            "'Question: {text} Answer:'."
+        )
 
     def vocabulary(self) -> dict[str, int]:
         """The ids of the tokens by their text, without the special ones; empty if a tokenizer cannot list them."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from velm.data.text.base import SPECIALS, Tokenizer
+from velm.data.text.parts import PartsEncoder
 
 __all__ = ["BPETokenizer", "ByteTokenizer"]
 
@@ -32,6 +33,7 @@ class BPETokenizer(Tokenizer):
             raise ValueError(f"min_frequency must be at least 1, got {min_frequency}.")
         self._options = {"vocab_size": vocab_size, "lowercase": lowercase, "min_frequency": min_frequency}
         self._backend: Any = None
+        self._parts: PartsEncoder | None = None
 
     @property
     def vocab_size(self) -> int:
@@ -70,6 +72,12 @@ class BPETokenizer(Tokenizer):
 
     def to_ids(self, text: str) -> list[int]:
         return [i + len(SPECIALS) for i in self._backend.encode(text).ids]
+
+    def to_ids_of_parts(self, parts: Sequence[str | None]) -> list[list[int]]:
+        self._require_trained()
+        if self._parts is None:
+            self._parts = PartsEncoder(self._backend)
+        return [[i + len(SPECIALS) for i in each] for each in self._parts(parts)]
 
     def to_text(self, ids: list[int]) -> str:
         return self._backend.decode([i - len(SPECIALS) for i in ids]).strip()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from velm.data.text.base import Tokenizer
 from velm.data.text.cleaning import clean_text, require_cleaning
+from velm.data.text.parts import PartsEncoder
 
 __all__ = ["HFTokenizer"]
 
@@ -19,6 +21,7 @@ class HFTokenizer(Tokenizer):
     Args:
         model_name: hub id ("bert-base-uncased") or local folder; set by the registry name `hf/<model_name>`.
         clean: of text before it is tokenized, see `velm.data.text.cleaning.clean_text`; null: only the tokenizer's own.
+        eos: the special token that ends a text, where the tokenizer's own eos does not, as '<end_of_turn>' in a chat.
 
     Attributes:
         padded_with: id that the tokenizer itself pads with, which may be that of eos; None: it has none.
@@ -29,7 +32,7 @@ class HFTokenizer(Tokenizer):
         ValueError: there is no such tokenizer, or only one that runs Python.
     """
 
-    def __init__(self, *, model_name: str, clean: str | None = None) -> None:
+    def __init__(self, *, model_name: str, clean: str | None = None, eos: str | None = None) -> None:
         from tokenizers import decoders
         from transformers import AutoTokenizer
 
@@ -56,16 +59,18 @@ class HFTokenizer(Tokenizer):
         special = {
             "pad": pretrained.pad_token_id,
             "bos": _first(pretrained.bos_token_id, pretrained.cls_token_id),
-            "eos": _first(pretrained.eos_token_id, pretrained.sep_token_id),
+            "eos": _first(pretrained.eos_token_id, pretrained.sep_token_id) if eos is None else _id_of(eos, backend),
             "unk": pretrained.unk_token_id,
         }
         size = max(backend.get_vocab(with_added_tokens=True).values()) + 1
-        self._set(model_name, backend.to_str(), *_distinct(special, size), clean)
+        self._set(model_name, backend.to_str(), *_distinct(special, size), clean, _chat_of(pretrained))
         self.padded_with: int | None = pretrained.pad_token_id
         length = pretrained.model_max_length
         self.longest: int | None = int(length) if length < 1_000_000 else None  # transformers writes 1e30 for none
         empty = pretrained("").input_ids
         self.starts_with: int | None = empty[0] if len(empty) > 1 else None
+        if empty and empty[0] == pretrained.bos_token_id:
+            self.start_text = pretrained.bos_token
 
     @property
     def vocab_size(self) -> int:
@@ -88,25 +93,69 @@ class HFTokenizer(Tokenizer):
     def state(self) -> dict[str, Any]:
         special = {"pad": self.pad_id, "bos": self.bos_id, "eos": self.eos_id, "unk": self.unk_id}
         state = {"model_name": self.model_name, "backend": self._json, "special": special, "size": self._size}
-        return state if self._clean is None else {**state, "clean": self._clean}
+        added = {"clean": self._clean, "chat": self._chat, "start": self.start_text}
+        return state | {name: value for name, value in added.items() if value is not None}
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> HFTokenizer:
         tokenizer = cls.__new__(cls)  # the constructor needs the hub
         require_cleaning(state.get("clean"))
-        tokenizer._set(state["model_name"], state["backend"], state["special"], state["size"], state.get("clean"))
+        tokenizer._set(*(state.get(name) for name in ("model_name", "backend", "special", "size", "clean", "chat")))
+        tokenizer.start_text = state.get("start")
         return tokenizer
 
-    def _set(self, model_name: str, backend: str, special: dict[str, int], size: int, clean: str | None) -> None:
+    def to_ids_of_parts(self, parts: Sequence[str | None]) -> list[list[int]]:
+        if self._parts is None:
+            self._parts = PartsEncoder(self._backend)
+        clean = self._clean
+        return self._parts([part if part is None or clean is None else clean_text(part, clean) for part in parts])
+
+    def render_chat(self, messages: Sequence[dict[str, str]], *, prompt: bool) -> str:
+        if self._chat is None:
+            return super().render_chat(messages, prompt=prompt)
+        from transformers import PreTrainedTokenizerFast
+
+        own = PreTrainedTokenizerFast(tokenizer_object=self._backend, **self._chat["tokens"])
+        text: str = own.apply_chat_template(
+            list(messages), chat_template=self._chat["template"], tokenize=False, add_generation_prompt=prompt
+        )
+        return text
+
+    def _set(
+        self, model_name: str, backend: str, special: dict[str, int], size: int, clean: str | None,
+        chat: dict[str, Any] | None,
+    ) -> None:  # fmt: skip
         from tokenizers import Tokenizer
 
-        self._clean = clean
+        self._clean, self._chat = clean, chat
+        self._parts: PartsEncoder | None = None
         self.model_name, self._json, self._size = model_name, backend, size
         self.pad_id, self.bos_id, self.eos_id, self.unk_id = (special[k] for k in ("pad", "bos", "eos", "unk"))
         self._backend = Tokenizer.from_str(backend)
         self._backend.no_truncation()
         self._backend.no_padding()
         self._backend.encode_special_tokens = True  # '[SEP]' in a caption is text
+        added = self._backend.get_added_tokens_decoder().values()
+        self.special_texts = tuple(token.content for token in added if token.special)
+        self.eos_text = self._backend.id_to_token(self.eos_id)
+
+
+def _id_of(token: str, backend: Any) -> int:
+    number: int | None = backend.token_to_id(token)
+    if number is None:
+        raise ValueError(f"eos is {token!r}, and the tokenizer has no such token.")
+    return number
+
+
+def _chat_of(pretrained: Any) -> dict[str, Any] | None:
+    """The chat template of a tokenizer of transformers and the special tokens that it names."""
+    template = pretrained.chat_template
+    if isinstance(template, dict):
+        template = template.get("default")
+    if template is None:
+        return None
+    tokens = {name: token for name, token in pretrained.special_tokens_map.items() if isinstance(token, str)}
+    return {"template": template, "tokens": tokens}
 
 
 def _first(*ids: int | None) -> int | None:

@@ -10,7 +10,7 @@ import numpy as np
 from velm.data.base import Record, text_only
 from velm.data.text.base import Tokenizer
 
-__all__ = ["check_vocabulary", "sampled_texts", "unknown_advice"]
+__all__ = ["check_vocabulary", "sampled_indices", "sampled_texts", "unknown_advice"]
 
 UNKNOWN = 0.5  # fraction of unknown tokens; more is a warning
 
@@ -54,8 +54,14 @@ def unknown_advice(tokenizer: Tokenizer) -> str:
     return f"Check that the splits are in one language, or set {'; '.join(advice)}."
 
 
+def sampled_indices(count: int, limit: int) -> list[int]:
+    """At most `limit` of `count` indices, evenly spaced."""
+    indices: list[int] = np.unique(np.linspace(0, count - 1, min(limit, count)).round().astype(int)).tolist()
+    return indices
+
+
 def sampled_texts(records: Sequence[Record], limit: int) -> Iterator[str]:
     """The texts and targets of at most `limit` records, evenly spaced."""
-    for index in np.unique(np.linspace(0, len(records) - 1, min(limit, len(records))).round().astype(int)).tolist():
+    for index in sampled_indices(len(records), limit):
         record = text_only(records, index)
         yield from (*record.texts, *(record.targets or ()))
