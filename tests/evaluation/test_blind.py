@@ -11,6 +11,7 @@ from velm.data.synthetic.shapes import Shapes
 from velm.errors import PipelineError
 from velm.evaluation.blind import blind_captions, empty_image
 from velm.evaluation.evaluate import Extras, measure
+from velm.evaluation.predictions import GeneratedCaption
 from velm.metrics import caption_metrics
 from velm.pipeline import load
 
@@ -37,7 +38,8 @@ def test_the_command_line_writes_both(write_checkpoint, tmp_path):
 def test_each_text_has_its_caption_of_the_empty_image(write_checkpoint):
     pipeline = load(write_checkpoint(memory=["image", "text"]))
     config, texts = pipeline.generation_config(max_length=4), ["a red circle", "a blue square", "a red circle"]
-    together = blind_captions(pipeline, texts, config, batch_size=1)
+    rows = [GeneratedCaption("a", text, "", ()) for text in texts]
+    together = blind_captions(pipeline, rows, config, batch_size=1)
     alone = [pipeline.write(empty_image(pipeline), pipeline.encode_texts([text]), config)[0][0].text for text in texts]
     assert together == alone
 

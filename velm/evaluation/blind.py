@@ -10,8 +10,9 @@ from collections.abc import Sequence
 
 import torch
 
+from velm.data.text.template import Turn
 from velm.errors import PipelineError
-from velm.evaluation.predictions import Captions
+from velm.evaluation.predictions import Captions, GeneratedCaption
 from velm.generation import GenerationConfig
 from velm.metrics import caption_metrics
 from velm.model import VisionLanguageModel
@@ -48,25 +49,27 @@ def empty_image(pipeline: Pipeline) -> EncoderOutput:
 
 
 def blind_captions(
-    pipeline: Pipeline, texts: Sequence[str | None], config: GenerationConfig, batch_size: int = 64
+    pipeline: Pipeline, captions: Sequence[GeneratedCaption], config: GenerationConfig, batch_size: int = 64
 ) -> list[str]:
-    """The best caption of an image without content for each text that the decoder reads; None: it reads none."""
+    """The best caption of an image without content for what the decoder read, if anything, for each caption."""
     image = empty_image(pipeline)
-    found: dict[str | None, str] = {}
-    distinct = list(dict.fromkeys(texts))
+    found: dict[tuple[str | None, tuple[Turn, ...]], str] = {}
+    inputs = [(row.text, row.history) for row in captions]
+    distinct = list(dict.fromkeys(inputs))
     for start in range(0, len(distinct), batch_size):
         part = distinct[start : start + batch_size]
-        read = [text for text in part if text is not None]
+        read = [text for text, _ in part if text is not None]
         rows = torch.zeros(len(part), dtype=torch.long, device=pipeline.device)
-        written = pipeline.write(image.select(rows), pipeline.encode_texts(read) if read else None, config)
-        found |= {text: best.text for text, (best, *_) in zip(part, written, strict=True)}
-    return [found[text] for text in texts]
+        text, prompt = pipeline.read_texts(read or None, [history for _, history in part])
+        written = pipeline.write(image.select(rows), text, config, prompt)
+        found |= {asked: best.text for asked, (best, *_) in zip(part, written, strict=True)}
+    return [found[asked] for asked in inputs]
 
 
 def blind_metrics(
     pipeline: Pipeline, captions: Captions, config: GenerationConfig, *, tokenize: str = "auto", batch_size: int = 64
 ) -> dict[str, float]:
     """`blind/caption/...`: the caption metrics of the same texts and references without the images."""
-    blind = blind_captions(pipeline, [row.text for row in captions.rows], config, batch_size)
+    blind = blind_captions(pipeline, captions.rows, config, batch_size)
     values = caption_metrics(blind, captions.references, tokenize=tokenize)
     return {f"{BLIND}{name}": value for name, value in values.items()}

@@ -46,12 +46,14 @@ class GeneratedCaption:
         text: the text that the decoder attended to; None if it attended to the image only.
         caption: the generated caption.
         references: the correct captions.
+        history: the earlier turns of the conversation.
     """
 
     image_id: str
     text: str | None
     caption: str
     references: tuple[str, ...]
+    history: tuple[Turn, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -188,7 +190,9 @@ def _questions(
             f"Record {record.image_id!r} has no target, and the decoder attends over the text: name the column of "
             f"the target texts, e.g. --data.dataset.target_column=de"
         )
-    return [(*asked, references) for asked, references in questions(record).items()][:limit]
+    asked: list[tuple[str | None, tuple[Turn, ...], tuple[str, ...]]] = []
+    asked += [(text, history, references) for (text, history), references in questions(record).items()]
+    return asked[:limit]
 
 
 def _caption(
@@ -202,5 +206,5 @@ def _caption(
     text, prompt = pipeline.read_texts(None if texts[0] is None else texts, histories)
     captions = [candidates[0].text for candidates in pipeline.write(image, text, config, prompt)]
     ids = [batch.records[row].image_id for row in rows]
-    generated = [GeneratedCaption(*row) for row in zip(ids, texts, captions, references, strict=True)]
+    generated = [GeneratedCaption(*row) for row in zip(ids, texts, captions, references, histories, strict=True)]
     return Captions(generated, word_maps(pipeline, image, captions, text) if attention else ())

@@ -124,7 +124,7 @@ def likelihoods(pipeline: Pipeline, image: EncoderOutput, texts: Sequence[str]) 
     assert pipeline.model.decoder is not None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # embedding the texts already warned of truncation
-        tokens, mask = pipeline.tokenize(texts)
+        tokens, mask = pipeline.tokenize([pipeline.prompter.lead + text for text in texts])
     return log_likelihood(pipeline.model.decoder, tokens, mask, *pipeline.memory(image)).cpu()
 
 

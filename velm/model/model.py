@@ -170,14 +170,15 @@ class VisionLanguageModel(nn.Module):
         Raises:
             ValueError: a source of the memory is missing, or the prompt of a decoder with a template.
         """
-        memory, mask = self._memory(image, text)
+        memory, mask = self.encoder_memory(image, text)
         if self.decoder is None or self.decoder.template is None:
             return memory, mask
         if prompt is None:
             raise ValueError(f"The decoder has the template {self.decoder.template!r}, and the batch has no prompt.")
         return self.decoder.read_prompt(memory, mask, prompt)
 
-    def _memory(self, image: EncoderOutput | None, text: EncoderOutput | None) -> tuple[Tensor, Tensor | None]:
+    def encoder_memory(self, image: EncoderOutput | None, text: EncoderOutput | None) -> tuple[Tensor, Tensor | None]:
+        """What the encoders give to the decoder, as `memory` without a prompt."""
         sources = {"image": image, "text": text}
         outputs = [(source, sources[source]) for source in self.memory_sources]
         present = [(source, output) for source, output in outputs if output is not None]

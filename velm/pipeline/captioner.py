@@ -41,10 +41,11 @@ class Captioner:
         model: on its device and in eval mode.
         tokenizer: the one it was trained with.
         max_length: longest text of the training in tokens, bos and eos included.
+        lead: what stands before each text that it writes (see `Template.lead`).
     """
 
-    def __init__(self, model: VisionLanguageModel, tokenizer: Tokenizer, max_length: int) -> None:
-        self.model, self.tokenizer, self.max_length = model, tokenizer, max_length
+    def __init__(self, model: VisionLanguageModel, tokenizer: Tokenizer, max_length: int, lead: str = "") -> None:
+        self.model, self.tokenizer, self.max_length, self.lead = model, tokenizer, max_length, lead
         self._constraints: Constraints | None = None
 
     def config(self, **options: Any) -> GenerationConfig:
@@ -58,7 +59,10 @@ class Captioner:
         known = GenerationConfig.__dataclass_fields__
         if options.keys() - known:
             raise PipelineError(f"Unknown {sorted(options.keys() - known)}. Options of writing: {', '.join(known)}.")
-        options = {"max_length": self.max_length - 1, **encode_text_options(self.tokenizer, options)}  # without bos
+        options = {
+            "max_length": self.max_length - 1,
+            **encode_text_options(self.tokenizer, options, self.lead),
+        }  # without bos
         try:
             config = GenerationConfig(**options)
             if config.num_beams > (size := self.tokenizer.vocab_size):

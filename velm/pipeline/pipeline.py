@@ -77,8 +77,8 @@ class Pipeline:
         self.aligned = model.aligned if aligned is None else model.aligned and aligned
         self.data, self.tokenization = data or {}, tokenization
         self.logit_scale, self.logit_bias = logit_scale, logit_bias
-        self.captioner = Captioner(self.model, tokenizer, max_length)
         self.prompter = Prompter(model.decoder, tokenizer, max_length)
+        self.captioner = Captioner(self.model, tokenizer, max_length, self.prompter.lead)
 
     @property
     def writes(self) -> bool:

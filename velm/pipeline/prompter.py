@@ -29,6 +29,7 @@ class Prompter:
     def __init__(self, decoder: Decoder | None, tokenizer: Tokenizer, max_length: int) -> None:
         template = None if decoder is None else decoder.template
         self.template = None if template is None else Template(template, tokenizer)
+        self.lead = "" if self.template is None else self.template.lead
         self.tokenizer, self.max_length = tokenizer, max_length
 
     def __call__(self, texts: Sequence[str], histories: Sequence[Sequence[Turn]] | None = None) -> Prompt | None:
@@ -39,9 +40,7 @@ class Prompter:
         """
         if self.template is None:
             return None
-        prompts = [
-            self._prompt(i, text, () if histories is None else histories[i]) for i, text in enumerate(texts)
-        ]
+        prompts = [self._prompt(i, text, () if histories is None else histories[i]) for i, text in enumerate(texts)]
         long = sum(cut for _, cut in prompts)
         if long:
             warnings.warn(

@@ -10,18 +10,23 @@ from velm.errors import PipelineError
 LISTS = ("forbidden", "must_include", "answers")
 
 
-def encode_text_options(tokenizer: Tokenizer, options: dict[str, Any]) -> dict[str, Any]:
+def encode_text_options(tokenizer: Tokenizer, options: dict[str, Any], lead: str = "") -> dict[str, Any]:
     """The options with `prefix`, `forbidden`, `must_include` and `answers` as token ids; None values of these go.
 
     A phrase is its tokens: with subword tokens, longer words that begin with the same tokens match too. A forbidden
     phrase outside the vocabulary is dropped, since it cannot be generated.
+
+    Args:
+        tokenizer: of the model.
+        options: of generation.
+        lead: what stands before a generated text, where `prefix` and `answers` begin (see `Template.lead`).
 
     Raises:
         PipelineError: a phrase is empty, not text, or not in the vocabulary.
     """
     encoded = {name: value for name, value in options.items() if value is not None or name not in (*LISTS, "prefix")}
     if "prefix" in encoded:
-        encoded["prefix"] = _known(tokenizer, "prefix", _text("prefix", encoded["prefix"]))
+        encoded["prefix"] = _known(tokenizer, "prefix", lead + _text("prefix", encoded["prefix"]))
     for name in LISTS:
         if name in encoded:
             if isinstance(encoded[name], str):
@@ -33,7 +38,7 @@ def encode_text_options(tokenizer: Tokenizer, options: dict[str, Any]) -> dict[s
     if "must_include" in encoded:
         encoded["must_include"] = [_inside_text(tokenizer, text) for text in encoded["must_include"]]
     if "answers" in encoded:
-        encoded["answers"] = [_known(tokenizer, "answers", text) for text in encoded["answers"]]
+        encoded["answers"] = [_known(tokenizer, "answers", lead + text) for text in encoded["answers"]]
     return encoded
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 from torch import Tensor
 
@@ -12,7 +11,7 @@ from velm.errors import ConfigError
 from velm.evaluation.blind import BLIND, empty_image, looks_at_image
 from velm.losses.weighted import WeightedLosses
 from velm.model import VisionLanguageModel
-from velm.outputs import Batch, EncodedImages
+from velm.outputs import Batch, EncodedImages, VisionLanguageOutput
 from velm.training.validation import SplitScores
 
 __all__ = ["BlindScores", "blind_scores", "is_blind_measured"]
@@ -60,17 +59,14 @@ class BlindScores(SplitScores):
         rows = batch.image_ids.new_zeros(len(batch))
         super().update(replace(batch, images=None, encoded=self.image, image_rows=rows))
 
-    def _caption(self, ids: Tensor, *inputs: Any) -> None:
+    def _caption(self, batch: Batch, output: VisionLanguageOutput, rows: Tensor) -> None:
         """As that of `SplitScores`; a decoder that reads no text writes the same caption for all."""
-        rows = inputs[-1]
-        decoder = self.pipeline.model.decoder
-        reads = "text" in self.pipeline.model.memory_sources or (decoder is not None and decoder.template is not None)
-        if reads or not len(rows):
-            return super()._caption(ids, *inputs)
+        if "text" in self.pipeline.model.reads or not len(rows):
+            return super()._caption(batch, output, rows)
         if self.caption is None:
-            super()._caption(ids, *inputs[:-1], *[rows[:1]])
-            self.caption = self.captions[int(ids[rows[0]])]
-        self.captions |= dict.fromkeys(ids[rows].tolist(), self.caption)
+            super()._caption(batch, output, rows[:1])
+            self.caption = self.captions[int(batch.image_ids[rows[0]])]
+        self.captions |= dict.fromkeys(batch.image_ids[rows].tolist(), self.caption)
         return None
 
     def compute(self) -> dict[str, float]:

@@ -72,9 +72,8 @@ class SplitScores:
     def _caption(self, batch: Batch, output: VisionLanguageOutput, rows: Tensor) -> None:
         if len(rows) == 0:
             return
-        image, text, prompt = (
-            None if each is None else each.select(rows) for each in (output.image, output.text, batch.prompt)
-        )
+        image, text = (None if each is None else each.select(rows) for each in (output.image, output.text))
+        prompt = None if batch.prompt is None else batch.prompt.select(rows)
         written = self.pipeline.write(image, text, GenerationConfig(max_length=self.config.max_length), prompt)
         ids = batch.image_ids[rows].tolist()
         self.captions |= {row: best.text for row, (best, *_) in zip(ids, written, strict=True)}

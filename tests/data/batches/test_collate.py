@@ -10,8 +10,8 @@ from torch.utils.data import DataLoader
 
 from velm.data.base import Record, text_counts
 from velm.data.batches.collate import Collate
-from velm.data.batches.samplers import ImageBatchSampler
 from velm.data.batches.lengths import check_lengths
+from velm.data.batches.samplers import ImageBatchSampler
 from velm.data.batches.samples import CaptionSamples, Sample
 from velm.data.images.transforms import EvalTransform, TrainTransform
 from velm.data.text.bpe import ByteTokenizer

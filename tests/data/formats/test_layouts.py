@@ -351,3 +351,16 @@ def test_arrays_that_are_cut_off_and_items_that_are_no_objects(tmp_path: Path) -
     write(tmp_path / "a.json", '["a", 1]\n{"text": "a dog"}\n')
     with pytest.raises(DataError, match=r"1 of 2 records .*\n.*row 1: the row is not a JSON object: \[\"a\", 1\]"):
         built(tmp_path / "a.json", config)
+
+
+def test_a_conversation_of_llava_or_the_cauldron_is_one_text_with_its_history(tmp_path):
+    MAKERS["LLaVA"](tmp_path)
+    rows = json.loads((tmp_path / "llava_instruct.json").read_text())
+    turns = [{"user": "What runs?", "assistant": "a dog"}, {"user": "How?", "assistant": "fast"}]
+    cauldron = [{"images": [row["image"]], "texts": turns[: len(row["conversations"]) // 2]} for row in rows]
+    (tmp_path / "cauldron.json").write_text(json.dumps(cauldron))
+    for name in ("llava_instruct.json", "cauldron.json"):
+        train = built(tmp_path / name, {**ALL, "use": "conversations"})
+        assert (train[1].texts, train[1].targets) == (("How?",), ("fast",))
+        assert train[1].histories == ((("What runs?", "a dog"),),)
+        assert (train[0].texts, train[0].histories) == (("What runs?",), ((),))

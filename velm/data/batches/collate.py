@@ -58,7 +58,6 @@ class Collate:
             stand_in=any(sample.stand_in for sample in readable),
         )
 
-
     def _prompt(self, samples: Sequence[Sample]) -> Prompt | None:
         return pad_prompts([sample.prompt for sample in samples if sample.prompt is not None], self.pad_id)
 

@@ -34,6 +34,7 @@ class CaptionedImage:
         image_id: equal for equal images; None: the path.
         split: its split; None: a function of a hash of its path.
         targets: the text to generate for each of `texts`; None: the captions.
+        histories: earlier (question, answer) pairs of each of `texts`; None: there are none.
     """
 
     path: str
@@ -41,6 +42,7 @@ class CaptionedImage:
     image_id: str | None = None
     split: str | None = None
     targets: Sequence[str] | None = None
+    histories: Sequence[Sequence[tuple[str, str]]] | None = None
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -102,6 +104,7 @@ class CaptionedImages(Dataset):
             root,
             [image.path if image.image_id is None else image.image_id for image in usable],
             None if usable[0].targets is None else [image.targets or () for image in usable],
+            None if usable[0].histories is None else [image.histories or () for image in usable],
         )
         records.bad_samples = bad_samples
         return records
@@ -132,7 +135,9 @@ def _usable(image: CaptionedImage, path: str) -> tuple[CaptionedImage, list[BadS
     if not bad:
         return image, samples
     texts = [image.texts[index] for index in kept]
-    return replace(image, texts=texts, targets=image.targets and [targets[index] for index in kept]), samples
+    kept_targets = image.targets and [targets[index] for index in kept]
+    histories = image.histories and [image.histories[index] for index in kept]
+    return replace(image, texts=texts, targets=kept_targets, histories=histories), samples
 
 
 def find_root(images: Sequence[CaptionedImage], folder: str) -> str:

@@ -12,6 +12,7 @@ from velm.data.bad_samples import BadSample
 from velm.data.formats.captioned import CaptionedImage, CaptionedImages, find_root
 from velm.data.tables.json_rows import json_rows
 from velm.data.tables.layouts import suggest_layout
+from velm.data.text.template import Turn
 from velm.errors import DataError
 
 __all__ = ["LLaVA"]
@@ -24,21 +25,23 @@ IMAGE_TOKEN = "<image>"
 class LLaVA(CaptionedImages):
     """Image and conversation of each entry (Liu et al. 2023, "Visual Instruction Tuning"), as an array or JSON lines.
 
-    Entries are {"image", "conversations": [{"from": "human", "value"}, {"from": "gpt", "value"}]}, or
-    {"images", "messages": [{"role": "user", "content"}, {"role": "assistant", "content"}]}. Each question stands alone:
-    what was said before it is left out. Entries without an image are left out and counted in a warning.
+    Entries are {"image", "conversations": [{"from": "human", "value"}, {"from": "gpt", "value"}]},
+    {"images", "messages": [{"role": "user", "content"}, {"role": "assistant", "content"}]}, or those of the cauldron,
+    {"images", "texts": [{"user", "assistant"}]}. Entries without an image are left out and counted in a warning.
 
     Args:
         path: the JSON file.
         root: folder of the images; None: looked for beside the file.
-        use: 'answers' generates the answer to each question, which is the text; 'captions' takes the answers as
-            captions, as of LLaVA's pretraining, where the question only asks for one.
+        use: 'answers' generates the answer to each question, which is the text, and leaves out what was said before
+            it; 'conversations' keeps it (for a decoder with a template): the whole conversation is one text, all of
+            whose answers are learnt; 'captions' takes the answers as captions, as of LLaVA's pretraining, where the
+            question only asks for one.
         val_fraction: share of the images in 'val', in [0, 1), by a hash of the path.
         test_fraction: share of the images in 'test', in [0, 1), likewise.
         check_files: check that every image of a split exists when the split is opened.
     """
 
-    use: Literal["answers", "captions"] = "answers"
+    use: Literal["answers", "conversations", "captions"] = "answers"
     val_fraction: float = 0.1
     test_fraction: float = 0.1
 
@@ -46,7 +49,7 @@ class LLaVA(CaptionedImages):
         return find_root(images, os.path.dirname(self.path) if self.root is None else self.root)
 
     def images(self, bad_samples: list[BadSample]) -> Sequence[CaptionedImage]:
-        turns: dict[str, list[tuple[str, str]]] = {}
+        turns: dict[str, list[list[Turn]]] = {}
         without, known = 0, False
         for number, row in json_rows(self.path):
             known = known or (isinstance(row, dict) and _turns(row) is not None)
@@ -58,7 +61,7 @@ class LLaVA(CaptionedImages):
             if image is None:
                 without += 1
             else:
-                turns.setdefault(image, []).extend(pairs)
+                turns.setdefault(image, []).append(pairs)
         if not known:
             raise DataError(
                 suggest_layout(self.path, name="llava")
@@ -67,9 +70,14 @@ class LLaVA(CaptionedImages):
             )
         if without:
             warnings.warn(f"{without:,} entries of {self.path!r} have no image and are left out.", stacklevel=3)
-        return [self._captioned(image, list(dict.fromkeys(pairs))) for image, pairs in turns.items()]
+        return [self._captioned(image, conversations) for image, conversations in turns.items()]
 
-    def _captioned(self, image: str, pairs: Sequence[tuple[str, str]]) -> CaptionedImage:
+    def _captioned(self, image: str, conversations: Sequence[Sequence[Turn]]) -> CaptionedImage:
+        if self.use == "conversations":
+            ends = [conversation[-1] for conversation in conversations]
+            questions, answers = [question for question, _ in ends], [answer for _, answer in ends]
+            return CaptionedImage(image, questions, targets=answers, histories=[each[:-1] for each in conversations])
+        pairs = list(dict.fromkeys(pair for conversation in conversations for pair in conversation))
         answers = [answer for _, answer in pairs]
         if self.use == "captions":
             return CaptionedImage(image, list(dict.fromkeys(answers)))
@@ -77,10 +85,15 @@ class LLaVA(CaptionedImages):
 
 
 def _turns(row: dict[str, Any]) -> Any:
-    return row.get("conversations", row.get("messages"))
+    turns = row.get("conversations", row.get("messages", row.get("texts")))
+    if isinstance(turns, list) and turns and all(isinstance(turn, dict) and "user" in turn for turn in turns):
+        return [
+            {"role": role, "content": turn.get(role)} for turn in turns for role in ("user", "assistant")
+        ]  # the cauldron's
+    return turns
 
 
-def _entry(row: dict[str, Any] | str) -> tuple[str | None, list[tuple[str, str]]]:
+def _entry(row: dict[str, Any] | str) -> tuple[str | None, list[Turn]]:
     """The image of an entry, None without one, and its (question, answer) pairs.
 
     Raises:

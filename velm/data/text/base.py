@@ -27,7 +27,7 @@ class Tokenizer(ABC):
     Attributes:
         special_texts: what is a special token inside a template, and so may not be in a text that fills it.
         start_text: the text of the special token that begins a text, for a template; None: there is none.
-        eos_text: the text of eos, for a chat template; None: it has none.
+        bos_text, eos_text: the texts of bos and eos in a template; None: they have none.
     """
 
     pad_id: int = 0
@@ -36,6 +36,7 @@ class Tokenizer(ABC):
     unk_id: int = 3
     special_texts: tuple[str, ...] = ()
     start_text: str | None = None
+    bos_text: str | None = None
     eos_text: str | None = None
 
     @property
@@ -96,8 +97,8 @@ class Tokenizer(ABC):
         """
         raise ConfigError(
             "decoder.template is 'chat', and the tokenizer has no chat template; those of instruction-tuned models "
-            "have one, e.g. data.tokenizer.name=hf/HuggingFaceTB/SmolLM2-135M-Instruct. Or write the template as a text: "
-            "'Question: {text} Answer:'."
+            "have one, e.g. data.tokenizer.name=hf/HuggingFaceTB/SmolLM2-135M-Instruct. Or write the template as a "
+            "text: 'Question: {text} Answer:'."
         )
 
     def vocabulary(self) -> dict[str, int]:

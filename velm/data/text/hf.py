@@ -32,6 +32,9 @@ class HFTokenizer(Tokenizer):
         ValueError: there is no such tokenizer, or only one that runs Python.
     """
 
+    _parts: PartsEncoder | None
+    _backend: Any
+
     def __init__(self, *, model_name: str, clean: str | None = None, eos: str | None = None) -> None:
         from tokenizers import decoders
         from transformers import AutoTokenizer
@@ -100,7 +103,8 @@ class HFTokenizer(Tokenizer):
     def from_state(cls, state: dict[str, Any]) -> HFTokenizer:
         tokenizer = cls.__new__(cls)  # the constructor needs the hub
         require_cleaning(state.get("clean"))
-        tokenizer._set(*(state.get(name) for name in ("model_name", "backend", "special", "size", "clean", "chat")))
+        names = ("model_name", "backend", "special", "size", "clean", "chat")
+        tokenizer._set(*[state.get(name) for name in names])  # type: ignore[arg-type]
         tokenizer.start_text = state.get("start")
         return tokenizer
 
@@ -116,19 +120,21 @@ class HFTokenizer(Tokenizer):
         from transformers import PreTrainedTokenizerFast
 
         own = PreTrainedTokenizerFast(tokenizer_object=self._backend, **self._chat["tokens"])
-        text: str = own.apply_chat_template(
-            list(messages), chat_template=self._chat["template"], tokenize=False, add_generation_prompt=prompt
+        template = self._chat["template"]
+        return str(
+            own.apply_chat_template(
+                list(messages), chat_template=template, tokenize=False, add_generation_prompt=prompt
+            )
         )
-        return text
 
     def _set(
         self, model_name: str, backend: str, special: dict[str, int], size: int, clean: str | None,
-        chat: dict[str, Any] | None,
+        chat: dict[str, Any] | None = None,
     ) -> None:  # fmt: skip
         from tokenizers import Tokenizer
 
         self._clean, self._chat = clean, chat
-        self._parts: PartsEncoder | None = None
+        self._parts = None
         self.model_name, self._json, self._size = model_name, backend, size
         self.pad_id, self.bos_id, self.eos_id, self.unk_id = (special[k] for k in ("pad", "bos", "eos", "unk"))
         self._backend = Tokenizer.from_str(backend)
@@ -137,7 +143,7 @@ class HFTokenizer(Tokenizer):
         self._backend.encode_special_tokens = True  # '[SEP]' in a caption is text
         added = self._backend.get_added_tokens_decoder().values()
         self.special_texts = tuple(token.content for token in added if token.special)
-        self.eos_text = self._backend.id_to_token(self.eos_id)
+        self.bos_text, self.eos_text = (self._backend.id_to_token(i) for i in (self.bos_id, self.eos_id))
 
 
 def _id_of(token: str, backend: Any) -> int:

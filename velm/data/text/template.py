@@ -1,9 +1,9 @@
 """Templates: a text and its answer as what a language model reads around the image and what it learns to write.
 
-    "Question: {text} Answer:"        what colour is it?             red
+"Question: {text} Answer:"        what colour is it?             red
 
-    <image> Question: what colour is it? Answer: red <eos>
-            └──────────── prompt ─────────────┘ └─ target ─┘
+<image> Question: what colour is it? Answer: red <eos>
+        └──────────── prompt ─────────────┘ └─ target ─┘
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class PromptIds(NamedTuple):
 
 @dataclass(frozen=True)
 class _Part:
-    """A piece of the whole text: written in the template, a text or an answer of the data, the image's place, or eos."""
+    """A piece of the whole text: of the template, a text or an answer of the data, the image's place, or eos."""
 
     kind: Literal["fixed", "text", "answer", "image", "eos"]
     text: str = ""
@@ -47,8 +47,8 @@ IMAGE, EOS = _Part("image"), _Part("eos")
 class Template:
     """Tokenizes texts and answers inside a template; the whole is tokenized at once and cut by offsets.
 
-    A later turn of a conversation repeats a template without its image. An answer that does not follow white space is
-    separated by a blank. An answer ends with the tokenizer's eos.
+    A later turn of a conversation repeats a template without its image and bos. A blank stands before an answer that
+    does not follow white space. An answer ends with the tokenizer's eos.
 
     Args:
         template: a text with `{text}` where the text stands, or without it where all images have one instruction, and
@@ -102,8 +102,8 @@ class Template:
         image, end = parts.index(IMAGE), len(parts) if end is None else end
         prompt = PromptIds(_joined(ids[:image]), _joined(ids[image + 1 : end]))
         target = _joined(ids[end:])
-        kinds = [part.kind in ("answer", "eos") for part, each in zip(parts[end:], ids[end:], strict=True) for _ in each]
-        return prompt, target, kinds
+        learnt = [part.kind in ("answer", "eos") for part, each in zip(parts, ids, strict=True) for _ in each]
+        return prompt, target, learnt[len(learnt) - len(target) :]
 
     def _parts(self, text: str, history: Sequence[Turn]) -> list[_Part]:
         """The parts of the prompt for the answer to `text`."""
@@ -115,15 +115,20 @@ class Template:
         start = self.tokenizer.start_text
         begin = [] if start is None or start in whole else [_Part("fixed", start)]
         parts = [*begin, *_fill(whole, history[0][0] if history else text)]
-        later = re.sub(r"\{image\}\s*", "", self.template).replace(start or CHAT_MARK, "")
+        later = re.sub(r"\{image\}\s*", "", self.template).replace(self.tokenizer.bos_text or CHAT_MARK, "")
         for number, (_, answer) in enumerate(history):
             following = history[number + 1][0] if number + 1 < len(history) else text
             parts += [_Part("answer", self._separated(answer)), EOS, *_fill(later, following)]
         return parts
 
+    @property
+    def lead(self) -> str:
+        """What stands between the prompt and an answer: a blank, or nothing behind white space."""
+        spaced = self.template == CHAT or self.template[-1:].isspace() or self.template.endswith("{image}")
+        return "" if spaced else " "
+
     def _separated(self, answer: str) -> str:
-        blank = self.template == CHAT or self.template[-1:].isspace() or self.template.endswith("{image}")
-        return answer if blank or answer[:1].isspace() else f" {answer}"
+        return answer if answer[:1].isspace() else self.lead + answer
 
 
 def fixed_text(template: str | None) -> str | None:
