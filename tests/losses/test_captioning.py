@@ -186,3 +186,17 @@ def test_hidden_states_and_labels_must_meet() -> None:
 def test_bad_options_are_refused(options: dict, message: str) -> None:  # type: ignore[type-arg]
     with pytest.raises(ValueError, match=message):
         CaptioningLoss(**options)
+
+
+def test_two_chunks_of_logits_never_exist_at_once() -> None:
+    """The allocator's peak is one chunk and the gradients, however many chunks there are."""
+    hidden, weight = torch.randn(96, 4, requires_grad=True), torch.randn(5000, 4)
+    labels, chunk = torch.zeros(96, dtype=torch.long), 32 * 5000 * 4
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        linear_cross_entropy(hidden, weight, None, labels, chunk_size=32).backward()
+    now = peak = 0
+    for event in profile.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            now += event.nbytes()
+            peak = max(peak, now)
+    assert chunk < peak < 1.1 * chunk

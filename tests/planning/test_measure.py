@@ -70,6 +70,56 @@ def test_the_prediction_is_the_peak_of_a_real_step() -> None:
     assert predicted["batch"] == batch.images.numel() + 8 * batch.tokens.numel()
 
 
+LLAMA = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 128}
+
+
+def make_llm(memory: tuple[str, ...] = ("image",), vocab_size: int = 6000, **decoder: Any) -> VisionLanguageTask:
+    return VisionLanguageTask(
+        image_encoder={"name": "vit", "dim": 64, "depth": 1, "heads": 2, "patch_size": 8},
+        text_encoder={"name": "transformer", "dim": 64, "depth": 1, "heads": 2} if "text" in memory else None,
+        decoder={"name": "llm/llama", "config": LLAMA, **decoder},
+        losses={"captioning": {"chunk_size": 64}},
+        memory=list(memory),
+        vocab_size=vocab_size,
+        pad_id=0,
+    )
+
+
+def make_pairs(count: int) -> Batch:
+    return probe(count, tokenizer=ByteTokenizer(), length=16, image_size=32, has_target=True)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"memory": ("image", "text")}, {"trainable": "projector", "shuffle": 2},
+     {"projector": "resampler", "prefix_norm": "match", "trainable": "projector", "vocab_size": 60_000}],
+)  # fmt: skip
+def test_the_prediction_is_the_peak_of_a_language_model_behind_an_image(options: dict[str, Any]) -> None:
+    """The prefix lengthens the sequence, logits are held in chunks; a frozen model has no gradients and no moments."""
+    costs = measure(lambda: make_llm(**options), make_pairs, "32-true", rows=BATCH)
+    predicted = memory(costs, Setup(gpus=1, batch=BATCH))
+    task, batch = make_llm(**options).train(), make_pairs(BATCH)
+    for parameter in task.parameters():
+        parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
+    peak = allocated_peak(lambda: task.losses(task.model(batch, task.needs), batch)[0])
+    assert predicted["activations"] == pytest.approx(peak, rel=0.03)
+    trained = sum(p.numel() * p.element_size() for p in task.parameters() if p.requires_grad)
+    assert predicted["gradients"] == predicted["optimizer"] / 2 == trained
+    if options.get("trainable"):
+        assert trained < 0.1 * predicted["weights"]
+
+
+def test_a_vocabulary_of_262k_is_planned_without_its_memory_and_its_logits_are_held_in_chunks() -> None:
+    """Short texts, too: until a chunk is full, the logits grow with the batch, and no further."""
+    costs = measure(lambda: make_llm(vocab_size=262_144, trainable="projector"), make_pairs, "32-true")
+    large, larger = (memory(costs, Setup(gpus=1, batch=batch)) for batch in (512, 1024))
+    assert large["weights"] > 2 * 262_144 * 64 * 4
+    assert larger["activations"] < 1.01 * 512 * costs.activations[0] + large["activations"]
+    logits = 64 * 262_144 * 4
+    assert logits < costs.activations[1] < 1.1 * logits
+    assert 1024 * costs.activations[0] < 0.2 * 1024 * 15 * 262_144 * 4
+
+
 @pytest.mark.parametrize(("measured", "rows"), [(300, 300), (1200, 1400), (1200, 2500)])
 def test_the_prediction_is_the_peak_of_a_real_alignment_loss(measured: int, rows: int) -> None:
     """Similarities within 2% at the rows that are measured, between them and beyond.

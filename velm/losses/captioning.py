@@ -119,6 +119,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                     d_weight += gradient.T @ rows
                 if d_bias is not None:
                     d_bias += gradient.sum(0)
+                del gradient  # before the logits of the next chunk
         ctx.save_for_backward(d_hidden, d_weight, d_bias)  # a checkpoint around it can free them
         return total
 
@@ -134,11 +135,14 @@ def _chunk(rows: Tensor, matrix: Tensor, bias: Tensor | None, labels: Tensor, sm
     logits = full_precision(rows @ matrix.T)
     if bias is not None:
         logits += bias
-    log_norm = logits.logsumexp(1)
+    largest = logits.amax(1)
+    logits -= largest[:, None]
     of_label = logits.gather(1, labels[:, None]).squeeze(1)
     target = (1 - smooth) * of_label + (smooth * logits.mean(1) if smooth else 0)
-    loss = (log_norm - target).sum()
-    gradient = logits.sub_(log_norm[:, None]).exp_()
+    exponentials = logits.exp_()  # in place: torch's logsumexp would hold a second (rows, V)
+    norm = exponentials.sum(1)
+    loss = (norm.log() - target).sum()
+    gradient = exponentials.div_(norm[:, None])
     if smooth:
         gradient -= smooth / logits.shape[1]
     gradient[torch.arange(len(labels), device=labels.device), labels] -= 1 - smooth

@@ -76,11 +76,13 @@ class PeakMemory(TorchDispatchMode):
 
 
 class _AllContent(TorchFunctionMode):
-    """Indexing by a bool mask keeps every position, as the masks of a `probe` do: fake tensors hold no values."""
+    """A bool mask holds True everywhere, as the masks of a `probe` do: fake tensors hold no values."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is Tensor.__getitem__ and isinstance(args[1], Tensor) and args[1].dtype == torch.bool:
             return args[0].flatten(0, args[1].dim() - 1)
+        if func is Tensor.all and args[0].dtype == torch.bool and len(args) == 1 and not kwargs:
+            return True
         return func(*args, **(kwargs or {}))
 
 
@@ -167,6 +169,7 @@ def _measure(
         task.train()
         if precision.endswith("-true") and not precision.startswith("32"):
             task.to(torch.bfloat16)
+        sizes = _sizes(task, probe(1), sizes) if isinstance(mode, FakeTensorMode) else sizes
         batches = [probe(number) for number in sizes]
         steps = [_step(task, batch, precision, isinstance(mode, FakeTensorMode)) for batch in batches]
         lines = {n: _line(sizes, [getattr(step, n) for step in steps]) for n in ("bytes", "forward", "backward")}
@@ -186,6 +189,20 @@ def _measure(
         loss_bytes=loss_bytes,
         loss_flops=loss_flops,
     )
+
+
+def _sizes(task: VisionLanguageTask, sample: Batch, sizes: tuple[int, int]) -> tuple[int, int]:
+    """Numbers of samples whose tokens fill a chunk of the captioning losses: from there the peak is a line.
+
+    A smaller batch has fewer logits and takes less than the line says.
+    """
+    chunks = [getattr(loss, "chunk_size", 0) for loss in task.losses.named().values() if "decoder" in loss.requires]
+    if not chunks or sample.tokens is None:
+        return sizes
+    rows, length = sample.tokens.shape
+    fewest = -(-max(chunks) // (rows * max(length - 1, 1)))
+    factor = max(1, -(-fewest // sizes[0]))
+    return factor * sizes[0], factor * sizes[1]
 
 
 def _step(task: VisionLanguageTask, batch: Batch, precision: str, fake: bool) -> _Step:
