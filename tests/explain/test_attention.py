@@ -5,10 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
+from velm.data.base import Record
 from velm.data.synthetic.shapes import Shapes
 from velm.data.text.bpe import BPETokenizer, ByteTokenizer
 from velm.data.text.word import WordTokenizer
 from velm.errors import PipelineError
+from velm.evaluation.predictions import predict
+from velm.explain import explain, saliency_map
 from velm.explain.attention import UNKNOWN, _by_word, word_maps
 from velm.pipeline import load
 
@@ -118,3 +121,29 @@ def test_words_without_blanks_have_a_map_each():
     found = _by_word(tokenizer, ids, torch.rand(len(ids), 2, 2))
     assert found.words == ("一", "只", "黑", "狗，", "在", "跑", "了", "now")
     assert len(found.maps) == 8
+
+
+@pytest.mark.parametrize("template", ["a red {image} circle", "a {text} circle"])
+def test_a_prompt_around_the_image_is_read_and_has_no_place_on_the_map(write_checkpoint, images, template):
+    pipeline = load(write_checkpoint(decoder={**LLM, "template": template}, losses={"captioning": {}}))
+    image, asked = encoded(pipeline, images), ["blue", "a small square"] if "{text}" in template else None
+    found = word_maps(pipeline, image, TEXTS, *pipeline.read_texts(asked))
+    for row, each in enumerate(found):
+        assert each.maps.shape[1:] == image.grid
+        torch.testing.assert_close(each.maps.sum((1, 2)), torch.ones(len(each.words)))
+        one = image.select(torch.tensor([row]))
+        [alone] = word_maps(pipeline, one, TEXTS[row : row + 1], *pipeline.read_texts(asked and asked[row : row + 1]))
+        torch.testing.assert_close(each.maps, alone.maps, atol=1e-5, rtol=0)
+    explained = explain(pipeline, images[0], asked, max_length=4)
+    assert [each.attention.shape[0] for each in explained] == [len(each.words) for each in explained]
+    records = [Record(f"id{i}", each, ("a circle",), ("a red circle",)) for i, each in enumerate(images)]
+    assert len(predict(pipeline, records, attention=True, max_length=4).captions.maps) == 2
+
+
+def test_saliency_of_an_instruction_without_a_text(write_checkpoint, images):
+    pytest.importorskip("captum", reason="pip install 'velm[explain]'")
+    pipeline = load(write_checkpoint(decoder={**LLM, "template": "a red"}, losses={"captioning": {}}))
+    assert saliency_map(pipeline, images[0], TEXTS[0], steps=2).shape == (32, 32)
+    pipeline = load(write_checkpoint(decoder={**LLM, "template": "a {text}"}, losses={"captioning": {}}))
+    with pytest.raises(PipelineError, match=r"this decoder attends over \[image, text\]"):
+        saliency_map(pipeline, images[0], TEXTS[0])

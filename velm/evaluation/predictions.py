@@ -207,4 +207,4 @@ def _caption(
     captions = [candidates[0].text for candidates in pipeline.write(image, text, config, prompt)]
     ids = [batch.records[row].image_id for row in rows]
     generated = [GeneratedCaption(*row) for row in zip(ids, texts, captions, references, histories, strict=True)]
-    return Captions(generated, word_maps(pipeline, image, captions, text) if attention else ())
+    return Captions(generated, word_maps(pipeline, image, captions, text, prompt) if attention else ())

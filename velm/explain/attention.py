@@ -18,6 +18,7 @@ from torch import Tensor
 from velm.data.text.base import Tokenizer
 from velm.outputs import EncoderOutput
 from velm.pipeline import Pipeline
+from velm.prompt import Prompt
 from velm.segmentation import words_on_screen
 
 UNKNOWN = "⟨unk⟩"
@@ -39,13 +40,17 @@ class WordMaps:
 
 @torch.inference_mode()
 def word_maps(
-    pipeline: Pipeline, image: EncoderOutput | None, texts: Sequence[str], source: EncoderOutput | None = None
+    pipeline: Pipeline,
+    image: EncoderOutput | None,
+    texts: Sequence[str],
+    source: EncoderOutput | None = None,
+    prompt: Prompt | None = None,
 ) -> list[WordMaps | None]:
     """The attention map of each word of B texts, one text per image.
 
     Args:
         image: B encoded images (`pipeline.encode_images`).
-        source: B encoded texts, if the decoder attends over text too.
+        source, prompt: what the decoder reads besides, `pipeline.read_texts` of B texts.
 
     Returns:
         B items; None without a map: the decoder returns no attention, or the image encoder has no grid.
@@ -60,8 +65,10 @@ def word_maps(
         return [None] * len(texts)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the texts were tokenized before, with a warning
-        tokens, _ = pipeline.tokenize(texts)
-    attention = decoder.attend(tokens[:, :-1], *pipeline.model.memory(image, source))
+        tokens, _ = pipeline.tokenize([pipeline.prompter.lead + text for text in texts])
+    if prompt is None and decoder.template is not None and "text" not in pipeline.model.reads:
+        _, prompt = pipeline.read_texts([""] * len(texts))  # all images have one instruction
+    attention = decoder.attend(tokens[:, :-1], *pipeline.model.encoder_memory(image, source), prompt)
     if attention is None:
         return [None] * len(texts)
     positions = image.features.shape[1]

@@ -51,8 +51,8 @@ def explain(
 
     Args:
         image: a path, PIL image or uint8 array (H, W, 3).
-        texts: texts to explain; None: the model's own caption. If the decoder attends over a text as well, these are
-            its inputs, and the captions generated from them are explained.
+        texts: texts to explain; None: the model's own caption. If the decoder reads a text as well, these are its
+            inputs, and the captions generated from them are explained.
         saliency: compute the saliency of the pixels, too (needs captum).
         **options: fields of `velm.generation.GenerationConfig`, for the caption.
 
@@ -64,7 +64,7 @@ def explain(
         raise PipelineError("This model has no image encoder, so there is no image to lay maps over.")
     text_list = [] if texts is None else checked_texts(texts)
     encoded = next(pipeline.encode_images([image], batch_size=1))
-    reads = pipeline.writes and "text" in pipeline.model.memory_sources
+    reads = pipeline.writes and "text" in pipeline.model.reads
     if reads and not text_list:
         raise PipelineError("The decoder attends over a text as well: give its input, texts=[...].")
     captions = text_list if text_list and not reads else _captions(pipeline, encoded, text_list, options)
@@ -75,8 +75,7 @@ def explain(
     for text, source in zip(captions, sources, strict=True):
         maps: WordMaps | None = None
         if pipeline.writes:
-            encoded_source = None if source is None else pipeline.encode_texts([source])
-            maps = word_maps(pipeline, encoded, [text], encoded_source)[0]
+            [maps] = word_maps(pipeline, encoded, [text], *pipeline.read_texts(None if source is None else [source]))
         explanation = Explanation(
             image=pixels,
             text=text,
@@ -96,4 +95,5 @@ def _captions(pipeline: Pipeline, image: EncoderOutput, sources: Sequence[str], 
     if not sources:
         return [pipeline.write(image, None, config)[0][0].text]
     rows = torch.zeros(len(sources), dtype=torch.long, device=image.features.device)
-    return [each[0].text for each in pipeline.write(image.select(rows), pipeline.encode_texts(sources), config)]
+    text, prompt = pipeline.read_texts(sources)
+    return [each[0].text for each in pipeline.write(image.select(rows), text, config, prompt)]

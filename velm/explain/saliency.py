@@ -64,15 +64,17 @@ class _Likelihood:
 
     def __init__(self, pipeline: Pipeline, text: str) -> None:
         pipeline.require_decoder()
-        if pipeline.model.memory_sources != ("image",):
-            sources = ", ".join(pipeline.model.memory_sources)
+        if pipeline.model.reads != ("image",):
+            sources = ", ".join(pipeline.model.reads)
             raise PipelineError(f"Saliency asks how likely an image's text is; this decoder attends over [{sources}].")
         self.model = pipeline.model
-        self.tokens, self.mask = pipeline.tokenize([text])
+        self.tokens, self.mask = pipeline.tokenize([pipeline.prompter.lead + text])
+        _, self.prompt = pipeline.read_texts([""])
 
     def __call__(self, pixels: Tensor) -> Tensor:
         assert self.model.decoder is not None
-        memory, mask = self.model.memory(self.model.encode_image(pixels), None)
+        prompt = None if self.prompt is None else self.prompt.map(lambda tensor: tensor.expand(len(pixels), -1))
+        memory, mask = self.model.memory(self.model.encode_image(pixels), None, prompt)
         tokens, content = (each.expand(len(pixels), -1) for each in (self.tokens, self.mask))
         hidden = self.model.decoder.decode(tokens[:, :-1], memory, mask).hidden
         log_p = self.model.decoder.output_projection(hidden).log_softmax(dim=-1)
