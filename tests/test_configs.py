@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from families import save_chinese_clip
+from families import save_chinese_clip, save_language_model
 from foreign import save_bert, save_clip, save_siglip
 from PIL import Image
 
@@ -28,6 +28,9 @@ STAND_INS = {
     "name: hf/sentence-transformers": (
         "--model.text_encoder={{name: hf/{0}, pooling: mean}} --data.tokenizer=hf/{0}", save_bert
     ),
+    "name: hf/openai/clip-vit-base-patch32": ("--model.image_encoder.name=hf/{}", save_clip),
+    "name: hf/google/siglip-base-patch16-224": ("--model.image_encoder.name=hf/{}", save_siglip),
+    "name: llm/": ("--model.decoder.name=llm/{0} --data.tokenizer=hf/{0}", save_language_model),
 }  # fmt: skip
 """In place of a model of the hub, one with small random weights is written in a folder."""
 
@@ -50,6 +53,9 @@ SMALLER = {
     "finetune_clip": [],
     "siglip_finetune": [],
     "chinese_clip": ["--data.max_length=20"],
+    "llm_flickr8k": ["--model.image_encoder.weights=null"],
+    "clipcap": ["--model.decoder.prefix_tokens=3"],
+    "nanovlm": [],
     "lit": ["--model.image_encoder.weights=null"],
     "coca": [
         "--model.image_encoder.depth=1",
@@ -83,6 +89,16 @@ def class_folders(table: Path) -> Path:
     return table.parent / "classes"
 
 
+def conversations(table: Path) -> Path:
+    """Two questions about each image beside the table, in the layout of LLaVA."""
+    said = [("human", "what is it?"), ("gpt", "noise"), ("human", "and?"), ("gpt", "more noise")]
+    turns = [{"from": name, "value": value} for name, value in said]
+    rows = [{"image": f"{number}.jpg", "conversations": turns} for number in range(12)]
+    path = table.with_name("conversations.json")
+    path.write_text(json.dumps(rows), encoding="utf-8")
+    return path
+
+
 def options_of(config: Path, table: Path) -> list[str]:
     """What makes a run of one step on a CPU of a config, over the table's images where it is not drawn scenes."""
     options = [
@@ -96,10 +112,11 @@ def options_of(config: Path, table: Path) -> list[str]:
     elif "name: image_folder" in text:
         options.append(f"--data.dataset={{name: image_folder, path: {class_folders(table)}}}")
     else:
-        options.append(f"--data.dataset.path={table}")
-    for name, (given, save) in STAND_INS.items():
+        options.append(f"--data.dataset.path={conversations(table) if 'name: llava' in text else table}")
+    for number, (name, (given, save)) in enumerate(STAND_INS.items()):
         if name in text:
-            options += [f"--{each.strip()}" for each in given.format(save(table.parent / "hub")).split("--")[1:]]
+            folder = save(table.parent / f"hub{number}")
+            options += [f"--{each.strip()}" for each in given.format(folder).split("--")[1:]]
     if "cache_features: true" in text:
         options.append(f"--data.cache_features={table.parent / 'features'}")
     return options
@@ -147,7 +164,11 @@ def test_config_passes_the_selfcheck(config: Path, table: Path, capsys: pytest.C
     assert not list(table.parent.glob("run*"))
 
 
-FULL_SIZE = [config for config in CONFIGS if "pretrained: hf/" not in config.read_text(encoding="utf-8")]
+FULL_SIZE = [
+    config
+    for config in CONFIGS
+    if not re.search("pretrained: hf/|name: hf/(openai|google)", config.read_text(encoding="utf-8"))
+]
 """The others have a stand-in for the model of the hub, and no other size."""
 
 

@@ -54,6 +54,19 @@ def gpt2_tokenizer(longest: int = 24) -> Any:
     return tokenizer
 
 
+def save_language_model(folder: Path) -> Path:
+    """A small `LlamaForCausalLM` with a tokenizer over bytes that has a pad and an eos of its own."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    tokenizer = gpt2_tokenizer(longest=256)
+    tokenizer.add_special_tokens({"pad_token": "<pad>", "bos_token": "<bos>"})
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), tie_word_embeddings=True, **sizes))
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
 def save(folder: Path, model: torch.nn.Module, tokenizer: Any, processor: Any) -> Path:
     """Write what a hub repository holds."""
     for each in (model, tokenizer, processor):

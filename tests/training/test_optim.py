@@ -132,3 +132,16 @@ def test_the_average_forgets_a_short_runs_beginning() -> None:
         expected = decay * expected + (1 - decay) * updates
         assert average.module.weight.item() == pytest.approx(expected, rel=1e-4)
     assert average.module.weight.item() == pytest.approx(199 - 0.9 / 0.1, rel=1e-2)  # a fixed decay's lag
+
+
+def test_a_module_inside_a_part_has_a_rate_of_its_own() -> None:
+    config = OptimizerConfig(lr=0.4, lr_scale={"image_encoder": 0.25, "image_encoder.0": 2.0})
+    parts = modules()
+    groups = {group["name"]: group for group in parameter_groups(parts, config)}
+    assert groups["image_encoder"]["lr"] == groups["image_encoder/no_decay"]["lr"] == 0.1
+    assert groups["image_encoder.0"]["lr"] == groups["image_encoder.0/no_decay"]["lr"] == 0.8
+    assert groups["image_encoder.0"]["params"] == [parts["image_encoder"][0].weight]
+    every = [id(p) for group in groups.values() for p in group["params"]]
+    assert sorted(every) == sorted(id(p) for part in parts.values() for p in part.parameters())
+    with pytest.raises(ConfigError, match=r"'image_encoder.map'; in the image_encoder there are image_encoder.0, "):
+        parameter_groups(parts, OptimizerConfig(lr_scale={"image_encoder.map": 2.0}))

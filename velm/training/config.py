@@ -22,7 +22,8 @@ class OptimizerConfig:
         betas: AdamW's moment decays.
         warmup: fraction of all optimizer steps over which the rate rises linearly from zero.
         min_lr: the rate at the last step, as a fraction of `lr`.
-        lr_scale: factor on `lr` for a component, e.g. {image_encoder: 0.1}.
+        lr_scale: factor on `lr` for a part, e.g. {image_encoder: 0.1}, or for a module inside one, which then has no
+            other factor: {decoder: 0.05, decoder.projector: 1.0}.
         layer_decay: factor on the rate from a repeated block to the one below it, e.g. 0.75 (see
             `velm.training.fine_tuning.layer_decay`); a number is that of both encoders, a mapping names parts:
             {image_encoder: 0.75}. None: all layers of a part have one rate.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import lightning
@@ -20,27 +20,48 @@ from velm.training.fine_tuning.layer_decay import decay_of_parts, parameters_by_
 def parameter_groups(modules: dict[str, nn.Module], config: OptimizerConfig) -> list[dict[str, Any]]:
     """AdamW's groups: one for each part, with and without weight decay; frozen parameters are in no group.
 
-    With `layer_decay`, one for each layer of a part, 'image_encoder/layer3' and 'image_encoder/layer3/no_decay'.
+    With `layer_decay`, one for each layer of a part, 'image_encoder/layer3' and 'image_encoder/layer3/no_decay'. A
+    module that `lr_scale` names inside a part, 'decoder.projector', has groups of its own.
 
     Raises:
         ConfigError: `lr_scale` or `layer_decay` names a part that is not in `modules`, or one without blocks.
     """
-    unknown = sorted(set(config.lr_scale) - set(modules))
-    if unknown:
-        raise ConfigError(f"optimizer.lr_scale names {unknown[0]!r}; the parts are {', '.join(modules)}.")
+    inner = {id(p): name for name in config.lr_scale for p in _module(modules, name).parameters() if "." in name}
     layer_decay = decay_of_parts(modules, config.layer_decay)
     groups: list[dict[str, Any]] = []
     for part, module in modules.items():
+        own: dict[str, list[nn.Parameter]] = {}
         for name, factor, parameters in parameters_by_rate(part, module, layer_decay.get(part)):
             trainable = [parameter for parameter in parameters if parameter.requires_grad]
-            lr = config.lr * config.lr_scale.get(part, 1.0) * factor
-            decayed = [p for p in trainable if p.dim() >= 2]
-            plain = [p for p in trainable if p.dim() < 2]
-            if decayed:
-                groups.append({"name": name, "params": decayed, "lr": lr, "weight_decay": config.weight_decay})
-            if plain:
-                groups.append({"name": f"{name}/no_decay", "params": plain, "lr": lr, "weight_decay": 0.0})
+            groups += _groups(name, [p for p in trainable if id(p) not in inner], part, factor, config)
+            for parameter in trainable:
+                if id(parameter) in inner:
+                    own.setdefault(inner[id(parameter)], []).append(parameter)
+        for name, parameters in own.items():
+            groups += _groups(name, parameters, name, 1.0, config)
     return groups
+
+
+def _groups(
+    name: str, parameters: Sequence[nn.Parameter], scaled: str, factor: float, config: OptimizerConfig
+) -> list[dict[str, Any]]:
+    """The groups of parameters with the rate that `lr_scale` gives `scaled`, with and without weight decay."""
+    lr = config.lr * config.lr_scale.get(scaled, 1.0) * factor
+    decayed, plain = [p for p in parameters if p.dim() >= 2], [p for p in parameters if p.dim() < 2]
+    both = ((name, decayed, config.weight_decay), (f"{name}/no_decay", plain, 0.0))
+    return [{"name": n, "params": params, "lr": lr, "weight_decay": decay} for n, params, decay in both if params]
+
+
+def _module(modules: dict[str, nn.Module], name: str) -> nn.Module:
+    """A part by its name, or a module inside one by its path."""
+    part, _, path = name.partition(".")
+    if part not in modules:
+        raise ConfigError(f"optimizer.lr_scale names {name!r}; the parts are {', '.join(modules)}.")
+    try:
+        return modules[part].get_submodule(path)
+    except AttributeError as error:
+        inside = ", ".join(f"{part}.{child}" for child, _ in modules[part].named_children())
+        raise ConfigError(f"optimizer.lr_scale names {name!r}; in the {part} there are {inside}.") from error
 
 
 def build_optimizer(
