@@ -81,7 +81,8 @@ def main() -> None:
     train, held_out = read(args.captions, "train"), read(args.captions, "val")
     tokenizer = train_tokenizer(train, args.vocabulary)
     config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=args.width, num_hidden_layers=args.depth, intermediate_size=3 * args.width,
+        vocab_size=len(tokenizer), hidden_size=args.width, intermediate_size=3 * args.width,
+        num_hidden_layers=args.depth,
         num_attention_heads=args.width // 64, num_key_value_heads=args.width // 64, max_position_embeddings=256,
         tie_word_embeddings=True, pad_token_id=tokenizer.pad_token_id, bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id, attention_dropout=args.dropout,
