@@ -29,12 +29,13 @@ class LLMDecoder(FrozenPartsInEval, PrefixDecoder):
     has any, is not used.
 
     Args:
-        model_name: a hub id or a folder, or with `config` a model type such as 'llama', 'qwen2', 'gpt2',
-            'gemma3_text'; the part after 'llm/'.
+        model_name: a hub id, a folder or a GGUF file in one ('folder/model.gguf'), or with `config` a model type such
+            as 'llama', 'qwen2', 'gpt2', 'gemma3_text'; the part after 'llm/'.
         vocab_size: of the tokenizer; set by the builder. Pretrained weights need their own tokenizer, to which a few
             special tokens may have been added (their rows are random).
         memory_dim: width of the memory; set by the builder.
         pad_id: of the tokenizer; set by the builder.
+        gguf_file: name of a GGUF file in the folder or the hub id `model_name`, which transformers reads into float32.
         config: hyper-parameters named as in the model's config.json: random weights, nothing is downloaded.
         pretrained: load the weights; null: yes, unless there is a config.
         projector: linear, affine, mlp or resampler, see `velm.decoders.projector.Projector`.
@@ -63,6 +64,7 @@ class LLMDecoder(FrozenPartsInEval, PrefixDecoder):
         vocab_size: int,
         memory_dim: int,
         pad_id: int = 0,
+        gguf_file: str | None = None,
         config: dict[str, Any] | None = None,
         pretrained: bool | None = None,
         projector: ProjectorName = "mlp",
@@ -79,6 +81,7 @@ class LLMDecoder(FrozenPartsInEval, PrefixDecoder):
             raise ValueError(f"trainable is 'all' or 'projector'; got {trainable!r}.")
         if prefix_attention not in ("causal", "bidirectional"):
             raise ValueError(f"prefix_attention is 'causal' or 'bidirectional'; got {prefix_attention!r}.")
+        model_name = model_name if gguf_file is None else f"{model_name}/{gguf_file}"
         pretrained = hub.resolve_pretrained(model_name, config, pretrained)
         given = None if config is None else {**hub.token_ids(vocab_size, pad_id), **config}
         language = hub.read_config(model_name, given)

@@ -2,6 +2,7 @@
 
 a config            random weights                                 no file is read
 a folder            its config.json and weights                    no network
+a .gguf file        the GGUF file in a folder, or of a hub id      read by transformers into float32
 anything else       a hub id: from the cache, else downloaded      HF_HUB_OFFLINE=1 forbids the download
 """
 
@@ -13,6 +14,7 @@ import os
 import re
 import socket
 from collections.abc import Collection
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -21,6 +23,7 @@ from urllib.request import getproxies
 import torch
 from torch import nn
 
+from velm.errors import MissingPackageError
 from velm.pretrained.weights import pretrained_allowed
 from velm.util import did_you_mean
 
@@ -190,7 +193,27 @@ def generation_config(model_name: str) -> Any:
         return None
 
 
+def split_gguf(model_name: str) -> tuple[str, dict[str, str]]:
+    """'folder/model.gguf' as the folder or hub id, and the option of transformers' `from_pretrained` for the file.
+
+    Raises:
+        MissingPackageError: it is a GGUF file, which transformers reads by the package gguf.
+        FileNotFoundError: the folder has no such file.
+    """
+    if not model_name.endswith(".gguf"):
+        return model_name, {}
+    folder, _, file = model_name.rpartition("/")
+    if find_spec("gguf") is None:
+        raise MissingPackageError(f"{model_name!r} is a GGUF file, which needs gguf: pip install 'velm[gguf]'.")
+    path = Path(folder or ".").expanduser()
+    if path.is_dir() and not (path / file).is_file():
+        raise FileNotFoundError(f"There is no file {file!r} in the folder {str(path)!r} (seen from {Path.cwd()}).")
+    return folder or ".", {"gguf_file": file}
+
+
 def _from_hub(cls: Any, model_name: str, **options: Any) -> Any:
+    model_name, gguf = split_gguf(model_name)
+    options |= gguf
     folder = Path(model_name).expanduser()
     if not folder.is_dir() and (folder.is_absolute() or model_name.startswith((".", "~")) or model_name.count("/") > 1):
         raise FileNotFoundError(

@@ -40,10 +40,10 @@ def portable_config(part: nn.Module) -> dict[str, Any]:
 
 
 def names_weights(name: str, options: Mapping[str, Any]) -> bool:
-    """Whether a part config names pretrained weights: `weights`, `pretrained: true`, or `hf/...` without `config`."""
+    """Whether a part config names pretrained weights: `weights`, `pretrained: true`, or hf/, llm/ without `config`."""
     if options.get("pretrained") is not None:
         return bool(options["pretrained"])
-    return options.get("weights") is not None or (name.startswith("hf/") and options.get("config") is None)
+    return options.get("weights") is not None or (name.startswith(("hf/", "llm/")) and options.get("config") is None)
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:

@@ -8,6 +8,7 @@ from typing import Any
 from velm.data.text.base import Tokenizer
 from velm.data.text.cleaning import clean_text, require_cleaning
 from velm.data.text.parts import PartsEncoder
+from velm.pretrained import hub
 
 __all__ = ["HFTokenizer"]
 
@@ -19,7 +20,8 @@ class HFTokenizer(Tokenizer):
     pads with eos, GPT-2 uses one token for bos and eos), gets a new id above the largest.
 
     Args:
-        model_name: hub id ("bert-base-uncased") or local folder; set by the registry name `hf/<model_name>`.
+        model_name: hub id ("bert-base-uncased"), local folder, or a GGUF file in either; set by the registry name
+            `hf/<model_name>`.
         clean: of text before it is tokenized, see `velm.data.text.cleaning.clean_text`; null: only the tokenizer's own.
         eos: the special token that ends a text, where the tokenizer's own eos does not, as '<end_of_turn>' in a chat.
 
@@ -41,7 +43,8 @@ class HFTokenizer(Tokenizer):
 
         require_cleaning(clean)
         try:
-            pretrained = AutoTokenizer.from_pretrained(model_name)
+            name, gguf = hub.split_gguf(model_name)
+            pretrained = AutoTokenizer.from_pretrained(name, **gguf)
         except (OSError, ValueError) as error:
             raise ValueError(
                 f"No tokenizer could be loaded from {model_name!r}: it is neither a folder with a tokenizer nor a "
