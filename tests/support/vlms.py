@@ -8,14 +8,14 @@ from typing import Any
 from families import VISION, clip_processor, save, square_processor
 from foreign import SMALL, randomise, seeded
 
-PLACES = {"max_position_embeddings": 96}
+PLACES = {"max_position_embeddings": 192}
 GROUPED = {**SMALL, **PLACES, "num_key_value_heads": 2, "head_dim": 8}
 LANGUAGES: dict[str, dict[str, Any]] = {
     "llama": GROUPED,
     "qwen2": GROUPED,
     "mistral": {**GROUPED, "sliding_window": 12},
     "gemma3_text": {**GROUPED, "sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]},
-    "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 96, "tie_word_embeddings": False},
+    "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 192, "tie_word_embeddings": False},
     "gemma": GROUPED,
 }
 TOWERS = {

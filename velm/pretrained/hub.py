@@ -14,7 +14,6 @@ import os
 import re
 import socket
 from collections.abc import Collection
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -203,8 +202,12 @@ def split_gguf(model_name: str) -> tuple[str, dict[str, str]]:
     if not model_name.endswith(".gguf"):
         return model_name, {}
     folder, _, file = model_name.rpartition("/")
-    if find_spec("gguf") is None:
-        raise MissingPackageError(f"{model_name!r} is a GGUF file, which needs gguf: pip install 'velm[gguf]'.")
+    try:
+        import gguf  # noqa: F401 - transformers' message names no extra of VELM
+    except ImportError as error:
+        raise MissingPackageError(
+            f"{model_name!r} is a GGUF file, which needs gguf ({error}): pip install 'velm[gguf]'."
+        ) from error
     path = Path(folder or ".").expanduser()
     if path.is_dir() and not (path / file).is_file():
         raise FileNotFoundError(f"There is no file {file!r} in the folder {str(path)!r} (seen from {Path.cwd()}).")

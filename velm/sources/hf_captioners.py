@@ -100,16 +100,18 @@ def captioner(
     loss: dict[str, Any],
     length: int,
     read_weights: Callable[[int], dict[str, Tensor]],
+    longest: int = LONGEST,
 ) -> ForeignModel:
     """A model of an image tower and a decoder.
 
     Args:
         length: most tokens that the decoder holds.
+        longest: `data.max_length` unless the run says otherwise.
     """
     return ForeignModel(
         name=f"hf/{name}",
         model={"image_encoder": image, "decoder": decoder},
-        data={"tokenizer": {"name": f"hf/{name}"}, **data, "max_length": min(length, LONGEST)},
+        data={"tokenizer": {"name": f"hf/{name}"}, **data, "max_length": min(length, longest)},
         losses={"captioning": loss},
         read_weights=read_weights,
         aligned=False,

@@ -26,6 +26,9 @@ __all__ = ["idefics3", "llava", "paligemma"]
 LLAVA_PROMPT = "USER: <image>\n{text} ASSISTANT:"
 """Of LLaVA-1.5 (arXiv 2310.03744), for folders without a chat template."""
 
+LONGEST = 256
+"""Tokens of a prompt and its answer by default; `data.max_length` may raise it up to what the language model holds."""
+
 Projector = Callable[[StateDict], dict[str, Tensor]]
 
 
@@ -136,9 +139,17 @@ def _model(
         decoder=decoder,
         data=data,
         loss={},
-        length=int(getattr(text, "max_position_embeddings", None) or 512),
+        length=int(getattr(text, "max_position_embeddings", None) or LONGEST) - _image_positions(tower[0], decoder),
+        longest=LONGEST,
         read_weights=partial(_read, name, config, language, tower, projector),
     )
+
+
+def _image_positions(image: dict[str, Any], decoder: dict[str, Any]) -> int:
+    """Positions that an image of the model's own size takes, with a class token."""
+    vision = image.get("config", {})
+    grid = image.get("position_grid") or int(vision["image_size"]) // int(vision["patch_size"])
+    return (int(grid) // decoder.get("shuffle", 1)) ** 2 + 1
 
 
 def _read(
