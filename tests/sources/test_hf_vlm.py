@@ -9,6 +9,7 @@ from vlm_cases import QUESTIONS, SAVE, Case
 
 import velm
 from velm import cli
+from velm.data.text.template import Template
 from velm.generation import GenerationConfig, generate
 
 
@@ -62,6 +63,24 @@ def test_the_template_is_what_the_processor_writes(case):
             (after.replace("{text}", text), case.prompt.after, case.prompt.after_mask),
         ):
             assert tokenize.encode(part, add_special_tokens=False).ids == ids[i][mask[i]].tolist()
+
+
+def test_a_question_is_asked_as_the_processor_asks(case):
+    template = Template(case.pipeline.model.decoder.template, case.pipeline.tokenizer)
+    for i, text in enumerate(QUESTIONS):
+        if text == text.strip():  # VELM strips texts
+            before, after = template.prompt(text)
+            assert before == case.prompt.before[i][case.prompt.before_mask[i]].tolist()
+            assert after == case.prompt.after[i][case.prompt.after_mask[i]].tolist()
+
+
+def test_answers_of_the_pipeline_are_the_originals(case):
+    asked, images = [QUESTIONS[0], QUESTIONS[2], "dogs"], case.images
+    inputs = case.process([case.question(text) for text in asked])
+    suppress = list(case.pipeline.captioner._token_ids()["suppress"])
+    found = case.original.generate(**inputs, max_new_tokens=8, do_sample=False, suppress_tokens=suppress)
+    expected = [case.pipeline.tokenizer.decode(row[inputs["input_ids"].shape[1] :]) for row in found]
+    assert case.pipeline.caption(images, asked, max_length=8) == expected
 
 
 def test_an_import_is_bit_equal_and_needs_nothing_else(case, tmp_path):

@@ -125,5 +125,4 @@ class Case:
 
     def prefix(self, pipeline: Any) -> Any:
         model = pipeline.model
-        memory = model.memory(model.encode_image(self.pixels(pipeline)), None)
-        return model.decoder.read_prompt(*memory, self.prompt)
+        return model.memory(model.encode_image(self.pixels(pipeline)), None, self.prompt)
