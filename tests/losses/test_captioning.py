@@ -156,6 +156,12 @@ def test_the_logits_of_all_tokens_are_never_held() -> None:
     assert largest_tensor(tokens, CaptioningLoss(chunk_size=8), vocabulary) < tokens * vocabulary / 20
 
 
+def test_chunks_are_bounded_in_bytes_whatever_the_vocabulary(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokens, vocabulary = 256, 400
+    monkeypatch.setattr("velm.losses.captioning.CHUNK_BYTES", 8 * vocabulary * 4)
+    assert largest_tensor(tokens, CaptioningLoss(), vocabulary) < tokens * vocabulary / 20
+
+
 def test_without_gradient_none_is_made() -> None:
     out = output()
     with torch.no_grad():

@@ -38,9 +38,10 @@ class SharedPrefix:
     @classmethod
     def of(cls, cache: Any, mask: Tensor | None) -> SharedPrefix:
         """The prefixes in a DynamicCache of transformers, one row each."""
-        keys = tuple(layer.keys for layer in cache.layers)
-        owners = torch.arange(len(keys[0]), device=keys[0].device)
-        return cls(keys, tuple(layer.values for layer in cache.layers), mask, owners)
+        keys, values = (
+            tuple(getattr(layer, name).contiguous() for layer in cache.layers) for name in ("keys", "values")
+        )
+        return cls(keys, values, mask, torch.arange(len(keys[0]), device=keys[0].device))
 
     @property
     def length(self) -> int:

@@ -13,6 +13,9 @@ from velm.outputs import IGNORE, Batch, VisionLanguageOutput
 
 __all__ = ["CaptioningLoss", "linear_cross_entropy"]
 
+CHUNK_BYTES = 2**27
+"""Of the float32 logits that exist at the same time, whatever the vocabulary: 220 tokens of 151,936."""
+
 
 class CaptioningLoss(Loss):
     """Cross-entropy of the next token, in nats, averaged over the predicted tokens (eos included).
@@ -24,7 +27,8 @@ class CaptioningLoss(Loss):
     Args:
         label_smoothing: fraction of the target distribution spread over the vocabulary, in [0, 1)
             (arXiv 1512.00567).
-        chunk_size: tokens whose logits exist at the same time; affects memory and speed only.
+        chunk_size: tokens whose logits exist at the same time, at most; fewer where these would take more than 128 MiB.
+            Affects memory and speed only.
     """
 
     requires = frozenset({"decoder"})
@@ -106,6 +110,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         d_hidden = torch.empty_like(hidden) if needs_grad["hidden"] else None
         d_weight = torch.zeros_like(weight) if needs_grad["weight"] else None
         d_bias = torch.zeros_like(bias) if bias is not None and needs_grad["bias"] else None
+        size = max(1, min(size, CHUNK_BYTES // (4 * len(weight))))
         with torch.autocast(kind, enabled=False):
             matrix = weight.to(dtype)
             for start in range(0, len(hidden), size):
