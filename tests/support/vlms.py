@@ -13,6 +13,7 @@ GROUPED = {**SMALL, **PLACES, "num_key_value_heads": 2, "head_dim": 8}
 LANGUAGES: dict[str, dict[str, Any]] = {
     "llama": GROUPED,
     "qwen2": GROUPED,
+    "qwen3": GROUPED,
     "mistral": {**GROUPED, "sliding_window": 12},
     "gemma3_text": {**GROUPED, "sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]},
     "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 192, "tie_word_embeddings": False},
@@ -20,7 +21,7 @@ LANGUAGES: dict[str, dict[str, Any]] = {
 }
 TOWERS = {
     "llama": ("clip_vision_model", "default"), "qwen2": ("siglip_vision_model", "full"),
-    "mistral": ("vit", "default"), "gemma3_text": ("clip_vision_model", "full"),
+    "qwen3": ("dinov2", "default"), "mistral": ("vit", "default"), "gemma3_text": ("clip_vision_model", "full"),
     "gpt2": ("clip_vision_model", "default"),
 }  # fmt: skip
 LLAVA_CHAT = (
@@ -33,7 +34,8 @@ IDEFICS_CHAT = (
     "{% endfor %}<end_of_utterance>\n{% endfor %}{% if add_generation_prompt %}Assistant:{% endif %}"
 )
 CHATS: dict[str, str | None] = {
-    "llama": LLAVA_CHAT, "qwen2": LLAVA_CHAT, "mistral": LLAVA_CHAT, "gemma3_text": "{{ bos_token }}" + LLAVA_CHAT,
+    "llama": LLAVA_CHAT, "qwen2": LLAVA_CHAT, "qwen3": LLAVA_CHAT, "mistral": LLAVA_CHAT,
+    "gemma3_text": "{{ bos_token }}" + LLAVA_CHAT,
     "gpt2": None,
 }  # fmt: skip
 

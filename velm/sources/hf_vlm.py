@@ -125,6 +125,7 @@ def _model(
     projector: Projector,
 ) -> ForeignModel:
     """The whole; `language` names the language model in the state dict."""
+    places = int(getattr(config.text_config, "max_position_embeddings", None) or 4 * LONGEST)
     text, generation, tokenizer = config.text_config, hub.generation_config(name), open_tokenizer(name)
     eos = first(generation, text, key="eos_token_id")
     require_eos(tokenizer, eos if isinstance(eos, list) else [eos])
@@ -139,7 +140,7 @@ def _model(
         decoder=decoder,
         data=data,
         loss={},
-        length=int(getattr(text, "max_position_embeddings", None) or LONGEST) - _image_positions(tower[0], decoder),
+        length=(places - _image_positions(tower[0], decoder)) // 2,  # a prompt, and as much for what is written
         longest=LONGEST,
         read_weights=partial(_read, name, config, language, tower, projector),
     )
