@@ -31,6 +31,8 @@ def test_parameters_by_part() -> None:
         ({"name": "timm/resnet18", "pretrained": True}, True),
         ({"name": "timm/resnet18", "pretrained": False}, False),
         ("hf/bert-base-uncased", True),
+        ("llm/some/model", True),
+        ({"name": "llm/llama", "config": {"hidden_size": 8}}, False),
         ({"name": "hf/bert", "config": {"hidden_size": 8}}, False),
         ({"name": "hf/bert", "config": {"hidden_size": 8}, "pretrained": True}, True),
         ("vit", False),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import pytest
@@ -85,20 +85,21 @@ def make_llm(memory: tuple[str, ...] = ("image",), vocab_size: int = 6000, **dec
     )
 
 
-def make_pairs(count: int) -> Batch:
-    return probe(count, tokenizer=ByteTokenizer(), length=16, image_size=32, has_target=True)
+def make_pairs(count: int, has_prompt: bool = False) -> Batch:
+    return probe(count, tokenizer=ByteTokenizer(), length=16, image_size=32, has_target=True, has_prompt=has_prompt)
 
 
 @pytest.mark.parametrize(
     "options",
-    [{"memory": ("image", "text")}, {"trainable": "projector", "shuffle": 2},
+    [{"memory": ("image", "text")}, {"template": "what is {text} ?"}, {"trainable": "projector", "shuffle": 2},
      {"projector": "resampler", "prefix_norm": "match", "trainable": "projector", "vocab_size": 60_000}],
 )  # fmt: skip
 def test_the_prediction_is_the_peak_of_a_language_model_behind_an_image(options: dict[str, Any]) -> None:
     """The prefix lengthens the sequence, logits are held in chunks; a frozen model has no gradients and no moments."""
-    costs = measure(lambda: make_llm(**options), make_pairs, "32-true", rows=BATCH)
+    make_batch = partial(make_pairs, has_prompt="template" in options)
+    costs = measure(lambda: make_llm(**options), make_batch, "32-true", rows=BATCH)
     predicted = memory(costs, Setup(gpus=1, batch=BATCH))
-    task, batch = make_llm(**options).train(), make_pairs(BATCH)
+    task, batch = make_llm(**options).train(), make_batch(BATCH)
     for parameter in task.parameters():
         parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
     peak = allocated_peak(lambda: task.losses(task.model(batch, task.needs), batch)[0])

@@ -12,6 +12,7 @@ import numpy as np
 from velm import registry
 from velm.data.base import DetectedFormat, Record, first_records, text_counts, text_only
 from velm.data.text.base import Tokenizer
+from velm.data.text.template import Template
 from velm.doctor import batches, parts, texts
 from velm.doctor.duplicates import check_duplicates
 from velm.doctor.images import check_images, check_range, check_records, scan_images
@@ -89,7 +90,8 @@ class _Examination:
             self.findings += check_duplicates(scanned)
         train_data = data if "train" in splits else None
         tokenizer = None if train_data is None else self.attempt("tokenizer", lambda: train_data.tokenizer)
-        lengths = None if tokenizer is None else self.check_texts(splits, tokenizer)
+        prompts = None if train_data is None or tokenizer is None else self.attempt("model", lambda: train_data.prompts)
+        lengths = None if tokenizer is None else self.check_texts(splits, tokenizer, prompts)
         vocabulary = {"vocab_size": 1000, "pad_id": 0}
         if tokenizer is not None:
             vocabulary = {"vocab_size": tokenizer.vocab_size, "pad_id": tokenizer.pad_id}
@@ -139,10 +141,12 @@ class _Examination:
             self.findings += check_records(name, records, self.config["data"]["max_bad"])
         return splits
 
-    def check_texts(self, splits: Mapping[str, Sequence[Record]], tokenizer: Tokenizer) -> np.ndarray | None:
+    def check_texts(
+        self, splits: Mapping[str, Sequence[Record]], tokenizer: Tokenizer, prompts: Template | None
+    ) -> np.ndarray | None:
         """The checks of texts; int (texts,), tokens of each text of all splits, None if they cannot be read."""
         self.findings.append(texts.special_tokens(tokenizer))
-        read = self.attempt("data", lambda: {n: texts.read_texts(r, tokenizer) for n, r in splits.items()})
+        read = self.attempt("data", lambda: _read_texts(splits, tokenizer, prompts))
         if read is None:
             return None
         self.findings += [
@@ -229,6 +233,12 @@ def _build_data(options: Mapping[str, Any]) -> VisionLanguageData:
     data = build_data({**options, "dataset": {"name": name, **dataset}})
     data.dataset.max_bad = 1.0
     return data
+
+
+def _read_texts(
+    splits: Mapping[str, Sequence[Record]], tokenizer: Tokenizer, prompts: Template | None
+) -> dict[str, texts.TextStatistics]:
+    return {name: texts.read_texts(records, tokenizer, template=prompts) for name, records in splits.items()}
 
 
 def _build_task(options: Mapping[str, Any], vocabulary: Mapping[str, int]) -> VisionLanguageTask:

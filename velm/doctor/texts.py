@@ -9,7 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from velm.data.base import Record, text_only
+from velm.data.batches.lengths import template_lengths
 from velm.data.text.base import Tokenizer
+from velm.data.text.template import Template
 from velm.data.text.vocabulary import unknown_advice
 from velm.findings import Finding, Severity, examples, share
 
@@ -39,21 +41,26 @@ class TextStatistics:
     unknown: int
 
 
-def read_texts(records: Sequence[Record], tokenizer: Tokenizer, limit: int = LIMIT) -> TextStatistics:
-    """Read the texts of at most `limit` records, evenly spaced."""
+def read_texts(
+    records: Sequence[Record], tokenizer: Tokenizer, limit: int = LIMIT, template: Template | None = None
+) -> TextStatistics:
+    """Read the texts of at most `limit` records, evenly spaced; with a template, prompt and target have one length."""
     indices = np.unique(np.linspace(0, len(records) - 1, min(limit, len(records))).round().astype(int)).tolist()
     by_text: dict[str, set[str]] = defaultdict(set)
-    lengths, unknown = [], 0
+    lengths, tokens, unknown = [], 0, 0
     for index in indices:
         record = text_only(records, index)
         for text in record.texts:
             by_text[text].add(record.image_id)
         for text in (*record.texts, *(record.targets or ())):
             ids = tokenizer.to_ids(text)
-            lengths.append(len(ids) + 2)
+            tokens += len(ids)
             unknown += sum(i == tokenizer.unk_id for i in ids)
-    counted = np.asarray(lengths, dtype=np.int64)
-    return TextStatistics(len(indices), by_text, counted, int(counted.sum()) - 2 * len(counted), unknown)
+            if template is None:
+                lengths.append(len(ids) + 2)
+        if template is not None:
+            lengths += template_lengths(record, template)
+    return TextStatistics(len(indices), by_text, np.asarray(lengths, dtype=np.int64), tokens, unknown)
 
 
 def special_tokens(tokenizer: Tokenizer) -> Finding:

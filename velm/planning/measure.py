@@ -29,6 +29,7 @@ from velm.losses.weighted import build_losses
 from velm.outputs import Batch, JointEmbeddings, VisionLanguageOutput
 from velm.planning.step import Costs
 from velm.pretrained.weights import skip_pretrained
+from velm.prompt import Prompt
 from velm.training.memory.recompute import blocks_of
 from velm.training.task import VisionLanguageTask
 
@@ -94,6 +95,7 @@ def probe(
     image_size: int | None,
     per_image: int = 1,
     has_target: bool = False,
+    has_prompt: bool = False,
 ) -> Batch:
     """A batch of black images and of texts that repeat one token.
 
@@ -101,6 +103,7 @@ def probe(
         length: T, tokens per text, bos and eos included.
         image_size: pixels; None: no images.
         has_target: whether texts are to be generated from texts.
+        has_prompt: whether half of the `length` tokens are a prompt, and the others the target (`decoder.template`).
 
     Returns:
         images uint8 (count, 3, image_size, image_size), tokens int64 (count * per_image, T) without padding.
@@ -112,13 +115,19 @@ def probe(
     tokens[:, 0], tokens[:, -1] = tokenizer.bos_id, tokenizer.eos_id
     mask = torch.ones_like(tokens, dtype=torch.bool)
     images = None if image_size is None else torch.zeros(count, 3, image_size, image_size, dtype=torch.uint8)
+    prompt, target, target_mask = None, tokens if has_target else None, mask if has_target else None
+    if has_prompt:
+        read = length // 2
+        prompt = Prompt(tokens[:, :0], mask[:, :0], tokens[:, :read], mask[:, :read])
+        target, target_mask = torch.cat([tokens[:, :1], tokens[:, read + 1 :]], dim=1), mask[:, read:]
     return Batch(
         images=images,
         tokens=tokens,
         mask=mask,
         image_ids=rows,
-        target_tokens=tokens if has_target else None,
-        target_mask=mask if has_target else None,
+        target_tokens=target,
+        target_mask=target_mask,
+        prompt=prompt,
         image_rows=rows if per_image > 1 and images is not None else None,
     )
 

@@ -142,7 +142,7 @@ def costs_of(
         lambda samples: probe(
             samples, tokenizer=tokenizer, length=length or data["max_length"],
             image_size=data["image_size"] if has_images else None,
-            per_image=data["captions_per_image"], has_target=has_target,
+            per_image=data["captions_per_image"], has_target=has_target, has_prompt=data.get("template") is not None,
         ),
         str(config["trainer"]["precision"] or "32-true"), rows,
     )  # fmt: skip

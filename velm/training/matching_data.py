@@ -9,6 +9,7 @@ from velm.encoders.image_size import require_image_size
 from velm.errors import ConfigError
 from velm.model import VisionLanguageModel
 from velm.training.memory.feature_cache import require_frozen
+from velm.training.prefix_data import require_prefix_data
 
 __all__ = ["require_matching_data"]
 
@@ -23,7 +24,8 @@ def require_matching_data(model: VisionLanguageModel, needs: Collection[str], da
 
     Raises:
         ConfigError: the text is in the memory and there is no target column, the decoder is too short, the image
-            encoder cannot read images of `image_size`, or `cache_features` is set and it is not frozen.
+            encoder cannot read images of `image_size`, `cache_features` is set and it is not frozen, or a language
+            model cannot read the data behind the image (see `velm.training.prefix_data`).
     """
     if getattr(data, "cache_features", False):
         require_frozen(model.image_encoder)
@@ -42,3 +44,5 @@ def require_matching_data(model: VisionLanguageModel, needs: Collection[str], da
             f"data.max_length is {data.max_length} tokens, but the decoder holds {limit}: "
             f"lower data.max_length or raise model.decoder.max_length."
         )
+    if "decoder" in needs:
+        require_prefix_data(model, data)
