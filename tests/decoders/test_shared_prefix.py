@@ -57,7 +57,7 @@ def test_cached_equals_uncached_whoever_shares(name, attention, case, monkeypatc
     other = own_prefixes(monkeypatch, name, **options)
     torch.testing.assert_close(other.output_projection(other(tokens, memory, mask)), expected, atol=1e-5, rtol=0)
     state, owners = decoder.start(memory, mask), torch.arange(3)
-    assert state.shared is not None
+    assert decoder.takes_views
     for place, rows in enumerate(
         [[0, 1, 2], [2, 0, 0, 1], [0, 1, 3], [2, 0, 0], [1, 1, 0, 2, 2, 1], [0, 5, 4, 1], [2]]
     ):
@@ -159,7 +159,8 @@ def test_a_prefix_is_held_once_and_states_are_values():
     decoder, memory = build(), torch.randn(2, 5, 12)
     start = decoder.start(memory)
     beams = start.select(torch.tensor([0, 0, 0, 1, 1, 1]))
-    assert all(mine is theirs for mine, theirs in zip(beams.shared.keys, start.shared.keys, strict=True))
+    for layer, keys in zip(start.cache.layers, beams.shared.keys, strict=True):
+        assert keys.data_ptr() == layer.keys.data_ptr()
     first, state = decoder.step(torch.tensor([4, 5, 6, 7, 8, 9]), beams)
     decoder.step(torch.tensor([9, 9, 9, 9, 9, 9]), state)
     decoder.step(torch.tensor([8, 8]), state.select(torch.tensor([5, 0])))
@@ -176,8 +177,26 @@ def test_a_model_that_drops_the_view_has_prefixes_of_its_own(monkeypatch):
     tokens, memory = torch.randint(4, 32, (2, 3)), torch.randn(2, 5, 12)
     state = decoder.start(memory)
     assert not decoder.takes_views
-    assert state.shared is None
     for place in range(3):
         logits, state = decoder.step(tokens[:, place], state)
     expected = decoder.output_projection(decoder(tokens, memory)[:, -1])
     torch.testing.assert_close(logits, expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("inference", [False, True])
+def test_rows_that_go_on_from_one_state_do_not_see_each_other(inference):
+    decoder, memory = build("gemma3_text"), torch.randn(2, 5, 12)
+    tokens = torch.randint(4, 32, (2, 3, 40))  # two continuations of each memory, longer than the room for them
+    with torch.inference_mode(inference):
+        start = decoder.start(memory)
+    with torch.no_grad():
+        states = [start, start, start]
+        for place in range(40):
+            for number in range(3):
+                logits, states[number] = decoder.step(tokens[:, number, place], states[number])
+                if place % 13 == 12:
+                    expected = decoder.output_projection(decoder(tokens[:, number, : place + 1], memory)[:, -1])
+                    torch.testing.assert_close(logits, expected, atol=1e-5, rtol=0)
+    _, state = decoder.step(tokens[:, 0, 0], decoder.start(memory.requires_grad_()))
+    decoder.step(tokens[:, 0, 1], state)[0].sum().backward()  # with gradients
+    assert memory.grad.abs().sum() > 0

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from velm.decoders.base import Decoder, DecoderState
-from velm.decoders.cache import fork
+from velm.decoders.cache import appending, fork
 from velm.decoders.shared_prefix import SharedPrefix, SharedStep
 from velm.decoders.views import Sequence, View
 from velm.errors import ConfigError
@@ -33,13 +33,14 @@ class PrefixState(DecoderState):
     """Keys and values of the prefix and of the tokens so far.
 
     Attributes:
-        cache: transformers' DynamicCache, never changed in place: of P + length positions, or with `shared` of the
-            `length` tokens alone.
+        cache: transformers' DynamicCache, as a value: of P + length positions, or with `shared` of the `length` tokens
+            alone.
         mask: bool (B, P), True on the content of the prefix; None: all of it, or see `shared`.
         prefix: P.
         length: tokens fed so far.
         first: float (B, D'), the hidden state of the prompt's last position, until the first step; None: no prompt.
-        shared: the prefixes, which the rows of one memory share; None: each row has its own in `cache`.
+        shares: whether rows of the same memory may share its prefix.
+        shared: the prefixes, once a memory has several rows; None: each row has its own in `cache`.
     """
 
     cache: Any
@@ -47,13 +48,25 @@ class PrefixState(DecoderState):
     prefix: int
     length: int = 0
     first: Tensor | None = None
+    shares: bool = False
     shared: SharedPrefix | None = None
 
     def select(self, rows: Tensor) -> PrefixState:
+        if self.shares and self.shared is None and len(rows.unique()) < len(rows):
+            return self._split().select(rows)
         mask = None if self.mask is None else self.mask.index_select(0, rows)
         first = None if self.first is None else self.first.index_select(0, rows)
         shared = None if self.shared is None else self.shared.select(rows)
         return replace(self, cache=fork(self.cache, rows), mask=mask, first=first, shared=shared)
+
+    def _split(self) -> PrefixState:
+        """The same with the prefixes apart from the text, so that rows can share them."""
+        from transformers import DynamicCache
+
+        text = DynamicCache()
+        for number, layer in enumerate(self.cache.layers if self.length else ()):
+            text.update(layer.keys[:, :, self.prefix :], layer.values[:, :, self.prefix :], number)
+        return replace(self, cache=text, mask=None, shared=SharedPrefix.of(self.cache, self.prefix, self.mask))
 
 
 class PrefixDecoder(Decoder):
@@ -132,9 +145,7 @@ class PrefixDecoder(Decoder):
         length = prefix.shape[1]
         hidden = self.run(prefix, self._view(prefix, length, mask), cache)
         first = None if self.template is None else _last(hidden, mask)
-        if not self.takes_views:
-            return PrefixState(cache, mask, length, first=first)
-        return PrefixState(DynamicCache(), None, length, first=first, shared=SharedPrefix.of(cache, mask))
+        return PrefixState(appending(cache), mask, length, first=first, shares=self.takes_views)
 
     def step(self, token: Tensor, state: DecoderState) -> tuple[Tensor, PrefixState]:
         assert isinstance(state, PrefixState)

@@ -36,11 +36,10 @@ class SharedPrefix:
     order: RowOrder | None = None
 
     @classmethod
-    def of(cls, cache: Any, mask: Tensor | None) -> SharedPrefix:
-        """The prefixes in a DynamicCache of transformers, one row each."""
-        keys, values = (
-            tuple(getattr(layer, name).contiguous() for layer in cache.layers) for name in ("keys", "values")
-        )
+    def of(cls, cache: Any, length: int, mask: Tensor | None) -> SharedPrefix:
+        """The first `length` positions of a DynamicCache of transformers, one row each."""
+        keys = tuple(layer.keys[:, :, :length] for layer in cache.layers)
+        values = tuple(layer.values[:, :, :length] for layer in cache.layers)
         return cls(keys, values, mask, torch.arange(len(keys[0]), device=keys[0].device))
 
     @property

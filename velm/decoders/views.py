@@ -100,17 +100,15 @@ class Sequence:
 
     def seen(self, window: int | None = None) -> Tensor:
         """`mask`, also where none is needed."""
-        seen = torch.ones(self.total, self.total, dtype=torch.bool, device=self.device).tril()
+        seen = torch.ones(self.total - self.past, self.total, dtype=torch.bool, device=self.device).tril(self.past)
+        itself = seen.triu(self.past)  # padding, too: a softmax over nothing is NaN
         seen[: self.both, : self.both] = True
         content = self._content()
         seen = seen[None] if content is None else seen & content[:, None]
         if window is not None:
             places = self._places()
-            seen = seen & (places[:, None] > places[:, :, None] - window)
-        itself = torch.eye(
-            self.total, dtype=torch.bool, device=self.device
-        )  # padding, too: softmax over nothing is NaN
-        return (seen | itself)[:, self.past :]
+            seen = seen & (places[:, None] > places[:, self.past :, None] - window)
+        return seen | itself
 
     def attend(
         self, module: Any, query: Tensor, key: Tensor, value: Tensor, scaling: float, window: int | None, dropout: float
