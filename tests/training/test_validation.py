@@ -15,9 +15,11 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from velm import metrics
+from velm.data.base import Record
 from velm.losses.weighted import build_losses
 from velm.model import build_model
 from velm.pipeline import Pipeline
+from velm.training.blind import blind_scores
 from velm.training.config import ValidationConfig
 from velm.training.data import VisionLanguageData
 from velm.training.validation import SplitScores
@@ -118,14 +120,16 @@ def _process(rank: int, port: int, folder: str, world_size: int) -> None:
     found = {}
     for name, shares in SHARES.items():
         images = [image for share in shares[rank::world_size] for image in share]
-        scores = update_with(data, images)
-        found[name] = (scores.compute(), scores.captions, scores.embeds)
+        scores, blind = update_with(data, images), update_with(data, images, blind=True)
+        found[name] = ({**scores.compute(), **blind.compute()}, scores.captions, scores.embeds)
     torch.save(found, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
 
-def update_with(data: VisionLanguageData, images: Sequence[int]) -> SplitScores:
-    scores = make_scores(data, "contrastive", "captioning", captions=3, max_length=5)
+def update_with(data: VisionLanguageData, images: Sequence[int], blind: bool = False) -> SplitScores:
+    scores = make_scores(data, "contrastive", "captioning", captions=3, max_length=5, blind=blind)
+    if blind:
+        scores = blind_scores(scores) or scores
     data.eval_batch_size = 1
     for row, batch in enumerate(data.val_dataloader()):
         if row in images:
@@ -143,7 +147,11 @@ def test_ranks_change_no_bit(data: VisionLanguageData, tmp_path: Path, world_siz
     torch.set_num_threads(1)
     for name, shares in SHARES.items():
         alone = update_with(data, [image for share in shares for image in share])
-        expected = alone.compute()
+        expected = {
+            **alone.compute(),
+            **update_with(data, [i for share in shares for i in share], blind=True).compute(),
+        }
+        assert "blind/captioning" in expected
         assert ("caption/cider" in expected) == (name != "no rank has captions")
         for rank in range(world_size):
             metrics, captions, embeds = torch.load(tmp_path / f"{rank}.pt")[name]
@@ -203,7 +211,7 @@ def test_targets_are_the_references(data: VisionLanguageData) -> None:
 
 def test_an_answer_is_right_for_its_own_question_only(data: VisionLanguageData) -> None:
     scores = make_scores(data, "captioning")
-    scores.records = [SimpleNamespace(texts=("colour ?", "shape ?", "colour ?"), targets=("red", "star", "crimson"))]  # type: ignore[assignment,list-item]
+    scores.records = [Record("a", None, ("colour ?", "shape ?", "colour ?"), ("red", "star", "crimson"))]
     scores.captions = {0: "star"}
     assert scores._captioning()["caption/exact_match"] == 1.0  # a decoder that looks at the image alone
     scores.pipeline.model.memory_sources = ("image", "text")
