@@ -30,6 +30,14 @@ def test_words_are_found_in_the_texts_that_have_them(tokenizer):
         assert sentence[-len(ids) :] == ids
 
 
+def test_answers_and_prefixes_begin_behind_what_leads_a_text():
+    tokenizer = ByteTokenizer()
+    found = encode_text_options(tokenizer, {"answers": ["a dog"], "prefix": "a", "forbidden": ["red"]}, lead=" ")
+    assert found["answers"] == [tokenizer.to_ids(" a dog")]
+    assert found["prefix"] == tokenizer.to_ids(" a")
+    assert found["forbidden"] == encode_text_options(tokenizer, {"forbidden": ["red"]})["forbidden"]
+
+
 def test_a_tokenizer_that_marks_the_space_before_a_word():
     class Marking(WordTokenizer):
         """As GPT-2's: 'dog' at the beginning and ' dog' inside are different tokens."""
