@@ -9,11 +9,16 @@ import torch
 
 import velm
 from tests.support.tiny import image_bytes
-from velm.errors import PipelineError
+from velm.errors import ConfigError, DataError, PipelineError
 from velm.evaluation.predictions import predict
 from velm.generation import log_likelihood
+from velm.losses.weighted import build_losses
+from velm.model import build_model
+from velm.training.config import ValidationConfig
 from velm.training.data import VisionLanguageData
+from velm.training.matching_data import require_matching_data
 from velm.training.run import main
+from velm.training.validation import SplitScores
 
 TEMPLATE = "question : {text} answer :"
 DECODER = {
@@ -146,6 +151,21 @@ def test_a_prompt_that_leaves_no_answer_is_a_bad_sample_by_name(run):
     assert bad
     assert all("leaves no room for an answer" in each.cause for each in bad)
     assert all(each.path.endswith(".jpg") for each in bad)
+
+
+def test_conversations_need_a_causal_prefix(run):
+    decoder = {**DECODER, "prefix_attention": "bidirectional"}
+    model = build_model({"image_encoder": {"name": "cnn", "dim": 8}, "decoder": decoder, "vocab_size": 30})
+    with pytest.raises(ConfigError, match=r"several turns.* Set it to causal, or data.dataset.use to answers"):
+        require_matching_data(model, {"decoder"}, data_of(run))
+
+
+def test_a_validation_without_a_usable_sample_says_where_they_are_named(run):
+    data = data_of(run)
+    pipeline = velm.load(run / "run" / "best.ckpt")
+    losses = build_losses({"captioning": {}}, embed_dim=8)
+    with pytest.raises(DataError, match=r"None of the samples of the split could be used.*quarantine.jsonl"):
+        SplitScores(pipeline, data.records("val"), losses, ValidationConfig()).compute()
 
 
 def test_what_cannot_be_asked_is_told(run):

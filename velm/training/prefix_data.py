@@ -23,8 +23,8 @@ def require_prefix_data(model: VisionLanguageModel, data: Any) -> None:
         data: a `VisionLanguageData`.
 
     Raises:
-        ConfigError: the answer would stand in the prompt, the tokenizer's pad is its eos, `shuffle` does not fit the
-            grid, or prefix and text are longer than the model's context.
+        ConfigError: the answer would stand in the prompt, conversations meet a bidirectional prefix, the tokenizer's
+            pad is its eos, `shuffle` does not fit the grid, or prefix and text are longer than the model's context.
     """
     decoder = model.decoder
     if not isinstance(decoder, PrefixDecoder):
@@ -42,6 +42,12 @@ def require_prefix_data(model: VisionLanguageModel, data: Any) -> None:
             f"decoder.template: 'Question: {{text}} Answer:'.",
             stacklevel=2,
         )
+    if decoder.bidirectional and any(any(data.records("train")[i].histories or ()) for i in _first(data)):
+        raise ConfigError(
+            "The data has conversations of several turns, and decoder.prefix_attention is bidirectional: the earlier "
+            "turns are read in one direction in training and in both when an answer is written. Set it to causal, or "
+            "data.dataset.use to answers."
+        )
     tokenizer = data.tokenizer
     if tokenizer.pad_id == tokenizer.eos_id:
         raise ConfigError(
@@ -49,6 +55,10 @@ def require_prefix_data(model: VisionLanguageModel, data: Any) -> None:
             f"learn to write padding. Give pad an id of its own."
         )
     _require_context(model, decoder, data)
+
+
+def _first(data: Any, limit: int = 100) -> range:
+    return range(min(len(data.records("train")), limit))
 
 
 def _require_context(model: VisionLanguageModel, decoder: PrefixDecoder, data: Any) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from velm.data.base import Record, questions
+from velm.errors import DataError
 from velm.generation import GenerationConfig
 from velm.losses.weighted import WeightedLosses
 from velm.metrics.modules import CaptionMetrics, RetrievalMetrics, RowMetric
@@ -153,4 +154,10 @@ class _Batches(RowMetric):
         self.append(numbers=torch.stack(list(batches)) if batches else torch.empty(0))
 
     def compute(self) -> Tensor:
-        return self.column("numbers")
+        try:
+            return self.column("numbers")
+        except ValueError as error:
+            raise DataError(
+                "None of the samples of the split could be used, so there is nothing to measure: quarantine.jsonl in "
+                "the run folder names each and its cause."
+            ) from error
