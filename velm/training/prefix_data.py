@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from velm.decoders.llm import LLMDecoder
 from velm.decoders.prefix import PrefixDecoder
 from velm.errors import ConfigError, VelmError
 from velm.model import VisionLanguageModel
@@ -35,7 +36,7 @@ def require_prefix_data(model: VisionLanguageModel, data: Any) -> None:
             f"caption to write would stand in the prompt: name the column of the answers, e.g. "
             f"data.dataset.target_column: answer, or leave {{text}} out of the template."
         )
-    if data.has_target and "text" not in model.reads:
+    if data.has_target and "text" not in model.reads and isinstance(decoder, LLMDecoder):
         warnings.warn(
             f"The data has texts with targets, such as questions with answers, and the decoder reads the image alone "
             f"(decoder.template: {decoder.template!r}): every text of an image has the same prompt. To read the texts: "

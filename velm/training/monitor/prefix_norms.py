@@ -56,8 +56,9 @@ def prefix_norms(model: VisionLanguageModel, batch: Batch) -> tuple[float, float
     modes = {module: module.training for module in model.modules()}
     model.eval()  # no statistics of a batch are updated, and no random number is drawn
     try:
-        output = model(batch, {"decoder"})
-        prefix, content = decoder.embed_prefix(*model.encoder_memory(output.image, output.text))
+        with torch.compiler.set_stance("force_eager"):  # nothing is compiled for these few
+            output = model(batch, {"decoder"})
+            prefix, content = decoder.embed_prefix(*model.encoder_memory(output.image, output.text))
         target = (batch.tokens, batch.mask) if batch.target_tokens is None else (batch.target_tokens, batch.target_mask)
         assert target[0] is not None
         assert target[1] is not None
