@@ -10,7 +10,7 @@ import torch
 import transformers
 
 from tests.decoders.test_llm import CONFIGS, build
-from velm.decoders import llm
+from velm.decoders import llm, views
 from velm.decoders.cache import cache_option
 from velm.generation import GenerationConfig, generate
 from velm.prompt import Prompt
@@ -200,3 +200,13 @@ def test_rows_that_go_on_from_one_state_do_not_see_each_other(inference):
     _, state = decoder.step(tokens[:, 0, 0], decoder.start(memory.requires_grad_()))
     decoder.step(tokens[:, 0, 1], state)[0].sum().backward()  # with gradients
     assert memory.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("case", ["whole", "padded"])
+@pytest.mark.parametrize("name", ["qwen3", "gemma3_text", "gpt2"])
+def test_matrix_products_attend_as_the_fused_kernel(name, case, monkeypatch):
+    decoder, tokens = build(name), torch.randint(4, 32, (3, 7))
+    memory, mask = read(decoder, case)
+    expected = decoder(tokens, memory, mask)
+    monkeypatch.setattr(views, "matmul_is_faster", lambda query, keys: True)
+    torch.testing.assert_close(decoder(tokens, memory, mask), expected, atol=1e-5, rtol=0)
