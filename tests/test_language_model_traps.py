@@ -28,7 +28,6 @@ from velm.data.text.template import PromptIds, Template
 from velm.decoders import prefix as prefix_module
 from velm.decoders.llm import LLMDecoder
 from velm.decoders.prefix import PrefixDecoder
-from velm.decoders.shared_prefix import SharedPrefix
 from velm.decoders.views import Sequence
 from velm.generation import generate
 from velm.losses.captioning import CaptioningLoss
@@ -189,7 +188,7 @@ def trap(target: Any, name: str, value: Any) -> Callable[[pytest.MonkeyPatch], N
 
 
 SAMPLE, PREDICTING, WHOLE, START = Template.sample, PrefixDecoder._predicting, PrefixDecoder._whole, PrefixDecoder.start
-EMBED, OF, DECODE = LLMDecoder.embed_prefix, SharedPrefix.of, VisionLanguageModel._decode
+EMBED, START, DECODE = LLMDecoder.embed_prefix, PrefixDecoder.start, VisionLanguageModel._decode
 
 
 def without_eos(self: Template, *args: Any, **options: Any) -> Any:
@@ -213,11 +212,11 @@ def scaled(self: LLMDecoder, *args: Any) -> Any:
     return image * 4, mask
 
 
-def without_prefix(cache: Any, mask: Any) -> Any:
-    shared = OF(cache, mask)
-    content = torch.zeros(len(cache.layers[0].keys), cache.layers[0].keys.shape[2], dtype=torch.bool)
+def without_prefix(self: PrefixDecoder, *args: Any) -> Any:
+    state = START(self, *args)
+    content = torch.zeros(len(state.cache.layers[0].keys), state.prefix, dtype=torch.bool)
     content[:, 0] = True
-    return dataclasses.replace(shared, mask=content)
+    return dataclasses.replace(state, mask=content)
 
 
 def with_bos(self: PrefixDecoder, tokens: torch.Tensor, prefix: torch.Tensor, mask: Any) -> Any:
@@ -266,7 +265,7 @@ TRAPS: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], Callable[[Case], No
     "positions count padding": (
         trap(Sequence, "_places", lambda self: torch.arange(self.total, device=self.device)[None]), law_of_the_loss, {},
     ),
-    "the cache is dropped at the prefill": (trap(SharedPrefix, "of", without_prefix), law_of_the_search, {}),
+    "the cache is dropped at the prefill": (trap(PrefixDecoder, "start", without_prefix), law_of_the_search, {}),
     "a causal prefix": (trap(PrefixDecoder, "_view", causal), law_of_the_loss, {"prefix_attention": "bidirectional"}),
     "tokenized by pieces": (
         trap(BPETokenizer, "to_ids_of_parts", Tokenizer.to_ids_of_parts), law_of_the_seam, {},
