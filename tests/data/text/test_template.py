@@ -137,6 +137,14 @@ def test_every_turn_repeats_the_template_and_its_answer_is_learnt_with_eos(folde
     assert len(last.before) + len(last.after) > len(prompt.before) + len(prompt.after)
 
 
+def test_the_tokens_around_an_image_are_left_out_with_it(folder):
+    tokenizer = HFTokenizer(model_name=folder(words=True))
+    made = Template("<|im_start|>User:<image></s>{image}<image>{text}<|im_end|>\nAssistant:", tokenizer)
+    _, target, _ = made.sample("which?", "that", HISTORY[:1], all_turns=True)
+    text = tokenizer._backend.decode(target[1:], skip_special_tokens=False)
+    assert text == " red.<|im_end|><|im_start|>User:which?<|im_end|>\nAssistant: that<|im_end|>"
+
+
 def test_a_tokenizer_that_begins_with_bos_does_so_in_a_prompt_once(tokenizer):
     tokenizer.start_text = "<s>"
     (bos,) = tokenizer.to_ids_of_parts(["<s>"])[0]

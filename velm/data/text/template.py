@@ -47,7 +47,7 @@ IMAGE, EOS = _Part("image"), _Part("eos")
 class Template:
     """Tokenizes texts and answers inside a template; the whole is tokenized at once and cut by offsets.
 
-    A later turn of a conversation repeats a template without its image and bos. A blank stands before an answer that
+    A later turn of a conversation repeats a template without bos, its image and the special tokens around that. A blank stands before an answer that
     does not follow white space. An answer ends with the tokenizer's eos.
 
     Args:
@@ -115,7 +115,7 @@ class Template:
         start = self.tokenizer.start_text
         begin = [] if start is None or start in whole else [_Part("fixed", start)]
         parts = [*begin, *_fill(whole, history[0][0] if history else text)]
-        later = re.sub(r"\{image\}\s*", "", self.template).replace(self.tokenizer.bos_text or CHAT_MARK, "")
+        later = _without_image(self.template, self.tokenizer)
         for number, (_, answer) in enumerate(history):
             following = history[number + 1][0] if number + 1 < len(history) else text
             parts += [_Part("answer", self._separated(answer)), EOS, *_fill(later, following)]
@@ -129,6 +129,13 @@ class Template:
 
     def _separated(self, answer: str) -> str:
         return answer if answer[:1].isspace() else self.lead + answer
+
+
+def _without_image(template: str, tokenizer: Tokenizer) -> str:
+    """A template for the turns behind the image: without it, the special tokens on both sides of it, and bos."""
+    special = "|".join(map(re.escape, tokenizer.special_texts)) or "(?!)"
+    rest = re.sub(rf"((?:{special})+\{{image\}}(?:{special})+|\{{image\}})\s*", "", template)
+    return rest.replace(tokenizer.bos_text or CHAT_MARK, "")
 
 
 def fixed_text(template: str | None) -> str | None:
