@@ -47,8 +47,8 @@ IMAGE, EOS = _Part("image"), _Part("eos")
 class Template:
     """Tokenizes texts and answers inside a template; the whole is tokenized at once and cut by offsets.
 
-    A later turn of a conversation repeats a template without bos, its image and the special tokens around that. A blank stands before an answer that
-    does not follow white space. An answer ends with the tokenizer's eos.
+    A later turn of a conversation repeats a template without bos, its image and the special tokens around that. A
+    blank stands before an answer that does not follow white space. An answer ends with the tokenizer's eos.
 
     Args:
         template: a text with `{text}` where the text stands, or without it where all images have one instruction, and
