@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from velm.encoders.base import EncoderOutput as EncoderOutput
     from velm.encoders.base import ImageEncoder as ImageEncoder
     from velm.encoders.base import TextEncoder as TextEncoder
+    from velm.exports import export as export
+    from velm.exports import from_pretrained as from_pretrained
+    from velm.exports import push_to_hub as push_to_hub
     from velm.losses.base import Loss as Loss
     from velm.model import VisionLanguageModel as VisionLanguageModel
     from velm.model import build_model as build_model
@@ -37,6 +40,7 @@ _MODULES = {
     "velm.encoders.base": ("ImageEncoder", "TextEncoder"),
     "velm.outputs": ("EncoderOutput",),
     "velm.decoders.base": ("Decoder",),
+    "velm.exports": ("export", "from_pretrained", "push_to_hub"),
     "velm.losses.base": ("Loss",),
     "velm.data.base": ("Dataset", "Record"),
     "velm.data.text.base": ("Tokenizer",),

@@ -23,6 +23,7 @@ COMMANDS = {
     "plan": ("velm.commands.plan", "predict memory and time of a step on other devices"),
     "selfcheck": ("velm.commands.selfcheck", "check laws of training for a config, on this machine"),
     "import": ("velm.commands.import_model", "make a checkpoint of a model of transformers or open_clip"),
+    "export": ("velm.commands.export", "write a checkpoint for the hub, transformers or open_clip"),
     "merge": ("velm.commands.merge", "merge adapters into the weights of a checkpoint"),
     "pack": ("velm.commands.pack", "write a dataset as tar shards"),
     "plugins": ("velm.commands.plugins", "list, show and check encoders, decoders, losses, datasets, tokenizers, ..."),

@@ -12,8 +12,9 @@
     │   ├── DataError              a dataset cannot be read
     │   │   ├── MissingSplitError  it has no such split
     │   │   └── BadDataError       more than `max_bad` of it is unreadable
-    │   └── CheckpointError        a checkpoint cannot be used
-    │       └── MissingPluginError it needs a part that is not installed
+    │   ├── CheckpointError        a checkpoint cannot be used
+    │   │   └── MissingPluginError it needs a part that is not installed
+    │   └── ExportError            a model cannot be written for another library
     ├── MissingOutputError
     └── RunFailedError             a run with a valid config ended early; `velm` exits with 1
         ├── TerminatedError        the run was stopped by SIGTERM; `velm` exits with 143
@@ -93,6 +94,10 @@ class CheckpointError(InputError, ValueError):
 
 class MissingPluginError(CheckpointError):
     """A checkpoint was trained with a part that is not installed."""
+
+
+class ExportError(InputError, ValueError):
+    """A model cannot be written in a format; the message names what the format cannot express, or what failed."""
 
 
 class MissingOutputError(InputError, ValueError):

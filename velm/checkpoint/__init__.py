@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from velm.checkpoint.build import build_from_checkpoint, build_tokenizer, compare_weights
 from velm.checkpoint.content import FORMAT, Checkpoint, weights_of
+from velm.checkpoint.folder import is_folder, read_folder, seal_folder, write_folder
 from velm.checkpoint.merge import merge
 from velm.checkpoint.pack import aligned_by_losses, logits_of, pack
 from velm.checkpoint.read import read_checkpoint
@@ -25,10 +26,14 @@ __all__ = [
     "build_from_checkpoint",
     "build_tokenizer",
     "compare_weights",
+    "is_folder",
     "logits_of",
     "merge",
     "pack",
     "read_checkpoint",
+    "read_folder",
+    "seal_folder",
     "weights_of",
     "write_checkpoint",
+    "write_folder",
 ]

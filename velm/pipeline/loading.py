@@ -30,7 +30,8 @@ def load(
     """A pipeline from a checkpoint, without Lightning or code from the file; adapters are merged.
 
     Args:
-        path: a .ckpt written by `velm fit`, or a model of another library, see `velm.sources.open_source`.
+        path: a .ckpt written by `velm fit`, a folder of `velm export` or 'hf://org/name' for one on the Hugging Face
+            hub, or a model of another library, see `velm.sources.open_source`.
         device: where to compute, e.g. 'cpu' or 'cuda'.
         ema: use the average of the weights where training kept one; False: the weights as trained.
         plugins: modules or .py files whose decorators register parts, if the stored ones have moved.

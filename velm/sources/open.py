@@ -8,9 +8,10 @@ from typing import Any
 from torch import Tensor
 
 from velm import registry
-from velm.checkpoint import Checkpoint, read_checkpoint, weights_of
+from velm.checkpoint import Checkpoint, is_folder, read_checkpoint, read_folder, weights_of
 from velm.errors import CheckpointError
 from velm.sources.foreign import ForeignModel, is_foreign
+from velm.sources.hub_folders import download, is_hub
 from velm.sources.parts import pretrained_parts
 from velm.version import __version__
 
@@ -52,11 +53,16 @@ def open_source(source: str | Path) -> Checkpoint:
     """The content of a checkpoint file, or of one that a model of another library would have.
 
     Args:
-        source: a path, or what `describe_source` takes.
+        source: a .ckpt, a folder of `velm export`, 'hf://org/name' for such a folder on the Hugging Face hub, or what
+            `describe_source` takes.
 
     Raises:
         CheckpointError: it cannot be read; the message says why.
     """
+    if is_hub(source):
+        return read_folder(download(str(source)))
+    if is_folder(source) and not is_foreign(source):
+        return read_folder(source)
     if not is_foreign(source):
         return read_checkpoint(source, open_base=open_weights)
     model = describe_source(str(source))

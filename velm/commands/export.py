@@ -1,0 +1,64 @@
+"""`velm export`: a checkpoint as a folder to publish, or for transformers or open_clip."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from velm.commands.options import folder_path
+
+__all__ = ["main"]
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run `velm export`; prints the largest differences of golden outputs.
+
+    Raises:
+        CheckpointError, ConfigError, ExportError: nothing was written; `velm` prints the message.
+    """
+    args = _parser().parse_args(argv)
+    from velm.exports import export, push_to_hub
+
+    made = export(
+        args.checkpoint,
+        args.output,
+        format=args.format,
+        tolerance=args.tolerance,
+        metrics=args.metrics,
+        plugins=args.plugins.split(",") if args.plugins else (),
+    )
+    size = sum(file.stat().st_size for file in made.folder.rglob("*") if file.is_file())
+    print(f"{args.checkpoint} is exported as {made.kind}: {made.folder}, {size / 1e6:.1f} MB")
+    print("Golden inputs in a fresh process, beside the checkpoint:")
+    for difference in made.differences:
+        print(f"  {difference}")
+    if args.push_to_hub is not None:
+        print(push_to_hub(made.folder, args.push_to_hub, private=args.private))
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="velm export",
+        description="Write a checkpoint as a folder that velm.load, transformers or open_clip reads, and compare what "
+        "a fresh process says of golden inputs. Beyond the tolerance nothing is written.",
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "checkpoint", metavar="CHECKPOINT", help="a .ckpt, a folder of velm export, hf/..., open_clip/... or hf://..."
+    )
+    parser.add_argument("--format", default="velm", metavar="FORMAT", help="velm (the default)")
+    parser.add_argument("--output", type=folder_path, required=True, metavar="DIR", help="a new or empty folder")
+    parser.add_argument(
+        "--tolerance", type=float, default=1e-5, metavar="X", help="largest difference of an output (default 1e-5)"
+    )
+    parser.add_argument(
+        "--metrics",
+        type=folder_path,
+        metavar="FILE",
+        help="metrics.json for the model card (default: that of `evaluation` beside the checkpoint)",
+    )
+    parser.add_argument("--plugins", metavar="A,B.py", help="modules or .py files whose decorators register parts")
+    parser.add_argument("--push_to_hub", metavar="ORG/NAME", help="publish the folder there, too")
+    parser.add_argument("--private", action="store_true", default=None, help="of a new repository on the hub")
+    return parser

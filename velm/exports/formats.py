@@ -1,0 +1,109 @@
+"""`velm.export`: a checkpoint in the form that another program reads, proved to say the same."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from velm.checkpoint import Checkpoint, merge, seal_folder, write_folder
+from velm.checkpoint.folder import GOLDEN
+from velm.errors import ConfigError, ExportError
+from velm.exports.card import find_metrics, model_card
+from velm.exports.folders import new_folder
+from velm.exports.fresh import in_fresh_process
+from velm.exports.golden import Difference, Golden, compare, golden_inputs, golden_outputs, write_golden
+from velm.pipeline.loading import pipeline_of
+from velm.registry import load_plugins
+from velm.sources import open_source
+from velm.util import did_you_mean
+
+__all__ = ["FORMATS", "TOLERANCE", "Exported", "export"]
+
+TOLERANCE = 1e-5
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written.
+
+    Attributes:
+        folder: that holds it.
+        kind: the class that reads it, such as 'CLIPModel'.
+        differences: of golden outputs, between the checkpoint and what a fresh process says.
+    """
+
+    folder: Path
+    kind: str
+    differences: list[Difference]
+
+
+def export(
+    checkpoint: str | Path,
+    output: str | Path,
+    *,
+    format: str = "velm",
+    tolerance: float = TOLERANCE,
+    metrics: str | Path | None = None,
+    plugins: Sequence[str] = (),
+) -> Exported:
+    """Write a checkpoint for another program, and compare what that program says with the checkpoint.
+
+    Args:
+        checkpoint: what `velm.load` takes; adapters are merged, and of averaged weights the average is written.
+        output: a folder that does not exist or is empty. It appears when everything is written and compared.
+        format: a key of `FORMATS`.
+        tolerance: largest difference of an output, see `velm.exports.golden.compare`.
+        metrics: metrics.json of `velm evaluate` for the model card; None: that in the checkpoint's folder, if any.
+        plugins: as of `velm.load`.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be used.
+        ConfigError: there is no such format.
+        ExportError: the format cannot express the model, the output cannot be written, or it says something else.
+    """
+    if format not in FORMATS:
+        guess = did_you_mean(format, FORMATS)
+        raise ConfigError(f"Unknown format {format!r}.{guess} Formats: {', '.join(FORMATS)}.")
+    load_plugins(plugins)
+    content, output = merge(open_source(checkpoint)), Path(output).expanduser()
+    pipeline = pipeline_of(content)
+    golden = golden_outputs(pipeline, golden_inputs(int(content.transform["image_size"])))
+    results = find_metrics(Path(checkpoint)) if metrics is None else Path(metrics).expanduser()
+    command = f"velm export {checkpoint} --format {format} --output {output}"
+    with new_folder(output) as folder:
+        kind = FORMATS[format](content, folder, golden)
+        differences = _require_same(golden, in_fresh_process(format, folder, golden, plugins), kind, tolerance)
+        card = model_card(content, format, differences, results, command)
+        (folder / "README.md").write_text(card, encoding="utf-8")
+    return Exported(output, kind, differences)
+
+
+def _velm(checkpoint: Checkpoint, folder: Path, golden: Golden) -> str:
+    write_folder(checkpoint, folder)
+    write_golden(golden, folder / GOLDEN)
+    seal_folder(folder)
+    return "velm"
+
+
+FORMATS: dict[str, Callable[[Checkpoint, Path, Golden], str]] = {"velm": _velm}
+"""What writes a checkpoint into a folder and returns the class that reads it."""
+
+
+def _require_same(golden: Golden, found: Golden, kind: str, tolerance: float) -> list[Difference]:
+    """The differences.
+
+    Raises:
+        ExportError: one is too large, or a caption is another.
+    """
+    differences = compare(golden.tensors, found.tensors, tolerance)
+    report = "; ".join(str(difference) for difference in differences if not difference.passed)
+    if report:
+        raise ExportError(f"{kind} does not say the same as the checkpoint, so nothing was written. {report}")
+    for ours, theirs in zip(golden.captions, found.captions, strict=True):
+        if ours != theirs:
+            raise ExportError(
+                f"{kind} writes another caption than the checkpoint, so nothing was written: {theirs!r} in place of "
+                f"{ours!r}."
+            )
+    return differences

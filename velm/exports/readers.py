@@ -1,0 +1,19 @@
+"""How each kind of exported folder is read and asked: golden inputs to golden outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from velm.exports.golden import Golden, golden_outputs
+
+__all__ = ["READERS"]
+
+
+def _velm(folder: Path, golden: Golden, plugins: Sequence[str]) -> Golden:
+    from velm.pipeline import load
+
+    return golden_outputs(load(folder, plugins=plugins), golden)
+
+
+READERS: dict[str, Callable[[Path, Golden, Sequence[str]], Golden]] = {"velm": _velm}
