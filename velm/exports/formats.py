@@ -13,6 +13,7 @@ from velm.exports.card import find_metrics, model_card
 from velm.exports.folders import new_folder
 from velm.exports.fresh import in_fresh_process
 from velm.exports.golden import Difference, Golden, compare, golden_inputs, golden_outputs, write_golden
+from velm.pipeline import Pipeline
 from velm.pipeline.loading import pipeline_of
 from velm.registry import load_plugins
 from velm.sources import open_source
@@ -72,21 +73,30 @@ def export(
     results = find_metrics(Path(checkpoint)) if metrics is None else Path(metrics).expanduser()
     command = f"velm export {checkpoint} --format {format} --output {output}"
     with new_folder(output) as folder:
-        kind = FORMATS[format](content, folder, golden)
+        kind = FORMATS[format](content, pipeline, folder, golden)
         differences = _require_same(golden, in_fresh_process(format, folder, golden, plugins), kind, tolerance)
         card = model_card(content, format, differences, results, command)
         (folder / "README.md").write_text(card, encoding="utf-8")
     return Exported(output, kind, differences)
 
 
-def _velm(checkpoint: Checkpoint, folder: Path, golden: Golden) -> str:
+def _velm(checkpoint: Checkpoint, _pipeline: Pipeline, folder: Path, golden: Golden) -> str:
     write_folder(checkpoint, folder)
     write_golden(golden, folder / GOLDEN)
     seal_folder(folder)
     return "velm"
 
 
-FORMATS: dict[str, Callable[[Checkpoint, Path, Golden], str]] = {"velm": _velm}
+def _transformers(checkpoint: Checkpoint, pipeline: Pipeline, folder: Path, _golden: Golden) -> str:
+    from velm.exports.hf import write_transformers
+
+    return write_transformers(checkpoint, pipeline, folder)
+
+
+FORMATS: dict[str, Callable[[Checkpoint, Pipeline, Path, Golden], str]] = {
+    "velm": _velm,
+    "transformers": _transformers,
+}
 """What writes a checkpoint into a folder and returns the class that reads it."""
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from velm.exports.golden import Golden, golden_outputs
+from velm.exports.hf_readers import read_dual
 
 __all__ = ["READERS"]
 
@@ -16,4 +17,8 @@ def _velm(folder: Path, golden: Golden, plugins: Sequence[str]) -> Golden:
     return golden_outputs(load(folder, plugins=plugins), golden)
 
 
-READERS: dict[str, Callable[[Path, Golden, Sequence[str]], Golden]] = {"velm": _velm}
+def _transformers(folder: Path, golden: Golden, plugins: Sequence[str]) -> Golden:
+    return read_dual(folder, golden)
+
+
+READERS: dict[str, Callable[[Path, Golden, Sequence[str]], Golden]] = {"velm": _velm, "transformers": _transformers}

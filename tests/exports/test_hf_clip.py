@@ -1,0 +1,172 @@
+"""`velm export --format transformers`: CLIPModel and SiglipModel, there and back, bit for bit."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import foreign
+import pytest
+import torch
+from PIL import Image
+
+import velm
+from velm.checkpoint import Checkpoint, pack, read_checkpoint
+from velm.data.text.bpe import BPETokenizer, ByteTokenizer
+from velm.errors import ExportError
+from velm.exports import formats
+from velm.sources import open_source
+
+KINDS: list[Any] = [
+    pytest.param("clip", {"eos": 49407}, marks=pytest.mark.slow), ("clip", {"eos": 2, "hidden_act": "gelu"}),
+    ("siglip", {"version": 1}), pytest.param("siglip", {"version": 2}, marks=pytest.mark.slow),
+]  # fmt: skip
+SAVE: dict[str, Callable[..., Path]] = {"clip": foreign.save_clip, "siglip": foreign.save_siglip}
+
+
+def same(one: Checkpoint, other: Checkpoint) -> bool:
+    first, second = one.state_dict(), other.state_dict()
+    return first.keys() == second.keys() and all(torch.equal(tensor, second[name]) for name, tensor in first.items())
+
+
+def pipeline_scores(folder: Path, labels: list[str]) -> torch.Tensor:
+    """What transformers' zero-shot pipeline says of noise, in the order of the labels."""
+    from transformers import pipeline
+
+    image = foreign.images(1)[0]
+    found = pipeline("zero-shot-image-classification", model=str(folder))(
+        image, candidate_labels=labels, hypothesis_template="{}"
+    )
+    by_label = {row["label"]: row["score"] for row in found}
+    return torch.tensor([[by_label[label] for label in labels]])
+
+
+@pytest.mark.parametrize(("kind", "options"), KINDS)
+def test_in_and_out_and_in_again(tmp_path: Path, kind: str, options: dict[str, Any]) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        source = SAVE[kind](tmp_path / "source", **options)
+        made = velm.export(f"hf/{source}", tmp_path / "out", format="transformers")
+    assert made.kind == {"clip": "CLIPModel", "siglip": "SiglipModel"}[kind]
+    assert {difference.name for difference in made.differences} == {"image_embeds", "text_embeds", "logits"}
+    assert same(open_source(f"hf/{source}"), open_source(f"hf/{made.folder}"))
+    if kind == "clip":
+        require_same_scores(made.folder, f"hf/{source}")
+
+
+def require_same_scores(folder: Path, source: Any) -> None:
+    labels = ["a dog", "two brown dogs run", "snow"]
+    expected = velm.load(source).score(foreign.images(1), labels, kind="probability")
+    torch.testing.assert_close(pipeline_scores(folder, labels), expected, atol=1e-5, rtol=0)
+
+
+def own_checkpoint(folder: Path, tokenizer: Any, name: str, **changes: Any) -> Path:
+    """A model of VELM's own parts in CLIP's form."""
+    image = {"name": "vit", "dim": 32, "depth": 2, "heads": 4, "patch_size": 8, "positions": "learned",
+             "position_grid": 4, "pooling": "class", "input_norm": True, "patch_bias": False}  # fmt: skip
+    text = {"name": "transformer", "dim": 16, "depth": 1, "heads": 2, "max_length": 24, "causal": True}
+    config = {
+        "image_encoder": image | changes.pop("image", {}),
+        "text_encoder": {**text, "pooling": "last"} | changes.pop("text", {}),
+        "decoder": None, "embed_dim": 8, "losses": {"contrastive": {}},
+        "vocab_size": tokenizer.vocab_size, "pad_id": tokenizer.pad_id,
+    } | changes.pop("model", {})  # fmt: skip
+    with foreign.seeded():
+        model = foreign.randomise(velm.build_model(config))
+    transform = {"image_size": 32, "resize": "squash", "interpolation": "bicubic"} | changes.pop("transform", {})
+    entry = pack(
+        model=model, config=config, tokenizer=tokenizer, tokenizer_name=name, transform=transform,
+        max_length=config["text_encoder"]["max_length"], data={}, logit_scale=float(torch.tensor(2.0).exp()), **changes,
+    )  # fmt: skip
+    weights = {f"model.{key}": value for key, value in model.state_dict().items()}
+    weights["losses.contrastive.log_scale"] = torch.tensor(2.0)
+    torch.save({"state_dict": weights, "velm": entry}, folder / "own.ckpt")
+    return folder / "own.ckpt"
+
+
+def trained_bpe() -> BPETokenizer:
+    tokenizer = BPETokenizer(vocab_size=280)
+    tokenizer.train(foreign.TEXTS)
+    return tokenizer
+
+
+@pytest.mark.parametrize("name", ["bpe", pytest.param("byte", marks=pytest.mark.slow)])
+def test_own_towers_and_tokenizers(tmp_path: Path, name: str) -> None:
+    tokenizer = trained_bpe() if name == "bpe" else ByteTokenizer()
+    path = own_checkpoint(tmp_path, tokenizer, name)
+    made = velm.export(path, tmp_path / "out", format="transformers")
+    assert made.kind == "CLIPModel"
+    from transformers import AutoTokenizer
+
+    theirs = AutoTokenizer.from_pretrained(made.folder)
+    rows = [*range(4, tokenizer.vocab_size), 0, 1, 3, 2]
+    for text in [*foreign.TEXTS, "  two  BLANKS ", "日本 🙂", ""]:
+        assert [rows[number] for number in theirs(text).input_ids] == tokenizer.encode(text)
+    assert torch.allclose(
+        velm.load(f"hf/{made.folder}").embed_texts(["a dog"]), velm.load(path).embed_texts(["a dog"]), atol=1e-5
+    )
+    image = Image.fromarray(torch.zeros(40, 50, 3, dtype=torch.uint8).numpy())
+    assert torch.allclose(velm.load(f"hf/{made.folder}").embed_images([image]), velm.load(path).embed_images([image]))
+
+
+def test_own_towers_in_the_form_of_siglip(tmp_path: Path) -> None:
+    """The zero-shot pipeline fills texts to 64 tokens, whatever the model says."""
+    path = own_checkpoint(
+        tmp_path,
+        ByteTokenizer(),
+        "byte",
+        image={"pooling": "map", "input_norm": False, "patch_bias": True, "activation": "gelu_tanh"},
+        text={"pooling": "end", "causal": False, "fixed_length": 64, "max_length": 65, "reads_bos": False},
+        model={"embed_dim": 32, "image_projection": "none", "text_projection": "affine"},
+        logit_bias=-3.0,
+    )
+    made = velm.export(path, tmp_path / "out", format="transformers")
+    assert made.kind == "SiglipModel"
+    require_same_scores(made.folder, path)
+
+
+REFUSED: list[tuple[dict[str, Any], str]] = [
+    ({"image": {"pooling": "mean"}}, r"image_encoder.pooling is 'mean', and CLIPModel has 'class'"),
+    ({"image": {"input_norm": False, "patch_bias": True}}, r"input_norm is False.*patch_bias is True"),
+    ({"image": {"position_grid": 3}}, r"position_grid is 3, and images of 32 pixels have 4 a side"),
+    ({"text": {"causal": False}}, r"text_encoder.causal is False, and CLIPModel has True"),
+    ({"model": {"image_encoder": {"name": "cnn", "dim": 16}}}, r"the image_encoder is 'cnn', and that of CLIPModel"),
+    ({"model": {"text_projection": "affine"}}, r"text_projection is 'affine', and CLIPModel has 'linear'"),
+    ({"transform": {"resize": "crop"}}, r"data.resize is 'crop'"),
+    ({"transform": {"resize": "shortest", "crop_rounding": "even"}}, r"data.crop_rounding is 'even'"),
+    ({"logit_bias": -10.0}, r"its loss learned a bias of the cosines \(sigmoid\), and CLIPModel has none"),
+    ({"text": {"pooling": "end", "fixed_length": 24}}, r"SiglipModel cannot express.*learned no bias.*has one"),
+]
+
+
+@pytest.mark.parametrize(("changes", "why"), REFUSED)
+def test_what_a_class_cannot_express_is_named(tmp_path: Path, changes: dict[str, Any], why: str) -> None:
+    path = own_checkpoint(tmp_path, ByteTokenizer(), "byte", **{key: dict(v) if isinstance(v, dict) else v
+                                                                for key, v in changes.items()})  # fmt: skip
+    with pytest.raises(ExportError, match=rf"cannot express this model: .*{why}|{why}"):
+        velm.export(path, tmp_path / "out", format="transformers")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_tokenizer_in_python_and_a_decoder_are_refused(write_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=r"No class of transformers has the parts image_encoder, text_encoder, dec"):
+        velm.export(write_checkpoint(), tmp_path / "out", format="transformers")
+    content = read_checkpoint(write_checkpoint(decoder=None, losses={"contrastive": {}}))
+    from velm.exports.hf_tokenizer import hub_tokenizer
+    from velm.pipeline.loading import pipeline_of
+
+    with pytest.raises(ExportError, match=r"its tokenizer is WordTokenizer, which is Python"):
+        hub_tokenizer(pipeline_of(content).tokenizer)
+    assert "transformers" in formats.FORMATS
+
+
+def test_a_scale_that_was_limited_is_that_of_the_pipeline(tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    from velm.exports.hf_clip import log_scale
+
+    content = read_checkpoint(own_checkpoint(tmp_path, ByteTokenizer(), "byte"))
+    assert log_scale(content).item() == 2.0
+    assert log_scale(replace(content, logit_scale=100.0)).exp().item() == pytest.approx(100.0)
