@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from velm.exports.golden import Golden, golden_outputs
-from velm.exports.hf_readers import read_dual
+from velm.exports.hf_readers import read_dual, read_llava
 
 __all__ = ["READERS"]
 
@@ -18,7 +18,10 @@ def _velm(folder: Path, golden: Golden, plugins: Sequence[str]) -> Golden:
 
 
 def _transformers(folder: Path, golden: Golden, plugins: Sequence[str]) -> Golden:
-    return read_dual(folder, golden)
+    from transformers import AutoConfig
+
+    llava = AutoConfig.from_pretrained(folder).model_type == "llava"
+    return read_llava(folder, golden) if llava else read_dual(folder, golden)
 
 
 READERS: dict[str, Callable[[Path, Golden, Sequence[str]], Golden]] = {"velm": _velm, "transformers": _transformers}
