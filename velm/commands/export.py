@@ -47,7 +47,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "checkpoint", metavar="CHECKPOINT", help="a .ckpt, a folder of velm export, hf/..., open_clip/... or hf://..."
     )
-    parser.add_argument("--format", default="velm", metavar="FORMAT", help="velm (the default) or transformers")
+    parser.add_argument(
+        "--format", default="velm", metavar="FORMAT", help="velm (the default), transformers or open_clip"
+    )
     parser.add_argument("--output", type=folder_path, required=True, metavar="DIR", help="a new or empty folder")
     parser.add_argument(
         "--tolerance", type=float, default=1e-5, metavar="X", help="largest difference of an output (default 1e-5)"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from velm.checkpoint import Checkpoint, merge, seal_folder, write_folder
@@ -69,7 +69,11 @@ def export(
     load_plugins(plugins)
     content, output = merge(open_source(checkpoint)), Path(output).expanduser()
     pipeline = pipeline_of(content)
-    golden = golden_outputs(pipeline, golden_inputs(int(content.transform["image_size"])))
+    golden = golden_inputs(pipeline.transform.image_size)
+    if format == "open_clip":  # resizes by PIL, which rounds otherwise: its images are squares already
+        squares = [pipeline.transform(image).permute(1, 2, 0).contiguous().numpy() for image in golden.images]
+        golden = replace(golden, images=squares)
+    golden = golden_outputs(pipeline, golden)
     results = find_metrics(Path(checkpoint)) if metrics is None else Path(metrics).expanduser()
     command = f"velm export {checkpoint} --format {format} --output {output}"
     with new_folder(output) as folder:
@@ -93,9 +97,16 @@ def _transformers(checkpoint: Checkpoint, pipeline: Pipeline, folder: Path, _gol
     return write_transformers(checkpoint, pipeline, folder)
 
 
+def _open_clip(checkpoint: Checkpoint, pipeline: Pipeline, folder: Path, _golden: Golden) -> str:
+    from velm.exports.open_clip import write_open_clip
+
+    return write_open_clip(checkpoint, pipeline, folder)
+
+
 FORMATS: dict[str, Callable[[Checkpoint, Pipeline, Path, Golden], str]] = {
     "velm": _velm,
     "transformers": _transformers,
+    "open_clip": _open_clip,
 }
 """What writes a checkpoint into a folder and returns the class that reads it."""
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from velm.exports.golden import Golden, golden_outputs
 from velm.exports.hf_readers import read_dual, read_llava
+from velm.exports.open_clip_reader import read_open_clip
 
 __all__ = ["READERS"]
 
@@ -24,4 +25,12 @@ def _transformers(folder: Path, golden: Golden, plugins: Sequence[str]) -> Golde
     return read_llava(folder, golden) if llava else read_dual(folder, golden)
 
 
-READERS: dict[str, Callable[[Path, Golden, Sequence[str]], Golden]] = {"velm": _velm, "transformers": _transformers}
+def _open_clip(folder: Path, golden: Golden, plugins: Sequence[str]) -> Golden:
+    return read_open_clip(folder, golden)
+
+
+READERS: dict[str, Callable[[Path, Golden, Sequence[str]], Golden]] = {
+    "velm": _velm,
+    "transformers": _transformers,
+    "open_clip": _open_clip,
+}
