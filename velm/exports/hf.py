@@ -7,6 +7,7 @@ from pathlib import Path
 from velm.checkpoint import Checkpoint
 from velm.errors import ExportError
 from velm.exports.hf_clip import write_clip, write_siglip
+from velm.exports.hf_dual import write_dual
 from velm.exports.hf_llava import write_llava
 from velm.exports.requirements import options_of
 from velm.pipeline import Pipeline
@@ -22,12 +23,15 @@ def write_transformers(checkpoint: Checkpoint, pipeline: Pipeline, folder: Path)
     """
     parts = [part for part in ("image_encoder", "text_encoder", "decoder") if checkpoint.config.get(part)]
     if parts == ["image_encoder", "text_encoder"]:
-        image, text = options_of(checkpoint, "image_encoder")[1], options_of(checkpoint, "text_encoder")[1]
+        (_, image), (kind, text) = (options_of(checkpoint, part) for part in parts)
+        if kind.startswith("hf/"):
+            return write_dual(checkpoint, pipeline, folder)
         as_siglip = image.get("pooling") == "map" or text.get("pooling") == "end"
         return (write_siglip if as_siglip else write_clip)(checkpoint, pipeline, folder)
     if parts == ["image_encoder", "decoder"] and options_of(checkpoint, "decoder")[0].startswith("llm/"):
         return write_llava(checkpoint, pipeline, folder)
     raise ExportError(
         f"No class of transformers has the parts {', '.join(parts)}. VELM writes an image and a text encoder without a "
-        f"decoder (CLIPModel, SiglipModel), and an image encoder with an llm/* (LlavaForConditionalGeneration)."
+        f"decoder (CLIPModel, SiglipModel, VisionTextDualEncoderModel), and an image encoder with an llm/* "
+        f"(LlavaForConditionalGeneration)."
     )

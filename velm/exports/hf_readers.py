@@ -19,7 +19,7 @@ def read_dual(folder: Path, golden: Golden) -> Golden:
 
     model, processor = AutoModel.from_pretrained(folder).eval(), AutoProcessor.from_pretrained(folder)
     images = [Image.fromarray(image) for image in golden.images]
-    length = model.config.text_config.max_position_embeddings
+    length = processor.tokenizer.model_max_length
     fills = "max_length" if model.config.model_type == "siglip" else True
     inputs = processor(
         text=golden.texts, images=images, padding=fills, truncation=True, max_length=length, return_tensors="pt"
