@@ -10,6 +10,7 @@ from typing import Any
 from velm.checkpoint import Checkpoint
 from velm.errors import ExportError
 from velm.exports.golden import Difference
+from velm.prompt import takes_text
 from velm.registry import split_config
 
 __all__ = ["find_metrics", "model_card"]
@@ -28,7 +29,12 @@ def find_metrics(checkpoint: Path) -> Path | None:
 
 
 def model_card(
-    checkpoint: Checkpoint, library: str, differences: Sequence[Difference], metrics: Path | None, command: str
+    checkpoint: Checkpoint,
+    library: str,
+    differences: Sequence[Difference],
+    metrics: Path | None,
+    command: str,
+    title: str = "model",
 ) -> str:
     """The text of README.md; the licence is left to the user.
 
@@ -44,7 +50,7 @@ def model_card(
     head = ["---", f"library_name: {LIBRARIES[library]}", f"pipeline_tag: {_task(checkpoint)}", "tags: [velm]", "---"]
     parts = [
         *head,
-        f"# {checkpoint.path.stem or 'model'}\n",
+        f"# {title}\n",
         "Licence: not stated yet. Add `license:` to the head of this file before you publish it; it also depends on "
         "the data and on the weights that training started from.\n",
         "## Model\n",
@@ -68,7 +74,8 @@ def _task(checkpoint: Checkpoint) -> str:
     if checkpoint.config.get("decoder") is None:
         return "zero-shot-image-classification"
     template = split_config(checkpoint.config["decoder"])[1].get("template")
-    return "image-text-to-text" if template and "{text}" in template else "image-to-text"
+    reads_text = "text" in (checkpoint.config.get("memory") or ()) or (template is not None and takes_text(template))
+    return "image-text-to-text" if reads_text else "image-to-text"
 
 
 def _parts(checkpoint: Checkpoint) -> list[str]:

@@ -79,7 +79,7 @@ def export(
     with new_folder(output) as folder:
         kind = FORMATS[format](content, pipeline, folder, golden)
         differences = _require_same(golden, in_fresh_process(format, folder, golden, plugins), kind, tolerance)
-        card = model_card(content, format, differences, results, command)
+        card = model_card(content, format, differences, results, command, output.name)
         (folder / "README.md").write_text(card, encoding="utf-8")
     return Exported(output, kind, differences)
 
