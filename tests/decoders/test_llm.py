@@ -153,7 +153,10 @@ def test_projectors(name):
         ({"projector": "cnn"}, "projector is one of linear, affine, mlp, resampler; got 'cnn'"),
         ({"shuffle": 0}, "shuffle, prefix_tokens and depth are at least 1"),
         ({"config": {**GROUPED, "vocab_size": 20}}, "tokenizer has 32 tokens, llm/llama knows 20: they do not belong"),
-        ({"trainable": "some"}, "trainable is 'all' or 'projector'"),
+        (
+            {"trainable": "lora"},
+            "trainable is 'all' or 'projector'; got 'lora'. Adapters are model.adapt: {decoder: lora}",
+        ),
         ({"prefix_attention": "left"}, "prefix_attention is 'causal' or 'bidirectional'"),
         ({"config": {**GROUPED, "logit_scale": 0.5}}, "logit_scale = 0.5"),
     ],

@@ -78,7 +78,10 @@ class LLMDecoder(FrozenPartsInEval, PrefixDecoder):
         super().__init__()
         self.template = template
         if trainable not in ("all", "projector"):
-            raise ValueError(f"trainable is 'all' or 'projector'; got {trainable!r}.")
+            raise ValueError(
+                f"trainable is 'all' or 'projector'; got {trainable!r}. Adapters are model.adapt: {{decoder: lora}}, the "
+                f"last two blocks model.train_last: {{decoder: 2}}."
+            )
         if prefix_attention not in ("causal", "bidirectional"):
             raise ValueError(f"prefix_attention is 'causal' or 'bidirectional'; got {prefix_attention!r}.")
         model_name = model_name if gguf_file is None else f"{model_name}/{gguf_file}"
