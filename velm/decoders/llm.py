@@ -79,8 +79,8 @@ class LLMDecoder(FrozenPartsInEval, PrefixDecoder):
         self.template = template
         if trainable not in ("all", "projector"):
             raise ValueError(
-                f"trainable is 'all' or 'projector'; got {trainable!r}. Adapters are model.adapt: {{decoder: lora}}, the "
-                f"last two blocks model.train_last: {{decoder: 2}}."
+                f"trainable is 'all' or 'projector'; got {trainable!r}. Adapters are model.adapt: {{decoder: lora}}, "
+                f"the last two blocks model.train_last: {{decoder: 2}}."
             )
         if prefix_attention not in ("causal", "bidirectional"):
             raise ValueError(f"prefix_attention is 'causal' or 'bidirectional'; got {prefix_attention!r}.")
