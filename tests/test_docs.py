@@ -160,7 +160,7 @@ def test_a_run_as_typed_builds_its_model(words: list[str]) -> None:
         _set(config, key.split("."), yaml.safe_load(value) if value else True)
     keys = ("image_encoder", "text_encoder", "decoder", "losses", "embed_dim", "memory")
     model = {key: config["model"][key] for key in keys if key in config["model"]}
-    fetched = any('"hf/' in json.dumps(part) and "config" not in part for part in model.values())
+    fetched = any(re.search('"(hf|llm)/', json.dumps(part)) and "config" not in part for part in model.values())
     if not fetched and not is_foreign(config["model"].get("pretrained") or ""):  # its parts are the source's
         _build(json.dumps(model))
 

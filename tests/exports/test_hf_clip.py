@@ -92,7 +92,8 @@ def trained_bpe() -> BPETokenizer:
     return tokenizer
 
 
-@pytest.mark.parametrize("name", ["bpe", pytest.param("byte", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["bpe", "byte"])
 def test_own_towers_and_tokenizers(tmp_path: Path, name: str) -> None:
     tokenizer = trained_bpe() if name == "bpe" else ByteTokenizer()
     path = own_checkpoint(tmp_path, tokenizer, name)
@@ -111,6 +112,7 @@ def test_own_towers_and_tokenizers(tmp_path: Path, name: str) -> None:
     assert torch.allclose(velm.load(f"hf/{made.folder}").embed_images([image]), velm.load(path).embed_images([image]))
 
 
+@pytest.mark.slow
 def test_own_towers_in_the_form_of_siglip(tmp_path: Path) -> None:
     """The zero-shot pipeline fills texts to 64 tokens, whatever the model says."""
     path = own_checkpoint(

@@ -56,6 +56,7 @@ def test_what_llava_cannot_express_is_named(tmp_path: Path) -> None:
         write_llava(replace(content, config=config, weights=weights), pipeline, tmp_path)
 
 
+@pytest.mark.slow
 def test_an_own_model_whose_tokenizer_has_no_image_token(tmp_path: Path) -> None:
     """The placeholder gets an id and a word vector of its own, which is never written."""
     import families

@@ -26,7 +26,7 @@ def write_results(folder: Path, evaluation: Evaluation, unreadable: Iterable[Bad
     )
     captions = evaluation.predictions.captions
     if captions is not None:
-        rows = [{key: value for key, value in asdict(row).items() if value is not None} for row in captions.rows]
+        rows = [{key: value for key, value in asdict(row).items() if value not in (None, ())} for row in captions.rows]
         _write_lines(folder / "captions.jsonl", rows)
     (folder / "unreadable.jsonl").unlink(missing_ok=True)
     bad = [{"path": sample.path, "cause": sample.cause} for sample in unreadable]
