@@ -114,5 +114,5 @@ def _outputs(pipeline: Pipeline, batch: Batch) -> dict[str, Tensor]:
 @torch.no_grad()
 def _captions(pipeline: Pipeline, batch: Batch) -> list[list[str]]:
     output = pipeline.model(batch)
-    candidates = pipeline.write(output.image, output.text, pipeline.generation_config())
+    candidates = pipeline.write(output.image, output.text, pipeline.generation_config(), batch.prompt)
     return [[caption.text for caption in captions] for captions in candidates]

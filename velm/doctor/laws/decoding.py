@@ -28,13 +28,13 @@ def check_decoding(run: SmallRun) -> Finding:
     if decoder is None:
         return Finding("decoding", "skipped", "The model has no decoder.")
     output = task.model(batch, {"decoder"})
-    memory, memory_mask = task.model.memory(output.image, output.text)
+    memory, memory_mask = task.model.memory(output.image, output.text, batch.prompt)
     tokens, mask = batch.target_tokens, batch.target_mask
     if tokens is None or mask is None:
         tokens, mask = batch.tokens, batch.mask
     assert tokens is not None
     assert mask is not None
-    predicted = mask[:, 1:]
+    predicted = (mask if batch.target_learnt is None else mask & batch.target_learnt)[:, 1:]
     stepped = step_logits(decoder, tokens[:, :-1], memory, memory_mask)
     whole = decoder.output_projection(decoder.decode(tokens[:, :-1], memory, memory_mask).hidden)
     worst, _ = farthest({"logits": whole[predicted]}, {"logits": stepped[predicted]})
