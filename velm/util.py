@@ -8,8 +8,20 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-__all__ = ["Progress", "describe_error", "did_you_mean", "progress_bar", "warn_on_oserror", "write_atomically"]
+if TYPE_CHECKING:
+    from torch import nn
+
+__all__ = [
+    "Progress",
+    "describe_error",
+    "did_you_mean",
+    "evaluating",
+    "progress_bar",
+    "warn_on_oserror",
+    "write_atomically",
+]
 
 Progress = Callable[[int, int], None]
 """Called with (done, total) as work proceeds."""
@@ -27,6 +39,18 @@ def describe_error(error: BaseException) -> str:
     """The type and the first line of the message of an exception: 'OSError: disk full'."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Eval mode; afterwards each module inside is back in its previous mode."""
+    training = [each for each in module.modules() if each.training]
+    module.eval()
+    try:
+        yield
+    finally:
+        for each in training:
+            each.training = True
 
 
 @contextmanager

@@ -16,6 +16,7 @@ __all__ = [
     "EncodedImage",
     "Record",
     "Records",
+    "Turn",
     "first_records",
     "image_name",
     "index_dtype",
@@ -43,6 +44,10 @@ class EncodedImage:
     load: Callable[[], bytes]
 
 
+Turn = tuple[str, str]
+"""A question and its answer."""
+
+
 @dataclass(frozen=True)
 class Record:
     """One image and its captions.
@@ -63,16 +68,16 @@ class Record:
     targets: tuple[str, ...] | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
     weights: tuple[float, ...] | None = None
-    histories: tuple[tuple[tuple[str, str], ...], ...] | None = None
+    histories: tuple[tuple[Turn, ...], ...] | None = None
 
-    def history(self, index: int) -> tuple[tuple[str, str], ...]:
+    def history(self, index: int) -> tuple[Turn, ...]:
         """The earlier (question, answer) pairs of text number `index`."""
         return () if self.histories is None else self.histories[index]
 
 
-def questions(record: Record) -> dict[tuple[str, tuple[tuple[str, str], ...]], tuple[str, ...]]:
+def questions(record: Record) -> dict[tuple[str, tuple[Turn, ...]], tuple[str, ...]]:
     """The targets of each text with its history, in order; equal ones are joined."""
-    joined: dict[tuple[str, tuple[tuple[str, str], ...]], tuple[str, ...]] = {}
+    joined: dict[tuple[str, tuple[Turn, ...]], tuple[str, ...]] = {}
     for index, (text, target) in enumerate(zip(record.texts, record.targets or (), strict=True)):
         key = (text, record.history(index))
         joined[key] = (*joined.get(key, ()), target)

@@ -1,4 +1,4 @@
-"""What the positions of a language model see, and how the attention of transformers' models is told so.
+"""What the positions of a language model see, and how it reaches the attention of transformers' models.
 
 `Sequence` is one tensor of keys, `velm.decoders.shared_prefix.SharedStep` keys that several rows share. transformers
 hands keyword arguments of a model through to its attention function: a model that `show_views` has prepared takes

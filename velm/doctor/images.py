@@ -17,6 +17,7 @@ from velm.data.bad_samples import BadSample, count_records
 from velm.data.base import EncodedImage, Record, image_name
 from velm.data.images.decode import read_image, read_range
 from velm.data.images.grey import GreyRange
+from velm.data.text.vocabulary import sampled_indices
 from velm.errors import cause_of
 from velm.findings import Finding, Severity, examples, share
 from velm.util import Progress
@@ -82,7 +83,7 @@ def scan_images(
 
 def _jobs(split: str, records: Sequence[Record], count: int) -> Iterator[tuple[str, Sequence[Record], int, bool]]:
     """(split, records, index, whether to decode); images that are not files are skipped unless decoded."""
-    decoded = set(np.linspace(0, len(records) - 1, count).round().astype(int).tolist())
+    decoded = set(sampled_indices(len(records), count))
     files = count < len(records) and isinstance(records[0].image, str | os.PathLike)
     for index in range(len(records)):
         if index in decoded or files:

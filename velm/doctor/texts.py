@@ -12,7 +12,7 @@ from velm.data.base import Record, text_only
 from velm.data.batches.lengths import template_lengths
 from velm.data.text.base import Tokenizer
 from velm.data.text.template import Template
-from velm.data.text.vocabulary import unknown_advice
+from velm.data.text.vocabulary import sampled_indices, unknown_advice
 from velm.findings import Finding, Severity, examples, share
 
 LIMIT = 10_000  # records read per split, evenly spaced
@@ -45,7 +45,7 @@ def read_texts(
     records: Sequence[Record], tokenizer: Tokenizer, limit: int = LIMIT, template: Template | None = None
 ) -> TextStatistics:
     """Read the texts of at most `limit` records, evenly spaced; with a template, prompt and target have one length."""
-    indices = np.unique(np.linspace(0, len(records) - 1, min(limit, len(records))).round().astype(int)).tolist()
+    indices = sampled_indices(len(records), limit)
     by_text: dict[str, set[str]] = defaultdict(set)
     lengths, tokens, unknown = [], 0, 0
     for index in indices:

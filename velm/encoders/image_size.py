@@ -8,6 +8,7 @@ import torch
 
 from velm.encoders.base import ImageEncoder
 from velm.errors import ConfigError
+from velm.util import evaluating
 
 __all__ = ["require_image_size"]
 
@@ -30,10 +31,9 @@ def require_image_size(encoder: ImageEncoder, size: int, option: str) -> None:
     """
     weight = next(encoder.parameters(), torch.empty(0))
     image = torch.zeros(1, 3, size, size, device=weight.device, dtype=weight.dtype)
-    modes = {module: module.training for module in encoder.modules()}
     try:
-        with torch.no_grad():
-            encoder.eval().forward(image)  # not compiled, without hooks
+        with evaluating(encoder), torch.no_grad():
+            encoder.forward(image)  # not compiled, without hooks
     except (ValueError, AssertionError, RuntimeError) as error:
         own = type(encoder).__module__.startswith("velm.")
         if not isinstance(error, ValueError) and not (own and ABOUT_SIZE.search(str(error))):
@@ -43,6 +43,3 @@ def require_image_size(encoder: ImageEncoder, size: int, option: str) -> None:
             f"{type(encoder).__name__} cannot read images of {size} x {size} pixels, the size that {option} "
             f"sets: {why}."
         ) from error
-    finally:
-        for module, mode in modes.items():
-            module.training = mode

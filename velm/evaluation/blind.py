@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import torch
 
-from velm.data.text.template import Turn
+from velm.data.base import Turn
 from velm.errors import PipelineError
 from velm.evaluation.predictions import Captions, GeneratedCaption
 from velm.generation import GenerationConfig

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from velm.data.bad_samples import BadSample
-from velm.data.base import Record, questions
-from velm.data.text.template import Turn
+from velm.data.base import Record, Turn, questions
 from velm.errors import DataError
 from velm.evaluation.encoding import MAX_BAD, EncodedBatch, encode_records
 from velm.explain.attention import WordMaps, word_maps

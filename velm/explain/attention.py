@@ -66,8 +66,7 @@ def word_maps(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the texts were tokenized before, with a warning
         tokens, _ = pipeline.tokenize([pipeline.prompter.lead + text for text in texts])
-    if prompt is None and decoder.template is not None and "text" not in pipeline.model.reads:
-        _, prompt = pipeline.read_texts([""] * len(texts))  # all images have one instruction
+    prompt = pipeline.instruction(len(texts)) if prompt is None else prompt
     attention = decoder.attend(tokens[:, :-1], *pipeline.model.encoder_memory(image, source), prompt)
     if attention is None:
         return [None] * len(texts)

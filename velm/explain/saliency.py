@@ -69,7 +69,7 @@ class _Likelihood:
             raise PipelineError(f"Saliency asks how likely an image's text is; this decoder attends over [{sources}].")
         self.model = pipeline.model
         self.tokens, self.mask = pipeline.tokenize([pipeline.prompter.lead + text])
-        _, self.prompt = pipeline.read_texts([""])
+        self.prompt = pipeline.instruction(1)
 
     def __call__(self, pixels: Tensor) -> Tensor:
         assert self.model.decoder is not None

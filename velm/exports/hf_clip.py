@@ -14,7 +14,7 @@ from velm.errors import ExportError
 from velm.exports.hf_images import image_processor, transform_limits
 from velm.exports.hf_tokenizer import HubTokenizer, hub_tokenizer
 from velm.exports.layouts import clip_image, linear, siglip_image, text_tower
-from velm.exports.requirements import options_of, part_limits
+from velm.exports.requirements import LINEAR, options_of, part_limits, projection_limits
 from velm.pipeline import Pipeline
 
 __all__ = ["ACTIVATIONS", "log_scale", "refuse", "save_library_model", "vision_config", "write_clip", "write_siglip"]
@@ -36,8 +36,7 @@ def write_clip(checkpoint: Checkpoint, pipeline: Pipeline, folder: Path) -> str:
     Raises:
         ExportError: it cannot express the model; the message names each reason.
     """
-    projections = {"image_projection": "linear", "text_projection": "linear"}
-    tokenizer = _require(checkpoint, pipeline, "CLIPModel", _CLIP_IMAGE, _CLIP_TEXT, projections)
+    tokenizer = _require(checkpoint, pipeline, "CLIPModel", _CLIP_IMAGE, _CLIP_TEXT, LINEAR)
     from transformers import CLIPConfig, CLIPModel, CLIPProcessor
 
     if tokenizer.bos is None or tokenizer.eos is None:
@@ -126,11 +125,7 @@ def _require(
     limits = part_limits(checkpoint, "image_encoder", "vit", image, cls)
     limits += part_limits(checkpoint, "text_encoder", "transformer", text, cls)
     limits += _grid_limits(checkpoint) if not limits else []
-    for name, kind in projections.items():
-        if (found := checkpoint.config.get(name, "linear")) != kind:
-            limits.append(f"{name} is {found!r}, and {cls} has {kind!r}")
-    if checkpoint.logit_scale is None:
-        limits.append("no loss of it learned a scale of the cosines")
+    limits += projection_limits(checkpoint, projections, cls)
     if (checkpoint.logit_bias is None) != (cls == "CLIPModel"):
         has = "learned a bias of the cosines (sigmoid)" if cls == "CLIPModel" else "learned no bias (sigmoid)"
         limits.append(f"its loss {has}, and {cls} has {'none' if cls == 'CLIPModel' else 'one'}")

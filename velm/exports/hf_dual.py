@@ -11,7 +11,7 @@ from velm.exports.hf_clip import log_scale, refuse, save_library_model, vision_c
 from velm.exports.hf_images import image_processor, transform_limits
 from velm.exports.hf_tokenizer import HubTokenizer, hub_tokenizer
 from velm.exports.layouts import clip_image, linear
-from velm.exports.requirements import options_of, part_limits
+from velm.exports.requirements import LINEAR, options_of, part_limits, projection_limits
 from velm.pipeline import Pipeline
 
 __all__ = ["write_dual"]
@@ -83,11 +83,7 @@ def _require(checkpoint: Checkpoint, pipeline: Pipeline) -> HubTokenizer:
     else:
         limits += part_limits(checkpoint, "image_encoder", kind, _VIT if kind == "vit" else _IMAGE, CLASS)
     limits += part_limits(checkpoint, "text_encoder", text, _TEXT, CLASS)
-    for name in ("image_projection", "text_projection"):
-        if (found := checkpoint.config.get(name, "linear")) != "linear":
-            limits.append(f"{name} is {found!r}, and {CLASS} has 'linear'")
-    if checkpoint.logit_scale is None:
-        limits.append("no loss of it learned a scale of the cosines")
+    limits += projection_limits(checkpoint, LINEAR, CLASS)
     if checkpoint.logit_bias is not None:
         limits.append(f"its loss learned a bias of the cosines (sigmoid), and {CLASS} has none")
     limits += transform_limits(pipeline.transform)

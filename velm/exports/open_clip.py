@@ -13,7 +13,7 @@ from velm.checkpoint import Checkpoint, weights_of
 from velm.data.text.clip import CLIPTokenizer
 from velm.exports.hf_clip import log_scale, refuse
 from velm.exports.layouts import linear, rows_of_grid
-from velm.exports.requirements import options_of, part_limits
+from velm.exports.requirements import LINEAR, options_of, part_limits, projection_limits
 from velm.pipeline import Pipeline
 
 __all__ = ["write_open_clip"]
@@ -77,16 +77,12 @@ def _require(checkpoint: Checkpoint, pipeline: Pipeline) -> None:
         quick = [part["activation"] == "quick_gelu" for part in (image, text)]
         if quick[0] != quick[1]:
             limits.append(f"its activations are {image['activation']} and {text['activation']}; quick_gelu is of both")
-    for name in ("image_projection", "text_projection"):
-        if (found := checkpoint.config.get(name, "linear")) != "linear":
-            limits.append(f"{name} is {found!r}, and {CLASS} has 'linear'")
+    limits += projection_limits(checkpoint, LINEAR, CLASS)
     tokenizer = pipeline.tokenizer
     if not isinstance(tokenizer, CLIPTokenizer) and checkpoint.tokenizer["name"] != "clip":
         limits.append(f"its tokenizer is {checkpoint.tokenizer['name']!r}, and {CLASS} reads texts by 'clip'")
     elif checkpoint.tokenizer["state"].get("clean") != "lower":
         limits.append(f"its tokenizer cleans by {checkpoint.tokenizer['state'].get('clean')!r}, open_clip's by 'lower'")
-    if checkpoint.logit_scale is None:
-        limits.append("no loss of it learned a scale of the cosines")
     transform = pipeline.transform
     if transform.resize not in ("shortest", "squash", "longest"):
         limits.append(f"data.resize is {transform.resize!r}, and open_clip has 'shortest', 'squash' and 'longest'")

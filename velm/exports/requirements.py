@@ -10,7 +10,10 @@ from velm import registry
 from velm.checkpoint import Checkpoint
 from velm.registry import split_config
 
-__all__ = ["options_of", "part_limits"]
+__all__ = ["LINEAR", "options_of", "part_limits", "projection_limits"]
+
+LINEAR = {"image_projection": "linear", "text_projection": "linear"}
+"""The projections of CLIP."""
 
 
 def options_of(checkpoint: Checkpoint, part: str) -> tuple[str, dict[str, Any]]:
@@ -39,3 +42,14 @@ def part_limits(checkpoint: Checkpoint, part: str, name: str, required: Mapping[
         for key, value in required.items()
         if options[key] != value
     ]
+
+
+def projection_limits(checkpoint: Checkpoint, required: Mapping[str, str], cls: str) -> list[str]:
+    """Each projection into the joint space that `cls` does not have, and the lack of a scale, in words."""
+    limits = []
+    for name, kind in required.items():
+        if (found := checkpoint.config.get(name, "linear")) != kind:
+            limits.append(f"{name} is {found!r}, and {cls} has {kind!r}")
+    if checkpoint.logit_scale is None:
+        limits.append("no loss of it learned a scale of the cosines")
+    return limits

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 
@@ -19,6 +18,7 @@ from velm.generation.config import GenerationConfig
 from velm.generation.constraints import Constraints
 from velm.generation.hypotheses import FinishedHypotheses, Hypothesis
 from velm.generation.search import Search
+from velm.util import evaluating
 
 
 @dataclass(frozen=True)
@@ -142,18 +142,6 @@ def _greedy_by_default(config: GenerationConfig | None) -> GenerationConfig:
             "pipeline.caption(...) does."
         )
     return config
-
-
-@contextmanager
-def evaluating(decoder: Decoder) -> Iterator[None]:
-    """Eval mode; afterwards each module is back in its previous mode."""
-    training = [module for module in decoder.modules() if module.training]
-    decoder.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 def _padded(texts: list[list[Hypothesis]], count: int, pad_id: int, memory: Tensor) -> Generated:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from velm.decoders.base import Decoder
-from velm.generation.engine import evaluating
+from velm.util import evaluating
 
 
 @torch.no_grad()

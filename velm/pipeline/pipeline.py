@@ -10,12 +10,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from velm.data.base import Turn
 from velm.data.batches.collate import pad_tokens
 from velm.data.batches.lengths import truncate
 from velm.data.images.prefetch import read_batches
 from velm.data.images.transforms import EvalTransform
 from velm.data.text.base import Tokenizer
-from velm.data.text.template import Turn
 from velm.errors import PipelineError
 from velm.generation import GenerationConfig
 from velm.model import VisionLanguageModel
@@ -252,11 +252,14 @@ class Pipeline:
         self, image: EncoderOutput | None, text: EncoderOutput | None = None, prompt: Prompt | None = None
     ) -> tuple[Tensor, Tensor | None]:
         """The decoder's memory of an encoded batch; a template without a place for a text needs no `prompt`."""
-        if prompt is None and self.prompter.template is not None and "text" not in self.model.reads:
-            output = image if image is not None else text
-            assert output is not None
-            _, prompt = self.read_texts([""] * len(output.pooled))
+        output = image if image is not None else text
+        if prompt is None and output is not None:
+            prompt = self.instruction(len(output.pooled))
         return self.model.memory(image, text, prompt)
+
+    def instruction(self, count: int) -> Prompt | None:
+        """The prompts of `count` images where the template says the same of all; else None."""
+        return None if "text" in self.model.reads else self.read_texts([""] * count)[1]
 
     def embed_image(self, image: EncoderOutput) -> Tensor:
         """Joint embedding of images already encoded, float (B, E), on the CPU."""

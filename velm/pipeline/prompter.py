@@ -5,9 +5,10 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 
+from velm.data.base import Turn
 from velm.data.batches.collate import pad_prompts
 from velm.data.text.base import Tokenizer
-from velm.data.text.template import PromptIds, Template, Turn
+from velm.data.text.template import PromptIds, Template
 from velm.decoders.base import Decoder
 from velm.errors import DataError, PipelineError
 from velm.prompt import Prompt

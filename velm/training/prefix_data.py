@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
+from velm.data.base import Record, text_only
 from velm.decoders.llm import LLMDecoder
 from velm.decoders.prefix import PrefixDecoder
 from velm.errors import ConfigError, VelmError
 from velm.model import VisionLanguageModel
 from velm.prompt import takes_text
+from velm.util import evaluating
 
 __all__ = ["require_prefix_data"]
 
@@ -43,7 +46,7 @@ def require_prefix_data(model: VisionLanguageModel, data: Any) -> None:
             f"decoder.template: 'Question: {{text}} Answer:'.",
             stacklevel=2,
         )
-    if decoder.bidirectional and any(any(data.records("train")[i].histories or ()) for i in _first(data)):
+    if decoder.bidirectional and _has_turns(data.records("train")):
         raise ConfigError(
             "The data has conversations of several turns, and decoder.prefix_attention is bidirectional: the earlier "
             "turns are read in one direction in training and in both when an answer is written. Set it to causal, or "
@@ -58,8 +61,9 @@ def require_prefix_data(model: VisionLanguageModel, data: Any) -> None:
     _require_context(model, decoder, data)
 
 
-def _first(data: Any, limit: int = 100) -> range:
-    return range(min(len(data.records("train")), limit))
+def _has_turns(records: Sequence[Record], limit: int = 100) -> bool:
+    """Whether a text of the first records has a history; no image is read."""
+    return any(any(text_only(records, index).histories or ()) for index in range(min(len(records), limit)))
 
 
 def _require_context(model: VisionLanguageModel, decoder: PrefixDecoder, data: Any) -> None:
@@ -80,11 +84,9 @@ def _require_context(model: VisionLanguageModel, decoder: PrefixDecoder, data: A
 @torch.no_grad()
 def _prefix_length(model: VisionLanguageModel, decoder: PrefixDecoder, data: Any) -> int:
     """Positions of the prefix of an image, and of a text of the memory, without a prompt."""
-    modes = {module: module.training for module in model.modules()}
     device = decoder.output_projection.weight.device
-    model.eval()
     try:
-        with torch.compiler.set_stance("force_eager"):  # nothing is compiled for one image
+        with evaluating(model), torch.compiler.set_stance("force_eager"):  # nothing is compiled for one image
             image = text = None
             if "image" in model.memory_sources:
                 size = data.image_size
@@ -97,6 +99,3 @@ def _prefix_length(model: VisionLanguageModel, decoder: PrefixDecoder, data: Any
         raise
     except ValueError as error:  # of `shuffle`
         raise ConfigError(str(error)) from error
-    finally:
-        for module, training in modes.items():
-            module.training = training

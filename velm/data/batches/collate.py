@@ -53,13 +53,10 @@ class Collate:
             image_rows=torch.tensor(rows) if len(images) < len(readable) else None,
             encoded=None if self.features is None else self.features.read(images),
             teacher=None if self.teacher is None else self.teacher.read([s.teacher for s in readable if s.teacher]),
-            prompt=self._prompt(readable),
+            prompt=pad_prompts([sample.prompt for sample in readable if sample.prompt is not None], self.pad_id),
             target_learnt=_learnt(readable),
             stand_in=any(sample.stand_in for sample in readable),
         )
-
-    def _prompt(self, samples: Sequence[Sample]) -> Prompt | None:
-        return pad_prompts([sample.prompt for sample in samples if sample.prompt is not None], self.pad_id)
 
 
 def pad_prompts(prompts: Sequence[PromptIds], pad_id: int) -> Prompt | None:

@@ -33,14 +33,12 @@ def fit_answer(prompt: PromptIds, target: list[int], learnt: list[bool], max_len
     read = len(prompt.before) + len(prompt.after)
     if max_length is not None and read + len(target) > max_length:
         room = max(max_length - read, 0)
-        if sum(learnt[: room - 1]) < 1 or room < 3:  # bos, a token of an answer, eos
+        if room < 3 or not any(learnt[: room - 1]):  # bos, a token of an answer, eos
             raise DataError(
                 f"the prompt has {read} tokens, and max_length {max_length} leaves no room for an answer behind it"
             )
-        if learnt[room - 1]:  # inside an answer, or its eos
-            target, learnt = truncate(target, room), learnt[:room]
-        else:
-            target, learnt = target[:room], learnt[:room]
+        learnt = learnt[:room]
+        target = truncate(target, room) if learnt[-1] else target[:room]  # an answer ends, also one that is cut
     return {"prompt": prompt, "target": target, "learnt": None if all(learnt[1:]) else learnt}
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import pyarrow as pa
 
 from velm.data.bad_samples import BadSample, check_bad_share, text_problem
-from velm.data.base import Dataset
+from velm.data.base import Dataset, Turn
 from velm.data.formats.split_folders import split_word
 from velm.data.held_out import check_fractions, hashed_split
 from velm.data.tables.paths import find_images, image_folder
@@ -42,7 +42,7 @@ class CaptionedImage:
     image_id: str | None = None
     split: str | None = None
     targets: Sequence[str] | None = None
-    histories: Sequence[Sequence[tuple[str, str]]] | None = None
+    histories: Sequence[Sequence[Turn]] | None = None
 
 
 @dataclass(kw_only=True, eq=False, repr=False)

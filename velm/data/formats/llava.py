@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from velm.data.bad_samples import BadSample
+from velm.data.base import Turn
 from velm.data.formats.captioned import CaptionedImage, CaptionedImages, find_root
 from velm.data.tables.json_rows import json_rows
 from velm.data.tables.layouts import suggest_layout
-from velm.data.text.template import Turn
 from velm.errors import DataError
 
 __all__ = ["LLaVA"]

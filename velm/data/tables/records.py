@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from velm.data.bad_samples import BadSample
-from velm.data.base import EncodedImage, Record, Records, index_dtype
+from velm.data.base import EncodedImage, Record, Records, Turn, index_dtype
 from velm.data.tables.validate import ROW, has_text
 
 __all__ = ["TableRecords", "factorize", "image_index", "records_from_texts", "row_names"]
@@ -79,7 +79,7 @@ class TableRecords(Records):
             histories=self._histories(rows),
         )
 
-    def _histories(self, rows: Sequence[int]) -> tuple[tuple[tuple[str, str], ...], ...] | None:
+    def _histories(self, rows: Sequence[int]) -> tuple[tuple[Turn, ...], ...] | None:
         texts = self._values("history", rows)
         if texts is None:
             return None
@@ -104,7 +104,7 @@ def records_from_texts(
     root: str,
     image_ids: Sequence[str] | None = None,
     targets: Sequence[Sequence[str]] | None = None,
-    histories: Sequence[Sequence[Sequence[tuple[str, str]]]] | None = None,
+    histories: Sequence[Sequence[Sequence[Turn]]] | None = None,
 ) -> TableRecords:
     """Records of images (N,), given the captions and the path from `root` of each; targets and histories of captions.
 

@@ -35,6 +35,7 @@ class HFTokenizer(Tokenizer):
     """
 
     _parts: PartsEncoder | None
+    _library: Any
     _backend: Any
 
     def __init__(self, *, model_name: str, clean: str | None = None, eos: str | None = None) -> None:
@@ -120,12 +121,13 @@ class HFTokenizer(Tokenizer):
     def render_chat(self, messages: Sequence[dict[str, str]], *, prompt: bool) -> str:
         if self._chat is None:
             return super().render_chat(messages, prompt=prompt)
-        from transformers import PreTrainedTokenizerFast
+        if self._library is None:  # once: it copies the backend
+            from transformers import PreTrainedTokenizerFast
 
-        own = PreTrainedTokenizerFast(tokenizer_object=self._backend, **self._chat["tokens"])
+            self._library = PreTrainedTokenizerFast(tokenizer_object=self._backend, **self._chat["tokens"])
         template = self._chat["template"]
         return str(
-            own.apply_chat_template(
+            self._library.apply_chat_template(
                 list(messages), chat_template=template, tokenize=False, add_generation_prompt=prompt
             )
         )
@@ -137,7 +139,7 @@ class HFTokenizer(Tokenizer):
         from tokenizers import Tokenizer
 
         self._clean, self._chat = clean, chat
-        self._parts = None
+        self._parts, self._library = None, None
         self.model_name, self._json, self._size = model_name, backend, size
         self.pad_id, self.bos_id, self.eos_id, self.unk_id = (special[k] for k in ("pad", "bos", "eos", "unk"))
         self._backend = Tokenizer.from_str(backend)

@@ -13,14 +13,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+from velm.data.base import Turn
 from velm.data.text.base import Tokenizer
 from velm.errors import ConfigError, DataError
 from velm.prompt import CHAT, takes_text
 
-__all__ = ["PromptIds", "Template", "Turn", "fixed_text"]
-
-Turn = tuple[str, str]
-"""A question and its answer."""
+__all__ = ["PromptIds", "Template", "fixed_text"]
 
 CHAT_MARK = "\ue000{}\ue001"  # private characters: no text of people holds them
 PLACE = re.compile(r"(\{text\}|\{image\})")

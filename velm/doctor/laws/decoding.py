@@ -13,9 +13,10 @@ from velm.doctor.laws.compare import ROUNDING, failed, farthest, passed
 from velm.doctor.laws.small_run import SmallRun
 from velm.findings import Finding
 from velm.generation.config import GenerationConfig
-from velm.generation.engine import evaluating, generate
+from velm.generation.engine import generate
 from velm.losses.captioning import CaptioningLoss
 from velm.testing.decoders import step_logits
+from velm.util import evaluating
 
 LENGTH = 12  # tokens of a generated text
 

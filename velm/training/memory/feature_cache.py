@@ -21,7 +21,7 @@ from velm.data.feature_cache.key import cache_key, describe, fingerprint_images
 from velm.data.feature_cache.store import FeatureReader, Readable, write_features
 from velm.errors import ConfigError, MissingSplitError
 from velm.outputs import EncoderOutput
-from velm.util import progress_bar
+from velm.util import evaluating, progress_bar
 
 if TYPE_CHECKING:
     from velm.data.images.transforms import EvalTransform
@@ -184,13 +184,8 @@ class _Cache:
         """Encode as a training step does: on its device, in its precision, in eval mode."""
         encoder = self.model.image_encoder
         assert encoder is not None
-        modes = {module: module.training for module in encoder.modules()}
-        with self.trainer.precision_plugin.forward_context():
-            encoder.eval()
-            output = self.model.encode_image(pixels.to(self.trainer.strategy.root_device))
-        for module, training in modes.items():
-            module.training = training
-        return output
+        with self.trainer.precision_plugin.forward_context(), evaluating(encoder):
+            return self.model.encode_image(pixels.to(self.trainer.strategy.root_device))
 
 
 def _close(cached: Tensor, encoded: Tensor) -> bool:

@@ -15,6 +15,7 @@ from velm.model import VisionLanguageModel
 from velm.outputs import Batch
 from velm.training.distributed import fsdp as sharding
 from velm.training.monitor.loggers import log_metrics
+from velm.util import evaluating
 
 __all__ = ["PrefixNorms", "prefix_norms"]
 
@@ -53,9 +54,7 @@ def prefix_norms(model: VisionLanguageModel, batch: Batch) -> tuple[float, float
     decoder = model.decoder
     assert isinstance(decoder, PrefixDecoder)
     [batch, *_] = batch.micro_batches(SAMPLES)
-    modes = {module: module.training for module in model.modules()}
-    model.eval()  # no statistics of a batch are updated, and no random number is drawn
-    try:
+    with evaluating(model):  # no statistics of a batch are updated, and no random number is drawn
         with torch.compiler.set_stance("force_eager"):  # nothing is compiled for these few
             output = model(batch, {"decoder"})
             prefix, content = decoder.embed_prefix(*model.encoder_memory(output.image, output.text))
@@ -63,9 +62,6 @@ def prefix_norms(model: VisionLanguageModel, batch: Batch) -> tuple[float, float
         assert target[0] is not None
         assert target[1] is not None
         words = decoder.embed_tokens(target[0], 0)[target[1]]
-    finally:
-        for module, training in modes.items():
-            module.training = training
     return _median_norm(prefix if content is None else prefix[content]), _median_norm(words)
 
 
