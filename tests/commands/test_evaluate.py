@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from velm.cli import main as velm
-from velm.commands.dataset import dataset_config
+from velm.data.opening import dataset_config
 from velm.errors import ConfigError
 
 NO_INTERVAL = {"caption/distinct", "caption/distinct1", "caption/distinct2"}

@@ -9,7 +9,7 @@ from typing import Any
 
 import families
 import pytest
-import torch
+from round_trips import in_out_in
 
 import velm
 from velm.errors import ExportError
@@ -24,13 +24,9 @@ def test_in_and_out_and_in_again(tmp_path: Path, vision: str, text: str) -> None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         source = families.save_vision_text(tmp_path / "source", vision, text)
-        made = velm.export(f"hf/{source}", tmp_path / "out", format="transformers")
-        assert made.kind == "VisionTextDualEncoderModel"
-        assert [difference.name for difference in made.differences] == ["image_embeds", "text_embeds", "logits"]
-        before, after = open_source(f"hf/{source}"), open_source(f"hf/{made.folder}")
-    first, second = before.state_dict(), after.state_dict()
-    assert first.keys() == second.keys()
-    assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
+    made, _ = in_out_in(f"hf/{source}", tmp_path / "out", "transformers")
+    assert made.kind == "VisionTextDualEncoderModel"
+    assert [difference.name for difference in made.differences] == ["image_embeds", "text_embeds", "logits"]
 
 
 def test_what_the_class_cannot_express_is_named(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
+from round_trips import require_same_weights
 from safetensors.torch import load_file, save_file
 
 import velm
@@ -37,20 +37,17 @@ def folder(
         metrics = {"recall@1": 0.25, "signature/tokenize:ptb": 1}
         (tmp_path / "metrics.json").write_text(json.dumps(metrics))
         (tmp_path / "intervals.json").write_text(json.dumps({"recall@1": [0.125, 0.375]}))
-        assert cli.main(["export", str(path), "--output", str(kept)]) == 0
+        assert cli.main(["export", str(path), "--output", str(kept), "--data"]) == 0
         printed = capsys.readouterr().out
         assert "is exported as velm" in printed
         assert "image_embeds   largest difference 0.0e+00, cosine 1.0000" in printed
+        assert "CIDEr-D " in printed
     return shutil.copytree(kept, tmp_path / "copy")
-
-
-def same_weights(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(tensor, other[name]) for name, tensor in one.items())
 
 
 def test_the_folder_is_the_checkpoint(folder: Path, tmp_path: Path) -> None:
     expected, found = read_checkpoint(tmp_path / "tiny.ckpt"), read_folder(folder)
-    assert same_weights(expected.state_dict(), found.state_dict())
+    require_same_weights(expected, found)
     names = ("config", "tokenizer", "transform", "max_length", "data", "target", "aligned", "logit_scale", "plugins")
     assert {name: getattr(found, name) for name in names} == {name: getattr(expected, name) for name in names}
     golden = read_golden(folder / "golden.safetensors")
@@ -212,7 +209,6 @@ def test_tied_tensors_are_stored_once(write_checkpoint: Callable[..., Path], tmp
     write_folder(content, place)
     (place / "golden.safetensors").write_bytes(b"")
     seal_folder(place)
-    found = read_folder(place).weights
-    assert same_weights(content.weights, found)
+    require_same_weights(content, read_folder(place))
     assert f"model.{name}" in load_file(place / "model.safetensors")
     assert "model.again" not in load_file(place / "model.safetensors")

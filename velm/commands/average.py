@@ -9,8 +9,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from velm.commands.dataset import PREFIX, add_max_bad, dataset_changes, max_bad_of, open_dataset
+from velm.commands.dataset import add_max_bad, dataset_changes, max_bad_of
 from velm.commands.options import add_computing, add_prompts, folder_path, prompts_of
+from velm.data.opening import PREFIX, open_dataset
 from velm.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from velm.commands.dataset import PREFIX, add_max_bad, dataset_changes, max_bad_of, open_dataset
+from velm.commands.dataset import add_max_bad, dataset_changes, max_bad_of
 from velm.commands.options import add_extras, add_loading, add_writing, extras_of, folder_path, load_pipeline, writing
+from velm.data.opening import PREFIX, open_dataset
 
 if TYPE_CHECKING:
     from velm.data.bad_samples import BadSample

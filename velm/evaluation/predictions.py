@@ -173,15 +173,15 @@ _Input = tuple[int, str | None, tuple[Turn, ...], tuple[str, ...]]
 def _inputs(pipeline: Pipeline, batch: EncodedBatch, limit: int | None, batch_size: int) -> Iterator[list[_Input]]:
     """What to caption of a batch, at most `batch_size` captions at a time."""
     reads_text = "text" in pipeline.model.reads
-    inputs = [(i, *each) for i, record in enumerate(batch.records) for each in _questions(record, reads_text, limit)]
+    inputs = [(i, *each) for i, record in enumerate(batch.records) for each in asked_of(record, reads_text, limit)]
     for start in range(0, len(inputs), batch_size):
         yield inputs[start : start + batch_size]
 
 
-def _questions(
+def asked_of(
     record: Record, reads_text: bool, limit: int | None
 ) -> list[tuple[str | None, tuple[Turn, ...], tuple[str, ...]]]:
-    """The texts to read, if any, with their histories and references; equal ones are joined."""
+    """The texts that the decoder reads of a record, if any, with histories and references; equal ones are joined."""
     if not reads_text:
         return [(None, (), record.targets or record.texts)]
     if record.targets is None:

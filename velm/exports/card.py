@@ -9,6 +9,7 @@ from typing import Any
 
 from velm.checkpoint import Checkpoint
 from velm.errors import ExportError
+from velm.exports.change import Change
 from velm.exports.golden import Difference
 from velm.prompt import takes_text
 from velm.registry import split_config
@@ -31,7 +32,7 @@ def find_metrics(checkpoint: Path) -> Path | None:
 def model_card(
     checkpoint: Checkpoint,
     library: str,
-    differences: Sequence[Difference],
+    differences: Sequence[Difference | Change],
     metrics: Path | None,
     command: str,
     title: str = "model",
@@ -40,7 +41,7 @@ def model_card(
 
     Args:
         library: the format, a key of `LIBRARIES`.
-        differences: between the checkpoint and what was written.
+        differences: between the checkpoint and what was written, of outputs and of metrics.
         metrics: a metrics.json, beside which intervals.json may lie.
         command: how the export was made.
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from velm.checkpoint import Checkpoint, merge, seal_folder, write_folder
 from velm.checkpoint.folder import GOLDEN
 from velm.errors import ConfigError, ExportError
 from velm.exports.card import find_metrics, model_card
+from velm.exports.change import Change, Sample, measure_change
 from velm.exports.folders import new_folder
-from velm.exports.fresh import in_fresh_process
+from velm.exports.fresh import in_fresh_process, metrics_in_fresh_process
 from velm.exports.golden import Difference, Golden, compare, golden_inputs, golden_outputs, write_golden
+from velm.exports.readers import MODELS
 from velm.pipeline import Pipeline
 from velm.pipeline.loading import pipeline_of
 from velm.registry import load_plugins
@@ -32,11 +34,13 @@ class Exported:
         folder: that holds it.
         kind: the class that reads it, such as 'CLIPModel'.
         differences: of golden outputs, between the checkpoint and what a fresh process says.
+        changes: of recall@1 and CIDEr-D, where there was `data`.
     """
 
     folder: Path
     kind: str
     differences: list[Difference]
+    changes: list[Change] = field(default_factory=list)
 
 
 def export(
@@ -46,6 +50,7 @@ def export(
     format: str = "velm",
     tolerance: float = TOLERANCE,
     metrics: str | Path | None = None,
+    data: Sample | None = None,
     plugins: Sequence[str] = (),
 ) -> Exported:
     """Write a checkpoint for another program, and compare what that program says with the checkpoint.
@@ -56,16 +61,20 @@ def export(
         format: a key of `FORMATS`.
         tolerance: largest difference of an output, see `velm.exports.golden.compare`.
         metrics: metrics.json of `velm evaluate` for the model card; None: that in the checkpoint's folder, if any.
+        data: on which recall@1 and CIDEr-D of the checkpoint and of what was written are compared, too.
         plugins: as of `velm.load`.
 
     Raises:
         CheckpointError: the checkpoint cannot be used.
         ConfigError: there is no such format.
+        DataError: `data` cannot be read.
         ExportError: the format cannot express the model, the output cannot be written, or it says something else.
     """
     if format not in FORMATS:
         guess = did_you_mean(format, FORMATS)
         raise ConfigError(f"Unknown format {format!r}.{guess} Formats: {', '.join(FORMATS)}.")
+    if data is not None and format not in MODELS:
+        raise ConfigError(f"--data compares metrics of a whole model: --format {', '.join(MODELS)}; not {format}.")
     load_plugins(plugins)
     content, output = merge(open_source(checkpoint)), Path(output).expanduser()
     pipeline = pipeline_of(content)
@@ -75,13 +84,14 @@ def export(
         golden = replace(golden, images=squares)
     golden = golden_outputs(pipeline, golden)
     results = find_metrics(Path(checkpoint)) if metrics is None else Path(metrics).expanduser()
-    command = f"velm export {checkpoint} --format {format} --output {output}"
+    command = f"velm export {checkpoint} --format {format} --output {output}" + (" --data" if data else "")
     with new_folder(output) as folder:
         kind = FORMATS[format](content, pipeline, folder, golden)
         differences = _require_same(golden, in_fresh_process(format, folder, golden, plugins), kind, tolerance)
-        card = model_card(content, format, differences, results, command, output.name)
+        changes = [] if data is None else _require_metrics(pipeline, checkpoint, data, (format, folder, plugins), kind)
+        card = model_card(content, format, [*differences, *changes], results, command, output.name)
         (folder / "README.md").write_text(card, encoding="utf-8")
-    return Exported(output, kind, differences)
+    return Exported(output, kind, differences, changes)
 
 
 def _velm(checkpoint: Checkpoint, _pipeline: Pipeline, folder: Path, golden: Golden) -> str:
@@ -128,3 +138,23 @@ def _require_same(golden: Golden, found: Golden, kind: str, tolerance: float) ->
                 f"{ours!r}."
             )
     return differences
+
+
+def _require_metrics(
+    pipeline: Pipeline, checkpoint: str | Path, data: Sample, written: tuple[str, Path, Sequence[str]], kind: str
+) -> list[Change]:
+    """The changes of metrics on data.
+
+    Raises:
+        ExportError: one falls too far.
+    """
+    reader, folder, plugins = written
+    changes = measure_change(
+        pipeline, str(checkpoint), data, lambda exercise: metrics_in_fresh_process(reader, folder, exercise, plugins)
+    )
+    if report := "; ".join(str(change) for change in changes if not change.passed):
+        raise ExportError(
+            f"{kind} is worse than the checkpoint on the data, so nothing was written. {report}: another --max_change "
+            f"accepts it."
+        )
+    return changes

@@ -1,53 +1,101 @@
-"""Golden inputs through a folder of transformers, as its documentation says to use it; nothing of VELM's models."""
+"""A folder of transformers, read as its documentation says to use it; nothing of VELM's models."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
-from PIL import Image
+from torch import Tensor
+from torch.nn.functional import normalize
 
+from velm.data.images.decode import read_image
 from velm.exports.golden import TOKENS, Golden
 
-__all__ = ["read_dual", "read_llava"]
+__all__ = ["open_transformers"]
 
 
-@torch.inference_mode()
-def read_dual(folder: Path, golden: Golden) -> Golden:
-    """Embeddings and logits of a model with two towers."""
-    from transformers import AutoModel, AutoProcessor
+def open_transformers(folder: Path) -> Any:
+    """The model of a folder with its processor: a `DualModel` or a `LlavaModel`."""
+    from transformers import AutoConfig
 
-    model, processor = AutoModel.from_pretrained(folder).eval(), AutoProcessor.from_pretrained(folder)
-    images = [Image.fromarray(image) for image in golden.images]
-    length = processor.tokenizer.model_max_length
-    fills = "max_length" if model.config.model_type == "siglip" else True
-    inputs = processor(
-        text=golden.texts, images=images, padding=fills, truncation=True, max_length=length, return_tensors="pt"
-    )
-    output = model(**inputs)
-    tensors = {"image_embeds": output.image_embeds, "text_embeds": output.text_embeds}
-    return Golden(golden.images, golden.texts, tensors | {"logits": output.logits_per_image})
+    llava = AutoConfig.from_pretrained(folder).model_type == "llava"
+    return LlavaModel(folder) if llava else DualModel(folder)
 
 
-@torch.inference_mode()
-def read_llava(folder: Path, golden: Golden) -> Golden:
-    """Greedy answers of a vision-language model, and their log probabilities."""
-    from transformers import AutoModelForImageTextToText, AutoProcessor
+class DualModel:
+    """Two towers."""
 
-    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
-    processor = AutoProcessor.from_pretrained(folder)
-    words, captions, sums = processor.tokenizer, [], []
-    skipped = {words.pad_token_id, words.bos_token_id, words.unk_token_id, words.eos_token_id}
-    for image, text in zip(golden.images, golden.texts, strict=True):
-        turn = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}]
-        asked = processor.apply_chat_template(turn, add_generation_prompt=True)
-        inputs = processor(images=[Image.fromarray(image)], text=[asked], return_tensors="pt", add_special_tokens=False)
-        found = model.generate(
-            **inputs, max_new_tokens=TOKENS, do_sample=False, output_logits=True, return_dict_in_generate=True
+    def __init__(self, folder: Path) -> None:
+        from transformers import AutoModel, AutoProcessor
+
+        self.model, self.processor = AutoModel.from_pretrained(folder).eval(), AutoProcessor.from_pretrained(folder)
+        self.words = {
+            "padding": "max_length" if self.model.config.model_type == "siglip" else True,
+            "truncation": True,
+            "max_length": self.processor.tokenizer.model_max_length,
+            "return_tensors": "pt",
+        }
+
+    @torch.inference_mode()
+    def golden(self, golden: Golden) -> Golden:
+        """Embeddings and logits."""
+        images = [read_image(image) for image in golden.images]
+        output = self.model(**self.processor(text=golden.texts, images=images, **self.words))
+        tensors = {"image_embeds": output.image_embeds, "text_embeds": output.text_embeds}
+        return Golden(golden.images, golden.texts, tensors | {"logits": output.logits_per_image})
+
+    @torch.inference_mode()
+    def embed_images(self, images: Sequence[Any]) -> Tensor:
+        inputs = self.processor(images=[read_image(image) for image in images], return_tensors="pt")
+        return normalize(_pooled(self.model.get_image_features(**inputs)), dim=-1)
+
+    @torch.inference_mode()
+    def embed_texts(self, texts: Sequence[str]) -> Tensor:
+        return normalize(
+            _pooled(self.model.get_text_features(**self.processor(text=list(texts), **self.words))), dim=-1
         )
+
+
+def _pooled(output: Any) -> Tensor:
+    """transformers 4 returns the projected vector itself."""
+    found: Tensor = output if isinstance(output, Tensor) else output.pooler_output
+    return found
+
+
+class LlavaModel:
+    """A vision-language model, asked one turn."""
+
+    def __init__(self, folder: Path) -> None:
+        from transformers import AutoModelForImageTextToText, AutoProcessor
+
+        self.model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
+        self.processor = AutoProcessor.from_pretrained(folder)
+
+    def golden(self, golden: Golden) -> Golden:
+        """Greedy answers, and their log probabilities."""
+        answers = [self._answer(*each, TOKENS) for each in zip(golden.images, golden.texts, strict=True)]
+        sums = torch.stack([log_prob for _, log_prob in answers])[:, None]
+        return Golden(golden.images, golden.texts, {"log_probs": sums}, [text for text, _ in answers])
+
+    def caption(self, images: Sequence[Any], texts: Sequence[str] | None = None, *, max_length: int) -> list[str]:
+        asked = [""] * len(images) if texts is None else texts
+        return [self._answer(*each, max_length)[0] for each in zip(images, asked, strict=True)]
+
+    @torch.inference_mode()
+    def _answer(self, image: Any, text: str, length: int) -> tuple[str, Tensor]:
+        """The greedy answer and its log probability."""
+        turn = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}]
+        asked = self.processor.apply_chat_template(turn, add_generation_prompt=True)
+        inputs = self.processor(images=[read_image(image)], text=[asked], return_tensors="pt", add_special_tokens=False)
+        found = self.model.generate(
+            **inputs, max_new_tokens=length, do_sample=False, output_logits=True, return_dict_in_generate=True
+        )
+        words = self.processor.tokenizer
         tokens = found.sequences[0, inputs["input_ids"].shape[1] :]
         scores = torch.stack(found.logits)[:, 0].log_softmax(-1)
-        sums.append(scores.gather(1, tokens[:, None]).sum())
+        skipped = {words.pad_token_id, words.bos_token_id, words.unk_token_id, words.eos_token_id}
         content = [token for token in tokens.tolist() if token not in skipped]
-        captions.append(words.decode(content, skip_special_tokens=False, clean_up_tokenization_spaces=False).strip())
-    return Golden(golden.images, golden.texts, {"log_probs": torch.stack(sums)[:, None]}, captions)
+        caption = words.decode(content, skip_special_tokens=False, clean_up_tokenization_spaces=False).strip()
+        return caption, scores.gather(1, tokens[:, None]).sum()

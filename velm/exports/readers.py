@@ -4,33 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from velm.exports.golden import Golden, golden_outputs
-from velm.exports.hf_readers import read_dual, read_llava
-from velm.exports.open_clip_reader import read_open_clip
+from velm.exports.hf_readers import open_transformers
+from velm.exports.open_clip_reader import OpenClipModel
 
-__all__ = ["READERS"]
+__all__ = ["MODELS", "READERS"]
 
 
-def _velm(folder: Path, golden: Golden, plugins: Sequence[str]) -> Golden:
+def _velm(folder: Path, plugins: Sequence[str]) -> Any:
     from velm.pipeline import load
 
-    return golden_outputs(load(folder, plugins=plugins), golden)
-
-
-def _transformers(folder: Path, golden: Golden, plugins: Sequence[str]) -> Golden:
-    from transformers import AutoConfig
-
-    llava = AutoConfig.from_pretrained(folder).model_type == "llava"
-    return read_llava(folder, golden) if llava else read_dual(folder, golden)
-
-
-def _open_clip(folder: Path, golden: Golden, plugins: Sequence[str]) -> Golden:
-    return read_open_clip(folder, golden)
+    return load(folder, plugins=plugins)
 
 
 READERS: dict[str, Callable[[Path, Golden, Sequence[str]], Golden]] = {
-    "velm": _velm,
-    "transformers": _transformers,
-    "open_clip": _open_clip,
+    "velm": lambda folder, golden, plugins: golden_outputs(_velm(folder, plugins), golden),
+    "transformers": lambda folder, golden, _: open_transformers(folder).golden(golden),
+    "open_clip": lambda folder, golden, _: OpenClipModel(folder).golden(golden),
 }
+
+MODELS: dict[str, Callable[[Path, Sequence[str]], Any]] = {
+    "velm": _velm,
+    "transformers": lambda folder, _: open_transformers(folder),
+    "open_clip": lambda folder, _: OpenClipModel(folder),
+}
+"""What opens a folder as a `velm.exports.change.Model`, for `--data`."""
