@@ -13,9 +13,9 @@ from velm.errors import PipelineError
 from velm.explain.attention import WordMaps, word_maps
 from velm.explain.saliency import saliency_map
 from velm.explain.similarity import similarity_maps
+from velm.inputs import checked_texts
 from velm.outputs import EncoderOutput
 from velm.pipeline import Pipeline
-from velm.pipeline.inputs import checked_texts
 
 
 @dataclass(frozen=True)

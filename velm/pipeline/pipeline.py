@@ -18,10 +18,10 @@ from velm.data.images.transforms import EvalTransform
 from velm.data.text.base import Tokenizer
 from velm.errors import PipelineError
 from velm.generation import GenerationConfig
+from velm.inputs import ImageInput, as_list, checked_batch_size, checked_sources, checked_texts
 from velm.model import VisionLanguageModel
 from velm.outputs import EncoderOutput
 from velm.pipeline.captioner import Caption, Captioner, reranked
-from velm.pipeline.inputs import ImageInput, as_list, checked_batch_size, checked_sources, checked_texts
 from velm.pipeline.prompter import Prompter
 from velm.prompt import Prompt
 

@@ -40,7 +40,7 @@ class VisionLanguageData(lightning.LightningDataModule):
         dataset: part config of a dataset, e.g. {name: csv, path: captions.csv}.
         tokenizer: part config of a tokenizer; an untrained one is trained on the training split's captions.
         image_size: side of the encoder's square input images, in pixels.
-        resize, interpolation, decode, crop_rounding: see `velm.data.images.transforms.Geometry`.
+        resize, interpolation, decode, crop_rounding: see `velm.data.images.geometry.Geometry`.
         augment: random changes to training images.
         batch_size: samples per step and device.
         eval_batch_size: images per step in validation; None: `batch_size`.

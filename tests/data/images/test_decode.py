@@ -10,8 +10,9 @@ import torch
 from PIL import Image
 
 from velm.data.base import EncodedImage
-from velm.data.images import decode as decoding
-from velm.data.images.decode import read_image, read_pixels
+from velm.data.images import pixels as decoding
+from velm.data.images.decode import read_image
+from velm.data.images.pixels import read_pixels
 from velm.errors import DataError
 
 
@@ -72,7 +73,7 @@ def test_only_plain_jpeg_is_decoded_without_pil(monkeypatch: pytest.MonkeyPatch)
     def refuse(*_: Any) -> None:
         raise AssertionError("decoded by PIL")
 
-    monkeypatch.setattr(decoding, "_upright", refuse)
+    monkeypatch.setattr(decoding, "upright", refuse)
     plain = EncodedImage("a.jpg", lambda: encoded(noise(50, 37)))
     assert read_pixels(plain, minimum=30).shape == (3, 37, 50)
     for image, minimum in ((plain, 18), (EncodedImage("b.jpg", lambda: IMAGES["orientation 6"]), 30)):

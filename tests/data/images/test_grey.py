@@ -8,8 +8,9 @@ import pytest
 from PIL import Image
 
 from velm.data.base import EncodedImage
-from velm.data.images.decode import read_image, read_pixels, read_range
+from velm.data.images.decode import read_image, read_range
 from velm.data.images.grey import to_eight_bits
+from velm.data.images.pixels import read_pixels
 
 NAN, INF = float("nan"), float("inf")
 

@@ -11,7 +11,8 @@ import pytest
 from PIL import Image, ImageFile, PngImagePlugin
 
 from velm.data.base import EncodedImage
-from velm.data.images.decode import read_image, read_pixels
+from velm.data.images.decode import read_image
+from velm.data.images.pixels import read_pixels
 from velm.data.images.unidentified import register_heic, without_text
 from velm.errors import DataError
 

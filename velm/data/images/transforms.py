@@ -7,7 +7,7 @@ processes.
 from __future__ import annotations
 
 import math
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +15,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from velm._compat import has_lanczos
-from velm.data.images.decode import read_image, read_pixels
+from velm.data.images.decode import read_image
+from velm.data.images.geometry import CropRounding, Decode, Geometry, Interpolation, Resize
+from velm.data.images.pixels import read_pixels
 
 __all__ = [
     "CropRounding",
@@ -29,60 +31,16 @@ __all__ = [
     "transform_from_config",
 ]
 
-Resize = Literal["crop", "squash", "shortest", "longest", "enlarge"]
-Interpolation = Literal["bilinear", "bicubic", "lanczos"]
-Decode = Literal["scaled", "full"]
-CropRounding = Literal["down", "even"]
 RATIO = (3 / 4, 4 / 3)  # of a random crop's sides, as in Szegedy et al. 2015
 
 
-class Geometry:
-    """How an image becomes a square; the options that a checkpoint stores.
+class TensorGeometry(Geometry):
+    """`Geometry` of tensors; lanczos needs a torch that has it."""
 
-    Args:
-        image_size: side of the square, pixels.
-        resize: 'crop': the largest central square, resized; 'squash': the whole image, aspect ratio ignored;
-            'shortest': the shorter side is resized to `image_size`, then the centre is cropped (CLIP); 'longest': the
-            longer side is, and black fills the square; 'enlarge': the longer side is resized to four times
-            `image_size`, then the whole is squashed (Idefics3 and SmolVLM without tiles).
-        interpolation: bilinear, bicubic or lanczos, all antialiased.
-        decode: 'scaled': a large JPEG is decoded at the smallest scale that is large enough, which is faster; 'full':
-            at full size, as most other libraries do.
-        crop_rounding: of half a pixel where 'shortest' crops: 'down' (transformers) or to an 'even' number
-            (torchvision, open_clip).
-    """
-
-    def __init__(
-        self,
-        *,
-        image_size: int,
-        resize: Resize = "crop",
-        interpolation: Interpolation = "bilinear",
-        decode: Decode = "scaled",
-        crop_rounding: CropRounding = "down",
-    ) -> None:
-        if image_size < 1:
-            raise ValueError(f"image_size must be at least 1 pixel, got {image_size}.")
-        choices: dict[str, tuple[str, Any]] = {
-            "resize": (resize, Resize), "interpolation": (interpolation, Interpolation), "decode": (decode, Decode),
-            "crop_rounding": (crop_rounding, CropRounding),
-        }  # fmt: skip
-        for name, (value, allowed) in choices.items():
-            if value not in get_args(allowed):
-                raise ValueError(f"{name} must be one of {', '.join(get_args(allowed))}; got {value!r}.")
-        if interpolation == "lanczos" and not has_lanczos():
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        if self.interpolation == "lanczos" and not has_lanczos():
             raise ValueError(f"interpolation lanczos needs a newer torch than {torch.__version__}; take bicubic.")
-        self.image_size: int = image_size
-        self.resize: Resize = resize
-        self.interpolation: Interpolation = interpolation
-        self.decode: Decode = decode
-        self.crop_rounding: CropRounding = crop_rounding
-
-    def config(self) -> dict[str, Any]:
-        """Options for `transform_from_config`; stored in the checkpoint. Defaults of the later ones are left out."""
-        later = {"interpolation": "bilinear", "decode": "scaled", "crop_rounding": "down"}
-        changed = {name: getattr(self, name) for name, default in later.items() if getattr(self, name) != default}
-        return {"image_size": self.image_size, "resize": self.resize, **changed}
 
     def read(self, image: Any, minimum: int) -> Tensor:
         """uint8 (3, H, W) of an image; its shorter side has at least `minimum` pixels if the file's has."""
@@ -90,32 +48,8 @@ class Geometry:
 
     def square(self, pixels: Tensor) -> Tensor:
         """uint8 (3, H, W) as uint8 (3, image_size, image_size)."""
-        height, width = pixels.shape[1:]
-        size = self.image_size
-        if self.resize == "squash":
-            return self.scale(pixels, (0, 0, width, height), (size, size))
-        if self.resize == "enlarge":
-            rows, columns = _even_sides(height, width, 4 * size)
-            larger = self.scale(pixels, (0, 0, width, height), (rows, columns))
-            return self.scale(larger, (0, 0, columns, rows), (size, size))
-        if self.resize == "crop":
-            side = min(width, height)
-            return self.scale(pixels, ((width - side) // 2, (height - side) // 2, side, side), (size, size))
-        short, long = sorted((width, height))
-        whole = (0, 0, width, height)
-        if self.resize == "shortest":
-            longer = int(size * long / short)
-            rows, columns = (longer, size) if height > width else (size, longer)
-            resized = self.scale(pixels, whole, (rows, columns))
-            half = round if self.crop_rounding == "even" else int
-            top, left = half((rows - size) / 2), half((columns - size) / 2)
-            return resized[:, top : top + size, left : left + size].contiguous()
-        shorter = max(1, round(size * short / long))
-        rows, columns = (size, shorter) if height > width else (shorter, size)
-        square = pixels.new_zeros(3, size, size)
-        top, left = (size - rows) // 2, (size - columns) // 2
-        square[:, top : top + rows, left : left + columns] = self.scale(pixels, whole, (rows, columns))
-        return square
+        square: Tensor = super().square(pixels)
+        return square.contiguous()
 
     def scale(self, pixels: Tensor, box: tuple[int, int, int, int], size: tuple[int, int]) -> Tensor:
         """The box (left, top, width, height) of uint8 (3, H, W) as uint8 (3, *size), antialiased."""
@@ -126,8 +60,11 @@ class Geometry:
             part = functional.interpolate(part, size, mode=self.interpolation, antialias=True)
         return part[0].contiguous()
 
+    def blank(self, pixels: Tensor) -> Tensor:
+        return pixels.new_zeros(3, self.image_size, self.image_size)
 
-class EvalTransform(Geometry):
+
+class EvalTransform(TensorGeometry):
     """A deterministic square of the image; see `Geometry` for its options."""
 
     def __call__(self, image: Any, rng: np.random.Generator | None = None) -> Tensor:
@@ -135,7 +72,7 @@ class EvalTransform(Geometry):
         return self.square(self.read(image, self.image_size))
 
 
-class TrainTransform(Geometry):
+class TrainTransform(TensorGeometry):
     """A random square of the image.
 
     Args:
@@ -177,14 +114,6 @@ class TrainTransform(Geometry):
         if self.flip and rng.random() < 0.5:
             pixels = pixels.flip(-1)
         return _jitter(pixels, self.color_jitter, rng) if self.color_jitter > 0 else pixels
-
-
-def _even_sides(height: int, width: int, longer: int) -> tuple[int, int]:
-    """The longer side resized to `longer`, the other in proportion and even, as Idefics3's processor rounds it."""
-    ratio = width / height
-    shorter = int(longer / ratio) if width >= height else int(longer * ratio)
-    shorter += shorter % 2
-    return (max(shorter, 1), longer) if width >= height else (longer, max(shorter, 1))
 
 
 def _random_box(

@@ -8,7 +8,6 @@ from typing import Any
 from velm.data.text.base import Tokenizer
 from velm.data.text.cleaning import clean_text, require_cleaning
 from velm.data.text.parts import PartsEncoder
-from velm.pretrained import hub
 
 __all__ = ["HFTokenizer"]
 
@@ -41,6 +40,8 @@ class HFTokenizer(Tokenizer):
     def __init__(self, *, model_name: str, clean: str | None = None, eos: str | None = None) -> None:
         from tokenizers import decoders
         from transformers import AutoTokenizer
+
+        from velm.pretrained import hub  # here: it imports torch, which `from_state` does not need
 
         require_cleaning(clean)
         try:

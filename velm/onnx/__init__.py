@@ -1,0 +1,1 @@
+"""Models exported by `velm export --format onnx`, run by onnxruntime. Nothing here imports torch."""
