@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from velm import decoders as decoders
     from velm import losses as losses
     from velm import metrics as metrics
+    from velm.backbone import load_backbone as load_backbone
     from velm.data.base import Dataset as Dataset
     from velm.data.base import Record as Record
     from velm.data.text.base import Tokenizer as Tokenizer
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
 
 _MODULES = {
+    "velm.backbone": ("load_backbone",),
     "velm.encoders.base": ("ImageEncoder", "TextEncoder"),
     "velm.outputs": ("EncoderOutput",),
     "velm.decoders.base": ("Decoder",),

@@ -1,4 +1,4 @@
-"""`velm export`: a checkpoint as a folder to publish, or for transformers or open_clip."""
+"""`velm export`: a checkpoint as a folder to publish, for transformers or open_clip, or as a backbone."""
 
 from __future__ import annotations
 
@@ -47,8 +47,9 @@ def main(argv: Sequence[str]) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="velm export",
-        description="Write a checkpoint as a folder that velm.load, transformers or open_clip reads, and compare what "
-        "a fresh process says of golden inputs. Beyond the tolerance nothing is written.",
+        description="Write a checkpoint as a folder that velm.load, transformers or open_clip reads, or its image "
+        "encoder alone, and compare what a fresh process says of golden inputs. Beyond the tolerance nothing is "
+        "written.",
         epilog=f"Another dataset for --data: {PREFIX} '{{name: csv, path: captions.csv}}'; another option of it: "
         f"{PREFIX}.path=captions.csv.",
         allow_abbrev=False,
@@ -57,7 +58,7 @@ def _parser() -> argparse.ArgumentParser:
         "checkpoint", metavar="CHECKPOINT", help="a .ckpt, a folder of velm export, hf/..., open_clip/... or hf://..."
     )
     parser.add_argument(
-        "--format", default="velm", metavar="FORMAT", help="velm (the default), transformers or open_clip"
+        "--format", default="velm", metavar="FORMAT", help="velm (the default), transformers, open_clip or backbone"
     )
     parser.add_argument("--output", type=folder_path, required=True, metavar="DIR", help="a new or empty folder")
     parser.add_argument(

@@ -78,6 +78,11 @@ class AttentionalEncoder(ImageEncoder):
         self.image_std = three_channels(image_std, self.encoder.image_std)
         self.pooler = AttentionalPooler(dim, queries=queries, heads=heads, memory_dim=self.encoder.dim)
 
+    def maps(self, images: Tensor) -> list[Tensor]:
+        """Those of the encoder that is read."""
+        maps: list[Tensor] = self.encoder.maps(images)
+        return maps
+
     def forward(self, images: Tensor) -> EncoderOutput:
         output = self.encoder(images)
         positions = output.features

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from torch import Tensor, nn
 
+from velm.errors import ConfigError
 from velm.outputs import EncoderOutput
 
-__all__ = ["EncoderOutput", "ImageEncoder", "TextEncoder", "three_channels"]
+__all__ = ["EncoderOutput", "ImageEncoder", "TextEncoder", "last_of_each_size", "three_channels"]
 
 
 class ImageEncoder(nn.Module, ABC):
@@ -38,6 +39,25 @@ class ImageEncoder(nn.Module, ABC):
             features (B, N, dim), pooled (B, dim), grid (H', W') with H' * W' == N; see `has_grid`.
         """
 
+    def maps(self, images: Tensor) -> list[Tensor]:
+        """Feature maps for detection and segmentation, float (B, C, H', W') each, the finest first.
+
+        Here the features on their grid, one map. An encoder with stages has a map of each.
+
+        Args:
+            images: as of `forward`.
+
+        Raises:
+            ConfigError: the features lie on no grid.
+        """
+        output: EncoderOutput = self(images)
+        if output.grid is None:
+            raise ConfigError(
+                f"{type(self).__name__} has no maps: its features lie on no grid (`has_grid`, `class_in_features`). "
+                f"Take another image encoder for a backbone, or implement `maps` in your own."
+            )
+        return [output.features.transpose(1, 2).unflatten(2, output.grid)]
+
 
 class TextEncoder(nn.Module, ABC):
     """Tokens to `EncoderOutput`; padding never changes a result.
@@ -59,6 +79,17 @@ class TextEncoder(nn.Module, ABC):
         Returns:
             features (B, T, dim), pooled (B, dim), mask (B, T).
         """
+
+
+def last_of_each_size(maps: Iterable[Tensor]) -> list[Tensor]:
+    """The last of neighbouring maps (B, C, H', W') of the same size, but for borders: the outputs of stages."""
+    kept: list[Tensor] = []
+    for each in maps:
+        if kept and 4 * each.shape[2] > 3 * kept[-1].shape[2]:  # convolutions without padding lose a border
+            kept[-1] = each
+        else:
+            kept.append(each)
+    return kept
 
 
 def three_channels(option: Sequence[float] | None, default: Sequence[float]) -> tuple[float, float, float]:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from velm.encoders.base import ImageEncoder
+from velm.encoders.base import ImageEncoder, last_of_each_size
 from velm.layers.pooling import Pooling
 from velm.layers.positions import SineGridPositions
 from velm.outputs import EncoderOutput
@@ -70,12 +70,23 @@ class CNNEncoder(ImageEncoder):
 
     def forward(self, images: Tensor) -> EncoderOutput:
         # channels last: a third faster on CPU and with tensor cores
-        x = self.stages(images.contiguous(memory_format=torch.channels_last))
+        x = self._last(self.stages(images.contiguous(memory_format=torch.channels_last)))
+        features = self.dropout(x.flatten(2)).transpose(1, 2)
+        return EncoderOutput(features, self.pooling(features), grid=(x.shape[-2], x.shape[-1]))
+
+    def maps(self, images: Tensor) -> list[Tensor]:
+        """A map of each stage; the last one is `features`."""
+        x, outputs = images.contiguous(memory_format=torch.channels_last), []
+        for stage in self.stages:
+            x = stage(x)
+            outputs.append(x)
+        return [*last_of_each_size(outputs)[:-1], self._last(x)]
+
+    def _last(self, x: Tensor) -> Tensor:
+        """The last map, (B, D, H', W'), from the output of the stages."""
         grid = (x.shape[-2], x.shape[-1])
-        x = x + self.positions(grid, x).T.unflatten(1, grid)
-        x = self.blocks(x).flatten(2)
-        features = self.dropout(x).transpose(1, 2)
-        return EncoderOutput(features, self.pooling(features), grid=grid)
+        last: Tensor = self.blocks(x + self.positions(grid, x).T.unflatten(1, grid))
+        return last
 
 
 class _Block(nn.Module):

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from velm.encoders.base import ImageEncoder, three_channels
+from velm.encoders.base import ImageEncoder, last_of_each_size, three_channels
 from velm.errors import ConfigError, MissingPackageError
 from velm.layers.pooling import Pooling
 from velm.outputs import EncoderOutput
@@ -94,11 +94,37 @@ class TimmEncoder(FrozenPartsInEval, ImageEncoder):
             pooled = positions[:, 0] if own is None else self.projection(own)
         return EncoderOutput(features, pooled, grid=grid)
 
+    def maps(self, images: Tensor) -> list[Tensor]:
+        """The maps of timm's `features_only`, without the projection; of a model of one resolution the last one."""
+        stages: list[dict[str, Any]] = list(getattr(self.model, "feature_info", None) or ())
+        if len({stage["reduction"] for stage in stages}) < 2:
+            return super().maps(images)
+        images = self._whole_patches(images)
+        if hasattr(self.model, "forward_intermediates"):
+            return last_of_each_size(self.model.forward_intermediates(images, intermediates_only=True))
+        found: dict[str, Tensor] = {}
+        hooks = [
+            self.model.get_submodule(stage["module"]).register_forward_hook(
+                lambda _module, _inputs, output, name=stage["module"]: found.__setitem__(name, output)
+            )
+            for stage in stages
+        ]
+        try:
+            self.model.forward_features(images)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return last_of_each_size(found[stage["module"]] for stage in stages)
+
+    def _whole_patches(self, images: Tensor) -> Tensor:
+        if self.patch_size is None:
+            return images
+        height, width = (side // self.patch_size * self.patch_size for side in images.shape[2:])
+        return images[:, :, :height, :width]
+
     def _run(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         """The last feature map, and with pooling 'own' the vector (B, width) that the classifier would read."""
-        if self.patch_size is not None:
-            height, width = (side // self.patch_size * self.patch_size for side in images.shape[2:])
-            images = images[:, :, :height, :width]
+        images = self._whole_patches(images)
         raw = self.model.forward_features(images)
         return raw, self.model.forward_head(raw, pre_logits=True) if self.own_pooling else None
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision import models
 
-from velm.encoders.base import ImageEncoder
+from velm.encoders.base import ImageEncoder, last_of_each_size
 from velm.layers.pooling import Pooling
 from velm.outputs import EncoderOutput
 from velm.pretrained.folding import FoldedCopy, may_fold
@@ -84,6 +84,10 @@ class TorchvisionEncoder(ImageEncoder):
         features = self.projection(positions)
         return EncoderOutput(features, self.pooling(features), grid=grid)
 
+    def maps(self, images: Tensor) -> list[Tensor]:
+        """A map of each stage of a CNN or Swin, torchvision's own, without the projection; of a ViT the last one."""
+        return self.trunk.maps(images)
+
 
 class Trunk(nn.Module):
     """The steps of a torchvision model up to a feature map, (B, 3, H, W) -> (B, N, D) and its grid.
@@ -137,17 +141,34 @@ class Trunk(nn.Module):
     def forward(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
         if isinstance(self.model, models.VisionTransformer):
             return self._tokens(images)
-        layers = self._layers()
         x = images.contiguous(memory_format=torch.channels_last)
-        learning = torch.is_grad_enabled() or self.training
-        foldable = self.frozen if learning else len(layers)
-        if images.device.type != "meta" and may_fold(layers[:foldable]):
-            x, layers = self._folded.of(layers[:foldable])(x), layers[foldable:]
-        for layer in layers:
+        for layer in self._fast_layers(images):
             x = layer(x)
         if isinstance(self.model, models.SwinTransformer):  # (B, H', W', D), unlike all others
             return x.flatten(1, 2), (x.shape[1], x.shape[2])
         return x.flatten(2).transpose(1, 2), (x.shape[2], x.shape[3])
+
+    def maps(self, images: Tensor) -> list[Tensor]:
+        """The last output at each resolution, (B, C, H', W'); of a ViT its only one."""
+        if isinstance(self.model, models.VisionTransformer):
+            positions, grid = self._tokens(images)
+            return [positions.transpose(1, 2).unflatten(2, grid)]
+        x, outputs = images.contiguous(memory_format=torch.channels_last), []
+        for layer in self._fast_layers(images):
+            x = layer(x)
+            outputs.append(x)
+        if isinstance(self.model, models.SwinTransformer):
+            outputs = [output.permute(0, 3, 1, 2) for output in outputs]
+        return last_of_each_size(outputs)
+
+    def _fast_layers(self, images: Tensor) -> list[nn.Module]:
+        """The steps in order, with batch norm folded where nothing is trained."""
+        layers = self._layers()
+        learning = torch.is_grad_enabled() or self.training
+        foldable = self.frozen if learning else len(layers)
+        if images.device.type != "meta" and may_fold(layers[:foldable]):
+            return [*self._folded.of(layers[:foldable]), *layers[foldable:]]
+        return layers
 
     def _tokens(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
         model: Any = self.model

@@ -16,10 +16,11 @@ from velm.registry import split_config
 
 __all__ = ["find_metrics", "model_card"]
 
-LIBRARIES = {"velm": "velm", "transformers": "transformers", "open_clip": "open_clip"}
+LIBRARIES = {"velm": "velm", "transformers": "transformers", "open_clip": "open_clip", "backbone": "velm"}
 _USES = {
     "velm": 'import velm\n\npipeline = velm.load("hf://org/name")  # or this folder',
     "open_clip": 'import open_clip\n\nmodel, _, preprocess = open_clip.create_model_and_transforms("local-dir:FOLDER")',
+    "backbone": 'import velm\n\nbackbone = velm.load_backbone("FOLDER")  # images to a dict of maps',
 }
 
 
@@ -48,7 +49,13 @@ def model_card(
     Raises:
         ExportError: metrics.json cannot be read.
     """
-    head = ["---", f"library_name: {LIBRARIES[library]}", f"pipeline_tag: {_task(checkpoint)}", "tags: [velm]", "---"]
+    head = [
+        "---",
+        f"library_name: {LIBRARIES[library]}",
+        f"pipeline_tag: {_task(checkpoint, library)}",
+        "tags: [velm]",
+        "---",
+    ]
     parts = [
         *head,
         f"# {title}\n",
@@ -71,7 +78,9 @@ def model_card(
     return "\n".join(parts) + "\n"
 
 
-def _task(checkpoint: Checkpoint) -> str:
+def _task(checkpoint: Checkpoint, library: str) -> str:
+    if library == "backbone":
+        return "image-feature-extraction"
     if checkpoint.config.get("decoder") is None:
         return "zero-shot-image-classification"
     template = split_config(checkpoint.config["decoder"])[1].get("template")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from velm.checkpoint import Checkpoint, merge, seal_folder, write_folder
@@ -13,7 +13,16 @@ from velm.exports.card import find_metrics, model_card
 from velm.exports.change import Change, Sample, measure_change
 from velm.exports.folders import new_folder
 from velm.exports.fresh import in_fresh_process, metrics_in_fresh_process
-from velm.exports.golden import Difference, Golden, compare, golden_inputs, golden_outputs, write_golden
+from velm.exports.golden import (
+    Difference,
+    Golden,
+    compare,
+    golden_inputs,
+    golden_maps,
+    golden_outputs,
+    squares,
+    write_golden,
+)
 from velm.exports.readers import MODELS
 from velm.pipeline import Pipeline
 from velm.pipeline.loading import pipeline_of
@@ -78,11 +87,7 @@ def export(
     load_plugins(plugins)
     content, output = merge(open_source(checkpoint)), Path(output).expanduser()
     pipeline = pipeline_of(content)
-    golden = golden_inputs(pipeline.transform.image_size)
-    if format == "open_clip":  # resizes by PIL, which rounds otherwise: its images are squares already
-        squares = [pipeline.transform(image).permute(1, 2, 0).contiguous().numpy() for image in golden.images]
-        golden = replace(golden, images=squares)
-    golden = golden_outputs(pipeline, golden)
+    golden = _OUTPUTS.get(format, golden_outputs)(pipeline, golden_inputs(pipeline.transform.image_size))
     results = find_metrics(Path(checkpoint)) if metrics is None else Path(metrics).expanduser()
     command = f"velm export {checkpoint} --format {format} --output {output}" + (" --data" if data else "")
     with new_folder(output) as folder:
@@ -113,12 +118,28 @@ def _open_clip(checkpoint: Checkpoint, pipeline: Pipeline, folder: Path, _golden
     return write_open_clip(checkpoint, pipeline, folder)
 
 
+def _backbone(checkpoint: Checkpoint, pipeline: Pipeline, folder: Path, _golden: Golden) -> str:
+    from velm.exports.backbone import export_backbone
+
+    return export_backbone(checkpoint, pipeline, folder)
+
+
 FORMATS: dict[str, Callable[[Checkpoint, Pipeline, Path, Golden], str]] = {
     "velm": _velm,
     "transformers": _transformers,
     "open_clip": _open_clip,
+    "backbone": _backbone,
 }
 """What writes a checkpoint into a folder and returns the class that reads it."""
+
+
+def _of_squares(pipeline: Pipeline, golden: Golden) -> Golden:
+    """The golden outputs of images of the model's own size: open_clip resizes by PIL, which rounds otherwise."""
+    return golden_outputs(pipeline, squares(pipeline, golden))
+
+
+_OUTPUTS: dict[str, Callable[[Pipeline, Golden], Golden]] = {"open_clip": _of_squares, "backbone": golden_maps}
+"""What the checkpoint says of golden inputs, where a format asks otherwise than `golden_outputs`."""
 
 
 def _require_same(golden: Golden, found: Golden, kind: str, tolerance: float) -> list[Difference]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from velm.backbone import Backbone
 from velm.pipeline import Pipeline
 
 __all__ = [
@@ -19,8 +20,11 @@ __all__ = [
     "Golden",
     "compare",
     "golden_inputs",
+    "golden_maps",
     "golden_outputs",
+    "maps_of",
     "read_golden",
+    "squares",
     "write_golden",
 ]
 
@@ -79,6 +83,25 @@ def golden_outputs(pipeline: Pipeline, golden: Golden) -> Golden:
         pooled = [output.pooled for output in pipeline.encode_images(golden.images, batch_size=len(golden.images))]
         tensors["pooled"] = torch.cat(pooled)
     return Golden(golden.images, golden.texts, {name: tensor.float() for name, tensor in tensors.items()}, captions)
+
+
+def squares(pipeline: Pipeline, golden: Golden) -> Golden:
+    """The golden inputs with images as the model sees them, uint8 (S, S, 3)."""
+    images = [pipeline.transform(image).permute(1, 2, 0).contiguous().numpy() for image in golden.images]
+    return replace(golden, images=images)
+
+
+def golden_maps(pipeline: Pipeline, golden: Golden) -> Golden:
+    """Squares with the maps of the image encoder."""
+    return maps_of(pipeline.backbone(), squares(pipeline, golden))
+
+
+@torch.inference_mode()
+def maps_of(backbone: Backbone, golden: Golden) -> Golden:
+    """Golden images of one size with the maps of a backbone."""
+    images = torch.stack([torch.from_numpy(image).permute(2, 0, 1) for image in golden.images])
+    maps = backbone.eval()(images)
+    return replace(golden, tensors={f"map {name}": each.float() for name, each in maps.items()}, captions=[])
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from velm.exports.golden import Golden, golden_outputs
+from velm.exports.golden import Golden, golden_outputs, maps_of
 from velm.exports.hf_readers import open_transformers
 from velm.exports.open_clip_reader import OpenClipModel
 
@@ -19,10 +19,17 @@ def _velm(folder: Path, plugins: Sequence[str]) -> Any:
     return load(folder, plugins=plugins)
 
 
+def _backbone(folder: Path, golden: Golden, plugins: Sequence[str]) -> Golden:
+    from velm.backbone import load_backbone
+
+    return maps_of(load_backbone(folder, plugins=plugins), golden)
+
+
 READERS: dict[str, Callable[[Path, Golden, Sequence[str]], Golden]] = {
     "velm": lambda folder, golden, plugins: golden_outputs(_velm(folder, plugins), golden),
     "transformers": lambda folder, golden, _: open_transformers(folder).golden(golden),
     "open_clip": lambda folder, golden, _: OpenClipModel(folder).golden(golden),
+    "backbone": _backbone,
 }
 
 MODELS: dict[str, Callable[[Path, Sequence[str]], Any]] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -10,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from velm.backbone import Backbone
 from velm.data.base import Turn
 from velm.data.batches.collate import pad_tokens
 from velm.data.batches.lengths import truncate
@@ -302,6 +304,32 @@ class Pipeline:
             if "image" not in self.model.memory_sources:
                 raise PipelineError("rerank_by_alignment compares with the image, which this decoder does not see.")
         return config
+
+    def backbone(
+        self,
+        *,
+        out_channels: int | None = None,
+        out_indices: Sequence[int] | None = None,
+        trainable: bool = True,
+    ) -> Backbone:
+        """A copy of the image encoder as a module for detection and segmentation, images to a dict of maps.
+
+        Args:
+            out_channels, out_indices, trainable: as of `velm.backbone.Backbone`.
+
+        Raises:
+            ConfigError: the image encoder has no maps, or an option cannot be used.
+            PipelineError: the model has no image encoder.
+        """
+        if self.model.image_encoder is None:
+            raise PipelineError("This model has no image_encoder, so it has no backbone.")
+        return Backbone(
+            copy.deepcopy(self.model.image_encoder),
+            image_size=self.transform.image_size,
+            out_channels=out_channels,
+            out_indices=out_indices,
+            trainable=trainable,
+        )
 
     def require_decoder(self) -> None:
         """Raise PipelineError if the model has no decoder."""
