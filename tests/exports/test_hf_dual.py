@@ -18,6 +18,7 @@ from velm.pipeline.loading import pipeline_of
 from velm.sources import open_source
 
 
+@pytest.mark.usefixtures("in_this_process")
 @pytest.mark.parametrize(("vision", "text"), [("vit", "bert"),
                          pytest.param("clip_vision_model", "xlm-roberta", marks=pytest.mark.slow)])  # fmt: skip
 def test_in_and_out_and_in_again(tmp_path: Path, vision: str, text: str) -> None:

@@ -140,5 +140,16 @@ def _bounds(value: Any) -> str:
 
 
 def _transformers_use(checkpoint: Checkpoint) -> str:
-    task = "zero-shot-image-classification" if checkpoint.config.get("decoder") is None else "image-text-to-text"
-    return f'```python\nfrom transformers import pipeline\n\npipe = pipeline("{task}", model="FOLDER")\n```\n'
+    if checkpoint.config.get("decoder") is None:
+        use = 'from transformers import pipeline\n\npipe = pipeline("zero-shot-image-classification", model="FOLDER")'
+    elif split_config(checkpoint.config["decoder"])[0].startswith("llm/"):
+        use = 'from transformers import pipeline\n\npipe = pipeline("image-text-to-text", model="FOLDER")'
+    else:
+        use = (
+            "from transformers import AutoModelForImageTextToText, AutoProcessor\n\n"
+            'model = AutoModelForImageTextToText.from_pretrained("FOLDER").eval()\n'
+            'processor = AutoProcessor.from_pretrained("FOLDER")\n'
+            'tokens = model.generate(processor.image_processor(image, return_tensors="pt").pixel_values)\n'
+            "captions = processor.tokenizer.batch_decode(tokens, skip_special_tokens=True)"
+        )
+    return f"```python\n{use}\n```\n"

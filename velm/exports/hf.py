@@ -6,6 +6,7 @@ from pathlib import Path
 
 from velm.checkpoint import Checkpoint
 from velm.errors import ExportError
+from velm.exports.hf_captioner import write_captioner
 from velm.exports.hf_clip import write_clip, write_siglip
 from velm.exports.hf_dual import write_dual
 from velm.exports.hf_llava import write_llava
@@ -28,10 +29,16 @@ def write_transformers(checkpoint: Checkpoint, pipeline: Pipeline, folder: Path)
             return write_dual(checkpoint, pipeline, folder)
         as_siglip = image.get("pooling") == "map" or text.get("pooling") == "end"
         return (write_siglip if as_siglip else write_clip)(checkpoint, pipeline, folder)
-    if parts == ["image_encoder", "decoder"] and options_of(checkpoint, "decoder")[0].startswith("llm/"):
-        return write_llava(checkpoint, pipeline, folder)
+    if parts == ["image_encoder", "decoder"]:
+        kind = options_of(checkpoint, "decoder")[0]
+        if kind.startswith(("llm/", "hf/")):
+            return (write_llava if kind.startswith("llm/") else write_captioner)(checkpoint, pipeline, folder)
+        raise ExportError(
+            f"The decoder is {kind!r}, and no class of transformers has it. VELM writes decoders llm/* "
+            f"(LlavaForConditionalGeneration) and hf/* (VisionEncoderDecoderModel)."
+        )
     raise ExportError(
         f"No class of transformers has the parts {', '.join(parts)}. VELM writes an image and a text encoder without a "
-        f"decoder (CLIPModel, SiglipModel, VisionTextDualEncoderModel), and an image encoder with an llm/* "
-        f"(LlavaForConditionalGeneration)."
+        f"decoder (CLIPModel, SiglipModel, VisionTextDualEncoderModel), and an image encoder with an llm/* or hf/* "
+        f"(LlavaForConditionalGeneration, VisionEncoderDecoderModel)."
     )

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from velm.checkpoint import Checkpoint, weights_of
-from velm.errors import ExportError
+from velm.exports.hf_files import save_library_model, save_processor
 from velm.exports.hf_images import image_processor, transform_limits
-from velm.exports.hf_tokenizer import HubTokenizer, hub_tokenizer
+from velm.exports.hf_tokenizer import HubTokenizer, require_tokenizer
 from velm.exports.layouts import clip_image, linear, siglip_image, text_tower
-from velm.exports.requirements import LINEAR, options_of, part_limits, projection_limits
+from velm.exports.requirements import LINEAR, grid_limits, options_of, part_limits, projection_limits, refuse
 from velm.pipeline import Pipeline
 
-__all__ = ["ACTIVATIONS", "log_scale", "refuse", "save_library_model", "vision_config", "write_clip", "write_siglip"]
+__all__ = ["log_scale", "vision_config", "write_clip", "write_siglip"]
 
 ACTIVATIONS = {"gelu": "gelu", "quick_gelu": "quick_gelu", "gelu_tanh": "gelu_pytorch_tanh"}
 _CLIP_IMAGE = {
@@ -37,7 +37,7 @@ def write_clip(checkpoint: Checkpoint, pipeline: Pipeline, folder: Path) -> str:
         ExportError: it cannot express the model; the message names each reason.
     """
     tokenizer = _require(checkpoint, pipeline, "CLIPModel", _CLIP_IMAGE, _CLIP_TEXT, LINEAR)
-    from transformers import CLIPConfig, CLIPModel, CLIPProcessor
+    from transformers import CLIPConfig, CLIPModel
 
     if tokenizer.bos is None or tokenizer.eos is None:
         raise refuse("CLIPModel", ["its tokenizer has no bos or no eos of its own, which VELM added"])
@@ -66,7 +66,7 @@ def write_clip(checkpoint: Checkpoint, pipeline: Pipeline, folder: Path) -> str:
     words = tokenizer.library_tokenizer(
         (tokenizer.bos,), (tokenizer.eos,), text["max_length"], pad, "input_ids", "attention_mask"
     )
-    _save_processor(CLIPProcessor, pipeline, words, "CLIPImageProcessor", folder)
+    save_processor("CLIPProcessor", image_processor(pipeline, "CLIPImageProcessor"), words, folder)
     return "CLIPModel"
 
 
@@ -78,7 +78,7 @@ def write_siglip(checkpoint: Checkpoint, pipeline: Pipeline, folder: Path) -> st
     """
     projections = {"image_projection": "none", "text_projection": "affine"}
     tokenizer = _require(checkpoint, pipeline, "SiglipModel", _SIGLIP_IMAGE, _SIGLIP_TEXT, projections)
-    from transformers import SiglipConfig, SiglipModel, SiglipProcessor
+    from transformers import SiglipConfig, SiglipModel
 
     image, text = options_of(checkpoint, "image_encoder")[1], options_of(checkpoint, "text_encoder")[1]
     fill = pipeline.tokenizer.pad_id if text["fill_id"] is None else text["fill_id"]
@@ -104,13 +104,8 @@ def write_siglip(checkpoint: Checkpoint, pipeline: Pipeline, folder: Path) -> st
     }
     save_library_model(SiglipModel, config, weights, folder)
     words = tokenizer.library_tokenizer((), (tokenizer.eos,), text["fixed_length"], pad, "input_ids")  # reads padding
-    _save_processor(SiglipProcessor, pipeline, words, "SiglipImageProcessor", folder)
+    save_processor("SiglipProcessor", image_processor(pipeline, "SiglipImageProcessor"), words, folder)
     return "SiglipModel"
-
-
-def refuse(cls: str, limits: list[str]) -> ExportError:
-    """The error that names what a class cannot express."""
-    return ExportError(f"{cls} cannot express this model: {'; '.join(limits)}.")
 
 
 def _require(
@@ -124,29 +119,13 @@ def _require(
     """The tokenizer, if the class can express the model."""
     limits = part_limits(checkpoint, "image_encoder", "vit", image, cls)
     limits += part_limits(checkpoint, "text_encoder", "transformer", text, cls)
-    limits += _grid_limits(checkpoint) if not limits else []
+    limits += grid_limits(checkpoint) if not limits else []
     limits += projection_limits(checkpoint, projections, cls)
     if (checkpoint.logit_bias is None) != (cls == "CLIPModel"):
         has = "learned a bias of the cosines (sigmoid)" if cls == "CLIPModel" else "learned no bias (sigmoid)"
         limits.append(f"its loss {has}, and {cls} has {'none' if cls == 'CLIPModel' else 'one'}")
     limits += transform_limits(pipeline.transform)
-    try:
-        tokenizer = hub_tokenizer(pipeline.tokenizer)
-    except ExportError as error:
-        limits.append(str(error))
-    if limits:
-        raise refuse(cls, limits)
-    return tokenizer
-
-
-def _grid_limits(checkpoint: Checkpoint) -> list[str]:
-    options, size = options_of(checkpoint, "image_encoder")[1], checkpoint.transform["image_size"]
-    grid = size // options["patch_size"]
-    if options["position_grid"] == grid:
-        return []
-    return [
-        f"image_encoder.position_grid is {options['position_grid']}, and images of {size} pixels have {grid} a side"
-    ]
+    return require_tokenizer(pipeline.tokenizer, cls, limits)
 
 
 def log_scale(checkpoint: Checkpoint) -> Tensor:
@@ -189,20 +168,3 @@ def _map_head(weights: dict[str, Tensor]) -> dict[str, Tensor]:
         **linear(weights, "pooling.mlp.0", f"{head}.mlp.fc1"),
         **linear(weights, "pooling.mlp.3", f"{head}.mlp.fc2"),
     }
-
-
-def save_library_model(cls: Any, config: Any, weights: dict[str, Tensor], folder: Path) -> None:
-    """Save a model of transformers with exactly these weights, in float32."""
-    with torch.device("meta"):
-        model = cls(config)
-    model.load_state_dict({name: tensor.detach().clone() for name, tensor in weights.items()}, strict=True, assign=True)
-    model.save_pretrained(folder)
-
-
-def _save_processor(cls: Any, pipeline: Pipeline, words: Any, image_cls: str, folder: Path) -> None:
-    encoder = pipeline.model.image_encoder
-    assert encoder is not None
-    images = image_processor(pipeline.transform, encoder.image_mean, encoder.image_std, image_cls)
-    cls(images, words).save_pretrained(folder)
-    images.save_pretrained(folder)
-    words.save_pretrained(folder)

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from velm.checkpoint import Checkpoint, weights_of
-from velm.errors import ExportError
-from velm.exports.hf_clip import log_scale, refuse, save_library_model, vision_config
+from velm.exports.hf_clip import log_scale, vision_config
+from velm.exports.hf_files import library_config, save_library_model, save_processor
 from velm.exports.hf_images import image_processor, transform_limits
-from velm.exports.hf_tokenizer import HubTokenizer, hub_tokenizer
+from velm.exports.hf_tokenizer import HubTokenizer, require_tokenizer
 from velm.exports.layouts import clip_image, linear
 from velm.exports.requirements import LINEAR, options_of, part_limits, projection_limits
 from velm.pipeline import Pipeline
@@ -31,12 +31,7 @@ def write_dual(checkpoint: Checkpoint, pipeline: Pipeline, folder: Path) -> str:
         ExportError: the class cannot express the model; the message names each reason.
     """
     tokenizer = _require(checkpoint, pipeline)
-    from transformers import (
-        AutoConfig,
-        VisionTextDualEncoderConfig,
-        VisionTextDualEncoderModel,
-        VisionTextDualEncoderProcessor,
-    )
+    from transformers import AutoConfig, VisionTextDualEncoderConfig, VisionTextDualEncoderModel
 
     (kind, image), (text_kind, text) = (options_of(checkpoint, part) for part in ("image_encoder", "text_encoder"))
     images, texts = (weights_of(part, checkpoint.weights) for part in ("image_encoder", "text_encoder"))
@@ -46,10 +41,10 @@ def write_dual(checkpoint: Checkpoint, pipeline: Pipeline, folder: Path) -> str:
         vision: Any = AutoConfig.for_model("clip_vision_model", **vision_config(image, checkpoint))
         tower = clip_image(images, "vision_model.", image["depth"])
     else:
-        vision = _config(kind, image)
+        vision = library_config(kind, image)
         tower = {f"vision_model.{name.removeprefix('model.')}": tensor for name, tensor in images.items()}
     config = VisionTextDualEncoderConfig.from_vision_text_configs(
-        vision, _config(text_kind, text, vocab_size=rows), projection_dim=int(checkpoint.config["embed_dim"])
+        vision, library_config(text_kind, text, vocab_size=rows), projection_dim=int(checkpoint.config["embed_dim"])
     )
     scale = log_scale(checkpoint)
     config.logit_scale_init_value = float(scale)
@@ -66,11 +61,7 @@ def write_dual(checkpoint: Checkpoint, pipeline: Pipeline, folder: Path) -> str:
     assert tokenizer.pad is not None
     around, inputs = ((tokenizer.bos,), (tokenizer.eos,)), ("input_ids", "attention_mask")
     words = tokenizer.library_tokenizer(*around, checkpoint.max_length, tokenizer.pad, *inputs)
-    encoder = pipeline.model.image_encoder
-    processor = image_processor(pipeline.transform, encoder.image_mean, encoder.image_std, "CLIPImageProcessor")
-    VisionTextDualEncoderProcessor(processor, words).save_pretrained(folder)
-    processor.save_pretrained(folder)
-    words.save_pretrained(folder)
+    save_processor("VisionTextDualEncoderProcessor", image_processor(pipeline, "CLIPImageProcessor"), words, folder)
     return CLASS
 
 
@@ -87,21 +78,13 @@ def _require(checkpoint: Checkpoint, pipeline: Pipeline) -> HubTokenizer:
     if checkpoint.logit_bias is not None:
         limits.append(f"its loss learned a bias of the cosines (sigmoid), and {CLASS} has none")
     limits += transform_limits(pipeline.transform)
-    try:
-        tokenizer = hub_tokenizer(pipeline.tokenizer)
-        if None in (tokenizer.bos, tokenizer.eos, tokenizer.pad):
-            limits.append("its tokenizer lacks a bos, eos or pad of its own")
-        if tokenizer.rows != list(range(len(tokenizer.rows))):
-            limits.append("its tokenizer is not that of the text tower (hf/*)")
-    except ExportError as error:
-        limits.append(str(error))
-    if limits:
-        raise refuse(CLASS, limits)
-    return tokenizer
+    return require_tokenizer(pipeline.tokenizer, CLASS, limits, _tokenizer_limits)
 
 
-def _config(name: str, options: dict[str, Any], **changes: Any) -> Any:
-    from transformers import AutoConfig
-
-    values = {**options["config"], **changes}
-    return AutoConfig.for_model(values.pop("model_type", name.removeprefix("hf/")), **values)
+def _tokenizer_limits(tokenizer: HubTokenizer) -> list[str]:
+    limits = []
+    if None in (tokenizer.bos, tokenizer.eos, tokenizer.pad):
+        limits.append("its tokenizer lacks a bos, eos or pad of its own")
+    if tokenizer.rows != list(range(len(tokenizer.rows))):
+        limits.append("its tokenizer is not that of the text tower (hf/*)")
+    return limits

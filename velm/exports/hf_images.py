@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from velm.data.images.transforms import EvalTransform
+from velm.pipeline import Pipeline
 
 __all__ = ["image_processor", "transform_limits"]
 
@@ -24,10 +25,12 @@ def transform_limits(transform: EvalTransform) -> list[str]:
     return limits
 
 
-def image_processor(transform: EvalTransform, mean: tuple[float, ...], std: tuple[float, ...], cls: str) -> Any:
+def image_processor(pipeline: Pipeline, cls: str) -> Any:
     """An image processor of the class `cls`, such as 'CLIPImageProcessor'."""
     import transformers
 
+    transform, encoder = pipeline.transform, pipeline.model.image_encoder
+    assert encoder is not None
     side = transform.image_size
     square = {"height": side, "width": side}
     crops = transform.resize == "shortest"
@@ -40,7 +43,7 @@ def image_processor(transform: EvalTransform, mean: tuple[float, ...], std: tupl
         do_rescale=True,
         rescale_factor=1 / 255,
         do_normalize=True,
-        image_mean=list(mean),
-        image_std=list(std),
+        image_mean=list(encoder.image_mean),
+        image_std=list(encoder.image_std),
         do_convert_rgb=True,
     )

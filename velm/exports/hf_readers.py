@@ -17,11 +17,11 @@ __all__ = ["open_transformers"]
 
 
 def open_transformers(folder: Path) -> Any:
-    """The model of a folder with its processor: a `DualModel` or a `LlavaModel`."""
+    """The model of a folder with its processor."""
     from transformers import AutoConfig
 
-    llava = AutoConfig.from_pretrained(folder).model_type == "llava"
-    return LlavaModel(folder) if llava else DualModel(folder)
+    kinds = {"llava": LlavaModel, "vision-encoder-decoder": CaptionerModel}
+    return kinds.get(AutoConfig.from_pretrained(folder).model_type, DualModel)(folder)
 
 
 class DualModel:
@@ -64,14 +64,56 @@ def _pooled(output: Any) -> Tensor:
     return found
 
 
-class LlavaModel:
-    """A vision-language model, asked one turn."""
+class _Writer:
+    """A model that writes, with its processor."""
 
     def __init__(self, folder: Path) -> None:
         from transformers import AutoModelForImageTextToText, AutoProcessor
 
         self.model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
         self.processor = AutoProcessor.from_pretrained(folder)
+
+    def write(self, inputs: Any, length: int) -> list[tuple[str, Tensor]]:
+        """Greedy texts of at most `length` tokens, and their log probabilities."""
+        found = self.model.generate(
+            **inputs, max_new_tokens=length, do_sample=False, output_logits=True, return_dict_in_generate=True
+        )
+        tokens = found.sequences[:, -len(found.logits) :]
+        scores = torch.stack(found.logits, dim=1).log_softmax(-1).gather(2, tokens[:, :, None])[:, :, 0]
+        eos = self.processor.tokenizer.eos_token_id
+        after = (tokens == eos).cumsum(dim=1) - (tokens == eos).int() > 0  # padding
+        sums = scores.masked_fill(after, 0.0).sum(dim=1)
+        texts = [self._text(row.tolist()) for row in tokens.masked_fill(after, eos)]
+        return list(zip(texts, sums, strict=True))
+
+    def _text(self, tokens: Sequence[int]) -> str:
+        words = self.processor.tokenizer
+        skipped = {words.pad_token_id, words.bos_token_id, words.unk_token_id, words.eos_token_id}
+        content = [token for token in tokens if token not in skipped]
+        text: str = words.decode(content, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        return text.strip()
+
+
+class CaptionerModel(_Writer):
+    """An image tower and a decoder with cross-attention."""
+
+    @torch.inference_mode()
+    def golden(self, golden: Golden) -> Golden:
+        """Greedy captions, and their log probabilities."""
+        written = self.write(self._pixels(golden.images), TOKENS)
+        sums = torch.stack([log_prob for _, log_prob in written])[:, None]
+        return Golden(golden.images, golden.texts, {"log_probs": sums}, [text for text, _ in written])
+
+    @torch.inference_mode()
+    def caption(self, images: Sequence[Any], texts: None = None, *, max_length: int) -> list[str]:
+        return [text for text, _ in self.write(self._pixels(images), max_length)]
+
+    def _pixels(self, images: Sequence[Any]) -> Any:
+        return self.processor.image_processor([read_image(image) for image in images], return_tensors="pt")
+
+
+class LlavaModel(_Writer):
+    """A vision-language model, asked one turn."""
 
     def golden(self, golden: Golden) -> Golden:
         """Greedy answers, and their log probabilities."""
@@ -85,17 +127,7 @@ class LlavaModel:
 
     @torch.inference_mode()
     def _answer(self, image: Any, text: str, length: int) -> tuple[str, Tensor]:
-        """The greedy answer and its log probability."""
         turn = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}]
         asked = self.processor.apply_chat_template(turn, add_generation_prompt=True)
         inputs = self.processor(images=[read_image(image)], text=[asked], return_tensors="pt", add_special_tokens=False)
-        found = self.model.generate(
-            **inputs, max_new_tokens=length, do_sample=False, output_logits=True, return_dict_in_generate=True
-        )
-        words = self.processor.tokenizer
-        tokens = found.sequences[0, inputs["input_ids"].shape[1] :]
-        scores = torch.stack(found.logits)[:, 0].log_softmax(-1)
-        skipped = {words.pad_token_id, words.bos_token_id, words.unk_token_id, words.eos_token_id}
-        content = [token for token in tokens.tolist() if token not in skipped]
-        caption = words.decode(content, skip_special_tokens=False, clean_up_tokenization_spaces=False).strip()
-        return caption, scores.gather(1, tokens[:, None]).sum()
+        return self.write(inputs, length)[0]

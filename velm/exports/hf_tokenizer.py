@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,8 +11,9 @@ from velm.data.text.base import Tokenizer
 from velm.data.text.bpe import BPETokenizer, ByteTokenizer
 from velm.data.text.hf import HFTokenizer
 from velm.errors import ExportError
+from velm.exports.requirements import refuse
 
-__all__ = ["HubTokenizer", "hub_tokenizer"]
+__all__ = ["HubTokenizer", "hub_tokenizer", "require_tokenizer"]
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,28 @@ def hub_tokenizer(tokenizer: Tokenizer) -> HubTokenizer:
         f"its tokenizer is {type(tokenizer).__name__}, which is Python and no tokenizer.json: train with "
         f"data.tokenizer bpe, byte or hf/<model>"
     )
+
+
+def require_tokenizer(
+    tokenizer: Tokenizer, cls: str, limits: list[str], check: Callable[[HubTokenizer], list[str]] = lambda _: []
+) -> HubTokenizer:
+    """The same tokenizer for transformers, for a class that can express the rest of a model.
+
+    Args:
+        limits: what the class cannot express of the rest.
+        check: what it cannot express of a tokenizer.
+
+    Raises:
+        ExportError: there is a limit; the message names all.
+    """
+    try:
+        found = hub_tokenizer(tokenizer)
+        limits = limits + check(found)
+    except ExportError as error:
+        raise refuse(cls, [*limits, str(error)]) from error
+    if limits:
+        raise refuse(cls, limits)
+    return found
 
 
 def _published(tokenizer: HFTokenizer) -> HubTokenizer:

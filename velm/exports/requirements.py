@@ -8,9 +8,10 @@ from typing import Any
 
 from velm import registry
 from velm.checkpoint import Checkpoint
+from velm.errors import ExportError
 from velm.registry import split_config
 
-__all__ = ["LINEAR", "options_of", "part_limits", "projection_limits"]
+__all__ = ["LINEAR", "grid_limits", "options_of", "part_limits", "projection_limits", "refuse"]
 
 LINEAR = {"image_projection": "linear", "text_projection": "linear"}
 """The projections of CLIP."""
@@ -53,3 +54,19 @@ def projection_limits(checkpoint: Checkpoint, required: Mapping[str, str], cls: 
     if checkpoint.logit_scale is None:
         limits.append("no loss of it learned a scale of the cosines")
     return limits
+
+
+def grid_limits(checkpoint: Checkpoint) -> list[str]:
+    """The lack of a position for each patch of an image of a `vit`, in words."""
+    options, size = options_of(checkpoint, "image_encoder")[1], checkpoint.transform["image_size"]
+    grid = size // options["patch_size"]
+    if options["position_grid"] == grid:
+        return []
+    return [
+        f"image_encoder.position_grid is {options['position_grid']}, and images of {size} pixels have {grid} a side"
+    ]
+
+
+def refuse(cls: str, limits: list[str]) -> ExportError:
+    """The error that names what a class cannot express."""
+    return ExportError(f"{cls} cannot express this model: {'; '.join(limits)}.")
