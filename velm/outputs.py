@@ -122,6 +122,7 @@ class Batch:
             several ranks it is their mean, with micro-batches that of the whole batch.
         image_rows: int64 (B,), the row of `images` or `encoded` of each sample, if samples share images; None: row i is
             that of sample i.
+        sharing: at least the number of samples that share an image.
         encoded: cached encoder outputs in place of `images`.
         teacher: a teacher's embeddings of the samples, for distillation.
         prompt: what a decoder with a template reads around the image; None: it has none.
@@ -139,6 +140,7 @@ class Batch:
     target_mask: Tensor | None = None
     target_count: Tensor | None = None
     image_rows: Tensor | None = None
+    sharing: int = 1
     encoded: EncodedImages | None = None
     teacher: TeacherEmbeddings | None = None
     prompt: Prompt | None = None

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-__all__ = ["CHAT", "Prompt", "takes_text"]
+__all__ = ["CHAT", "Prompt", "takes_text", "text_follows"]
 
 CHAT = "chat"
 """The template of a decoder that stands for the tokenizer's own."""
@@ -16,6 +16,11 @@ CHAT = "chat"
 def takes_text(template: str | None) -> bool:
     """Whether a template has a place for a text of the data."""
     return template is not None and (template == CHAT or "{text}" in template)
+
+
+def text_follows(template: str | None) -> bool:
+    """Whether a text of the data stands behind the image, so that all before it is the same for all texts."""
+    return template is None or template == CHAT or "{image}" not in template.partition("{text}")[2]
 
 
 @dataclass

@@ -45,12 +45,19 @@ class Decoder(nn.Module, ABC):
     `read_prompt(memory, memory_mask, prompt)`, which gives a prefix float (B, P, D) and its mask; `decode`, `forward`
     and `start` take these as `memory` and `memory_mask`. The prompt's last position predicts the first token: bos is
     not read.
+
+    A decoder with `shares_memory` has `decode_shared`, which a training step calls where samples share images.
     """
 
     output_projection: nn.Linear
     max_length: int | None = None
     words_dim: int | None = None
     template: str | None = None
+
+    @property
+    def shares_memory(self) -> bool:
+        """Whether it has `decode_shared`."""
+        return False
 
     def read_prompt(self, memory: Tensor, memory_mask: Tensor | None, prompt: Prompt) -> tuple[Tensor, Tensor | None]:
         """The memory and the prompt around it as one prefix; of a decoder with a `template`."""
@@ -72,6 +79,28 @@ class Decoder(nn.Module, ABC):
     def decode(self, tokens: Tensor, memory: Tensor, memory_mask: Tensor | None = None) -> DecoderOutput:
         """`forward` as a `DecoderOutput`; override to add attention or a penalty."""
         return DecoderOutput(self(tokens, memory, memory_mask))
+
+    def decode_shared(
+        self,
+        tokens: Tensor,
+        memory: Tensor,
+        memory_mask: Tensor | None,
+        rows: Tensor,
+        most: int,
+        prompt: Prompt | None = None,
+    ) -> DecoderOutput:
+        """`decode` of R texts of B memories, each of which is read once; of a decoder with `shares_memory`.
+
+        Law: it equals `decode` with `memory[rows]`, or with `read_prompt` of it.
+
+        Args:
+            tokens: int64 (R, T).
+            memory, memory_mask: of the B memories, without the prompt.
+            rows: int64 (R,), the memory of each text.
+            most: at least the number of texts of each memory.
+            prompt: of the R texts, for a decoder with a `template`.
+        """
+        raise NotImplementedError(f"{type(self).__name__} reads a memory once for each text.")
 
     def attend(
         self, tokens: Tensor, memory: Tensor, memory_mask: Tensor | None = None, prompt: Prompt | None = None

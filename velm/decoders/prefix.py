@@ -7,6 +7,8 @@ tokens ── embed_tokens ──┴─ run, with a view ── hidden
 prefix      1 1 1   0 0            bidirectional; causal: a triangle here, too
 text        1 1 1   1 0
             1 1 1   1 1
+
+Several texts of one memory may stand behind one prefix, see `velm.decoders.packed`.
 """
 
 from __future__ import annotations
@@ -20,10 +22,12 @@ from torch import Tensor
 
 from velm.decoders.base import Decoder, DecoderState
 from velm.decoders.cache import appending, fork
-from velm.decoders.shared_prefix import SharedPrefix, SharedStep
+from velm.decoders.packed import PackedTexts, pack, unpack
+from velm.decoders.shared_prefix import RowOrder, SharedPrefix, SharedStep
 from velm.decoders.views import Sequence, View
 from velm.errors import ConfigError
-from velm.prompt import Prompt
+from velm.outputs import DecoderOutput
+from velm.prompt import Prompt, text_follows
 
 __all__ = ["PrefixDecoder", "PrefixState"]
 
@@ -125,6 +129,58 @@ class PrefixDecoder(Decoder):
         prefix, mask = self._prefix(memory, memory_mask)
         hidden = self.run(*self._whole(tokens, prefix, mask), None)
         return self._predicting(hidden, prefix.shape[1], mask)
+
+    @property
+    def shares_memory(self) -> bool:
+        reads_ahead = self.bidirectional and self.template is not None  # the image sees what stands behind it
+        return self.takes_views and text_follows(self.template) and not reads_ahead
+
+    def decode_shared(
+        self,
+        tokens: Tensor,
+        memory: Tensor,
+        memory_mask: Tensor | None,
+        rows: Tensor,
+        most: int,
+        prompt: Prompt | None = None,
+    ) -> DecoderOutput:
+        self._check_length(tokens.shape[1])
+        order = RowOrder.by_memory(rows, len(memory), most)
+        prefix, mask = self._common(memory, memory_mask, prompt, order.rows[::most])
+        own = self.embed_tokens(tokens if prompt is None else tokens[:, 1:], 0).to(prefix.dtype)
+        content = torch.ones(own.shape[:2], dtype=torch.bool, device=own.device)
+        if prompt is not None:
+            own = torch.cat([self.embed_tokens(prompt.after, 0).to(own.dtype), own], dim=1)
+            content = torch.cat([prompt.after_mask, content], dim=1)
+        length, (count, longest) = prefix.shape[1], own.shape[:2]
+        if mask is None and prompt is None and count == len(order.rows):
+            seen = None  # all of it is content
+        else:
+            mask = torch.ones(prefix.shape[:2], dtype=torch.bool, device=own.device) if mask is None else mask
+            seen = torch.cat([mask, pack(content, order, len(memory))], dim=1)
+        both = length if self.bidirectional else 0
+        view = PackedTexts(length + longest, 0, own.device, both, seen, prefix=length, texts=most)
+        hidden = self.run(torch.cat([prefix, pack(own, order, len(memory))], dim=1), view, None)
+        written = unpack(hidden[:, length:], order)
+        if prompt is None:
+            return DecoderOutput(written)
+        first, read = _last(hidden[:, :length], mask)[rows], prompt.after.shape[1]
+        if read:
+            of_text = _last(written[:, :read], prompt.after_mask)
+            first = torch.where(prompt.after_mask.any(dim=1, keepdim=True), of_text, first)
+        return DecoderOutput(torch.cat([first[:, None], written[:, read:]], dim=1))
+
+    def _common(
+        self, memory: Tensor, mask: Tensor | None, prompt: Prompt | None, rows: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        """What the texts of a memory have in common; `rows` int64 (B,) is one text of each."""
+        if prompt is None:
+            prefix, mask = self.embed_prefix(memory, mask)
+        else:
+            prompt = prompt.select(rows)
+            prompt = replace(prompt, after=prompt.after[:, :0], after_mask=prompt.after_mask[:, :0])
+            prefix, mask = self.read_prompt(memory, mask, prompt)
+        return prefix, None if mask is None or mask.all() else mask
 
     def _whole(self, tokens: Tensor, prefix: Tensor, mask: Tensor | None) -> tuple[Tensor, Sequence]:
         """A prefix and the tokens behind it, and what they see; behind a prompt bos is not read."""

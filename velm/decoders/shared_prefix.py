@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["SharedPrefix", "SharedStep"]
+__all__ = ["RowOrder", "SharedPrefix", "SharedStep"]
 
 
 @dataclass(frozen=True)
@@ -85,12 +85,17 @@ class RowOrder:
     places: Tensor
 
     @classmethod
-    def by_memory(cls, owners: Tensor, memories: int) -> RowOrder:
-        """Of rows whose memories are int64 (R,), each at least once."""
-        counts = owners.bincount(minlength=memories)
+    def by_memory(cls, owners: Tensor, memories: int, most: int | None = None) -> RowOrder:
+        """Of rows whose memories are int64 (R,).
+
+        Args:
+            most: K, at least the number of rows of each memory; None: the largest, which waits for the device.
+        """
+        counts = torch.zeros(memories, dtype=torch.int64, device=owners.device)
+        counts = counts.index_add(0, owners, torch.ones_like(owners))
         ordered = owners.argsort(stable=True)
         starts = (counts.cumsum(0) - counts)[owners[ordered]]
-        most = int(counts.max())
+        most = int(counts.max()) if most is None else most
         places = torch.empty_like(owners)
         places[ordered] = owners[ordered] * most + torch.arange(len(owners), device=owners.device) - starts
         rows = owners.new_zeros(memories * most)

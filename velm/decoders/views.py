@@ -1,6 +1,7 @@
 """What the positions of a language model see, and how it reaches the attention of transformers' models.
 
-`Sequence` is one tensor of keys, `velm.decoders.shared_prefix.SharedStep` keys that several rows share. transformers
+`Sequence` is one tensor of keys, `velm.decoders.packed.PackedTexts` one with several texts behind a prefix, and
+`velm.decoders.shared_prefix.SharedStep` has keys that several rows share. transformers
 hands keyword arguments of a model through to its attention function: a model that `show_views` has prepared takes
 `view=...` and attends as the view says, windows included; without one it attends as before.
 """
@@ -25,7 +26,7 @@ class View(Protocol):
     """The keys that T new positions of each of R rows see.
 
     Attributes:
-        total: positions there are then, those before included.
+        total: positions that the last one may see, those before included.
         places: int64 (R or 1, T), the number of each new position among those that hold content.
     """
 
@@ -100,7 +101,7 @@ class Sequence:
 
     def seen(self, window: int | None = None) -> Tensor:
         """`mask`, also where none is needed."""
-        seen = torch.ones(self.total - self.past, self.total, dtype=torch.bool, device=self.device).tril(self.past)
+        seen = self._causal()
         itself = seen.triu(self.past)  # padding, too: a softmax over nothing is NaN
         seen[: self.both, : self.both] = True
         content = self._content()
@@ -109,6 +110,10 @@ class Sequence:
             places = self._places()
             seen = seen & (places[:, None] > places[:, self.past :, None] - window)
         return seen | itself
+
+    def _causal(self) -> Tensor:
+        """bool (T, total), what is seen in one direction if all is content; nothing above the diagonal."""
+        return torch.ones(self.total - self.past, self.total, dtype=torch.bool, device=self.device).tril(self.past)
 
     def attend(
         self, module: Any, query: Tensor, key: Tensor, value: Tensor, scaling: float, window: int | None, dropout: float

@@ -95,29 +95,25 @@ class VisionLanguageModel(nn.Module):
         align = self.aligned and aligns(needs)
         predict = self.decoder is not None and "decoder" in needs
         output = VisionLanguageOutput()
-        if align or (predict and "image" in self.memory_sources):
-            output.image = self._image(batch)
+        images = self._images(batch) if align or (predict and "image" in self.memory_sources) else None
+        if images is not None:
+            output.image = images if batch.image_rows is None else images.select(batch.image_rows)
         if batch.tokens is not None and (align or (predict and "text" in self.memory_sources)):
             assert batch.mask is not None
             output.text = self.encode_text(batch.tokens, batch.mask)
         if align and output.image is not None and output.text is not None:
             output.embeddings = JointEmbeddings(self.embed_image(output.image), self.embed_text(output.text))
         if predict:
-            words = None if output.text is None or batch.target_tokens is not None else output.text.words
-            memory = self.memory(output.image, output.text, batch.prompt)
-            decoder, labels = self._decode(batch, *memory, words)
-            output.prediction = NextTokenPrediction(decoder, labels, self._decoder().output_projection)
+            inputs, labels = self._shift(batch)
+            decoded = self._decode(batch, inputs, images, output)
+            output.prediction = NextTokenPrediction(decoded, labels, self._decoder().output_projection)
         return output
 
-    def _image(self, batch: Batch) -> EncoderOutput | None:
-        """Features of a batch's images, each encoded once and repeated for the samples that share it."""
+    def _images(self, batch: Batch) -> EncoderOutput | None:
+        """Features of a batch's images, each encoded once."""
         if batch.encoded is not None:
-            image = batch.encoded.output()
-        elif batch.images is not None:
-            image = self.encode_image(batch.images)
-        else:
-            return None
-        return image if batch.image_rows is None else image.select(batch.image_rows)
+            return batch.encoded.output()
+        return None if batch.images is None else self.encode_image(batch.images)
 
     def encode_image(self, images: Tensor) -> EncoderOutput:
         """Encode images: uint8 (B, 3, H, W), or float if already normalised.
@@ -197,17 +193,10 @@ class VisionLanguageModel(nn.Module):
             raise PipelineError("This model has no decoder: give it one under `model:` and train it with captioning.")
         return self.decoder
 
-    def _decode(
-        self, batch: Batch, memory: Tensor, mask: Tensor | None, words: Tensor | None = None
-    ) -> tuple[DecoderOutput, Tensor]:
-        """Shift inputs and labels by one token: bos a b eos becomes inputs (bos a b) and labels (a b eos).
+    def _shift(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Inputs and labels, int64 (B, T), a token apart: bos a b eos becomes (bos a b) and (a b eos).
 
         In a padded row eos is not an input either, so that padding never changes the decoder's penalty.
-
-        Args:
-            batch, memory, mask: see `forward` and `memory`.
-            words: float (B, T, D), output of the decoder's unimodal blocks for the same tokens. There eos was an input
-                in every row; it is the last token, and no position that predicts a token has seen it.
         """
         tokens, content = batch.target_tokens, batch.target_mask
         if tokens is None:
@@ -216,9 +205,25 @@ class VisionLanguageModel(nn.Module):
         assert content is not None
         padding = ~content[:, 1:]
         ignored = padding if batch.target_learnt is None else padding | ~batch.target_learnt[:, 1:]
-        inputs, labels = tokens[:, :-1].masked_fill(padding, self.pad_id), tokens[:, 1:].masked_fill(ignored, IGNORE)
-        shared = {} if words is None else {"words": words[:, :-1]}
-        return self._decoder().decode(inputs, memory, mask, **shared), labels
+        return tokens[:, :-1].masked_fill(padding, self.pad_id), tokens[:, 1:].masked_fill(ignored, IGNORE)
+
+    def _decode(
+        self, batch: Batch, inputs: Tensor, images: EncoderOutput | None, output: VisionLanguageOutput
+    ) -> DecoderOutput:
+        """The decoder under teacher forcing; `images` are not repeated for the samples that share them.
+
+        The output of the decoder's unimodal blocks is computed once, by the text encoder. There eos was an input in
+        every row; it is the last token, and no position that predicts a token has seen it.
+        """
+        decoder, rows = self._decoder(), batch.image_rows
+        if rows is not None and images is not None and decoder.shares_memory and self.memory_sources == ("image",):
+            texts = len(images.features) * batch.sharing  # beyond twice, the missing ones cost more than sharing saves
+            if batch.sharing > 1 and texts <= 2 * len(rows):
+                memory = self.encoder_memory(images, None)
+                return decoder.decode_shared(inputs, *memory, rows, batch.sharing, batch.prompt)
+        memory = self.memory(output.image, output.text, batch.prompt)
+        words = None if output.text is None or batch.target_tokens is not None else output.text.words
+        return decoder.decode(inputs, *memory, **({} if words is None else {"words": words[:, :-1]}))
 
 
 def build_projection(source: str, kind: Projection, dim: int, embed_dim: int) -> nn.Module:

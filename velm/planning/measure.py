@@ -129,6 +129,7 @@ def probe(
         target_mask=target_mask,
         prompt=prompt,
         image_rows=rows if per_image > 1 and images is not None else None,
+        sharing=per_image,
     )
 
 

@@ -57,7 +57,7 @@ class BlindScores(SplitScores):
             dtypes = empty.features.dtype, empty.pooled.dtype
             self.image = EncodedImages(empty.features, empty.pooled, empty.mask, empty.grid, dtypes)
         rows = batch.image_ids.new_zeros(len(batch))
-        super().update(replace(batch, images=None, encoded=self.image, image_rows=rows))
+        super().update(replace(batch, images=None, encoded=self.image, image_rows=rows, sharing=1))
 
     def _caption(self, batch: Batch, output: VisionLanguageOutput, rows: Tensor) -> None:
         """As that of `SplitScores`; a decoder that reads no text writes the same caption for all."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -51,6 +52,7 @@ class Collate:
             target_tokens=target_tokens,
             target_mask=target_mask,
             image_rows=torch.tensor(rows) if len(images) < len(readable) else None,
+            sharing=max(Counter(rows).values(), default=1),
             encoded=None if self.features is None else self.features.read(images),
             teacher=None if self.teacher is None else self.teacher.read([s.teacher for s in readable if s.teacher]),
             prompt=pad_prompts([sample.prompt for sample in readable if sample.prompt is not None], self.pad_id),

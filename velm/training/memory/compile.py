@@ -17,10 +17,11 @@ def compile_tower(tower: nn.Module, backend: str = "inductor") -> None:
     What Dynamo cannot trace (a loop over the steps of an RNN) runs uncompiled.
 
     Args:
-        tower: an encoder (compiles `forward`) or a decoder (compiles `decode`).
+        tower: an encoder (compiles `forward`) or a decoder (compiles `decode` and `decode_shared`).
         backend: of torch.compile.
     """
     if isinstance(tower, Decoder):
-        tower.decode = torch.compile(tower.decode, dynamic=True, backend=backend)  # type: ignore[method-assign]
+        for method in ("decode", "decode_shared"):
+            setattr(tower, method, torch.compile(getattr(tower, method), dynamic=True, backend=backend))
     else:
         tower.compile(dynamic=True, backend=backend)
