@@ -10,7 +10,7 @@ import pytest
 from velm.data.synthetic import chinese
 from velm.data.synthetic.questions import ShapesQuestions
 from velm.data.synthetic.scenes import HELD_OUT, Scene, Scenes, Thing, describe
-from velm.data.synthetic.shapes import RGB, Shapes
+from velm.data.synthetic.shapes import RGB, Shapes, object_mask
 from velm.errors import DataError
 
 SPLITS = ("train", "val", "test", "heldout")
@@ -191,3 +191,17 @@ def test_chinese_has_a_grammar_of_its_own() -> None:
 def test_questions_are_english_only() -> None:
     with pytest.raises(ValueError, match="ShapesQuestions is written in en"):
         ShapesQuestions(language="zh")
+
+
+def test_masks_are_the_pixels_of_the_colour() -> None:
+    for record in Shapes(test_size=20).split("test"):
+        pixels = np.asarray(record.image).astype(int)
+        masks = [object_mask(thing, 64) for thing in record.metadata["objects"]]
+        assert not (masks[0] & masks[1]).any()
+        for thing, mask in zip(record.metadata["objects"], masks, strict=True):
+            left, top, right, bottom = thing["box"]
+            assert mask[top:bottom, left:right].sum() == mask.sum() > 0
+            inside = pixels[mask]
+            colour, background = np.median(inside, axis=0), pixels[0, 0]
+            nearer = np.abs(inside - colour).sum(axis=1) <= np.abs(inside - background).sum(axis=1) + 3  # rounding
+            assert nearer.all()

@@ -5,8 +5,9 @@ from __future__ import annotations
 import itertools
 import math
 import random
+from collections.abc import Mapping
 from functools import cached_property, lru_cache
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -16,7 +17,7 @@ from velm.data.synthetic import chinese
 from velm.data.synthetic.scenes import COLOURS, Scene, Scenes, describe
 from velm.errors import MissingSplitError
 
-__all__ = ["Drawings", "Shapes", "draw"]
+__all__ = ["Drawings", "Shapes", "draw", "object_mask"]
 
 RGB = {
     "red": (220, 40, 40),
@@ -100,6 +101,18 @@ def draw(scene: Scene, image_size: int, rng: random.Random) -> tuple[np.ndarray,
         patch = image[top:bottom, left:right]
         patch[:] = patch + _coverage(thing.shape, right - left) * (colour - patch)
     return image, boxes
+
+
+def object_mask(thing: Mapping[str, Any], image_size: int) -> np.ndarray:
+    """The pixels of which an object covers half or more: bool (image_size, image_size).
+
+    Args:
+        thing: of `metadata["objects"]` of a record, with its `shape` and `box`; objects never overlap.
+    """
+    mask = np.zeros((image_size, image_size), dtype=bool)
+    left, top, right, bottom = thing["box"]
+    mask[top:bottom, left:right] = _coverage(thing["shape"], right - left)[..., 0] >= 0.5
+    return mask
 
 
 class Drawings(Records):
