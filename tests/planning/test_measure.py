@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache, partial
 from typing import Any
 
@@ -121,6 +121,16 @@ def test_a_vocabulary_of_262k_is_planned_without_its_memory_and_its_logits_are_h
     assert 1024 * costs.activations[0] < 0.2 * 1024 * 15 * 262_144 * 4
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Tiles of the similarities are larger with several threads, and 1,200 rows then fill none."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize(("measured", "rows"), [(300, 300), (1200, 1400), (1200, 2500)])
 def test_the_prediction_is_the_peak_of_a_real_alignment_loss(measured: int, rows: int) -> None:
     """Similarities within 2% at the rows that are measured, between them and beyond.
