@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from velm import decoders as decoders
     from velm import losses as losses
     from velm import metrics as metrics
+    from velm import onnx as onnx
     from velm.backbone import load_backbone as load_backbone
     from velm.data.base import Dataset as Dataset
     from velm.data.base import Record as Record
@@ -51,7 +52,7 @@ _MODULES = {
     "velm.registry": ("balancing_policies", "image_encoders", "text_encoders", "datasets", "tokenizers"),
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
-_PACKAGES = ("decoders", "losses", "metrics")
+_PACKAGES = ("decoders", "losses", "metrics", "onnx")
 __all__ = ["__version__", *_PACKAGES, *_HOME]
 
 

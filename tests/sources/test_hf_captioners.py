@@ -55,13 +55,13 @@ class Both:
 
     def captions(self, pixels: torch.Tensor, **options: Any) -> list[list[int]]:
         """Ids of VELM's captions, eos included."""
-        ids = self.pipeline.captioner._token_ids()
+        ids = self.pipeline.captioner.token_ids()
         memory = self.model.memory(self.model.encode_image(pixels), None)
         found = generate(self.model.decoder, *memory, config=GenerationConfig(max_length=25, **options), **ids)
         return [until(row, self.pipeline.tokenizer.eos_id) for row in found.tokens[:, 0].tolist()]
 
     def expected(self, pixels: torch.Tensor, num_beams: int) -> list[list[int]]:
-        ids = self.pipeline.captioner._token_ids()
+        ids = self.pipeline.captioner.token_ids()
         found = self.original.generate(
             pixel_values=pixels, num_beams=num_beams, max_length=26, do_sample=False, early_stopping=num_beams > 1,
             suppress_tokens=list(ids["suppress"]) or None,

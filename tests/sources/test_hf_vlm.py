@@ -44,7 +44,7 @@ def test_gradients_are_the_originals(case, tmp_path):
 
 
 def test_greedy_answers_are_the_originals(case):
-    ids = case.pipeline.captioner._token_ids()
+    ids = case.pipeline.captioner.token_ids()
     found = case.original.generate(
         **case.inputs, max_new_tokens=12, do_sample=False, suppress_tokens=list(ids["suppress"])
     )[:, case.inputs["input_ids"].shape[1] :]
@@ -80,7 +80,7 @@ def test_a_question_is_asked_as_the_processor_asks(case):
 def test_answers_of_the_pipeline_are_the_originals(case):
     asked, images = [QUESTIONS[0], QUESTIONS[2], "dogs"], case.images
     inputs = case.process([case.question(text) for text in asked])
-    suppress = list(case.pipeline.captioner._token_ids()["suppress"])
+    suppress = list(case.pipeline.captioner.token_ids()["suppress"])
     found = case.original.generate(**inputs, max_new_tokens=8, do_sample=False, suppress_tokens=suppress)
     expected = [case.pipeline.tokenizer.decode(row[inputs["input_ids"].shape[1] :]) for row in found]
     assert case.pipeline.caption(images, asked, max_length=8) == expected

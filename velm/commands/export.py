@@ -1,4 +1,4 @@
-"""`velm export`: a checkpoint as a folder to publish, for transformers or open_clip, or as a backbone."""
+"""`velm export`: a checkpoint as a folder to publish, for transformers, open_clip or onnxruntime, or as a backbone."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ def main(argv: Sequence[str]) -> int:
         args.output,
         format=args.format,
         tolerance=args.tolerance,
+        quantize=args.quantize,
         metrics=args.metrics,
         data=Sample(args.data or None, args.samples, changes, args.max_change) if asked else None,
         plugins=args.plugins.split(",") if args.plugins else (),
@@ -47,8 +48,8 @@ def main(argv: Sequence[str]) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="velm export",
-        description="Write a checkpoint as a folder that velm.load, transformers or open_clip reads, or its image "
-        "encoder alone, and compare what a fresh process says of golden inputs. Beyond the tolerance nothing is "
+        description="Write a checkpoint as a folder that velm.load, transformers, open_clip or onnxruntime reads, "
+        "or its image encoder alone, and compare what a fresh process says of golden inputs. Beyond the tolerance nothing is "
         "written.",
         epilog=f"Another dataset for --data: {PREFIX} '{{name: csv, path: captions.csv}}'; another option of it: "
         f"{PREFIX}.path=captions.csv.",
@@ -58,12 +59,16 @@ def _parser() -> argparse.ArgumentParser:
         "checkpoint", metavar="CHECKPOINT", help="a .ckpt, a folder of velm export, hf/..., open_clip/... or hf://..."
     )
     parser.add_argument(
-        "--format", default="velm", metavar="FORMAT", help="velm (the default), transformers, open_clip or backbone"
+        "--format",
+        default="velm",
+        metavar="FORMAT",
+        help="velm (the default), transformers, open_clip, onnx or backbone",
     )
     parser.add_argument("--output", type=folder_path, required=True, metavar="DIR", help="a new or empty folder")
     parser.add_argument(
-        "--tolerance", type=float, default=1e-5, metavar="X", help="largest difference of an output (default 1e-5)"
+        "--tolerance", type=float, metavar="X", help="largest difference of an output (default 1e-5; of onnx 1e-4)"
     )
+    parser.add_argument("--quantize", metavar="KIND", help="int8: weights of onnx in 8 bits, see docs/export.md")
     parser.add_argument(
         "--metrics",
         type=folder_path,

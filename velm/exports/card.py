@@ -16,9 +16,16 @@ from velm.registry import split_config
 
 __all__ = ["find_metrics", "model_card"]
 
-LIBRARIES = {"velm": "velm", "transformers": "transformers", "open_clip": "open_clip", "backbone": "velm"}
+LIBRARIES = {
+    "velm": "velm",
+    "transformers": "transformers",
+    "open_clip": "open_clip",
+    "backbone": "velm",
+    "onnx": "velm",
+}
 _USES = {
     "velm": 'import velm\n\npipeline = velm.load("hf://org/name")  # or this folder',
+    "onnx": 'import velm.onnx\n\npipeline = velm.onnx.load("FOLDER")  # needs onnxruntime and no torch',
     "open_clip": 'import open_clip\n\nmodel, _, preprocess = open_clip.create_model_and_transforms("local-dir:FOLDER")',
     "backbone": 'import velm\n\nbackbone = velm.load_backbone("FOLDER")  # images to a dict of maps',
 }

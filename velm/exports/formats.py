@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,7 +33,10 @@ from velm.util import did_you_mean
 
 __all__ = ["FORMATS", "TOLERANCE", "Exported", "export"]
 
-TOLERANCE = 1e-5
+TOLERANCE = {"onnx": 1e-4}
+"""Largest differences of an output by format; of the others it is 1e-5."""
+QUANTIZED_COSINE = 0.99
+"""Least cosine of an output with that of the checkpoint, for weights in int8."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,8 @@ def export(
     output: str | Path,
     *,
     format: str = "velm",
-    tolerance: float = TOLERANCE,
+    tolerance: float | None = None,
+    quantize: str | None = None,
     metrics: str | Path | None = None,
     data: Sample | None = None,
     plugins: Sequence[str] = (),
@@ -68,7 +73,9 @@ def export(
         checkpoint: what `velm.load` takes; adapters are merged, and of averaged weights the average is written.
         output: a folder that does not exist or is empty. It appears when everything is written and compared.
         format: a key of `FORMATS`.
-        tolerance: largest difference of an output, see `velm.exports.golden.compare`.
+        tolerance: largest difference of an output, see `velm.exports.golden.compare`. None: that of `TOLERANCE`; with
+            `quantize`, the cosine of an output is at least `QUANTIZED_COSINE`, and captions may be others.
+        quantize: 'int8', of `onnx`; None: float32.
         metrics: metrics.json of `velm evaluate` for the model card; None: that in the checkpoint's folder, if any.
         data: on which recall@1 and CIDEr-D of the checkpoint and of what was written are compared, too.
         plugins: as of `velm.load`.
@@ -84,15 +91,23 @@ def export(
         raise ConfigError(f"Unknown format {format!r}.{guess} Formats: {', '.join(FORMATS)}.")
     if data is not None and format not in MODELS:
         raise ConfigError(f"--data compares metrics of a whole model: --format {', '.join(MODELS)}; not {format}.")
+    if quantize is not None and (quantize != "int8" or format != "onnx"):
+        raise ConfigError(f"--quantize is int8, of --format onnx; got {quantize!r} of {format}.")
     load_plugins(plugins)
     content, output = merge(open_source(checkpoint)), Path(output).expanduser()
     pipeline = pipeline_of(content)
     golden = _OUTPUTS.get(format, golden_outputs)(pipeline, golden_inputs(pipeline.transform.image_size))
     results = find_metrics(Path(checkpoint)) if metrics is None else Path(metrics).expanduser()
     command = f"velm export {checkpoint} --format {format} --output {output}" + (" --data" if data else "")
+    command += "" if quantize is None else f" --quantize {quantize}"
+    options = {} if quantize is None else {"quantize": quantize}
     with new_folder(output) as folder:
-        kind = FORMATS[format](content, pipeline, folder, golden)
-        differences = _require_same(golden, in_fresh_process(format, folder, golden, plugins), kind, tolerance)
+        kind = FORMATS[format](content, pipeline, folder, golden, **options)
+        found = in_fresh_process(format, folder, golden, plugins)
+        if quantize is not None and tolerance is None:
+            differences = _require_near(golden, found, kind)
+        else:
+            differences = _require_same(golden, found, kind, tolerance or TOLERANCE.get(format, 1e-5))
         changes = [] if data is None else _require_metrics(pipeline, checkpoint, data, (format, folder, plugins), kind)
         card = model_card(content, format, [*differences, *changes], results, command, output.name)
         (folder / "README.md").write_text(card, encoding="utf-8")
@@ -124,11 +139,20 @@ def _backbone(checkpoint: Checkpoint, pipeline: Pipeline, folder: Path, _golden:
     return export_backbone(checkpoint, pipeline, folder)
 
 
-FORMATS: dict[str, Callable[[Checkpoint, Pipeline, Path, Golden], str]] = {
+def _onnx(
+    checkpoint: Checkpoint, pipeline: Pipeline, folder: Path, _golden: Golden, quantize: str | None = None
+) -> str:
+    from velm.exports.onnx import write_onnx
+
+    return write_onnx(checkpoint, pipeline, folder, quantize)
+
+
+FORMATS: dict[str, Callable[..., str]] = {
     "velm": _velm,
     "transformers": _transformers,
     "open_clip": _open_clip,
     "backbone": _backbone,
+    "onnx": _onnx,
 }
 """What writes a checkpoint into a folder and returns the class that reads it."""
 
@@ -158,6 +182,19 @@ def _require_same(golden: Golden, found: Golden, kind: str, tolerance: float) ->
                 f"{kind} writes another caption than the checkpoint, so nothing was written: {theirs!r} in place of "
                 f"{ours!r}."
             )
+    return differences
+
+
+def _require_near(golden: Golden, found: Golden, kind: str) -> list[Difference]:
+    """The differences of quantized weights, which are large where the direction is the same.
+
+    Raises:
+        ExportError: a cosine is too small.
+    """
+    differences = compare(golden.tensors, found.tensors, math.inf, least_cosine=QUANTIZED_COSINE)
+    report = "; ".join(str(difference) for difference in differences if not difference.passed)
+    if report:
+        raise ExportError(f"{kind} is too far from the checkpoint, so nothing was written. {report}")
     return differences
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -111,36 +112,44 @@ class Difference:
     Attributes:
         name: of the output.
         largest: absolute difference.
-        cosine: the smallest of a row with its golden row.
+        cosine: the smallest of a row with its golden row; of one number a row, that of all rows as one.
         allowed: the largest difference that is tolerated.
+        least_cosine: the smallest cosine that is.
     """
 
     name: str
     largest: float
     cosine: float
     allowed: float
+    least_cosine: float = -math.inf
 
     @property
     def passed(self) -> bool:
-        return self.largest <= self.allowed  # False for NaN
+        return self.largest <= self.allowed and self.cosine >= self.least_cosine  # False for NaN
 
     def __str__(self) -> str:
-        verdict = "" if self.passed else f"; allowed is {self.allowed:.1e}"
+        bound = f"{self.allowed:.1e}" if math.isfinite(self.allowed) else f"a cosine of {self.least_cosine} and more"
+        verdict = "" if self.passed else f"; allowed is {bound}"
         return f"{self.name:<14} largest difference {self.largest:.1e}, cosine {self.cosine:.7f}{verdict}"
 
 
-def compare(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], tolerance: float) -> list[Difference]:
+def compare(
+    expected: Mapping[str, Tensor], found: Mapping[str, Tensor], tolerance: float, least_cosine: float = -math.inf
+) -> list[Difference]:
     """The differences of every expected output.
 
     Args:
         tolerance: of values up to 1; of larger ones it is multiplied by the largest.
+        least_cosine: of every output with the expected one.
     """
     differences = []
     for name, tensor in expected.items():
         other = found[name]
         allowed = tolerance * max(1.0, tensor.abs().max().item())
-        cosine = torch.cosine_similarity(tensor.double().flatten(1), other.double().flatten(1), dim=1)
-        differences.append(Difference(name, (tensor - other).abs().max().item(), cosine.min().item(), allowed))
+        first = 1 if tensor[0].numel() > 1 else 0
+        ours, theirs = tensor.double().flatten(first), other.double().flatten(first)
+        cosine = torch.cosine_similarity(ours, theirs, dim=-1).min().item()
+        differences.append(Difference(name, (tensor - other).abs().max().item(), cosine, allowed, least_cosine))
     return differences
 
 

@@ -57,7 +57,7 @@ def write_captioner(checkpoint: Checkpoint, pipeline: Pipeline, folder: Path) ->
         **{f"decoder.{key[6:]}": tensor for key, tensor in weights.items() if key.startswith("model.")},
     }
     save_library_model(Model, config, state, folder, tuple(f"encoder.{part}" for part in tower.unread))
-    suppress = sorted(order.index(token) for token in pipeline.captioner._token_ids()["suppress"] if token < len(order))
+    suppress = sorted(order.index(token) for token in pipeline.captioner.token_ids()["suppress"] if token < len(order))
     GenerationConfig(
         **ids, decoder_start_token_id=order.index(start), max_new_tokens=checkpoint.max_length - 1,
         suppress_tokens=suppress or None,

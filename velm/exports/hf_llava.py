@@ -55,7 +55,7 @@ def write_llava(checkpoint: Checkpoint, pipeline: Pipeline, folder: Path) -> str
     state = _weights(tower, weights)
     unread = tuple(f"model.vision_tower.{part}" for part in tower.unread)
     save_library_model(LlavaForConditionalGeneration, config, state, folder, unread)
-    suppress = sorted({*pipeline.captioner._token_ids()["suppress"], *range(checkpoint.config["vocab_size"], rows)})
+    suppress = sorted({*pipeline.captioner.token_ids()["suppress"], *range(checkpoint.config["vocab_size"], rows)})
     GenerationConfig(**ids, suppress_tokens=suppress or None).save_pretrained(folder)
     _save_processor(pipeline, tokenizer, tower, folder)
     return CLASS

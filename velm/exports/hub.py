@@ -9,6 +9,7 @@ from typing import Any
 from velm.checkpoint import is_folder, read_folder
 from velm.errors import CheckpointError, ExportError
 from velm.exports.formats import export
+from velm.onnx.folder import read_folder as read_onnx
 from velm.pipeline import Pipeline
 from velm.pipeline.loading import pipeline_of
 from velm.sources.hub_folders import HUB, download
@@ -47,7 +48,9 @@ def push_to_hub(
     if folder.is_dir() and (folder / "README.md").is_file():
         if options:
             raise ExportError(f"{folder} is exported already, so it takes no {', '.join(options)}.")
-        if (folder / "sha256.json").is_file():
+        if any(folder.glob("*.onnx")):
+            read_onnx(folder)
+        elif (folder / "sha256.json").is_file():
             read_folder(folder)
         return _upload(folder, repo_id, private, token, branch, create_pr, commit_message)
     with TemporaryDirectory() as place:

@@ -6,7 +6,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from velm.exports.golden import Golden, golden_outputs, maps_of
+import torch
+
+from velm.exports.golden import TOKENS, Golden, golden_outputs, maps_of
 from velm.exports.hf_readers import open_transformers
 from velm.exports.open_clip_reader import OpenClipModel
 
@@ -25,16 +27,32 @@ def _backbone(folder: Path, golden: Golden, plugins: Sequence[str]) -> Golden:
     return maps_of(load_backbone(folder, plugins=plugins), golden)
 
 
+def _onnx(folder: Path) -> Any:
+    from velm import onnx
+
+    return onnx.load(folder)
+
+
+def _onnx_golden(folder: Path, golden: Golden) -> Golden:
+    """In this process; an export asks one without torch, see `velm.exports.fresh`."""
+    from velm.onnx.golden import answers
+
+    tensors, captions = answers(_onnx(folder), golden.images, golden.texts, TOKENS)
+    return Golden(golden.images, golden.texts, {n: torch.from_numpy(each) for n, each in tensors.items()}, captions)
+
+
 READERS: dict[str, Callable[[Path, Golden, Sequence[str]], Golden]] = {
     "velm": lambda folder, golden, plugins: golden_outputs(_velm(folder, plugins), golden),
     "transformers": lambda folder, golden, _: open_transformers(folder).golden(golden),
     "open_clip": lambda folder, golden, _: OpenClipModel(folder).golden(golden),
     "backbone": _backbone,
+    "onnx": lambda folder, golden, _: _onnx_golden(folder, golden),
 }
 
 MODELS: dict[str, Callable[[Path, Sequence[str]], Any]] = {
     "velm": _velm,
     "transformers": lambda folder, _: open_transformers(folder),
     "open_clip": lambda folder, _: OpenClipModel(folder),
+    "onnx": lambda folder, _: _onnx(folder),
 }
 """What opens a folder as a `velm.exports.change.Model`, for `--data`."""

@@ -40,6 +40,11 @@ class KVCache:
         """A cache of one token, float (R, D)."""
         return cls(_Buffer(first[None], 1), 1)
 
+    @classmethod
+    def whole(cls, tensor: Tensor) -> KVCache:
+        """A cache of all tokens of float (t, R, D), without room for more."""
+        return cls(_Buffer(tensor, tensor.shape[0]), tensor.shape[0])
+
     @property
     def tensor(self) -> Tensor:
         """float (t, R, D), a view."""

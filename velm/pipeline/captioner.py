@@ -83,7 +83,7 @@ class Captioner:
                 config,
                 self.model.decoder,
                 eos_id=self.tokenizer.eos_id,
-                suppress=self._token_ids()["suppress"],
+                suppress=self.token_ids()["suppress"],
                 device=device,
                 name=lambda ids: repr(self.tokenizer.decode(ids)),
             )
@@ -112,9 +112,10 @@ class Captioner:
             yield rest
 
     def _search_options(self, config: GenerationConfig) -> dict[str, Any]:
-        return {"config": config, "constraints": self.constraints(config), **self._token_ids()}
+        return {"config": config, "constraints": self.constraints(config), **self.token_ids()}
 
-    def _token_ids(self) -> dict[str, Any]:
+    def token_ids(self) -> dict[str, Any]:
+        """`bos_id`, `eos_id` and `pad_id`, and the ids to `suppress`, which are never written."""
         own = self.tokenizer
         ids = {"bos_id": own.bos_id, "eos_id": own.eos_id, "pad_id": own.pad_id}
         size = self.model.decoder.output_projection.out_features if self.model.decoder is not None else own.vocab_size

@@ -9,19 +9,12 @@ from typing import Any
 import numpy as np
 
 from velm.data.base import Record, text_only
-from velm.data.text.base import Tokenizer
+from velm.data.text.base import Tokenizer, truncate
 from velm.data.text.template import PromptIds, Template
 from velm.data.text.vocabulary import sampled_indices, sampled_texts
 from velm.errors import DataError
 
 __all__ = ["check_lengths", "fit_answer", "template_lengths", "truncate"]
-
-
-def truncate(ids: list[int], max_length: int | None) -> list[int]:
-    """The first ids of `bos ... eos`, at most `max_length`, with eos at the end."""
-    if max_length is None or len(ids) <= max_length:
-        return ids
-    return [*ids[: max_length - 1], ids[-1]]
 
 
 def fit_answer(prompt: PromptIds, target: list[int], learnt: list[bool], max_length: int | None) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from velm.errors import ConfigError
 
-__all__ = ["SPECIALS", "Tokenizer"]
+__all__ = ["SPECIALS", "Tokenizer", "truncate"]
 
 SPECIALS = ("<pad>", "<bos>", "<eos>", "<unk>")
 
@@ -129,3 +129,10 @@ class Tokenizer(ABC):
                 f"{name} has no vocabulary yet. Call train(texts) with the training split's sentences, "
                 f"or {name}.from_state(...) with the state from a checkpoint."
             )
+
+
+def truncate(ids: list[int], max_length: int | None) -> list[int]:
+    """The first ids of `bos ... eos`, at most `max_length`, with eos at the end."""
+    if max_length is None or len(ids) <= max_length:
+        return ids
+    return [*ids[: max_length - 1], ids[-1]]
