@@ -49,8 +49,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="velm export",
         description="Write a checkpoint as a folder that velm.load, transformers, open_clip or onnxruntime reads, "
-        "or its image encoder alone, and compare what a fresh process says of golden inputs. Beyond the tolerance nothing is "
-        "written.",
+        "or its image encoder alone, and compare what a fresh process says of golden inputs. Beyond the tolerance "
+        "nothing is written.",
         epilog=f"Another dataset for --data: {PREFIX} '{{name: csv, path: captions.csv}}'; another option of it: "
         f"{PREFIX}.path=captions.csv.",
         allow_abbrev=False,
