@@ -13,7 +13,7 @@ from velm.checkpoint import Checkpoint, weights_of
 from velm.exports.hf_files import save_library_model, save_processor
 from velm.exports.hf_images import image_processor, transform_limits
 from velm.exports.hf_tokenizer import HubTokenizer, require_tokenizer
-from velm.exports.layouts import clip_image, linear, siglip_image, text_tower
+from velm.exports.layouts import clip_image, fused_attention, linear, siglip_image, text_tower
 from velm.exports.requirements import LINEAR, grid_limits, options_of, part_limits, projection_limits, refuse
 from velm.pipeline import Pipeline
 
@@ -153,17 +153,10 @@ def vision_config(options: dict[str, Any], checkpoint: Checkpoint) -> dict[str, 
 
 def _map_head(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """`MAPHead` as the pooling head of SigLIP."""
-    attention, head = "pooling.attention", "vision_model.head"
-    fused = {
-        f"{head}.attention.in_proj_{kind}": torch.cat(
-            [weights[f"{attention}.{part}.{kind}"] for part in ("query", "key_value")]
-        )
-        for kind in ("weight", "bias")
-    }
+    head = "vision_model.head"
     return {
         f"{head}.probe": weights["pooling.query"].reshape(1, 1, -1),
-        **fused,
-        **linear(weights, f"{attention}.output", f"{head}.attention.out_proj"),
+        **fused_attention(weights, "pooling.attention", f"{head}.attention"),
         **linear(weights, "pooling.norm", f"{head}.layernorm"),
         **linear(weights, "pooling.mlp.0", f"{head}.mlp.fc1"),
         **linear(weights, "pooling.mlp.3", f"{head}.mlp.fc2"),

@@ -13,7 +13,7 @@ from velm.data.text.hf import HFTokenizer
 from velm.errors import ExportError
 from velm.exports.requirements import refuse
 
-__all__ = ["HubTokenizer", "hub_tokenizer", "require_tokenizer"]
+__all__ = ["HubTokenizer", "hub_tokenizer", "published", "require_tokenizer"]
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,11 @@ def hub_tokenizer(tokenizer: Tokenizer) -> HubTokenizer:
         ExportError: it runs Python of VELM, which tokenizer.json cannot hold.
     """
     if isinstance(tokenizer, HFTokenizer):
-        return _published(tokenizer)
+        if (clean := tokenizer.state().get("clean")) is not None:
+            raise ExportError(
+                f"its tokenizer cleans a text in Python (clean: {clean}), which tokenizer.json cannot hold"
+            )
+        return published(tokenizer)
     if isinstance(tokenizer, BPETokenizer | ByteTokenizer):
         return _own(tokenizer)
     raise ExportError(
@@ -98,15 +102,11 @@ def require_tokenizer(
     return found
 
 
-def _published(tokenizer: HFTokenizer) -> HubTokenizer:
+def published(tokenizer: HFTokenizer) -> HubTokenizer:
+    """The tokenizer of transformers that it was made of, without the cleaning of a text."""
     from tokenizers import Tokenizer
 
-    state = tokenizer.state()
-    if state.get("clean") is not None:
-        raise ExportError(
-            f"its tokenizer cleans a text in Python (clean: {state['clean']}), which tokenizer.json cannot hold"
-        )
-    backend = Tokenizer.from_str(state["backend"])
+    backend = Tokenizer.from_str(tokenizer.state()["backend"])
     backend.no_truncation()
     backend.no_padding()
     size = max(backend.get_vocab(with_added_tokens=True).values()) + 1

@@ -7,7 +7,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-__all__ = ["block", "clip_image", "linear", "rows_of_grid", "siglip_image", "text_tower"]
+__all__ = [
+    "block", "clip_image", "fused_attention", "fused_block", "linear", "rows_of_grid", "siglip_image", "text_tower",
+]  # fmt: skip
 
 Weights = Mapping[str, Tensor]
 
@@ -81,3 +83,27 @@ def text_tower(weights: Weights, depth: int, rows: list[int]) -> dict[str, Tenso
     for number in range(depth):
         tensors |= block(weights, f"blocks.{number}", f"text_model.encoder.layers.{number}")
     return tensors
+
+
+def fused_attention(weights: Weights, name: str, to: str) -> dict[str, Tensor]:
+    """An `Attention` as torch's `nn.MultiheadAttention`, whose three matrices are one if they have the same width."""
+    parts = {
+        kind: (weights[f"{name}.query.{kind}"], weights[f"{name}.key_value.{kind}"]) for kind in ("weight", "bias")
+    }
+    tensors = {**linear(weights, f"{name}.output", f"{to}.out_proj"), f"{to}.in_proj_bias": torch.cat(parts["bias"])}
+    query, rest = parts["weight"]
+    if query.shape[1] == rest.shape[1]:
+        return {**tensors, f"{to}.in_proj_weight": torch.cat([query, rest])}
+    keys, values = rest.chunk(2)
+    return {**tensors, f"{to}.q_proj_weight": query, f"{to}.k_proj_weight": keys, f"{to}.v_proj_weight": values}
+
+
+def fused_block(weights: Weights, name: str, to: str) -> dict[str, Tensor]:
+    """A `TransformerBlock` as one of open_clip."""
+    return {
+        **linear(weights, f"{name}.attention_norm", f"{to}.ln_1"),
+        **fused_attention(weights, f"{name}.attention", f"{to}.attn"),
+        **linear(weights, f"{name}.mlp_norm", f"{to}.ln_2"),
+        **linear(weights, f"{name}.mlp.0", f"{to}.mlp.c_fc"),
+        **linear(weights, f"{name}.mlp.3", f"{to}.mlp.c_proj"),
+    }

@@ -45,13 +45,13 @@ def part_limits(checkpoint: Checkpoint, part: str, name: str, required: Mapping[
     ]
 
 
-def projection_limits(checkpoint: Checkpoint, required: Mapping[str, str], cls: str) -> list[str]:
-    """Each projection into the joint space that `cls` does not have, and the lack of a scale, in words."""
+def projection_limits(checkpoint: Checkpoint, required: Mapping[str, str], cls: str, scaled: bool = True) -> list[str]:
+    """Each projection into the joint space that `cls` does not have, and if `scaled` the lack of a scale, in words."""
     limits = []
     for name, kind in required.items():
         if (found := checkpoint.config.get(name, "linear")) != kind:
             limits.append(f"{name} is {found!r}, and {cls} has {kind!r}")
-    if checkpoint.logit_scale is None:
+    if scaled and checkpoint.logit_scale is None:
         limits.append("no loss of it learned a scale of the cosines")
     return limits
 
