@@ -27,8 +27,8 @@ class Feed:
     """One batch in the format of each side.
 
     Attributes:
-        pixels: uint8 (B, 3, S, S), as from VELM's loader.
-        floats: float32 (B, 3, S, S), normalised, as from the loaders of open_clip and transformers.
+        pixels: uint8 (I, 3, S, S), as from VELM's loader; each image has B / I captions, one after the other.
+        floats: float32 (I, 3, S, S), normalised, as from the loaders of open_clip and transformers.
         tokens: int64 (B, 77), bos ... eos, then 0, as from the tokenizers of the peers.
         lengths: int64 (B,), bos and eos included.
     """
@@ -44,12 +44,20 @@ class Feed:
         return self.tokens[:, : int(self.lengths.max())]
 
     @property
+    def captions(self) -> int:
+        """B / I, the captions of an image."""
+        return len(self.lengths) // len(self.pixels)
+
+    @property
     def mask(self) -> Tensor:
         """bool, the mask of `trimmed`."""
         return torch.arange(int(self.lengths.max()), device=self.lengths.device) < self.lengths[:, None]
 
 
-def feed(number: int, batch_size: int = 32, *, side: int = SIDE, device: str = "cpu", longest: int = CONTEXT) -> Feed:
+def feed(
+    number: int, batch_size: int = 32, *, side: int = SIDE, device: str = "cpu", longest: int = CONTEXT,
+    captions: int = 1,
+) -> Feed:  # fmt: skip
     """The batch with this number, the same for all systems and on all machines.
 
     Args:
@@ -58,6 +66,7 @@ def feed(number: int, batch_size: int = 32, *, side: int = SIDE, device: str = "
         side: S, in pixels.
         device: of the tensors.
         longest: maximum length of a caption, in tokens.
+        captions: of an image.
     """
     random = torch.Generator().manual_seed(number)
     weights = torch.tensor([float(count) for count in LENGTHS.values()])
@@ -68,7 +77,7 @@ def feed(number: int, batch_size: int = 32, *, side: int = SIDE, device: str = "
     tokens[:, 0] = BOS
     tokens[places == (lengths - 1)[:, None]] = EOS
     tokens[places >= lengths[:, None]] = PAD
-    pixels = torch.randint(0, 256, (batch_size, 3, side, side), dtype=torch.uint8, generator=random)
+    pixels = torch.randint(0, 256, (batch_size // captions, 3, side, side), dtype=torch.uint8, generator=random)
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
     floats = (pixels / 255 - mean) / std
     return Feed(pixels.to(device), floats.to(device), tokens.to(device), lengths.to(device))

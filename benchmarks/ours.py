@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -95,5 +96,6 @@ def batch_of(feed: Feed) -> Any:
     """The batch as VELM's loader returns it."""
     from velm.outputs import Batch
 
-    rows = torch.arange(len(feed.lengths), device=feed.lengths.device)
-    return Batch(images=feed.pixels, tokens=feed.trimmed, mask=feed.mask, image_ids=rows)
+    rows = torch.arange(len(feed.pixels), device=feed.lengths.device).repeat_interleave(feed.captions)
+    batch = Batch(images=feed.pixels, tokens=feed.trimmed, mask=feed.mask, image_ids=rows)
+    return batch if feed.captions == 1 else replace(batch, image_rows=rows, sharing=feed.captions)

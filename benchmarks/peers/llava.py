@@ -86,6 +86,7 @@ class Llava(Peer):
         ids, mask = prompts(feed.trimmed), torch.nn.functional.pad(feed.mask, (PATCHES, 0), value=True)
         labels = ids.masked_fill(~mask | (torch.arange(ids.shape[1], device=ids.device) < PATCHES), -100)
         labels[:, PATCHES] = -100  # bos is given
-        given = {"input_ids": ids, "attention_mask": mask.long(), "pixel_values": feed.floats}
+        floats = feed.floats.repeat_interleave(feed.captions, dim=0)  # a row of a dataset is an image and a text
+        given = {"input_ids": ids, "attention_mask": mask.long(), "pixel_values": floats}
         loss: Tensor = self.call(**given, labels=labels, use_cache=False).loss
         return loss

@@ -102,8 +102,11 @@ def prove_search(settings: Settings, beams: int) -> list[Agreement]:
     ]
 
 
-def step(system: str, trainable: str, settings: Settings) -> Run:
-    return run_of(trained(system, trainable, settings), lambda number: feed(number, IMAGES, device=settings.device))
+def step(system: str, trainable: str, captions: int, settings: Settings) -> Run:
+    def make(number: int) -> Feed:
+        return feed(number, IMAGES if captions == 1 else 2 * captions, device=settings.device, captions=captions)
+
+    return run_of(trained(system, trainable, settings), make)
 
 
 def trained(system: str, trainable: str, settings: Settings) -> Any:
@@ -115,7 +118,7 @@ def trained(system: str, trainable: str, settings: Settings) -> Any:
     return llava.Llava(llava.llava(language), settings, trainable)
 
 
-def prove_step(settings: Settings, trainable: str) -> list[Agreement]:
+def prove_step(settings: Settings, trainable: str, captions: int) -> list[Agreement]:
     """Loss and gradients in float64 from equal weights, on two layers."""
     from benchmarks.ours import Trained
     from benchmarks.proofs import differ, in_double
@@ -127,7 +130,7 @@ def prove_step(settings: Settings, trainable: str) -> list[Agreement]:
     mine = Trained(llava.our_config(language, trainable), exact)
     mine.model.load_state_dict(llava.from_llava(other.model.state_dict()))
     mine.model.double(), other.model.double()
-    batch = in_double(feed(0, 2))
+    batch = in_double(feed(0, 2 * captions, captions=captions))
     loss, expected = mine.loss(batch), other.loss(batch)
     lines = [Agreement("loss", loss.item(), expected.item(), "float64, equal weights, two layers")]
     assert differ(loss, expected) < 1e-6, lines  # transformers computes it in float32
@@ -154,18 +157,24 @@ def generation(beams: int) -> Workload:
     )
 
 
-def training(trainable: str) -> Workload:
+def training(trainable: str, captions: int = 1) -> Workload:
+    name = "llm_step" if trainable == "all" else f"llm_step_{trainable}"
+    samples = f"{IMAGES} pairs" if captions == 1 else f"2 images with {captions} captions each"
     return Workload(
-        name="llm_step" if trainable == "all" else f"llm_step_{trainable}",
-        title=f"A language model of SmolLM2-135M's size with 151,936 tokens behind 196 positions, 8 pairs, "
+        name=name if captions == 1 else f"{name}_captions{captions}",
+        title=f"A language model of SmolLM2-135M's size with 151,936 tokens behind 196 positions, {samples}, "
         f"{'all but the image tower' if trainable == 'all' else 'the projector'} trained: forward, backward, AdamW",
         unit="samples",
-        systems={system: partial(step, system, trainable) for system in (OURS, "transformers")},
+        systems={system: partial(step, system, trainable, captions) for system in (OURS, "transformers")},
         against={"transformers": OURS},
-        prove=partial(prove_step, trainable=trainable),
+        prove=partial(prove_step, trainable=trainable, captions=captions),
         repeats=3,
         notes=("Captions have the lengths of Flickr8k's and are padded to the longest of the batch on both sides.",),
     )
 
 
-WORKLOADS = [*(generation(beams) for beams in (1, 5)), *(training(part) for part in ("all", "projector"))]
+WORKLOADS = [
+    *(generation(beams) for beams in (1, 5)),
+    *(training(part) for part in ("all", "projector")),
+    training("projector", captions=5),
+]

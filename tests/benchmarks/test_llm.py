@@ -27,13 +27,14 @@ def test_both_write_the_same_tokens(beams: int) -> None:
     assert lines[-1].note.startswith("10 tokens")
 
 
-@pytest.mark.parametrize("trainable", ["all", "projector"])
-def test_both_train_the_same_weights(trainable: str) -> None:
-    lines = llm.prove_step(EXACT, trainable)
+@pytest.mark.parametrize(("trainable", "captions"), [("all", 1), ("projector", 1), ("projector", 5)])
+def test_both_train_the_same_weights(trainable: str, captions: int) -> None:
+    lines = llm.prove_step(EXACT, trainable, captions)
     assert ("of 4 gradients" in lines[-1].what) == (trainable == "projector")
 
 
 @pytest.mark.parametrize("system", ["velm", "transformers"])
 def test_a_step_and_a_search_run(system: str) -> None:
-    assert llm.step(system, "projector", Settings(threads=1)).step() == 8
+    assert llm.step(system, "projector", 1, Settings(threads=1)).step() == 8
+    assert llm.step(system, "projector", 5, Settings(threads=1)).step() == 10
     assert llm.search(system, 1, Settings(threads=1)).step() == 40
