@@ -67,6 +67,10 @@ SMALLER = {
 
 @pytest.fixture
 def table(tmp_path: Path) -> Path:
+    return write_table(tmp_path)
+
+
+def write_table(tmp_path: Path) -> Path:
     """Twelve images with English and German sentences, in all three splits."""
     rng = np.random.default_rng(0)
     with open(tmp_path / "captions.csv", "w", newline="", encoding="utf-8") as file:

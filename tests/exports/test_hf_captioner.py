@@ -51,7 +51,7 @@ def own_checkpoint(folder: Path, image: dict[str, Any], decoder: dict[str, Any])
 
 GPT2 = {"name": "hf/gpt2", "config": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 40}}
 BERT = {"name": "hf/bert", "config": {**foreign.SMALL, "max_position_embeddings": 40}}
-CLIP = {"pooling": "class", "input_norm": True, "patch_bias": False, "output_norm": False, "class_in_features": True}
+CLIP = {"pooling": "class", "input_norm": True, "output_norm": False, "class_in_features": True}
 
 
 @pytest.mark.usefixtures("in_this_process")

@@ -99,7 +99,7 @@ def test_a_text_model_of_transformers_by_its_name(tmp_path: Path, pooling: str, 
     folder = foreign.save_bert(tmp_path / "text")
     tokenizer: Any = velm.tokenizers.build({"name": f"hf/{folder}", "clean": "whitespace"})
     image = {"name": "vit", "dim": 32, "depth": 1, "heads": 4, "patch_size": 8, "positions": "learned",
-             "position_grid": 4, "pooling": "class", "patch_bias": False}  # fmt: skip
+             "position_grid": 4, "pooling": "class"}  # fmt: skip
     config = {"image_encoder": image, "text_encoder": {"name": f"hf/{folder}", "pooling": pooling}, "decoder": None,
               "embed_dim": 24, "text_projection": projection, "losses": {"contrastive": {}}}  # fmt: skip
     path = write_own(tmp_path, config, tokenizer, f"hf/{folder}", 32, logit_scale=10.0)

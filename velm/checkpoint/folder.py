@@ -128,7 +128,7 @@ def _require_whole(folder: Path) -> None:
 
 
 def _tensor_changes(path: Path, expected: list[str]) -> str:
-    """' It lacks a.weight; b.weight is additional.', or '' where the names are those that were written."""
+    """' It lacks a.weight. Additional: b.weight.', or '' where the names are those that were written."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -137,10 +137,8 @@ def _tensor_changes(path: Path, expected: list[str]) -> str:
     except (SafetensorError, OSError) as error:
         return f" It cannot be read: {error}."
     lacks, more = sorted(set(expected) - names), sorted(names - set(expected))
-    parts = [f"it lacks {', '.join(lacks[:5])}"] if lacks else []
-    parts += [f"{', '.join(more[:5])} is additional"] if more else []
-    text = "; ".join(parts)
-    return f" {text[0].upper()}{text[1:]}." if text else ""
+    lacking = f" It lacks {', '.join(lacks[:5])}." if lacks else ""
+    return lacking + (f" Additional: {', '.join(more[:5])}." if more else "")
 
 
 def _untied(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:

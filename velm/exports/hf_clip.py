@@ -21,10 +21,10 @@ __all__ = ["log_scale", "vision_config", "write_clip", "write_siglip"]
 
 ACTIVATIONS = {"gelu": "gelu", "quick_gelu": "quick_gelu", "gelu_tanh": "gelu_pytorch_tanh"}
 _CLIP_IMAGE = {
-    "positions": "learned", "pooling": "class", "input_norm": True, "output_norm": True, "patch_bias": False,
+    "positions": "learned", "pooling": "class", "input_norm": True, "output_norm": True,
 }  # fmt: skip
 _SIGLIP_IMAGE = {
-    "positions": "learned", "pooling": "map", "input_norm": False, "output_norm": True, "patch_bias": True,
+    "positions": "learned", "pooling": "map", "input_norm": False, "output_norm": True,
 }  # fmt: skip
 _CLIP_TEXT = {"positions": "learned", "pooling": "last", "causal": True, "fixed_length": None, "reads_bos": True}
 _SIGLIP_TEXT = {"positions": "learned", "pooling": "end", "causal": False, "reads_bos": False}

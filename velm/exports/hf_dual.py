@@ -18,7 +18,7 @@ __all__ = ["write_dual"]
 
 CLASS = "VisionTextDualEncoderModel"
 _VIT = {
-    "positions": "learned", "pooling": "class", "input_norm": True, "output_norm": True, "patch_bias": False,
+    "positions": "learned", "pooling": "class", "input_norm": True, "output_norm": True,
 }  # fmt: skip
 _IMAGE = {"pooling": "pooler", "dim": None, "feature_layer": None}
 _TEXT = {"pooling": "pooler", "dim": None, "reads_bos": True, "bos_id": None}

@@ -21,8 +21,8 @@ Reads = Literal["block", "output"]
 """What a class reads: the output of a block, or the model's, `last_hidden_state`."""
 
 _UNREAD = ("pooler.", "head.", "post_layernorm.", "vision_model.post_layernorm.", "vision_model.head.")
-_CLIP = {"positions": "learned", "input_norm": True, "output_norm": False, "patch_bias": False}
-_SIGLIP = {"positions": "learned", "input_norm": False, "patch_bias": True}
+_CLIP = {"positions": "learned", "input_norm": True, "output_norm": False}
+_SIGLIP = {"positions": "learned", "input_norm": False}
 _RAW = ("clip_vision_model", "metaclip_2_vision_model")
 """Types whose output is that of the last block, which is not normalised."""
 _NO_CLASS = ("siglip_vision_model",)

@@ -13,6 +13,7 @@ from velm.onnx.folder import read_folder as read_onnx
 from velm.pipeline import Pipeline
 from velm.pipeline.loading import pipeline_of
 from velm.sources.hub_folders import HUB, download
+from velm.util import describe_error
 
 __all__ = ["from_pretrained", "push_to_hub"]
 
@@ -79,10 +80,10 @@ def _upload(
             repo_id=name, folder_path=folder, commit_message=message, revision=branch, create_pr=create_pr,
             delete_patterns="*.safetensors",
         )  # fmt: skip
-    except (OSError, ValueError) as error:
+    except Exception as error:  # of requests, httpx or httpx2, by the release of huggingface_hub
         raise ExportError(
-            f"{folder} cannot be pushed to {repo_id}: {str(error).strip().splitlines()[0]} Check the name, the network "
-            f"and `hf auth login`."
+            f"{folder} cannot be pushed to {repo_id}: {describe_error(error)}. Check the name, the network and "
+            f"`hf auth login`. An upload is one commit: without it the repository is as before."
         ) from error
     return str(commit)
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 __all__ = [
-    "block", "clip_image", "fused_attention", "fused_block", "linear", "rows_of_grid", "siglip_image", "text_tower",
+    "block", "class_positions", "clip_image", "fused_attention", "fused_block", "linear", "siglip_image", "text_tower",
 ]  # fmt: skip
 
 Weights = Mapping[str, Tensor]
@@ -44,14 +44,22 @@ def rows_of_grid(positions: Tensor) -> Tensor:
     return positions[0].flatten(1).T.contiguous()
 
 
+def class_positions(weights: Weights, prefix: str = "") -> Tensor:
+    """Positions (1 + N, D) of a class token and of the patches of a `ViTEncoder`, for a tower as CLIP's.
+
+    The class token of VELM holds its position, which is 0 therefore; CLIP's patches have no bias, which their positions
+    hold therefore.
+    """
+    rows, bias = rows_of_grid(weights[f"{prefix}positions.weight"]), weights.get(f"{prefix}patches.bias")
+    return torch.cat([torch.zeros_like(rows[:1]), rows if bias is None else rows + bias])
+
+
 def clip_image(weights: Weights, to: str, depth: int) -> dict[str, Tensor]:
-    """A `ViTEncoder` in CLIP's form; its class token holds the position of that token, which is 0 therefore."""
-    token = weights["class_token"]
-    positions = torch.cat([torch.zeros_like(token)[None], rows_of_grid(weights["positions.weight"])])
+    """A `ViTEncoder` in CLIP's form."""
     return {
-        f"{to}embeddings.class_embedding": token,
-        f"{to}embeddings.position_embedding.weight": positions,
-        **linear(weights, "patches", f"{to}embeddings.patch_embedding"),
+        f"{to}embeddings.class_embedding": weights["class_token"],
+        f"{to}embeddings.position_embedding.weight": class_positions(weights),
+        f"{to}embeddings.patch_embedding.weight": weights["patches.weight"],
         **linear(weights, "input_norm", f"{to}pre_layrnorm"),
         **_blocks(weights, to, depth),
     }
@@ -59,7 +67,9 @@ def clip_image(weights: Weights, to: str, depth: int) -> dict[str, Tensor]:
 
 def siglip_image(weights: Weights, to: str, depth: int) -> dict[str, Tensor]:
     """A `ViTEncoder` in SigLIP's form, without its pooling."""
+    patches = weights["patches.weight"]
     return {
+        f"{to}embeddings.patch_embedding.bias": patches.new_zeros(len(patches)),
         **linear(weights, "patches", f"{to}embeddings.patch_embedding"),
         f"{to}embeddings.position_embedding.weight": rows_of_grid(weights["positions.weight"]),
         **_blocks(weights, to, depth),

@@ -27,6 +27,9 @@ def write_open_clip(checkpoint: Checkpoint, pipeline: Pipeline, folder: Path) ->
     """
     coca = bool(checkpoint.config.get("decoder"))
     cls = f"open_clip's {'CoCa' if coca else 'CLIP'}"
+    lacking = [part for part in ("image_encoder", "text_encoder") if checkpoint.config.get(part) is None]
+    if lacking or not pipeline.aligned:
+        raise refuse(cls, [f"there is no {part}" for part in lacking] or ["no loss of it aligns images with texts"])
     image = image_tower(checkpoint, pipeline, cls)
     text = (coca_texts if coca else text_tower)(checkpoint, pipeline, cls)
     limits = image.limits + text.limits + _limits(checkpoint, pipeline, cls)

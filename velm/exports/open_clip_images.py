@@ -12,14 +12,14 @@ from torch import Tensor
 from velm.checkpoint import Checkpoint, weights_of
 from velm.encoders.vit import ViTEncoder
 from velm.errors import MissingPackageError
-from velm.exports.layouts import fused_attention, fused_block, linear, rows_of_grid
+from velm.exports.layouts import class_positions, fused_attention, fused_block, linear
 from velm.exports.requirements import options_of, part_limits, projection_limits
 from velm.pipeline import Pipeline
 from velm.registry import split_config
 
 __all__ = ["OpenClipTower", "image_tower", "variants"]
 
-_VIT = {"positions": "learned", "pooling": "class", "output_norm": True, "patch_bias": False}
+_VIT = {"positions": "learned", "pooling": "class", "output_norm": True}
 _POOLS: dict[str, Any] = {"mean": "avg", "class": "token", "max": "max"}
 _PROJECTIONS = {
     "linear": ("linear", False),
@@ -52,8 +52,6 @@ def image_tower(checkpoint: Checkpoint, pipeline: Pipeline, cls: str) -> OpenCli
     Raises:
         MissingPackageError: it is one of timm, and open_clip is not installed.
     """
-    if checkpoint.config.get("image_encoder") is None:
-        return OpenClipTower(limits=["there is no image_encoder"])
     name, options = options_of(checkpoint, "image_encoder")
     weights = weights_of("image_encoder", checkpoint.weights)
     if name.startswith("timm/"):
@@ -105,13 +103,11 @@ def _vit_config(vit: dict[str, Any]) -> dict[str, Any]:
 
 
 def _vit_weights(vit: dict[str, Any], weights: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """Up to the last block; the position of the class token is 0."""
-    token = weights[f"{prefix}class_token"]
-    positions = torch.cat([torch.zeros_like(token)[None], rows_of_grid(weights[f"{prefix}positions.weight"])])
+    """Up to the last block."""
     tensors = {
-        "visual.class_embedding": token,
-        "visual.positional_embedding": positions,
-        **linear(weights, f"{prefix}patches", "visual.conv1"),
+        "visual.class_embedding": weights[f"{prefix}class_token"],
+        "visual.positional_embedding": class_positions(weights, prefix),
+        "visual.conv1.weight": weights[f"{prefix}patches.weight"],
         **(linear(weights, f"{prefix}input_norm", "visual.ln_pre") if vit["input_norm"] else {}),
     }
     for number in range(vit["depth"]):

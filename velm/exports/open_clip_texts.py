@@ -31,8 +31,6 @@ _PROJECTIONS = {"linear": "linear", "mlp": "mlp", "none": None}
 
 def text_tower(checkpoint: Checkpoint, pipeline: Pipeline, cls: str) -> OpenClipTower:
     """The text tower of a checkpoint with its projection."""
-    if checkpoint.config.get("text_encoder") is None:
-        return OpenClipTower(limits=["there is no text_encoder"])
     name, options = options_of(checkpoint, "text_encoder")
     if name.startswith("hf/"):
         return _library_tower(checkpoint, pipeline, cls)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from velm.errors import CheckpointError
+from velm.util import describe_error
 
 __all__ = ["HUB", "download", "is_hub"]
 
@@ -39,8 +40,8 @@ def download(source: str, **options: Any) -> Path:
         options = {"revision": revision, **options}
     try:
         return Path(snapshot_download(name, **options))
-    except (OSError, ValueError) as error:
+    except Exception as error:  # of requests, httpx or httpx2, by the release of huggingface_hub
         raise CheckpointError(
-            f"{HUB}{name} cannot be downloaded: {str(error).strip().splitlines()[0]} Check the name, the network, and "
-            f"for a private repository `hf auth login`; a folder on this disk is given by its path."
+            f"{HUB}{name} cannot be downloaded: {describe_error(error)}. Check the name, the network, and for a "
+            f"private repository `hf auth login`; a folder on this disk is given by its path."
         ) from error
