@@ -1,4 +1,4 @@
-"""`velm export`: a checkpoint as a folder to publish, for transformers, open_clip or onnxruntime, or as a backbone."""
+"""`velm export`: a checkpoint as a folder to publish, for other libraries, as graphs, or as a backbone."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
         "--format",
         default="velm",
         metavar="FORMAT",
-        help="velm (the default), transformers, open_clip, onnx or backbone",
+        help="velm (the default), transformers, open_clip, onnx, torch or backbone",
     )
     parser.add_argument("--output", type=folder_path, required=True, metavar="DIR", help="a new or empty folder")
     parser.add_argument(

@@ -151,7 +151,7 @@ class TransformerDecoder(Decoder):
         """
         x = self._embed(tokens)
         if appended is not None:
-            x = torch.cat([x, appended.to(x.dtype).expand(len(x), 1, -1)], dim=1)
+            x = torch.cat([x, appended.to(x.dtype).expand(x.shape[0], 1, -1)], dim=1)
         for block in self._layers()[: self.unimodal_depth]:
             x = block(x, mask=mask, causal=True)
         return x

@@ -29,7 +29,7 @@ class AttentionalPooler(nn.Module):
         self.norm = nn.LayerNorm(dim)
 
     def forward(self, positions: Tensor) -> Tensor:
-        queries = self.query_norm(self.queries).expand(len(positions), -1, -1)
+        queries = self.query_norm(self.queries).expand(positions.shape[0], -1, -1)
         normed: Tensor = self.norm(self.attention(queries, positions))
         return normed
 

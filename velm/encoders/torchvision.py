@@ -174,7 +174,7 @@ class Trunk(nn.Module):
         model: Any = self.model
         patches = model.conv_proj(images)
         grid = (patches.shape[2], patches.shape[3])
-        x = torch.cat([model.class_token.expand(len(images), -1, -1), patches.flatten(2).transpose(1, 2)], dim=1)
+        x = torch.cat([model.class_token.expand(images.shape[0], -1, -1), patches.flatten(2).transpose(1, 2)], dim=1)
         x = x + _resized_positions(model.encoder.pos_embedding, grid)
         for layer in self._layers()[1:]:
             x = layer(x)

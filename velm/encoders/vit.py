@@ -108,7 +108,7 @@ class ViTEncoder(ImageEncoder):
         x = self._patch_vectors(images, grid)
         x = self.patch_dropout(x + self.positions(grid, x))
         if self.class_token is not None:
-            token = self.class_token.to(x.dtype).expand(len(x), 1, -1)
+            token = self.class_token.to(x.dtype).expand(x.shape[0], 1, -1)
             x = torch.cat([token, x], dim=1)
         x = self.dropout(self.input_norm(x))
         for block in self.blocks:
@@ -125,7 +125,7 @@ class ViTEncoder(ImageEncoder):
         """float (B, N, D): the convolution as one matrix product, whose weight gradient is far faster on a CPU."""
         rows, columns = grid
         cut = images.unflatten(3, (columns, -1)).unflatten(2, (rows, -1))  # (B, 3, H', p, W', p)
-        cut = cut.permute(0, 2, 4, 1, 3, 5).reshape(len(images), rows * columns, -1)
+        cut = cut.permute(0, 2, 4, 1, 3, 5).reshape(images.shape[0], rows * columns, -1)
         return F.linear(cut, self.patches.weight.flatten(1), self.patches.bias)
 
     def _grid(self, images: Tensor) -> tuple[int, int]:

@@ -22,9 +22,11 @@ LIBRARIES = {
     "open_clip": "open_clip",
     "backbone": "velm",
     "onnx": "velm",
+    "torch": "pytorch",
 }
 _USES = {
     "velm": 'import velm\n\npipeline = velm.load("hf://org/name")  # or this folder',
+    "torch": 'import torch\n\nembed = torch.export.load("FOLDER/image.pt2").module()  # uint8 (B, 3, H, W)',
     "onnx": 'import velm.onnx\n\npipeline = velm.onnx.load("FOLDER")  # needs onnxruntime and no torch',
     "open_clip": 'import open_clip\n\nmodel, _, preprocess = open_clip.create_model_and_transforms("local-dir:FOLDER")',
     "backbone": 'import velm\n\nbackbone = velm.load_backbone("FOLDER")  # images to a dict of maps',

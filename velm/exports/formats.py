@@ -139,6 +139,12 @@ def _backbone(checkpoint: Checkpoint, pipeline: Pipeline, folder: Path, _golden:
     return export_backbone(checkpoint, pipeline, folder)
 
 
+def _torch(checkpoint: Checkpoint, pipeline: Pipeline, folder: Path, _golden: Golden) -> str:
+    from velm.exports.torch_programs import write_torch
+
+    return write_torch(checkpoint, pipeline, folder)
+
+
 def _onnx(
     checkpoint: Checkpoint, pipeline: Pipeline, folder: Path, _golden: Golden, quantize: str | None = None
 ) -> str:
@@ -153,6 +159,7 @@ FORMATS: dict[str, Callable[..., str]] = {
     "open_clip": _open_clip,
     "backbone": _backbone,
     "onnx": _onnx,
+    "torch": _torch,
 }
 """What writes a checkpoint into a folder and returns the class that reads it."""
 

@@ -33,11 +33,19 @@ def _onnx(folder: Path) -> Any:
     return onnx.load(folder)
 
 
-def _onnx_golden(folder: Path, golden: Golden) -> Golden:
-    """In this process; an export asks one without torch, see `velm.exports.fresh`."""
+def _torch(folder: Path, plugins: Sequence[str]) -> Any:
+    from velm.exports.torch_reader import open_torch
+    from velm.registry import load_plugins
+
+    load_plugins(plugins)
+    return open_torch(folder)
+
+
+def _arrays_golden(pipeline: Any, golden: Golden) -> Golden:
+    """Of an `OnnxPipeline`, in this process; an export to ONNX asks one without torch, see `velm.exports.fresh`."""
     from velm.onnx.golden import answers
 
-    tensors, captions = answers(_onnx(folder), golden.images, golden.texts, TOKENS)
+    tensors, captions = answers(pipeline, golden.images, golden.texts, TOKENS)
     return Golden(golden.images, golden.texts, {n: torch.from_numpy(each) for n, each in tensors.items()}, captions)
 
 
@@ -46,7 +54,8 @@ READERS: dict[str, Callable[[Path, Golden, Sequence[str]], Golden]] = {
     "transformers": lambda folder, golden, _: open_transformers(folder).golden(golden),
     "open_clip": lambda folder, golden, _: OpenClipModel(folder).golden(golden),
     "backbone": _backbone,
-    "onnx": lambda folder, golden, _: _onnx_golden(folder, golden),
+    "onnx": lambda folder, golden, _: _arrays_golden(_onnx(folder), golden),
+    "torch": lambda folder, golden, plugins: _arrays_golden(_torch(folder, plugins), golden),
 }
 
 MODELS: dict[str, Callable[[Path, Sequence[str]], Any]] = {
@@ -54,5 +63,6 @@ MODELS: dict[str, Callable[[Path, Sequence[str]], Any]] = {
     "transformers": lambda folder, _: open_transformers(folder),
     "open_clip": lambda folder, _: OpenClipModel(folder),
     "onnx": lambda folder, _: _onnx(folder),
+    "torch": _torch,
 }
 """What opens a folder as a `velm.exports.change.Model`, for `--data`."""

@@ -71,12 +71,12 @@ class OnnxConfig:
 
     @property
     def graphs(self) -> list[str]:
-        """The names of the graphs, each in a file 'NAME.onnx'."""
+        """The names of the graphs, each in a file of its own."""
         return [*self.outputs, *([] if self.decoder is None else ["start", "step"])]
 
-    def write(self, folder: Path) -> None:
-        """Write config.json."""
-        entry = {"library_name": "velm", "export": "onnx", "format": FORMAT, "version": __version__, **asdict(self)}
+    def write(self, folder: Path, form: str = "onnx") -> None:
+        """Write config.json of `velm export --format FORM`, 'onnx' or 'torch'."""
+        entry = {"library_name": "velm", "export": form, "format": FORMAT, "version": __version__, **asdict(self)}
         (folder / CONFIG).write_text(json.dumps(entry, indent=1) + "\n", encoding="utf-8")
 
 
@@ -86,16 +86,20 @@ def seal_folder(folder: Path) -> None:
     (folder / HASHES).write_text(json.dumps(hashes, indent=1) + "\n", encoding="utf-8")
 
 
-def read_folder(folder: Path) -> OnnxConfig:
+def read_folder(folder: Path, form: str = "onnx", suffix: str = ".onnx") -> OnnxConfig:
     """The config of a folder whose files are all there and unchanged.
+
+    Args:
+        form: the format that wrote it, 'onnx' or 'torch'.
+        suffix: of its graphs.
 
     Raises:
         CheckpointError: a file is missing or was changed, it is no such folder, or it is from a newer VELM.
     """
     entry = _read_json(folder / CONFIG) if (folder / CONFIG).is_file() else None
-    if not isinstance(entry, dict) or entry.get("export") != "onnx":
+    if not isinstance(entry, dict) or entry.get("export") != form:
         what = "has no config.json" if entry is None else "has the config.json of something else"
-        raise CheckpointError(f"{folder} is no folder of `velm export --format onnx`: it {what}.")
+        raise CheckpointError(f"{folder} is no folder of `velm export --format {form}`: it {what}.")
     if entry["format"] > FORMAT:
         raise CheckpointError(
             f"{folder} was written by VELM {entry['version']} in layout {entry['format']}; this is VELM {__version__}, "
@@ -105,7 +109,7 @@ def read_folder(folder: Path) -> OnnxConfig:
     _require_whole(folder, hashes)
     known = {each.name for each in fields(OnnxConfig)}
     config = OnnxConfig(**{name: value for name, value in entry.items() if name in known})
-    _require_names(folder, [f"{name}.onnx" for name in config.graphs])
+    _require_names(folder, [f"{name}{suffix}" for name in config.graphs])
     decoder = entry["decoder"]
     return config if decoder is None else OnnxConfig(**{**vars(config), "decoder": DecoderConfig(**decoder)})
 

@@ -1,4 +1,4 @@
-"""The state of each kind of decoder as a list of tensors, so that its `start` and `step` are graphs of ONNX.
+"""The state of each kind of decoder as a list of tensors, so that its `start` and `step` are graphs.
 
 Every tensor has the rows (captions) first. Those of the memory stay as they are from step to step; those of the past
 change with every token.
@@ -16,6 +16,7 @@ from velm.decoders.base import Decoder, DecoderState
 from velm.decoders.huggingface import HFDecoder, HFDecoderState
 from velm.decoders.rnn import RNNDecoder, RNNState
 from velm.decoders.transformer import TransformerDecoder, TransformerState
+from velm.exports.towers import with_parts
 from velm.layers.beam_memory import BeamMemory
 from velm.layers.kv_cache import KVCache
 from velm.model import VisionLanguageModel
@@ -149,7 +150,7 @@ class StartGraph(nn.Module):
 
     def __init__(self, model: VisionLanguageModel, form: TensorState) -> None:
         super().__init__()
-        self.model, self.form = model, form
+        self.model, self.form = with_parts(model, "memory_projections", "decoder"), form
 
     def forward(self, features: list[Tensor], masks: list[Tensor]) -> tuple[Tensor, ...]:
         memory, mask = self.memory(features, masks)
