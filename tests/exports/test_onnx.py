@@ -120,12 +120,17 @@ def test_int8_is_smaller_and_near(exported: tuple[velm.Pipeline, Path], tmp_path
 def test_int8_fails_by_its_cosine_and_a_tolerance_rules() -> None:
     expected = {"image_embeds": torch.eye(3), "log_probs": torch.tensor([[-1.0], [-2.0], [-3.0]])}
     near = {"image_embeds": torch.eye(3) + 0.05, "log_probs": torch.tensor([[-1.1], [-2.0], [-2.9]])}
-    differences = formats._require_near(Golden([], [], expected), Golden([], [], near), "velm.onnx")
-    assert all(difference.passed for difference in differences)
+    captions = ["a", "b", "c"]
+    differences = formats._require_near(Golden([], [], expected, captions), Golden([], [], near, captions), "velm.onnx")
+    assert [difference.name for difference in differences if difference.passed] == ["image_embeds", "log_probs"]
+    others = formats._require_near(
+        Golden([], [], expected, captions), Golden([], [], near, ["x", "y", "z"]), "velm.onnx"
+    )
+    assert [difference.name for difference in others] == ["image_embeds"]  # log p of other captions says nothing
     assert not any(difference.passed for difference in compare(expected, near, 1e-3))
     far = {**near, "image_embeds": torch.eye(3).flip(0) + torch.eye(3)}
     with pytest.raises(ExportError, match=r"too far from the checkpoint.*image_embeds.*a cosine of 0.99 and more"):
-        formats._require_near(Golden([], [], expected), Golden([], [], far), "velm.onnx")
+        formats._require_near(Golden([], [], expected, captions), Golden([], [], far, captions), "velm.onnx")
 
 
 def test_inputs_that_cannot_be_used(exported: tuple[velm.Pipeline, Path]) -> None:

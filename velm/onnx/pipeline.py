@@ -44,6 +44,7 @@ def load(folder: str | Path, *, threads: int | None = None, providers: Sequence[
     options = onnxruntime.SessionOptions()
     if threads is not None:
         options.intra_op_num_threads = threads
+    options.add_session_config_entry("session.disable_quant_qdq", "1")  # weights stored in int8 are unpacked once
     chosen = list(providers or ("CPUExecutionProvider",))
     graphs = {name: onnxruntime.InferenceSession(folder / f"{name}.onnx", options, chosen) for name in config.graphs}
     stored = json.loads((folder / TOKENIZER).read_text(encoding="utf-8"))
