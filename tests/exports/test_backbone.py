@@ -32,6 +32,7 @@ def test_the_folder_is_the_image_encoder(
     with torch.no_grad():
         for found, same in zip(backbone(images).values(), expected(images).values(), strict=True):
             assert torch.equal(found, same)
+    assert (made / "model.safetensors").stat().st_mode == (made / "config.json").stat().st_mode  # as the umask says
     encoder = pipeline.model.image_encoder
     assert encoder is not None
     assert set(load_file(made / "model.safetensors")) == set(encoder.state_dict())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -110,7 +111,10 @@ def export(
             differences = _require_same(golden, found, kind, tolerance or TOLERANCE.get(format, 1e-5))
         changes = [] if data is None else _require_metrics(pipeline, checkpoint, data, (format, folder, plugins), kind)
         card = model_card(content, format, [*differences, *changes], results, command, output.name)
-        (folder / "README.md").write_text(card, encoding="utf-8")
+        readme = folder / "README.md"
+        readme.write_text(card, encoding="utf-8")
+        for file in filter(Path.is_file, folder.rglob("*")):
+            shutil.copymode(readme, file)  # safetensors lets nobody else read its files
     return Exported(output, kind, differences, changes)
 
 
