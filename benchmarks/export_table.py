@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -23,7 +25,7 @@ LONGEST = 110
 
 def stand_ins() -> Any:
     """The module tests/test_configs.py, which makes small models of the configs."""
-    sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "support")]
+    sys.path[:0] = [place for place in (str(ROOT / "tests"), str(ROOT / "tests/support")) if place not in sys.path]
     import test_configs
 
     return test_configs
@@ -36,12 +38,25 @@ def config_checkpoint(config: Path, folder: Path) -> Path:
         RuntimeError: it cannot be trained.
     """
     tests = stand_ins()
+    folder.mkdir(exist_ok=True)
     table = tests.write_table(folder)
     with contextlib.redirect_stdout(sys.stderr):
-        status = tests.fit(config, table, *tests.smaller(config))
+        status = tests.fit(config, table, *tests.smaller(config), *_fitting(config, tests.smaller(config)))
     if status != 0:
         raise RuntimeError(f"{config} cannot take a step.")
     return folder / "run" / "last.ckpt"
+
+
+def _fitting(config: Path, smaller: list[str]) -> list[str]:
+    """Options of a shrunk config by which images and positions fit as they do in the config."""
+    text = config.read_text(encoding="utf-8")
+    if re.search("name: hf/(openai|google)", text):
+        return ["--data.image_size=32"]  # of the folder in place of the hub's model
+    size = re.search(r"data.image_size=(\d+)", " ".join(smaller))
+    patch = re.search(r"patch_size: (\d+).*position_grid", text)
+    if size is None or patch is None:
+        return []
+    return [f"--model.image_encoder.position_grid={int(size[1]) // int(patch[1])}"]
 
 
 def imports() -> Mapping[str, Callable[[Path], str]]:
@@ -74,12 +89,19 @@ def imports() -> Mapping[str, Callable[[Path], str]]:
         "PaliGemmaForConditionalGeneration": vlms.save_paligemma,
     }  # fmt: skip
     return {
-        **{name: lambda folder, save=save: f"hf/{save(folder)}" for name, save in saved.items()},
-        **{
-            f"open_clip's {name}": lambda folder, model=model: f"open_clip/{open_clips.Original(folder, model).folder}"
-            for name, model in models.items()
-        },
+        **{name: partial(_saved, save) for name, save in saved.items()},
+        **{f"open_clip's {name}": partial(_original, model) for name, model in models.items()},
     }
+
+
+def _saved(save: Callable[[Path], Path], folder: Path) -> str:
+    return f"hf/{save(folder)}"
+
+
+def _original(model: dict[str, Any], folder: Path) -> str:
+    import open_clips
+
+    return f"open_clip/{open_clips.Original(folder, model).folder}"
 
 
 def cell(source: str | Path, format: str, output: Path) -> str:
@@ -90,21 +112,24 @@ def cell(source: str | Path, format: str, output: Path) -> str:
     try:
         made = velm.export(source, output, format=format)
     except VelmError as error:
-        reason = str(error).partition(" cannot express this model: ")[2] or str(error)
-        first, *more = reason.partition(". ")[0].rstrip(".").split("; ")
+        reason = re.split(r" cannot express this model: | cannot be exported to \w+: ", str(error))[-1]
+        reason = re.sub(r"\b(hf|llm)/[^' ]*tmp[^' ]*", r"\1/FOLDER", reason.partition(". ")[0].rstrip("."))
+        first, *more = reason.split("; ")
         first = first if len(first) <= LONGEST else f"{first[:LONGEST]} ..."
         return "– " + first.replace("|", "/") + (f"; {len(more)} more" if more else "")
     return f"{made.kind} {max(difference.largest for difference in made.differences):.0e}"
 
 
+def sources() -> dict[str, Callable[[Path], str | Path]]:
+    """What writes each model into a folder, and returns what `velm.export` takes."""
+    configs = {config.stem: partial(config_checkpoint, config) for config in sorted((ROOT / "configs").glob("*.yaml"))}
+    return {**configs, **imports()}
+
+
 def rows(formats: tuple[str, ...], names: list[str]) -> Iterator[list[str]]:
-    """Name and cells of each model whose name contains one of `names`."""
-    configs: dict[str, Callable[[Path], str | Path]] = {
-        config.stem: lambda folder, config=config: config_checkpoint(config, folder)
-        for config in sorted((ROOT / "configs").glob("*.yaml"))
-    }
-    for name, make in {**configs, **imports()}.items():
-        if names and not any(part in name for part in names):
+    """Name and cells of each model, or of those called `names`."""
+    for name, make in sources().items():
+        if names and name not in names:
             continue
         with TemporaryDirectory() as place:
             source = make(Path(place))
@@ -121,7 +146,7 @@ def read_here() -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("names", nargs="*", help="parts of the names of models; default: all")
+    parser.add_argument("names", nargs="*", help="of models; default: all")
     parser.add_argument("--formats", default=",".join(FORMATS), help=f"default: {','.join(FORMATS)}")
     parser.add_argument("--here", action="store_true", help="read in this process: minutes less, and no other number")
     args = parser.parse_args()

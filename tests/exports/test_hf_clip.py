@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import families
 import foreign
 import pytest
 import torch
@@ -158,6 +159,14 @@ def test_a_tokenizer_in_python_is_refused(write_checkpoint: Callable[..., Path])
 
     with pytest.raises(ExportError, match=r"its tokenizer is WordTokenizer, which is Python"):
         hub_tokenizer(pipeline_of(content).tokenizer)
+
+
+def test_an_eos_that_is_a_mark_of_old_configs_is_refused(tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        source = families.save_metaclip(tmp_path / "source")
+        with pytest.raises(ExportError, match=r"CLIPModel cannot express this model: the id of its eos is 2, by which"):
+            velm.export(f"hf/{source}", tmp_path / "out", format="transformers")
 
 
 def test_a_scale_that_was_limited_is_that_of_the_pipeline(tmp_path: Path) -> None:

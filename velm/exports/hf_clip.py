@@ -41,6 +41,10 @@ def write_clip(checkpoint: Checkpoint, pipeline: Pipeline, folder: Path) -> str:
 
     if tokenizer.bos is None or tokenizer.eos is None:
         raise refuse("CLIPModel", ["its tokenizer has no bos or no eos of its own, which VELM added"])
+    if tokenizer.id_of(tokenizer.eos) == 2:
+        raise refuse(
+            "CLIPModel", ["the id of its eos is 2, by which CLIPModel knows old configs that pool another token"]
+        )
     pad, size, scale = tokenizer.pad or tokenizer.eos, int(checkpoint.config["embed_dim"]), log_scale(checkpoint)
     image, text = options_of(checkpoint, "image_encoder")[1], options_of(checkpoint, "text_encoder")[1]
     ids = {f"{name}_token_id": tokenizer.id_of(t) for name, t in (("bos", tokenizer.bos), ("eos", tokenizer.eos))}
