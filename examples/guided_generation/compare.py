@@ -18,7 +18,7 @@ import velm
 from examples.guided_generation.diffusion import Network, ddim, denoise
 from examples.guided_generation.guide import best_of, guided, similarity, to_images
 
-__all__ = ["Painter", "Result", "compare", "page"]
+__all__ = ["Painter", "Result", "compare", "page", "sheet"]
 
 
 @dataclass(frozen=True)
@@ -37,9 +37,9 @@ class Painter:
     network: Network
     guide: velm.Pipeline
     image_size: int
-    steps: int = 40
-    repeats: int = 1
-    strength: float = 0.2
+    steps: int = 12
+    repeats: int = 3
+    strength: float = 1.0
     seed: int = 0
 
     def paint(self, prompts: Sequence[str], *, guidance: bool, candidate: int = 0) -> list[np.ndarray]:
@@ -108,6 +108,12 @@ def compare(painter: Painter, judge: velm.Pipeline, records: Sequence[velm.Recor
         results[name] = judged(first, seconds / n)
         results[f"{name}, best of {n}"] = judged(best, seconds)
     return results | {"drawn": judged([record.image for record in records], 0.0)}
+
+
+def sheet(results: dict[str, Result], count: int = 10) -> Image.Image:
+    """The images of the first `count` prompts side by side, a row per method."""
+    rows = [np.concatenate(result.images[:count], axis=1) for result in results.values()]
+    return Image.fromarray(np.concatenate(rows, axis=0))
 
 
 def page(records: Sequence[velm.Record], results: dict[str, Result]) -> str:

@@ -13,9 +13,8 @@ __all__ = ["Network", "add_noise", "ddim", "denoise", "loss", "more_noise", "noi
 Network = Callable[[Tensor, Tensor], Tensor]
 """Noisy pixels float (B, 3, H, W) and times float (B,) to the image without noise, as the pixels."""
 
-SHIFT = (
-    3.0  # of sigma / alpha at every time: large flat objects show through more noise than the details of photographs
-)
+# of sigma / alpha at every time: large flat objects show through more noise than the details of photographs
+SHIFT = 3.0
 LEAST_SIGMA = 0.15  # below it the loss stops to grow: what is left to remove cannot be seen
 
 

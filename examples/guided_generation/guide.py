@@ -46,8 +46,9 @@ def guided(
     Args:
         network: predicts images.
         similarity: of images with their texts, see `similarity`.
-        strength: root mean square of the change of the image where all is noise; it shrinks with the noise. Pixels are
-            in [-1, 1].
+        strength: root mean square of the change of the image where all is noise; pixels are in [-1, 1]. It shrinks with
+            the third power of the noise: large early, where only the layout is decided and nearly all of the change is
+            denoised away again; small late, where it would leave patterns that please the guide alone.
     """
 
     def see(noisy: Tensor, time: float) -> Tensor:
@@ -56,7 +57,8 @@ def guided(
             image = denoise(network, noisy, time)
             (gradient,) = torch.autograd.grad(similarity(image).sum(), noisy)
         length = gradient.square().mean(dim=(1, 2, 3), keepdim=True).sqrt().clamp(min=1e-12)
-        return (image.detach() + strength * signal_and_noise(time)[1] * gradient / length).clamp(-1, 1)
+        sigma = signal_and_noise(time)[1]
+        return (image.detach() + strength * sigma**3 * gradient / length).clamp(-1, 1)
 
     return see
 

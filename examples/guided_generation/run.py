@@ -12,7 +12,7 @@ import yaml
 from PIL import Image
 
 import velm
-from examples.guided_generation.compare import Painter, compare, page
+from examples.guided_generation.compare import Painter, compare, page, sheet
 from examples.guided_generation.train import load, save, train
 
 HERE = Path(__file__).parent
@@ -58,6 +58,7 @@ def _compare(config: dict[str, Any], options: argparse.Namespace) -> None:
     figures = {name: result.figures() for name, result in results.items()}
     (options.output / "compare.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
     (options.output / "compare.html").write_text(page(records, results), encoding="utf-8")
+    sheet(results).save(options.output / "compare.png")
     for name, row in figures.items():
         print(f"{name:20}", *(f"{key} {value:.3f}" for key, value in row.items()), sep="  ")
     print(f"images: {options.output / 'compare.html'}")

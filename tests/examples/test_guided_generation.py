@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 import velm
 from examples.guided_generation import run
@@ -154,6 +155,7 @@ def test_every_command_in_small(write_checkpoint, tmp_path: Path, capsys: pytest
     figures = json.loads((tmp_path / "compare.json").read_text())
     assert set(figures) == {"unguided", "unguided, best of 2", "guided", "guided, best of 2", "drawn"}
     assert (tmp_path / "compare.html").read_text().count("<img") == 5 * 3
+    assert Image.open(tmp_path / "compare.png").size == (3 * 32, 5 * 32)
     assert "drawn" in capsys.readouterr().out
 
 
