@@ -20,10 +20,9 @@ convolution, an element of a word vector."""
 def quantize_folder(folder: Path) -> None:
     """Quantize every graph of a folder in place.
 
-    Products with a weight (MatMul, Gemm) are computed in int8: weights per output channel, in 7 bits, since products
-    of 8 bits overflow on processors without VNNI; activations in uint8 with a scale for each batch. Convolutions and
-    word vectors are stored in int8 and computed in float32. The first layer over the pixels, the projections into the
-    joint space, norms and recurrent cells stay as they are.
+    Products with a weight (MatMul, Gemm) are computed in int8: weights per output channel, activations in uint8 with a
+    scale for each batch. Convolutions and word vectors are stored in int8 and computed in float32. The first layer over
+    the pixels, the projections into the joint space, norms and recurrent cells stay as they are.
     """
     for path in sorted(folder.glob("*.onnx")):
         _quantize(path)
@@ -41,8 +40,8 @@ def _quantize(path: Path) -> None:
     logging.root.setLevel(logging.ERROR)  # it advises to run what the exporter has done
     try:
         quantize_dynamic(
-            model, path, op_types_to_quantize=["MatMul", "Gemm"], per_channel=True, reduce_range=True,
-            weight_type=QuantType.QInt8, nodes_to_exclude=kept, extra_options={"MatMulConstBOnly": True},
+            model, path, op_types_to_quantize=["MatMul", "Gemm"], per_channel=True, weight_type=QuantType.QInt8,
+            nodes_to_exclude=kept, extra_options={"MatMulConstBOnly": True},
         )  # fmt: skip
     finally:
         logging.root.setLevel(level)

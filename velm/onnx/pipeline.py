@@ -45,6 +45,7 @@ def load(folder: str | Path, *, threads: int | None = None, providers: Sequence[
     if threads is not None:
         options.intra_op_num_threads = threads
     options.add_session_config_entry("session.disable_quant_qdq", "1")  # weights stored in int8 are unpacked once
+    options.add_session_config_entry("session.x64quantprecision", "1")  # no overflow of int8 sums without VNNI
     chosen = list(providers or ("CPUExecutionProvider",))
     graphs = {name: onnxruntime.InferenceSession(folder / f"{name}.onnx", options, chosen) for name in config.graphs}
     stored = json.loads((folder / TOKENIZER).read_text(encoding="utf-8"))
