@@ -188,7 +188,7 @@ def trap(target: Any, name: str, value: Any) -> Callable[[pytest.MonkeyPatch], N
 
 
 SAMPLE, PREDICTING, WHOLE, START = Template.sample, PrefixDecoder._predicting, PrefixDecoder._whole, PrefixDecoder.start
-EMBED, START, DECODE = LLMDecoder.embed_prefix, PrefixDecoder.start, VisionLanguageModel._decode
+EMBED, START, SHIFT = LLMDecoder.embed_prefix, PrefixDecoder.start, VisionLanguageModel._shift
 
 
 def without_eos(self: Template, *args: Any, **options: Any) -> Any:
@@ -225,9 +225,9 @@ def with_bos(self: PrefixDecoder, tokens: torch.Tensor, prefix: torch.Tensor, ma
     return WHOLE(self, tokens, torch.cat([prefix[:, 1:], bos], dim=1), mask)
 
 
-def learn_padding(self: VisionLanguageModel, batch: Batch, *args: Any) -> Any:
-    decoder, labels = DECODE(self, batch, *args)
-    return decoder, labels.masked_fill(~batch.target_mask[:, 1:], self.pad_id)
+def learn_padding(self: VisionLanguageModel, batch: Batch) -> Any:
+    inputs, labels = SHIFT(self, batch)
+    return inputs, labels.masked_fill(~batch.target_mask[:, 1:], self.pad_id)
 
 
 def cut_anyhow(prompt: PromptIds, target: list[int], learnt: list[bool], max_length: int | None) -> dict[str, Any]:
@@ -253,7 +253,7 @@ def untie(patch: pytest.MonkeyPatch) -> None:
 TRAPS: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], Callable[[Case], None], dict[str, Any]]] = {
     "eos is never learnt": (trap(Template, "sample", without_eos), law_of_the_loss, {}),
     "questions are learnt": (trap(Template, "sample", everything_learnt), law_of_the_loss, {}),
-    "padding is learnt": (trap(VisionLanguageModel, "_decode", learn_padding), law_of_the_loss, {}),
+    "padding is learnt": (trap(VisionLanguageModel, "_shift", learn_padding), law_of_the_loss, {}),
     "shifted twice": (
         trap(PrefixDecoder, "_predicting", lambda self, x, *args: PREDICTING(self, x.roll(1, dims=1), *args)),
         law_of_the_loss, {},

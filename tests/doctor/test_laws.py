@@ -98,11 +98,11 @@ VisionLanguageTask.training_step = lambda self, *a: before(self, *a) / self.trai
         "decoding",
         """
 from velm.model import VisionLanguageModel
-before = VisionLanguageModel._decode
-def decode(self, batch, *memory):
-    output, labels = before(self, batch, *memory)
-    return output, batch.tokens[:, :-1].where(batch.mask[:, 1:], -100)
-VisionLanguageModel._decode = decode
+before = VisionLanguageModel._shift
+def shift(self, batch):
+    inputs, labels = before(self, batch)
+    return inputs, batch.tokens[:, :-1].where(batch.mask[:, 1:], -100)
+VisionLanguageModel._shift = shift
 """,
     ),
     "random state not restored in micro-batches": (
@@ -190,13 +190,13 @@ def test_a_penalty_of_the_decoder_passes_and_nothing_is_printed(
 
 
 def test_shifted_labels_change_the_loss(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    decode = VisionLanguageModel._decode
+    shift = VisionLanguageModel._shift
 
-    def ahead(self: Any, *inputs: Any) -> Any:
-        output, labels = decode(self, *inputs)
-        return output, labels.roll(-1, 1).where(labels.roll(-1, 1) >= 0, labels)
+    def ahead(self: Any, batch: Any) -> Any:
+        inputs, labels = shift(self, batch)
+        return inputs, labels.roll(-1, 1).where(labels.roll(-1, 1) >= 0, labels)
 
-    monkeypatch.setattr(VisionLanguageModel, "_decode", ahead)
+    monkeypatch.setattr(VisionLanguageModel, "_shift", ahead)
     finding = checked(config, "decoding")
     assert finding.severity == "error"
     assert re.search(r"The loss 'captioning' is [\d.]+; the mean of -log p.* is \d", finding.message)
