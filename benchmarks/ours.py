@@ -57,11 +57,12 @@ def coca_config(width: int = WIDTH, depth: int = DEPTH, decoder_depth: int = 6, 
 class Trained(Steps):
     """A model as a run builds it from its config."""
 
-    def __init__(self, config: Mapping[str, Any], settings: Settings) -> None:
+    def __init__(self, config: Mapping[str, Any], settings: Settings, recompute: bool = False) -> None:
         from velm.losses.weighted import build_losses
         from velm.model import build_model
         from velm.training.config import OptimizerConfig
         from velm.training.memory.compile import compile_tower
+        from velm.training.memory.recompute import checkpoint_blocks
         from velm.training.optim import build_optimizer
 
         self.settings = settings
@@ -70,6 +71,8 @@ class Trained(Steps):
         self.optimizer = build_optimizer(
             {"model": self.model, "losses": self.losses}, OptimizerConfig(lr=5e-4, weight_decay=0.2)
         )
+        if recompute:
+            checkpoint_blocks({"decoder": self.model.decoder})
         if settings.compile:
             for name in ("image_encoder", "text_encoder", "decoder"):
                 if getattr(self.model, name) is not None:
@@ -82,14 +85,14 @@ class Trained(Steps):
         return self.losses(output, batch)[0]
 
 
-def trained(config: Mapping[str, Any], settings: Settings) -> Trained:
+def trained(config: Mapping[str, Any], settings: Settings, recompute: bool = False) -> Trained:
     """With random weights and the memory settings of `velm fit`."""
     from velm.training.memory.allocation import keep_freed_memory
 
     if settings.device == "cpu":
         keep_freed_memory()
     torch.manual_seed(0)
-    return Trained(config, settings)
+    return Trained(config, settings, recompute)
 
 
 def batch_of(feed: Feed) -> Any:

@@ -102,19 +102,19 @@ def prove_search(settings: Settings, beams: int) -> list[Agreement]:
     ]
 
 
-def step(system: str, trainable: str, captions: int, settings: Settings) -> Run:
+def step(system: str, trainable: str, captions: int, recompute: bool, settings: Settings) -> Run:
     def make(number: int) -> Feed:
         return feed(number, IMAGES if captions == 1 else 2 * captions, device=settings.device, captions=captions)
 
-    return run_of(trained(system, trainable, settings), make)
+    return run_of(trained(system, trainable, recompute, settings), make)
 
 
-def trained(system: str, trainable: str, settings: Settings) -> Any:
+def trained(system: str, trainable: str, recompute: bool, settings: Settings) -> Any:
     from benchmarks.ours import trained
 
     language = {**SMOLLM, "vocab_size": STEP_VOCABULARY}
     if system == OURS:
-        return trained(llava.our_config(language, trainable), settings)
+        return trained(llava.our_config(language, trainable), settings, recompute)
     return llava.Llava(llava.llava(language), settings, trainable)
 
 
@@ -157,15 +157,18 @@ def generation(beams: int) -> Workload:
     )
 
 
-def training(trainable: str, captions: int = 1) -> Workload:
+def training(trainable: str, captions: int = 1, recompute: bool = False) -> Workload:
     name = "llm_step" if trainable == "all" else f"llm_step_{trainable}"
+    name = f"{name}_recompute" if recompute else name
+    part = "all but the image tower" if trainable == "all" else "the projector"
+    how = ", VELM with model.checkpoint_blocks" if recompute else ""
     samples = f"{IMAGES} pairs" if captions == 1 else f"2 images with {captions} captions each"
     return Workload(
         name=name if captions == 1 else f"{name}_captions{captions}",
         title=f"A language model of SmolLM2-135M's size with 151,936 tokens behind 196 positions, {samples}, "
-        f"{'all but the image tower' if trainable == 'all' else 'the projector'} trained: forward, backward, AdamW",
+        f"{part} trained: forward, backward, AdamW{how}",
         unit="samples",
-        systems={system: partial(step, system, trainable, captions) for system in (OURS, "transformers")},
+        systems={system: partial(step, system, trainable, captions, recompute) for system in (OURS, "transformers")},
         against={"transformers": OURS},
         prove=partial(prove_step, trainable=trainable, captions=captions),
         repeats=3,
@@ -177,4 +180,5 @@ WORKLOADS = [
     *(generation(beams) for beams in (1, 5)),
     *(training(part) for part in ("all", "projector")),
     training("projector", captions=5),
+    training("all", recompute=True),
 ]

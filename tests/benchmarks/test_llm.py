@@ -35,6 +35,6 @@ def test_both_train_the_same_weights(trainable: str, captions: int) -> None:
 
 @pytest.mark.parametrize("system", ["velm", "transformers"])
 def test_a_step_and_a_search_run(system: str) -> None:
-    assert llm.step(system, "projector", 1, Settings(threads=1)).step() == 8
-    assert llm.step(system, "projector", 5, Settings(threads=1)).step() == 10
+    assert llm.step(system, "projector", 1, False, Settings(threads=1)).step() == 8
+    assert llm.step(system, "projector", 5, True, Settings(threads=1)).step() == 10
     assert llm.search(system, 1, Settings(threads=1)).step() == 40
