@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from datetime import timedelta
+from multiprocessing import connection
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -188,9 +189,20 @@ def disable_worker_signal_handler() -> None:
     signal_handling._SIGCHLD_handler_set = True
 
 
-def worker_exit_codes(iterator: Any) -> list[int]:
-    """Exit codes of the workers of a `DataLoader`'s iterator that have ended; -n: killed by signal n."""
-    return [worker.exitcode for worker in getattr(iterator, "_workers", []) if worker.exitcode is not None]
+def worker_exit_codes(iterator: Any, seconds: float = 0.0) -> list[int]:
+    """Exit codes of the workers of a `DataLoader`'s iterator that have ended; -n: killed by signal n.
+
+    Args:
+        iterator: of the loader.
+        seconds: how long to wait for the first of them.
+    """
+    workers = getattr(iterator, "_workers", [])
+    if workers and seconds:
+        ended = connection.wait([worker.sentinel for worker in workers], timeout=seconds)
+        for worker in workers:
+            if worker.sentinel in ended:
+                worker.join(seconds)  # its sockets close before the system knows its exit code
+    return [worker.exitcode for worker in workers if worker.exitcode is not None]
 
 
 def decode_jpeg(encoded: bytes) -> Tensor:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import pickle
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
 from velm.data.bad_samples import BadSample
 from velm.data.batches.loader import RESTARTS, LoadedBatch, Loader, ResumableLoader
@@ -109,6 +111,37 @@ def test_a_killed_worker_is_replaced_and_the_batches_are_the_same(tmp_path):
         UserWarning, match=r"because memory ran out. The workers are restarted .*data.num_workers below 1"
     ):
         assert [epoch(source, number) for number in range(2)] == [epoch(loader(), number) for number in range(2)]
+
+
+@pytest.mark.parametrize("error", [ConnectionResetError, EOFError, FileNotFoundError])
+def test_a_worker_killed_while_it_sends_a_batch_is_replaced(error, monkeypatch):
+    """The main process sees a broken connection, and not the message of the `DataLoader`."""
+    worker = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,), daemon=True)
+    worker.start()
+    whole, failed = epoch(loader(), 0), []
+
+    class Broken:
+        """The first three batches; then the connection breaks."""
+
+        def __init__(self, source):
+            self.batches, self.left = iterate(source), 3
+            self._workers = [] if failed else [worker]
+
+        def __iter__(self):
+            return self
+
+        def __next__(self):
+            if self.left == 0 and not failed:
+                failed.append(worker.kill())
+                raise error
+            self.left -= 1
+            return next(self.batches)
+
+    iterate = DataLoader.__iter__
+    monkeypatch.setattr(DataLoader, "__iter__", Broken)
+    with pytest.warns(UserWarning, match="ended while it sent a batch: killed by the system"):
+        assert epoch(loader(), 0) == whole
+    assert failed
 
 
 @pytest.mark.slow

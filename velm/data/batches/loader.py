@@ -81,9 +81,8 @@ class Loader(DataLoader[Batch]):
         """
         disable_worker_signal_handler()
         iterator = DataLoader.__iter__(self)
-        loaded: LoadedBatch
         try:
-            for loaded in iterator:
+            for loaded in _received(iterator):
                 self._bad_samples += loaded.bad_samples
                 yield loaded.batch
         except RuntimeError as error:
@@ -185,6 +184,20 @@ class ResumableLoader(Loader):
                 f"is what counts), or resume from a checkpoint of an epoch's end."
             )
         self._first = 0 if at_boundary else taken
+
+
+def _received(iterator: Any) -> Iterator[LoadedBatch]:
+    """The batches of a `DataLoader`'s iterator, with one error for a worker that ends, also while it sends a batch."""
+    while True:
+        try:
+            loaded = next(iterator)
+        except StopIteration:
+            return
+        except (ConnectionError, EOFError, FileNotFoundError):  # the tensors of a batch come over the worker's socket
+            if not worker_exit_codes(iterator, seconds=1):
+                raise
+            raise RuntimeError("DataLoader worker (pid unknown) ended while it sent a batch.") from None
+        yield loaded
 
 
 def _is_dead_worker(error: RuntimeError) -> bool:
