@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
+from torch.optim.lr_scheduler import OneCycleLR
 
 import velm
 from velm.backbone import Backbone
@@ -102,8 +102,28 @@ def measure_batch_norm(backbone: Backbone, images: Tensor) -> None:
     backbone.eval()
 
 
-def schedule(model: nn.Module, steps: int, rate: float = 2e-3) -> tuple[torch.optim.Optimizer, LRScheduler]:
-    """AdamW over what is trained, and a rate that rises for a tenth of the steps and falls to zero."""
+def train(
+    model: nn.Module,
+    scenes: Scenes,
+    steps: int,
+    batch: int,
+    loss_of: Callable[[Tensor], Tensor],
+    rate: float = 2e-3,
+) -> None:
+    """Train what is trainable by AdamW, at a rate that rises for a tenth of the steps and falls to zero.
+
+    Args:
+        loss_of: the loss of the scenes in some rows, int64 (batch,). It is printed now and then.
+    """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=rate, weight_decay=1e-4)
-    return optimizer, OneCycleLR(optimizer, rate, total_steps=steps, pct_start=0.1)
+    rates = OneCycleLR(optimizer, rate, total_steps=steps, pct_start=0.1)
+    model.train()
+    for step, rows in enumerate(scenes.batches(batch, steps), start=1):
+        loss = loss_of(rows)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        rates.step()
+        if step % max(1, steps // 6) == 0:
+            print(f"step {step}  loss {loss.item():.3f}", flush=True)

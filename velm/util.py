@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sys
 import warnings
@@ -19,6 +20,7 @@ __all__ = [
     "did_you_mean",
     "evaluating",
     "progress_bar",
+    "sha256_of",
     "warn_on_oserror",
     "write_atomically",
 ]
@@ -72,6 +74,15 @@ def write_atomically(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 _warned_files: set[str] = set()
+
+
+def sha256_of(path: str | os.PathLike[str]) -> str:
+    """The SHA-256 of a file, in hexadecimal digits."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 @contextmanager

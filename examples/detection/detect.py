@@ -19,7 +19,7 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.ops import MultiScaleRoIAlign, masks_to_boxes
 
-from examples.scenes import CLASSES, Scenes, build_backbone, options, schedule
+from examples.scenes import CLASSES, Scenes, build_backbone, options, train
 from velm.backbone import Backbone
 
 WIDTH, CELLS, HIDDEN = 64, 5, 128
@@ -60,16 +60,11 @@ def targets(scenes: Scenes, rows: Sequence[int] | Tensor) -> list[dict[str, Tens
 
 def fit(model: FasterRCNN, scenes: Scenes, steps: int, batch: int) -> None:
     """Train; prints the loss now and then."""
-    optimizer, rates = schedule(model, steps)
-    model.train()
-    for step, rows in enumerate(scenes.batches(batch, steps), start=1):
-        loss = sum(model(list(scenes.images[rows] / 255), targets(scenes, rows)).values())
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        rates.step()
-        if step % max(1, steps // 6) == 0:
-            print(f"step {step}  loss {loss.item():.3f}", flush=True)
+
+    def loss_of(rows: Tensor) -> Tensor:
+        return sum(model(list(scenes.images[rows] / 255), targets(scenes, rows)).values())
+
+    train(model, scenes, steps, batch, loss_of)
 
 
 @torch.inference_mode()

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics.classification import MulticlassJaccardIndex
 
-from examples.scenes import CLASSES, Scenes, build_backbone, options, schedule
+from examples.scenes import CLASSES, Scenes, build_backbone, options, train
 from velm.backbone import Backbone
 
 WIDTH = 32
@@ -55,16 +55,11 @@ def classes_of_pixels(scenes: Scenes, rows: Tensor) -> Tensor:
 
 def fit(model: Segmenter, scenes: Scenes, steps: int, batch: int) -> None:
     """Train; prints the loss now and then."""
-    optimizer, rates = schedule(model, steps)
-    model.train()
-    for step, rows in enumerate(scenes.batches(batch, steps), start=1):
-        loss = F.cross_entropy(model(scenes.images[rows]), classes_of_pixels(scenes, rows))
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        rates.step()
-        if step % max(1, steps // 6) == 0:
-            print(f"step {step}  loss {loss.item():.3f}", flush=True)
+
+    def loss_of(rows: Tensor) -> Tensor:
+        return F.cross_entropy(model(scenes.images[rows]), classes_of_pixels(scenes, rows))
+
+    train(model, scenes, steps, batch, loss_of)
 
 
 @torch.inference_mode()

@@ -12,7 +12,6 @@ Other files, such as README.md, are not read.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from torch import Tensor
 
 from velm.checkpoint.content import COMPLETE, FORMAT, Checkpoint, weights_of
 from velm.errors import CheckpointError
+from velm.util import sha256_of
 from velm.version import __version__
 
 __all__ = ["GOLDEN", "WEIGHTS", "is_folder", "read_folder", "seal_folder", "write_folder"]
@@ -64,7 +64,7 @@ def seal_folder(folder: Path) -> None:
 
     with safe_open(folder / WEIGHTS, framework="pt") as file:
         names = sorted(file.keys())
-    _write_json(folder / HASHES, {"files": {name: _sha256(folder / name) for name in FILES}, "tensors": names})
+    _write_json(folder / HASHES, {"files": {name: sha256_of(folder / name) for name in FILES}, "tensors": names})
 
 
 def read_folder(path: str | Path) -> Checkpoint:
@@ -118,7 +118,7 @@ def _require_whole(folder: Path) -> None:
         )
     hashes = _read_json(folder / HASHES)
     for name in FILES:
-        if (found := _sha256(folder / name)) != hashes["files"].get(name):
+        if (found := sha256_of(folder / name)) != hashes["files"].get(name):
             detail = _tensor_changes(folder / name, hashes["tensors"]) if name == WEIGHTS else ""
             raise CheckpointError(
                 f"{folder / name} was changed after it was written: its sha256 is {found[:12]}..., that of the export "
@@ -154,14 +154,6 @@ def _untied(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]
             first[place] = name
             tensors[name] = tensor.detach().clone(memory_format=torch.contiguous_format)
     return tensors, tied
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _write_json(path: Path, value: Any) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from velm.errors import CheckpointError
+from velm.util import sha256_of
 from velm.version import __version__
 
 __all__ = ["CONFIG", "FORMAT", "TOKENIZER", "TRANSFORM", "DecoderConfig", "OnnxConfig", "read_folder", "seal_folder"]
@@ -82,7 +82,7 @@ class OnnxConfig:
 
 def seal_folder(folder: Path) -> None:
     """Write the hashes of all files; what changes afterwards is refused."""
-    hashes = {file.name: _sha256(file) for file in sorted(folder.iterdir())}
+    hashes = {file.name: sha256_of(file) for file in sorted(folder.iterdir())}
     (folder / HASHES).write_text(json.dumps(hashes, indent=1) + "\n", encoding="utf-8")
 
 
@@ -117,7 +117,7 @@ def read_folder(folder: Path, form: str = "onnx", suffix: str = ".onnx") -> Onnx
 def _require_whole(folder: Path, hashes: dict[str, str]) -> None:
     _require_names(folder, [HASHES, TOKENIZER, TRANSFORM, *hashes])
     for name, expected in hashes.items():
-        if (found := _sha256(folder / name)) != expected:
+        if (found := sha256_of(folder / name)) != expected:
             raise CheckpointError(
                 f"{folder / name} was changed after it was written: its sha256 is {found[:12]}..., that of the export "
                 f"{expected[:12]}.... Take the whole folder again, or write it again with `velm export`."
@@ -131,14 +131,6 @@ def _require_names(folder: Path, names: Iterable[str]) -> None:
             f"{folder} lacks {', '.join(missing)}: it was not copied or downloaded whole. Take the whole folder again, "
             f"or write it again with `velm export`."
         )
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _read_json(path: Path) -> Any:

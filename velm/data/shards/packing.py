@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import multiprocessing
@@ -17,7 +16,7 @@ from velm.data.base import EncodedImage, Record, image_name, no_image_message
 from velm.data.shards.urls import MANIFEST, read_manifest
 from velm.errors import DataError
 from velm.registry import datasets, load_plugins, split_config
-from velm.util import Progress, write_atomically
+from velm.util import Progress, sha256_of, write_atomically
 from velm.version import __version__
 
 __all__ = ["file_of", "pack", "write_shard"]
@@ -111,7 +110,7 @@ def _resumed(output: str, plan: dict[str, Any]) -> dict[str, Any]:
             os.remove(os.path.join(output, name))
     for shard in existing["shards"]:
         path = os.path.join(output, shard["name"])
-        if not os.path.exists(path) or os.path.getsize(path) != shard["bytes"] or _sha256(path) != shard["sha256"]:
+        if not os.path.exists(path) or os.path.getsize(path) != shard["bytes"] or sha256_of(path) != shard["sha256"]:
             shard["bytes"] = shard["sha256"] = None
     return existing
 
@@ -177,7 +176,7 @@ def write_shard(
                 tar.addfile(member, io.BytesIO(content))
     return {
         "samples": samples - len(left_out), "left_out": left_out,
-        "bytes": os.path.getsize(path), "sha256": _sha256(path),
+        "bytes": os.path.getsize(path), "sha256": sha256_of(path),
     }  # fmt: skip
 
 
@@ -235,14 +234,6 @@ def _content(path: str | os.PathLike[str]) -> bytes:
             return file.read()
     except FileNotFoundError as error:
         raise DataError(no_image_message(os.fspath(path))) from error
-
-
-def _sha256(path: str) -> str:
-    with open(path, "rb") as file:
-        digest = hashlib.sha256()
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _write_manifest(output: str, manifest: dict[str, Any]) -> None:
