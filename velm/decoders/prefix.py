@@ -122,7 +122,7 @@ class PrefixDecoder(Decoder):
 
     def _prefix(self, memory: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
         prefix, mask = self.embed_prefix(memory, mask) if self.template is None else (memory, mask)
-        return prefix, None if mask is None or mask.all() else mask  # attention without a mask is faster
+        return prefix, _needed(mask)
 
     def forward(self, tokens: Tensor, memory: Tensor, memory_mask: Tensor | None = None) -> Tensor:
         self._check_length(tokens.shape[1])
@@ -180,7 +180,7 @@ class PrefixDecoder(Decoder):
             prompt = prompt.select(rows)
             prompt = replace(prompt, after=prompt.after[:, :0], after_mask=prompt.after_mask[:, :0])
             prefix, mask = self.read_prompt(memory, mask, prompt)
-        return prefix, None if mask is None or mask.all() else mask
+        return prefix, _needed(mask)
 
     def _whole(self, tokens: Tensor, prefix: Tensor, mask: Tensor | None) -> tuple[Tensor, Sequence]:
         """A prefix and the tokens behind it, and what they see; behind a prompt bos is not read."""
@@ -226,6 +226,11 @@ class PrefixDecoder(Decoder):
                 f"{length} tokens, but {type(self).__name__} holds {self.max_length}. Shorten the captions "
                 f"(data.max_length), or raise max_position_embeddings in its config."
             )
+
+
+def _needed(mask: Tensor | None) -> Tensor | None:
+    """The mask, or None if all is content: attention without a mask is faster."""
+    return None if mask is None or mask.all() else mask
 
 
 def _last(hidden: Tensor, mask: Tensor | None) -> Tensor:
