@@ -1,10 +1,11 @@
-"""A headless Chromium for tests of the report, driven by the DevTools protocol over two pipes, without a package.
+"""A headless Chromium for tests of HTML pages, driven by the DevTools protocol over two pipes, without a package.
 
 `chromium --remote-debugging-pipe` reads JSON from file descriptor 3 and writes to 4, each message ended by a zero byte.
 """
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import select
@@ -16,7 +17,12 @@ from typing import Any
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 TIMEOUT = 60.0  # seconds for an answer
-FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--window-size=1280,900")
+FLAGS = (
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+    "--hide-scrollbars", "--window-size=1280,900",
+)  # fmt: skip
+KEYS = {"Tab": 9, "Enter": 13, "Escape": 27, " ": 32, "End": 35, "Home": 36, "ArrowLeft": 37, "ArrowRight": 39}
 
 
 def find_browser() -> str | None:
@@ -25,9 +31,16 @@ def find_browser() -> str | None:
 
 
 class Browser:
-    """One page. `problems` collects console warnings, uncaught errors and network requests."""
+    """One page. `problems` collects console warnings, uncaught errors and network requests.
 
-    def __init__(self, program: str, profile: Path) -> None:
+    Args:
+        program: path of the executable.
+        profile: a new folder.
+        origin: requests to URLs that begin with it are no problem.
+    """
+
+    def __init__(self, program: str, profile: Path, origin: str | None = None) -> None:
+        self.allowed = ("file:", "data:") if origin is None else ("data:", f"blob:{origin}", origin)
         self.reads, theirs_write = os.pipe()
         theirs_read, self.writes = os.pipe()
 
@@ -76,8 +89,12 @@ class Browser:
 
     def open(self, path: Path) -> None:
         """Load a file and wait for its load event."""
+        self.visit(path.resolve().as_uri())
+
+    def visit(self, url: str) -> None:
+        """Load a page and wait for its load event."""
         self.events.clear()
-        self.call("Page.navigate", url=path.resolve().as_uri())
+        self.call("Page.navigate", url=url)
         while "Page.loadEventFired" not in self.events:
             self._receive()
 
@@ -86,6 +103,36 @@ class Browser:
         answer = self.call("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
         assert "exceptionDetails" not in answer, answer["exceptionDetails"]
         return answer["result"].get("value")
+
+    def wait(self, script: str, seconds: float = 20.0) -> Any:
+        """The first true value of a JavaScript expression, evaluated again and again."""
+        deadline = time.monotonic() + seconds
+        while not (value := self.run(script)):
+            assert time.monotonic() < deadline, f"never true: {script}"
+            time.sleep(0.03)
+        return value
+
+    def press(self, *keys: str, modifiers: int = 0) -> None:
+        """Press keys: names of `KEYS`, or characters. `modifiers`: 8 is Shift."""
+        for key in keys:
+            text = {"Enter": "\r"}.get(key, key if len(key) == 1 else "")
+            code = {"windowsVirtualKeyCode": KEYS[key]} if key in KEYS else {}
+            event = {"key": key, "modifiers": modifiers, **code}
+            self.call("Input.dispatchKeyEvent", type="keyDown", text=text, **event)
+            self.call("Input.dispatchKeyEvent", type="keyUp", **event)
+
+    def emulate(self, *, dark: bool = False, width: int | None = None, height: int = 900) -> None:
+        """Set the colour scheme, and the size of the window in CSS pixels."""
+        theme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        self.call("Emulation.setEmulatedMedia", features=[theme])
+        if width is not None:
+            size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500}
+            self.call("Emulation.setDeviceMetricsOverride", **size)
+
+    def screenshot(self, path: Path, *, whole: bool = False) -> None:
+        """Write a PNG of the window, or of the whole page."""
+        answer = self.call("Page.captureScreenshot", format="png", captureBeyondViewport=whole)
+        path.write_bytes(base64.b64decode(answer["data"]))
 
     def _receive(self) -> dict[str, Any]:
         deadline = time.monotonic() + TIMEOUT
@@ -102,7 +149,7 @@ class Browser:
             event == "Runtime.exceptionThrown"
             or (event == "Log.entryAdded" and params["entry"]["level"] in ("warning", "error"))
             or (event == "Runtime.consoleAPICalled" and params["type"] in ("warning", "error", "assert"))
-            or (event == "Network.requestWillBeSent" and not params["request"]["url"].startswith(("file:", "data:")))
+            or (event == "Network.requestWillBeSent" and not params["request"]["url"].startswith(self.allowed))
         ):
             self.problems.append(json.dumps(params))
         return message
