@@ -14,7 +14,8 @@
     │   │   └── BadDataError       more than `max_bad` of it is unreadable
     │   ├── CheckpointError        a checkpoint cannot be used
     │   │   └── MissingPluginError it needs a part that is not installed
-    │   └── ExportError            a model cannot be written for another library
+    │   ├── ExportError            a model cannot be written for another library
+    │   └── SearchError            an index of images cannot be used
     ├── MissingOutputError
     └── RunFailedError             a run with a valid config ended early; `velm` exits with 1
         ├── TerminatedError        the run was stopped by SIGTERM; `velm` exits with 143
@@ -98,6 +99,10 @@ class MissingPluginError(CheckpointError):
 
 class ExportError(InputError, ValueError):
     """A model cannot be written in a format; the message names what the format cannot express, or what failed."""
+
+
+class SearchError(InputError, ValueError):
+    """An index of images cannot be read, updated or searched; the message names it, the reason and what to do."""
 
 
 class MissingOutputError(InputError, ValueError):

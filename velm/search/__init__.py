@@ -1,0 +1,10 @@
+"""Search by text and image in an index of images that follows the changes of a folder."""
+
+from __future__ import annotations
+
+from velm.errors import SearchError
+from velm.search.identity import model_hash
+from velm.search.index import Index, Match
+from velm.search.update import Updated, update
+
+__all__ = ["Index", "Match", "SearchError", "Updated", "model_hash", "update"]
