@@ -15,7 +15,9 @@
     │   ├── CheckpointError        a checkpoint cannot be used
     │   │   └── MissingPluginError it needs a part that is not installed
     │   ├── ExportError            a model cannot be written for another library
-    │   └── SearchError            an index of images cannot be used
+    │   ├── SearchError            an index of images cannot be used
+    │   ├── ServingError           a server cannot start
+    │   └── RequestError           a request to the server cannot be answered
     ├── MissingOutputError
     └── RunFailedError             a run with a valid config ended early; `velm` exits with 1
         ├── TerminatedError        the run was stopped by SIGTERM; `velm` exits with 143
@@ -103,6 +105,26 @@ class ExportError(InputError, ValueError):
 
 class SearchError(InputError, ValueError):
     """An index of images cannot be read, updated or searched; the message names it, the reason and what to do."""
+
+
+class ServingError(InputError):
+    """A server cannot start: its port is taken, or anyone could use it; the message says what to change."""
+
+
+class RequestError(InputError):
+    """A request to the server cannot be answered.
+
+    Attributes:
+        status: of HTTP, 4xx or 5xx.
+        kind: of the error, as clients of OpenAI's protocol read it.
+        param: the field of the request that it is about; None: none in particular.
+    """
+
+    def __init__(
+        self, message: str, status: int = 400, *, kind: str = "invalid_request_error", param: str | None = None
+    ) -> None:
+        super().__init__(message)
+        self.status, self.kind, self.param = status, kind, param
 
 
 class MissingOutputError(InputError, ValueError):

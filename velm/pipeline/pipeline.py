@@ -139,14 +139,12 @@ class Pipeline:
             **options: as of `caption`; greedy, or with a temperature.
         """
         self.require_decoder()
-        config = self.generation_config(**options)
-        if config.num_beams > 1 or config.num_return > 1:
-            raise PipelineError("Beams and several samples are decided at the end only; stream greedily or one sample.")
+        config = self.stream_config(**options)
         images, texts = None if image is None else [image], None if text is None else [text]
         image_list, text_list = checked_sources(self.model.reads, images, texts)
         encoded_image = None if image_list is None else next(self.encode_images(image_list, batch_size=1))
         encoded_text, prompt = self.read_texts(text_list)
-        return self.captioner.stream(*self.memory(encoded_image, encoded_text, prompt), config)
+        return self.stream(encoded_image, encoded_text, config, prompt)
 
     def embed_images(self, images: Sequence[ImageInput], *, batch_size: int = 64) -> Tensor:
         """Joint embeddings float (n, E) on the CPU, L2-normalised."""
@@ -291,6 +289,17 @@ class Pipeline:
         by_caption = [[next(cosines) if caption.text else -1.0 for caption in candidates] for candidates in captions]
         return [reranked(*each, weight, config.num_return) for each in zip(captions, by_caption, strict=True)]
 
+    def stream(
+        self,
+        image: EncoderOutput | None,
+        text: EncoderOutput | None,
+        config: GenerationConfig,
+        prompt: Prompt | None = None,
+    ) -> Iterator[str]:
+        """The caption of one encoded image (or text, or both) in parts; the arguments are those of `write`."""
+        self.require_decoder()
+        return self.captioner.stream(*self.memory(image, text, prompt), config)
+
     def generation_config(self, **options: Any) -> GenerationConfig:
         """The generation config of options with phrases as text, checked against the model.
 
@@ -303,6 +312,13 @@ class Pipeline:
             self.require_alignment()
             if "image" not in self.model.memory_sources:
                 raise PipelineError("rerank_by_alignment compares with the image, which this decoder does not see.")
+        return config
+
+    def stream_config(self, **options: Any) -> GenerationConfig:
+        """As `generation_config`, of one text that is decided token by token."""
+        config = self.generation_config(**options)
+        if config.num_beams > 1 or config.num_return > 1:
+            raise PipelineError("Beams and several samples are decided at the end only; stream greedily or one sample.")
         return config
 
     def backbone(
