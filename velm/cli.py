@@ -19,6 +19,7 @@ COMMANDS = {
     "evaluate": ("velm.commands.evaluate", "recall, BLEU, ROUGE-L, CIDEr-D of a checkpoint"),
     "average": ("velm.commands.average", "average the weights of checkpoints, as chosen on held-out data"),
     "explain": ("velm.commands.explain", "what each word attends to, and which regions match a text"),
+    "serve": ("velm.commands.serve", "answer requests over HTTP: captions, embeddings, similarity, search"),
     "doctor": ("velm.commands.doctor", "check data and config before training"),
     "plan": ("velm.commands.plan", "predict memory and time of a step on other devices"),
     "selfcheck": ("velm.commands.selfcheck", "check laws of training for a config, on this machine"),

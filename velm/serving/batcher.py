@@ -150,7 +150,8 @@ class Batcher:
                 await asyncio.wait_for(self._changed.wait(), left)
 
     def _take(self, kind: Kind, size: int) -> list[_Job]:
-        group, jobs = self._groups[kind], []
+        group = self._groups[kind]
+        jobs: list[_Job] = []
         while group and len(jobs) < size:
             job = group.popleft()
             if not job.future.done():

@@ -48,6 +48,8 @@ class ImagePart(_Body):
     image_url: ImageURL
 
 
+_FIELDS = {"detail", "image_url", "type", "url"}
+_INPUT = 'input takes a text, or a list of texts and of {"type": "image_url", "image_url": {"url": "data:image/png;base64,..."}}.'
 Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
 
 
@@ -91,6 +93,9 @@ class Search(_Body):
     k: int = Field(default=20, ge=1, le=1000)
 
 
+_FIELDS.update(name for body in (Embeddings, Captions, Similarity, Search) for name in body.model_fields)
+
+
 def failure(error: RequestError, headers: Mapping[str, str] | None = None) -> JSONResponse:
     """The answer of an error; 503 asks the client to try again in a second."""
     content = {"error": error_content(error)}
@@ -110,11 +115,12 @@ def request_error(problems: Sequence[Mapping[str, Any]]) -> RequestError:
     Of the alternatives of a union, that which came closest: the longest path.
     """
     problem = max(problems, key=lambda each: len(each["loc"]))
-    place = [part for part in problem["loc"] if part != "body"]
-    param = ".".join(str(part) for part in place if isinstance(part, int) or str(part).isidentifier()) or None
-    known = ""
+    place = [part for part in problem["loc"][1:] if isinstance(part, int) or part in _FIELDS]
+    param = ".".join(map(str, place)) or None
     if problem["type"] == "extra_forbidden":
-        return RequestError(f"Unknown field {param!r}.", param=param)
-    if problem["type"] in ("model_attributes_type", "missing") and not place:
-        known = " Send JSON, as Content-Type: application/json."
-    return RequestError(f"{param or 'The body'}: {problem['msg']}.{known}", param=param)
+        return RequestError(f"Unknown field {problem['loc'][-1]!r:.100}.", param=param)
+    if param is None:
+        return RequestError("The body is not a JSON object; send one, with Content-Type: application/json.")
+    if place[0] == "input":
+        return RequestError(f"{param} cannot be read ({problem['msg']}). {_INPUT}", param=param)
+    return RequestError(f"{param}: {problem['msg']}.", param=param)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator, Iterator
-from contextlib import ExitStack
 from math import isfinite
 from typing import Any
 
@@ -37,14 +36,11 @@ def add_routes(app: FastAPI, service: Service) -> None:
             check_text(service, body.text, "text")
         engine.check_source(body.image, body.text)
         config = await service.read(_config, service, body)
-        with ExitStack() as stack:
-            place = stack.enter_context(service.batcher.place())
+        with service.batcher.place() as place:
             pixels = None if body.image is None else await read_image(service, body.image, "image")
             source = Source(pixels, body.text)
             if body.stream:
-                place.arrive()
-                events = _events(service, place, source, config, body.maps)
-                return _Events(events, stack.pop_all())
+                return _Events(service, source, config, body.maps)
             [found] = await place.submit([(caption_kind(config), source)])
             captions = [_as_json(each) for each in found]
             if body.maps:
@@ -53,16 +49,19 @@ def add_routes(app: FastAPI, service: Service) -> None:
         return JSONResponse({"captions": captions, "model": service.settings.name})
 
 
-class _Events(StreamingResponse):
-    """Server-sent events; what they hold is given back when they end or their reader goes away."""
+class _Events(Response):
+    """A caption as server-sent events; it has a place until they end or their reader goes away."""
 
-    def __init__(self, events: AsyncIterator[str], held: ExitStack) -> None:
-        super().__init__(events, media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
-        self.held = held
+    def __init__(self, service: Service, source: Source, config: GenerationConfig, maps: bool) -> None:
+        super().__init__()
+        self.service, self.source, self.config, self.maps = service, source, config, maps
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        with self.held:
-            await super().__call__(scope, receive, send)
+        with self.service.batcher.place() as place:
+            place.arrive()
+            events = _events(self.service, place, self.source, self.config, self.maps)
+            headers = {"X-Accel-Buffering": "no"}  # nginx passes each event on at once
+            await StreamingResponse(events, media_type="text/event-stream", headers=headers)(scope, receive, send)
 
 
 async def _events(

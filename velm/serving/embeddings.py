@@ -88,7 +88,9 @@ def _inputs(service: Service, body: Embeddings) -> list[tuple[str | None, str | 
 
 def _check_dimensions(asked: int | None, dim: int) -> None:
     if asked is not None and asked != dim:
-        raise RequestError(f"dimensions {asked}: embeddings of this model have {dim}; leave it out.", param="dimensions")
+        raise RequestError(
+            f"dimensions {asked}: embeddings of this model have {dim}; leave it out.", param="dimensions"
+        )
 
 
 def _encoded(row: np.ndarray, encoding: str) -> list[float] | str:

@@ -61,12 +61,15 @@ def check_header(content: bytes, param: str, max_pixels: int) -> None:
         RequestError: 413, it has more pixels than `max_pixels`; 400, it is no image of `FORMATS`.
     """
     try:
-        with named_errors(EncodedImage(param, lambda: content)), Image.open(io.BytesIO(content), formats=FORMATS) as opened:
-            width, height = opened.size
+        with named_errors(EncodedImage(param, lambda: content)):
+            opened = Image.open(io.BytesIO(content), formats=FORMATS)
+        width, height = opened.size
     except DataError as error:
         if isinstance(error.__cause__, Image.DecompressionBombError):
             raise RequestError(f"{param} has more than {max_pixels} pixels, the limit.", 413, param=param) from error
-        raise RequestError(f"{param} is no image of {', '.join(FORMATS)}, or its header is damaged.", param=param) from error
+        raise RequestError(
+            f"{param} is no image of {', '.join(FORMATS)}, or its header is damaged.", param=param
+        ) from error
     if width * height > max_pixels:
         raise RequestError(
             f"{param} has {width} x {height} = {width * height} pixels; the limit is {max_pixels}. Send a smaller one.",
@@ -103,7 +106,9 @@ def thumbnail(path: str, max_pixels: int) -> bytes:
         check_header(content, "the image", max_pixels)
         image = upright(content, THUMBNAIL)
     except Exception as error:
-        raise RequestError(f"The file of this image cannot be shown: {type(error).__name__}.", 404, kind="not_found") from error
+        raise RequestError(
+            f"The file of this image cannot be shown: {type(error).__name__}.", 404, kind="not_found"
+        ) from error
     image.thumbnail((THUMBNAIL, THUMBNAIL))
     target = io.BytesIO()
     image.save(target, "JPEG", quality=85)

@@ -8,16 +8,13 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from velm.errors import RequestError
 from velm.serving.batcher import Batcher
 from velm.serving.engine import Engine
 from velm.serving.metrics import Metrics
 from velm.serving.settings import Settings
-
-if TYPE_CHECKING:
-    from velm.search import Index
 
 __all__ = ["Loaded", "Service"]
 
@@ -29,12 +26,10 @@ class Loaded:
     Attributes:
         engine: of the model.
         hash: of the model, as an index states it.
-        index: of images to search, or None.
     """
 
     engine: Engine
     hash: str
-    index: Index | None = None
 
 
 class Service:
@@ -43,13 +38,18 @@ class Service:
     Args:
         settings: of the server.
         load: opens the model and the index.
-        on_failure: called if `load` raised, with the exception.
+        on_ready: called when the model is loaded.
+        on_failure: called if `load` raised, with the exception; None: `ready` raises it.
     """
 
     def __init__(
-        self, settings: Settings, load: Callable[[], Loaded], on_failure: Callable[[Exception], None] | None = None
+        self,
+        settings: Settings,
+        load: Callable[[], Loaded],
+        on_ready: Callable[[], None] = lambda: None,
+        on_failure: Callable[[Exception], None] | None = None,
     ) -> None:
-        self.settings, self.load, self.on_failure = settings, load, on_failure
+        self.settings, self.load, self.on_ready, self.on_failure = settings, load, on_ready, on_failure
         self.state: Literal["loading", "ready", "draining"] = "loading"
         self.active = 0
         self.loaded: Loaded | None = None
@@ -105,3 +105,4 @@ class Service:
             return
         if self.state == "loading":
             self.state = "ready"
+            self.on_ready()
