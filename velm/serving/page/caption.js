@@ -14,40 +14,44 @@ export class Caption {
 
   clear() {
     this.overlay.hide();
-    this.parts = [];
+    this.text = "";
+    this.spans = []; // {start, end, map} of each part in the text
     this.maps = []; // one per node of the line
     this.line.replaceChildren();
     this.line.classList.remove("empty");
     this.line.classList.add("streaming");
   }
 
-  add(part) {
-    this.parts.push(part);
+  add({ text, map }) {
+    this.spans.push({ start: this.text.length, end: this.text.length + text.length, map });
+    this.text += text;
     this.#render();
   }
 
-  // A caption that arrives whole: {text, parts} of the server; parts are null without maps.
+  // A caption that arrives whole; its parts, null without maps, are its words, without the blanks between them.
   show({ text, parts }) {
-    this.parts = parts ?? [{ text, map: null }];
+    this.text = text;
+    let end = 0;
+    for (const part of parts ?? []) {
+      const start = text.indexOf(part.text, end);
+      if (start >= 0) this.spans.push({ start, end: (end = start + part.text.length), map: part.map });
+    }
     this.#render();
   }
 
   // The text, once all parts are here.
   finish() {
-    const text = this.parts.map((part) => part.text).join("").trim();
     this.line.classList.remove("streaming");
-    if (!text) {
+    if (!this.text.trim()) {
       this.line.classList.add("empty");
-      this.line.textContent = "(the model generated an empty text)";
+      this.line.textContent = "(an empty text)";
     }
-    return text || this.line.textContent;
+    return this.line.textContent.trim();
   }
 
   #words() {
-    let end = 0;
-    const spans = this.parts.map(({ text, map }) => ({ start: end, end: (end += text.length), map }));
-    return [...segmenter.segment(this.parts.map((part) => part.text).join(""))].map(({ segment, index, isWordLike }) => {
-      const own = spans.filter((span) => span.map && span.start < index + segment.length && span.end > index);
+    return [...segmenter.segment(this.text)].map(({ segment, index, isWordLike }) => {
+      const own = this.spans.filter((span) => span.map && span.start < index + segment.length && span.end > index);
       return { text: segment, map: isWordLike ? mean(own.map((span) => span.map)) : null };
     });
   }

@@ -66,13 +66,14 @@ export class Client {
     sessionStorage.setItem(KEY, token);
   }
 
-  // A data URL of an image; scaled down only where the server would refuse it for its size.
-  async dataUrl(blob) {
+  // A data URL of an image of `pixels` pixels; scaled down only where the server would refuse it for its size.
+  async dataUrl(blob, pixels) {
     const most = (this.limits.body ?? Infinity) - ENVELOPE;
     const url = await read(blob);
-    if (url.length <= most) return url;
+    const excess = Math.max(url.length / most, pixels / (this.limits.pixels ?? Infinity));
+    if (excess <= 1) return url;
     const bitmap = await createImageBitmap(blob);
-    for (let scale = 0.95 * Math.sqrt(most / url.length); scale > 0.001; scale *= 0.7) {
+    for (let scale = 0.95 / Math.sqrt(excess); scale > 0.001; scale *= 0.7) {
       const smaller = await read(await scaled(bitmap, scale));
       if (smaller.length <= most) return smaller;
     }

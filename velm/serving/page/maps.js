@@ -48,7 +48,7 @@ function ninth(i, count) {
   return Math.min(2, Math.floor((3 * (i + 0.5)) / count));
 }
 
-// In words, where the attention of a word lies: the two ninths of the image with most of it.
+// In words, where the attention of a word lies: the one or two ninths of the image with most of it.
 export function describeAttention(word, map) {
   const sums = new Map();
   let total = 0;
@@ -57,8 +57,9 @@ export function describeAttention(word, map) {
     sums.set(name, (sums.get(name) ?? 0) + value);
     total += value;
   }));
-  const [first, second] = [...sums].sort((a, b) => b[1] - a[1]).map(([name, sum]) => `${name} (${Math.round((100 * sum) / total)}%)`);
-  return `“${word}”: most attention on the ${first}${second ? `, then the ${second}` : ""}.`;
+  const [first, second] = [...sums].map(([name, sum]) => ({ name, share: sum / (total || 1) })).sort((a, b) => b.share - a.share);
+  const words = ({ name, share }) => `the ${name} (${Math.round(100 * share)}%)`;
+  return `“${word}”: most attention on ${words(first)}${second?.share >= 0.1 ? `, then ${words(second)}` : ""}.`;
 }
 
 // In words, where the image is most and least similar to a text.

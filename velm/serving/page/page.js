@@ -39,15 +39,15 @@ async function take(blob, name) {
     return;
   }
   fail("image", null);
-  image = { name, data: client.dataUrl(blob) };
+  image = { name, data: client.dataUrl(blob, probe.naturalWidth * probe.naturalHeight) };
   image.data.catch(() => {}); // the tasks that await it show the error
   $("invitation").hidden = true;
   overlay.setImage(source, name, probe.naturalWidth / probe.naturalHeight);
   $("image-facts").textContent = `${name}, ${probe.naturalWidth} × ${probe.naturalHeight}`;
   $("with-image").disabled = false;
-  say(`Image: ${name}`);
   caption.clear();
-  if (model.captions && model.reads.includes("image") && (!model.reads.includes("text") || $("source").value)) write();
+  if (model.captions && model.reads.includes("image") && (!model.reads.includes("text") || $("source").value)) write(`Image: ${name}. `);
+  else say(`Image: ${name}`);
   for (const text of texts.keys()) texts.set(text, null);
   if (texts.size) compare();
 }
@@ -84,13 +84,13 @@ function options() {
   return Object.fromEntries(shown.map((name) => [name, $(name).valueAsNumber]));
 }
 
-async function write() {
+async function write(lead = "") {
   const reads = (what) => model.reads.includes(what);
   if (reads("image") && !image) return fail("caption", NO_IMAGE);
   await run("caption", async (signal) => {
     caption.clear();
     $("stop").hidden = false;
-    say("Generating …");
+    say(`${lead}Generating …`);
     try {
       const body = { maps: model.attention_map, ...options() };
       if (reads("image")) body.image = await image.data;
@@ -111,6 +111,7 @@ function openCaptionPart() {
   $("source-field").hidden = !text;
   if (text) [$("caption-heading").textContent, $("write").textContent] = ["Generated text", "Generate"];
   for (const name of ["num_beams", "max_length", "temperature"]) $(name).value = model.options[name] ?? "";
+  [$("num_beams").max, $("max_length").max] = [model.limits.beams ?? "", model.limits.max_length ?? ""];
   const exclude = () => ($("num_beams").disabled = $("temperature").value !== "");
   $("temperature").addEventListener("input", exclude);
   exclude();
