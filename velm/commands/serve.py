@@ -24,7 +24,7 @@ def main(argv: Sequence[str]) -> int:
     Raises:
         MissingPackageError: the extra `serve` is not installed.
         ServingError: the port is in use, or anyone on the network could use the server.
-        CheckpointError, PipelineError: the model cannot be used; `velm` prints the message.
+        CheckpointError, PipelineError, SearchError: the model or the index cannot be used; `velm` prints the message.
     """
     args = _parser().parse_args(argv)
     token = os.environ.get("VELM_TOKEN") if args.token is None and not args.no_token else args.token
@@ -58,7 +58,8 @@ def name_of(checkpoint: str) -> str:
 def _load(args: argparse.Namespace) -> Loaded:
     import torch
 
-    from velm.pipeline import load, model_hash
+    from velm.pipeline import load
+    from velm.search import Index, model_hash
     from velm.serving.engine import Engine
     from velm.serving.service import Loaded
 
@@ -69,8 +70,12 @@ def _load(args: argparse.Namespace) -> Loaded:
         args.checkpoint, device=args.device, plugins=plugins, image_size=args.image_size, precision=args.precision
     )
     engine = Engine(pipeline)
+    index = None
+    if args.index is not None:
+        index = Index.open(args.index)
+        index.check_model(pipeline)
     engine.warm_up()
-    return Loaded(engine, model_hash(pipeline))
+    return Loaded(engine, model_hash(pipeline), index)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -81,6 +86,7 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a .ckpt written by `velm fit`")
+    parser.add_argument("--index", metavar="DIR", help="of images to search, as `velm index` wrote it")
     parser.add_argument("--name", metavar="TEXT", help="of the model, as answers state it (default: its run's)")
     access = parser.add_argument_group("access")
     access.add_argument("--host", default="127.0.0.1", metavar="HOST", help="to listen on (default 127.0.0.1)")

@@ -14,7 +14,7 @@ from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 
 from velm.errors import RequestError, VelmError
-from velm.serving import captions, describe, embeddings
+from velm.serving import captions, describe, embeddings, search
 from velm.serving.bodies import failure, request_error
 from velm.serving.guard import Guard
 from velm.serving.service import Service
@@ -57,7 +57,7 @@ def create_app(service: Service) -> Guard:
     app = FastAPI(title="VELM", docs_url=None, redoc_url=None, openapi_url=None)
     app.router.route_class = _Route
     _add_state(app, service)
-    for module in (describe, embeddings, captions):
+    for module in (describe, embeddings, captions, search):
         module.add_routes(app, service)
     _add_errors(app)
     routes = [route.path for route in app.routes if isinstance(route, APIRoute)]

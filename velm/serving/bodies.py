@@ -49,7 +49,8 @@ class ImagePart(_Body):
 
 
 _FIELDS = {"detail", "image_url", "type", "url"}
-_INPUT = 'input takes a text, or a list of texts and of {"type": "image_url", "image_url": {"url": "data:image/png;base64,..."}}.'
+_INPUT = """input takes a text, or a list of texts and of images as
+{"type": "image_url", "image_url": {"url": "data:image/png;base64,..."}}.""".replace("\n", " ")
 Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
 
 

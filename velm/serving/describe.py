@@ -64,7 +64,7 @@ def _described(service: Service, loaded: Loaded) -> dict[str, Any]:
         "attention_map": engine.attention_map,
         "reads": list(pipeline.model.reads) if pipeline.writes else [],
         "image": None if transform is None else {"size": transform.image_size, "resize": transform.resize},
-        "search": None,
+        "search": None if loaded.index is None else {"images": len(loaded.index)},
         "limits": {
             "body": settings.max_body,
             "pixels": settings.max_pixels,

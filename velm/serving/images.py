@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from PIL import Image
 
 from velm.data.base import EncodedImage
-from velm.data.images.decode import named_errors
+from velm.data.images.decode import named_errors, read_image, upright
 from velm.errors import DataError, RequestError
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from velm.data.images.transforms import EvalTransform
 
-__all__ = ["FORMATS", "check_header", "content_of", "pixels_of", "thumbnail"]
+__all__ = ["FORMATS", "check_header", "content_of", "opened_of", "pixels_of", "thumbnail"]
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 """What is decoded of a client; Pillow reads more, some by calling other programs."""
@@ -92,14 +92,23 @@ def pixels_of(url: str, param: str, transform: EvalTransform, max_pixels: int) -
         raise RequestError(str(error), param=param) from error
 
 
+def opened_of(url: str, param: str, transform: EvalTransform, max_pixels: int) -> Image.Image:
+    """As `pixels_of`, before it is resized."""
+    content = content_of(url, param)
+    check_header(content, param, max_pixels)
+    try:
+        least = None if transform.decode == "full" else transform.image_size
+        return read_image(EncodedImage(param, lambda: content), least)
+    except DataError as error:
+        raise RequestError(str(error), param=param) from error
+
+
 def thumbnail(path: str, max_pixels: int) -> bytes:
     """A JPEG of an image file, at most `THUMBNAIL` pixels long.
 
     Raises:
         RequestError: 404, the file cannot be read (the message does not name it).
     """
-    from velm.data.images.decode import upright
-
     try:
         with open(path, "rb") as file:
             content = file.read()

@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Any, Literal
 
 from velm.errors import RequestError
+from velm.search import Index
 from velm.serving.batcher import Batcher
 from velm.serving.engine import Engine
 from velm.serving.metrics import Metrics
@@ -26,10 +27,12 @@ class Loaded:
     Attributes:
         engine: of the model.
         hash: of the model, as an index states it.
+        index: of images to search, or None.
     """
 
     engine: Engine
     hash: str
+    index: Index | None = None
 
 
 class Service:
