@@ -34,7 +34,7 @@ def test_import_of_public_names_imports_no_lightning() -> None:
     assert not modules_after(code) & {"lightning", "pytorch_lightning", "transformers"}
 
 
-@pytest.mark.parametrize("command", ["caption", "doctor", "evaluate", "plan", "selfcheck"])
+@pytest.mark.parametrize("command", ["caption", "doctor", "evaluate", "plan", "selfcheck", "sweep"])
 def test_help_of_a_command_imports_no_torch(command: str) -> None:
     loaded = modules_after(
         f"from velm import cli\ntry:\n    cli.main([{command!r}, '--help'])\nexcept SystemExit: pass"

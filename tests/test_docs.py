@@ -78,6 +78,9 @@ def test_python_compiles(block: str) -> None:
 @pytest.mark.usefixtures("own_encoder")
 def test_yaml_names_parts_and_options_that_there_are(block: str) -> None:
     content = yaml.safe_load(block)
+    if "parameters" in content:  # a study of `velm sweep`
+        assert {name.split(".")[0] for name in content["parameters"]} <= {"model", "data", "trainer"}
+        return
     assert set(content) <= {"seed_everything", "model", "data", "trainer", "plugins"}
     for part, value in [(k, v) for room in ("model", "data") for k, v in content.get(room, {}).items()]:
         if part in PARTS and value["name"] != "patches":  # registered by the decorator that the page speaks of
@@ -93,7 +96,7 @@ def test_command_is_known_and_its_files_are_there(words: list[str]) -> None:
     for path in (word.partition("=")[2] or word for word in words):
         if path.startswith(("configs/", "examples/")):
             assert (ROOT / path).exists()
-        if path.startswith("runs/"):
+        if path.startswith("runs/") and words[0] != "sweep":
             assert (ROOT / "configs" / f"{Path(path).parts[1]}.yaml").is_file()
 
 
@@ -103,11 +106,11 @@ def test_command_is_known_and_its_files_are_there(words: list[str]) -> None:
         p
         for p in commands()
         if p.values[0][0]
-        in ("average", "caption", "doctor", "evaluate", "explain", "pack", "plan", "plugins", "selfcheck")
+        in ("average", "caption", "doctor", "evaluate", "explain", "pack", "plan", "plugins", "selfcheck", "sweep")
     ],
 )
 def test_options_of_a_command_are_accepted(words: list[str]) -> None:
-    from velm.commands import average, caption, doctor, evaluate, explain, pack, plan, plugins, selfcheck
+    from velm.commands import average, caption, doctor, evaluate, explain, pack, plan, plugins, selfcheck, sweep
 
     rest = words[1:]
     if words[0] == "average":
@@ -124,6 +127,8 @@ def test_options_of_a_command_are_accepted(words: list[str]) -> None:
         plan._parser().parse_known_args(rest)
     elif words[0] == "selfcheck":
         selfcheck._parser().parse_known_args(rest)
+    elif words[0] == "sweep":
+        sweep._parser().parse_known_args(rest)
     elif words[0] == "pack":
         assert set(pack.dataset_config(pack._parser().parse_args(rest).dataset)) >= {"name"}
     else:
@@ -297,6 +302,18 @@ def test_every_option_of_packing_is_described() -> None:
 
     options = {name for action in pack._parser()._actions for name in action.option_strings}
     assert first_column(section("data.md", "Packing")) == options - {"-h", "--help"}
+
+
+def test_every_option_of_a_sweep_is_described() -> None:
+    from velm.commands import sweep
+    from velm.sweep.study import KEYS, PRUNERS, SAMPLERS
+
+    text = (DOCS / "sweep.md").read_text(encoding="utf-8")
+    options = {name for action in sweep._parser()._actions for name in action.option_strings}
+    assert options - {"-h", "--help"} | {"--config"} == {name for name in first_column(text) if name.startswith("--")}
+    assert set(KEYS) <= first_column(text)
+    for name, known in [*SAMPLERS.items(), *PRUNERS.items()]:
+        assert all(re.search(rf"\b{word}\b", text) for word in (name, *known)), name
 
 
 def test_every_violation_is_described() -> None:

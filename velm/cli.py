@@ -17,6 +17,7 @@ COMMANDS = {
     "predict": ("velm.training.run", "caption the test split"),
     "caption": ("velm.commands.caption", "describe images with a checkpoint"),
     "evaluate": ("velm.commands.evaluate", "recall, BLEU, ROUGE-L, CIDEr-D of a checkpoint"),
+    "sweep": ("velm.commands.sweep", "search the best options of fit, each trial a run of its own"),
     "average": ("velm.commands.average", "average the weights of checkpoints, as chosen on held-out data"),
     "explain": ("velm.commands.explain", "what each word attends to, and which regions match a text"),
     "serve": ("velm.commands.serve", "answer requests over HTTP: captions, embeddings, similarity, search"),
