@@ -106,17 +106,19 @@ def test_command_is_known_and_its_files_are_there(words: list[str]) -> None:
         p
         for p in commands()
         if p.values[0][0]
-        in ("average", "caption", "doctor", "evaluate", "explain", "pack", "plan", "plugins", "selfcheck", "sweep")
+        in ("average", "caption", "doctor", "embed", "evaluate", "explain", "pack", "plan", "plugins", "selfcheck", "sweep")
     ],
 )
 def test_options_of_a_command_are_accepted(words: list[str]) -> None:
-    from velm.commands import average, caption, doctor, evaluate, explain, pack, plan, plugins, selfcheck, sweep
+    from velm.commands import average, caption, doctor, embed, evaluate, explain, pack, plan, plugins, selfcheck, sweep
 
     rest = words[1:]
     if words[0] == "average":
         average._parse(rest)
     elif words[0] == "caption":
         caption._parser().parse_intermixed_args(rest)
+    elif words[0] == "embed":
+        embed._parser().parse_intermixed_args(rest)
     elif words[0] == "evaluate":
         evaluate._parse(rest)
     elif words[0] == "explain":

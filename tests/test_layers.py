@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1] / "velm"
-LIGHTNING = ("training", "planning", "doctor", "_compat")
+LIGHTNING = ("training", "planning", "doctor", "bulk", "_compat")
 """Rooms that may import Lightning."""
 
 

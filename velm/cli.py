@@ -16,6 +16,7 @@ COMMANDS = {
     "test": ("velm.training.run", "measure a checkpoint on the test split"),
     "predict": ("velm.training.run", "caption the test split"),
     "caption": ("velm.commands.caption", "describe images with a checkpoint"),
+    "embed": ("velm.commands.embed", "write the embeddings of images as Parquet"),
     "evaluate": ("velm.commands.evaluate", "recall, BLEU, ROUGE-L, CIDEr-D of a checkpoint"),
     "sweep": ("velm.commands.sweep", "search the best options of fit, each trial a run of its own"),
     "average": ("velm.commands.average", "average the weights of checkpoints, as chosen on held-out data"),

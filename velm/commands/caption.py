@@ -1,18 +1,18 @@
-"""`velm caption`: one line per image (or per text, without images): path or text, tab, caption."""
+"""`velm caption`: one line per image (or per text, without images): path or text, tab, caption; or Parquet parts."""
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from math import isfinite
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from velm.commands.bulk import add_bulk, refuse_bulk_options, run_bulk
 from velm.commands.options import add_loading, add_writing, load_pipeline, spelt_out, writing
-from velm.errors import DataError
+from velm.data.images.names import find_images
+from velm.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from velm.pipeline import Caption, Pipeline
@@ -34,8 +34,11 @@ def main(argv: Sequence[str]) -> int:
         CheckpointError, PipelineError, DataError: nothing can be captioned; `velm` prints the message.
     """
     args = _parser().parse_intermixed_args(argv)
-    images = find_images(args.images) or None
     texts = None if args.texts is None else spelt_out(args.texts, "--text")
+    if args.output is not None:
+        return _write(args, texts)
+    refuse_bulk_options(args)
+    images = find_images(args.images) or None
     if images is None and texts is None:
         raise DataError("Nothing to caption: give images or folders, --text if the decoder reads texts, or both.")
     pipeline = load_pipeline(args)
@@ -56,26 +59,13 @@ def main(argv: Sequence[str]) -> int:
     return 1 if failed else 0
 
 
-def find_images(paths: Sequence[str]) -> list[str]:
-    """The paths, with each folder replaced by the images in it and its subfolders, sorted by name.
-
-    Raises:
-        DataError: a path does not exist, or a folder has no images; the message names it.
-    """
-    from velm.data.images.names import list_images, no_images
-
-    images: list[str] = []
-    for path in paths:
-        if not Path(path).is_dir():
-            if not Path(path).exists():
-                raise DataError(f"There is no image or folder {path!r}.")
-            images.append(path)
-            continue
-        below = [os.path.join(path, name) for name in list_images(path)]
-        if not below:
-            raise DataError(f"The folder {path!r} has {no_images(path)}.")
-        images += below
-    return images
+def _write(args: argparse.Namespace, texts: list[str] | None) -> int:
+    """Captions in Parquet parts below --output."""
+    if args.json:
+        raise ConfigError("--json prints, --output writes Parquet: leave one of them out.")
+    if texts is not None and len(texts) != 1:
+        raise DataError(f"--text is given {len(texts)} times; with --output it takes one text for all images.")
+    return run_bulk("caption", args, "captions", {"text": texts and texts[0], **writing(args)})
 
 
 def _captions(
@@ -119,15 +109,21 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     add_loading(parser)
-    parser.add_argument("images", metavar="IMAGE", nargs="*", help="images, or folders of images")
+    parser.add_argument(
+        "images",
+        metavar="IMAGE",
+        nargs="*",
+        help="images, or folders of images; with --output also tar shards, or '{name: ...}', the config of a dataset",
+    )
     parser.add_argument(
         "--text",
         dest="texts",
         action="append",
         metavar="TEXT",
         help="text to translate, summarise or answer, for a decoder that attends over text; one per image if it also "
-        "attends over images; @FILE for one per line",
+        "attends over images; @FILE for one per line; with --output one for all",
     )
     parser.add_argument("--json", action="store_true", help="one JSON line each, with scores")
     add_writing(parser)
+    add_bulk(parser, required=False)
     return parser

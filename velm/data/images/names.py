@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Sequence
 from functools import cache
 
-__all__ = ["image_suffixes", "is_hidden", "list_images", "no_images"]
+from velm.errors import DataError
+
+__all__ = ["find_images", "image_suffixes", "is_hidden", "list_images", "no_images"]
 
 #: Folders of thumbnails and metadata that macOS and Synology add; other hidden names start with a dot.
 HIDDEN = ("__MACOSX", "@eaDir")
@@ -41,6 +44,26 @@ def list_images(root: str, folder: str = ".") -> list[str]:
         names = [name for name in files if not is_hidden(name)]
         found += [os.path.join(parent, name) for name in names if os.path.splitext(name)[1].lower() in image_suffixes()]
     return sorted(os.path.normpath(os.path.relpath(path, root)) for path in found)
+
+
+def find_images(paths: Sequence[str]) -> list[str]:
+    """The paths, with each folder replaced by the images in it and its subfolders, sorted by name.
+
+    Raises:
+        DataError: a path does not exist, or a folder has no images; the message names it.
+    """
+    images: list[str] = []
+    for path in paths:
+        if not os.path.isdir(path):
+            if not os.path.exists(path):
+                raise DataError(f"There is no image or folder {path!r}.")
+            images.append(path)
+            continue
+        below = [os.path.join(path, name) for name in list_images(path)]
+        if not below:
+            raise DataError(f"The folder {path!r} has {no_images(path)}.")
+        images += below
+    return images
 
 
 def no_images(folder: str) -> str:

@@ -1,0 +1,1 @@
+"""Adaptors for other frameworks; each is a file named after its framework."""
