@@ -121,6 +121,7 @@ def by_ray(checkpoint: str, config: dict[str, Any], rows: list[dict[str, Any]], 
     """Caption by two workers of a local Ray cluster; images a second without the start of the cluster."""
     import ray
 
+    from benchmarks.bulk import draw  # by its module: workers cannot import what is in __main__
     from velm.integrations.ray import CaptionImages
 
     environment = {"env_vars": {"PYTHONPATH": os.pathsep.join([os.getcwd(), *sys.path]), "OMP_NUM_THREADS": "1"}}

@@ -106,7 +106,19 @@ def test_command_is_known_and_its_files_are_there(words: list[str]) -> None:
         p
         for p in commands()
         if p.values[0][0]
-        in ("average", "caption", "doctor", "embed", "evaluate", "explain", "pack", "plan", "plugins", "selfcheck", "sweep")
+        in (
+            "average",
+            "caption",
+            "doctor",
+            "embed",
+            "evaluate",
+            "explain",
+            "pack",
+            "plan",
+            "plugins",
+            "selfcheck",
+            "sweep",
+        )
     ],
 )
 def test_options_of_a_command_are_accepted(words: list[str]) -> None:
