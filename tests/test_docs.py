@@ -109,6 +109,7 @@ def test_command_is_known_and_its_files_are_there(words: list[str]) -> None:
         in (
             "average",
             "caption",
+            "compare",
             "doctor",
             "embed",
             "evaluate",
@@ -122,7 +123,20 @@ def test_command_is_known_and_its_files_are_there(words: list[str]) -> None:
     ],
 )
 def test_options_of_a_command_are_accepted(words: list[str]) -> None:
-    from velm.commands import average, caption, doctor, embed, evaluate, explain, pack, plan, plugins, selfcheck, sweep
+    from velm.commands import (
+        average,
+        caption,
+        compare,
+        doctor,
+        embed,
+        evaluate,
+        explain,
+        pack,
+        plan,
+        plugins,
+        selfcheck,
+        sweep,
+    )
 
     rest = words[1:]
     if words[0] == "average":
@@ -133,6 +147,8 @@ def test_options_of_a_command_are_accepted(words: list[str]) -> None:
         embed._parser().parse_intermixed_args(rest)
     elif words[0] == "evaluate":
         evaluate._parse(rest)
+    elif words[0] == "compare":
+        compare._parser().parse_args(rest)
     elif words[0] == "explain":
         explain._parser().parse_args(rest)
     elif words[0] == "doctor":

@@ -33,11 +33,17 @@ __all__ = [
     "is_logger_open",
     "is_recomputing",
     "is_running_norm",
+    "log_model_of",
+    "logger_run",
+    "mlflow_uri",
     "option_type",
     "request_stop",
     "set_data_parallel_size",
+    "set_logger_run",
     "set_process_group_timeout",
     "storage_key",
+    "tensorboard_folder",
+    "wandb_options",
     "worker_exit_codes",
 ]
 
@@ -145,6 +151,47 @@ def has_own_checkpoint_io(strategy: Any) -> bool:
 def is_logger_open(logger: Any) -> bool:
     """Whether a CSV or TensorBoard logger has created its files."""
     return logger._experiment is not None
+
+
+_RUN_OF = {"TensorBoardLogger": "_version", "WandbLogger": "_id", "MLFlowLogger": "_run_id"}
+"""The attribute of a logger of Lightning that names its run at the tracker."""
+
+
+def _run_attribute(logger: Any) -> str | None:
+    return next((_RUN_OF[cls.__name__] for cls in type(logger).__mro__ if cls.__name__ in _RUN_OF), None)
+
+
+def logger_run(logger: Any) -> Any:
+    """The run that a logger's options name; None if they name none."""
+    return getattr(logger, _run_attribute(logger) or "", None)
+
+
+def set_logger_run(logger: Any, run: str) -> None:
+    """Make a logger go on with a run; before it opens one."""
+    setattr(logger, _run_attribute(logger) or "", run)
+    if hasattr(logger, "_wandb_init"):
+        logger._wandb_init["id"] = run
+
+
+def wandb_options(logger: Any) -> dict[str, Any]:
+    """The arguments with which a W&B logger will call `wandb.init`; may be changed before it does."""
+    options: dict[str, Any] = logger._wandb_init
+    return options
+
+
+def mlflow_uri(logger: Any) -> str:
+    """The tracking server or database of an MLflow logger."""
+    return str(logger._tracking_uri)
+
+
+def tensorboard_folder(logger: Any) -> str:
+    """Where a TensorBoard logger keeps its versions; asks for nothing that creates one."""
+    return f"{logger._root_dir}/{logger._name}"
+
+
+def log_model_of(logger: Any) -> Any:
+    """The `log_model` of a logger: True, False or 'all'; False if it has no such option."""
+    return getattr(logger, "_log_model", False)
 
 
 def set_data_parallel_size(strategy: Any, size: int) -> None:

@@ -19,6 +19,7 @@ COMMANDS = {
     "embed": ("velm.commands.embed", "write the embeddings of images as Parquet"),
     "evaluate": ("velm.commands.evaluate", "recall, BLEU, ROUGE-L, CIDEr-D of a checkpoint"),
     "sweep": ("velm.commands.sweep", "search the best options of fit, each trial a run of its own"),
+    "compare": ("velm.commands.compare", "runs side by side: configs, metrics, curves"),
     "average": ("velm.commands.average", "average the weights of checkpoints, as chosen on held-out data"),
     "explain": ("velm.commands.explain", "what each word attends to, and which regions match a text"),
     "serve": ("velm.commands.serve", "answer requests over HTTP: captions, embeddings, similarity, search"),

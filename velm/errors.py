@@ -17,7 +17,8 @@
     │   ├── ExportError            a model cannot be written for another library
     │   ├── SearchError            an index of images cannot be used
     │   ├── ServingError           a server cannot start
-    │   └── RequestError           a request to the server cannot be answered
+    │   ├── RequestError           a request to the server cannot be answered
+    │   └── ComparisonError        runs cannot be compared
     ├── MissingOutputError
     └── RunFailedError             a run with a valid config ended early; `velm` exits with 1
         ├── TerminatedError        the run was stopped by SIGTERM; `velm` exits with 143
@@ -125,6 +126,10 @@ class RequestError(InputError):
     ) -> None:
         super().__init__(message)
         self.status, self.kind, self.param = status, kind, param
+
+
+class ComparisonError(InputError, ValueError):
+    """Runs cannot be compared; the message names the folder and what it lacks."""
 
 
 class MissingOutputError(InputError, ValueError):

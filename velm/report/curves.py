@@ -42,7 +42,7 @@ def read_curves(path: Path) -> dict[str, Points]:
 def charts(curves: Mapping[str, Points]) -> list[str]:
     """A figure element for each of CHARTS that has a line of at least two points."""
     groups = {title: {n: curves[n] for n in names if len(curves.get(n, ())) > 1} for title, names in CHARTS.items()}
-    return [_chart(title, lines) for title, lines in groups.items() if lines]
+    return [chart(title, lines) for title, lines in groups.items() if lines]
 
 
 def _number(text: object) -> float | None:
@@ -53,16 +53,24 @@ def _number(text: object) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _chart(title: str, lines: Mapping[str, Points]) -> str:
+def chart(title: str, lines: Mapping[str, Points], marks: bool = False) -> str:
+    """A figure element of lines over steps, each with its name and last value.
+
+    Args:
+        lines: at least one has a point; one without points keeps its place in the order of colours.
+        marks: draw the points too.
+    """
     steps = [step for line in lines.values() for step, _ in line]
     labels = (f"{min(steps):.0f}", f"step {max(steps):.0f}")
     keys = [
         f'<span class="key key{number}">{escape(name)} <b>{line[-1][1]:.3g}</b></span>'
         for number, (name, line) in enumerate(lines.items())
+        if line
     ]
+    drawing = drawn(lines, labels, marks)
     return (
         f'<figure class="chart"><figcaption>{escape(title)}</figcaption>'
-        f'<svg viewBox="0 0 320 150" role="img" aria-label="{escape(title)} over steps">{drawn(lines, labels)}</svg>'
+        f'<svg viewBox="0 0 320 150" role="img" aria-label="{escape(title)} over steps">{drawing}</svg>'
         f'<div class="keys">{"".join(keys)}</div></figure>'
     )
 
@@ -71,7 +79,7 @@ def drawn(lines: Mapping[str, Points], labels: tuple[str, str], marks: bool = Fa
     """SVG elements of lines in a common scale, with three ticks, in a drawing of 320 x 150.
 
     Args:
-        lines: by name, at least one, each of at least one point.
+        lines: by name; at least one has a point.
         labels: of the left and the right end of the horizontal axis.
         marks: draw the points too.
     """
@@ -92,6 +100,8 @@ def drawn(lines: Mapping[str, Points], labels: tuple[str, str], marks: bool = Fa
         svg.append(f'<line class="rule" x1="{LEFT}" x2="{RIGHT}" y1="{y(tick):.1f}" y2="{y(tick):.1f}"/>')
         svg.append(f'<text x="{LEFT - 6}" y="{y(tick) + 3.5:.1f}" text-anchor="end">{tick:.3g}</text>')
     for number, line in enumerate(lines.values()):
+        if not line:
+            continue
         shown = [*line[: -1 : -(-len(line) // MAX_POINTS)], line[-1]]
         points = [(f"{x(step):.1f}", f"{y(value):.1f}") for step, value in shown]
         svg.append(f'<polyline class="line line{number}" points="{" ".join(map(",".join, points))}"/>')

@@ -10,7 +10,6 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from html import escape
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from velm.evaluation.bootstrap import differences, intervals, resample
 from velm.evaluation.confusions import confused_words
 from velm.evaluation.evaluate import Evaluation
 from velm.metrics.captioning import caption_scores
+from velm.report.assets import asset
 from velm.report.curves import charts, read_curves
 from velm.report.panels import EvaluatedModel, caption_panels, confusion_panels, retrieval_panels
 from velm.report.tables import confused_words_table, metrics_table, tiles
@@ -100,10 +100,10 @@ def render(
         ),
         "data": _json(data),
         "version": escape(__version__),
-        "style": _asset("report.css"),
-        "script": _asset("report.js"),
+        "style": asset("report.css"),
+        "script": asset("report.js"),
     }
-    return re.sub(r"\{\{ (\w+) \}\}", lambda match: parts[match[1]], _asset("report.html"))
+    return re.sub(r"\{\{ (\w+) \}\}", lambda match: parts[match[1]], asset("report.html"))
 
 
 def _sections(
@@ -121,12 +121,12 @@ def _sections(
     )
     difference = '<option value="difference">Largest difference first</option>' if len(models) > 1 else ""
     bodies = {
-        "metrics": ("Metrics", _asset("metrics.html", table=metrics_table(models, others))),
+        "metrics": ("Metrics", asset("metrics.html", table=metrics_table(models, others))),
         "compositional": ("Compositional", metrics_table(models, compositional)),
-        "retrieval": ("Retrieval", _asset("retrieval.html") if data["retrieval"] else ""),
-        "captions": ("Captions", _asset("captions.html", difference=difference) if data["captions"] else ""),
-        "confusions": ("Confusions", _asset("confusions.html") if data["confusions"] else ""),
-        "words": ("Words", _asset("words.html", table=words) if words else ""),
+        "retrieval": ("Retrieval", asset("retrieval.html") if data["retrieval"] else ""),
+        "captions": ("Captions", asset("captions.html", difference=difference) if data["captions"] else ""),
+        "confusions": ("Confusions", asset("confusions.html") if data["confusions"] else ""),
+        "words": ("Words", asset("words.html", table=words) if words else ""),
         "training": ("Training", f'<div class="charts">{"".join(curves)}</div>' if curves else ""),
     }
     return {key: (title, body) for key, (title, body) in bodies.items() if body}
@@ -155,14 +155,6 @@ def _unreadable_note(causes: Sequence[str]) -> str:
     more = f"<li>and {len(causes) - UNREADABLE:,} more</li>" if len(causes) > UNREADABLE else ""
     summary = f"<summary>{images} could not be read and were left out</summary>"
     return f'<details class="note">{summary}<ul>{listed}{more}</ul></details>'
-
-
-def _asset(name: str, **values: str) -> str:
-    """A file of the page with `{{ key }}` replaced by values."""
-    text = (files("velm.report") / "page" / name).read_text(encoding="utf-8")
-    for key, value in values.items():
-        text = text.replace(f"{{{{ {key} }}}}", value)
-    return text
 
 
 def _json(data: Any) -> str:

@@ -38,6 +38,8 @@ def explain_mistake(error: BaseException) -> ConfigError | MissingPackageError |
     """
     while error.__cause__ is not None and _raised_in(error.__traceback__, "jsonargparse") is not None:
         error = error.__cause__
+    if isinstance(error, Exception) and _constructs_logger(error.__traceback__):
+        return ConfigError(_logger(" ".join(str(error).split())))
     place = _raised_in(error.__traceback__, "lightning")
     types = (*TYPES, AttributeError) if place == "pytorch/tuner/lr_finder.py" else TYPES
     asked = isinstance(error, types) and place is not None and place.startswith(PLACES)
@@ -130,11 +132,36 @@ EXPLANATIONS: dict[str, Callable[[re.Match[str]], str]] = {
 def _missing_package(text: str, place: str) -> str:
     wanted = re.search(r"(?:pip install -U |Requirement |No module named )['\"]?([\w\[\]-]+)", text)
     package = wanted[1] if wanted else None
+    if place in ("wandb", "mlflow"):
+        package = "'velm[tracking]'"
     advice = f"Do: pip install {package}, or leave it" if package else "Install it, or leave it"
     return (
         f"Something under `trainer` (Lightning's {place}) needs a package that is not installed: {text.rstrip('.')}. "
         f"{advice} out of the config: VELM writes metrics.csv and TensorBoard events without it."
     )
+
+
+def _logger(text: str) -> str:
+    """The message for what a package of a logger raised while the logger was built."""
+    advice = ""
+    if "filesystem tracking backend" in text:
+        text = "MLflow no longer writes the folder mlruns, which is the default of Lightning's MLFlowLogger"
+        advice = " Give it a database file: init_args.tracking_uri: sqlite:///mlflow.db."
+    return (
+        f"trainer.logger cannot be built: {text.rstrip('.')}.{advice} Change its init_args, or leave it out of the "
+        f"config: VELM writes metrics.csv and TensorBoard events without it."
+    )
+
+
+def _constructs_logger(trace: TracebackType | None) -> bool:
+    """Whether an exception came from another package that a logger's constructor called."""
+    frames = []
+    while trace is not None:
+        frames.append((Path(trace.tb_frame.f_code.co_filename), trace.tb_frame.f_code.co_name))
+        trace = trace.tb_next
+    folder = Path(lightning.__file__).parent / "pytorch" / "loggers"
+    outside = bool(frames) and not frames[-1][0].is_relative_to(folder.parent.parent)
+    return outside and any(file.is_relative_to(folder) and name == "__init__" for file, name in frames)
 
 
 def _raised_in(trace: TracebackType | None, package: str) -> str | None:

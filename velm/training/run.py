@@ -29,7 +29,7 @@ from velm.training.distributed.fsdp import register_strategy
 from velm.training.memory.allocation import keep_freed_memory
 from velm.training.mistakes import explain_mistake
 from velm.training.monitor.alarms import Alarms
-from velm.training.monitor.loggers import CaptionPanel, EventLogger, ResumableCSVLogger
+from velm.training.monitor.loggers import CaptionPanel
 from velm.training.monitor.prefix_norms import PrefixNorms
 from velm.training.monitor.progress import ParameterSummary, PrintResults, ProgressLine
 from velm.training.monitor.throughput import Speed
@@ -53,6 +53,8 @@ from velm.training.recovery.run_checkpoints import BEST, named_checkpoint, run_c
 from velm.training.recovery.run_folder import ClaimRunFolder, is_torchrun_restart, refuse_url, resume_path
 from velm.training.source_options import add_source_options
 from velm.training.task import VisionLanguageTask
+from velm.training.tracking.callback import Track
+from velm.training.tracking.run_loggers import run_loggers
 
 CLI = TypeVar("CLI", bound="VelmCLI")
 
@@ -162,9 +164,8 @@ class VelmCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> lightning.Trainer:
         config = self._get(self.config_init, "trainer")
         folder = Path(config["default_root_dir"])
-        if config["logger"] is None or config["logger"] is True:
-            loggers = [ResumableCSVLogger(folder), EventLogger(folder.parent, name=folder.name, version="")]
-            kwargs["logger"] = loggers if self.subcommand == "fit" else False
+        loggers = run_loggers(folder, config["logger"], self.run_folder.keep if self.subcommand == "fit" else None)
+        kwargs["logger"] = loggers
         kwargs["callbacks"] = [*_listed(config["callbacks"]), *self._callbacks(folder, config), *_printers(config)]
         given = _listed(config["plugins"])
         own_io = _has_io(given, config["strategy"])
@@ -192,6 +193,7 @@ class VelmCLI(LightningCLI):
         callbacks: list[Callback] = [
             FoundOptions(),
             ValidateOnce(),
+            Track(folder, going_on=self.going_on),
             self.run_folder,
             CaptionPanel(folder),
             PrintResults(MONITOR, folder, place),

@@ -87,7 +87,7 @@ def test_a_model_that_knows_nothing_has_ln_b() -> None:
 
 
 def test_an_alarm_starts_once_until_it_is_over(tmp_path: Path) -> None:
-    alarms, trainer = Alarms(tmp_path), SimpleNamespace(current_epoch=1, global_step=7)
+    alarms, trainer = Alarms(tmp_path), SimpleNamespace(current_epoch=1, global_step=7, is_global_zero=True, loggers=[])
     with pytest.warns(UserWarning, match="Alarm: too loud"):
         alarms.judge(trainer, "noise", True, "too loud")  # type: ignore[arg-type]
     with warnings.catch_warnings():
@@ -127,7 +127,7 @@ def stuck(tmp_path: Path, value: float) -> bool:
     for number in range(1, 12):
         trainer = SimpleNamespace(
             global_step=number, log_every_n_steps=1, is_global_zero=True, estimated_stepping_batches=10, world_size=1,
-            callback_metrics={"train/contrastive": torch.tensor(value)}, current_epoch=0,
+            callback_metrics={"train/contrastive": torch.tensor(value)}, current_epoch=0, loggers=[],
         )  # fmt: skip
         alarms.on_train_batch_end(trainer, task, None, whole_batch())  # type: ignore[arg-type]
     return bool(alarms.active)
@@ -148,7 +148,7 @@ def test_speed_counts_samples_and_tokens_and_leaves_mfu_out_on_a_cpu(tmp_path: P
     step(make_task(CONFLICT), *batches, logger=CSVLogger(tmp_path), callbacks=[Speed()], **options)
     figures = rows(tmp_path)
     assert {name for name in figures if name.startswith("speed/")} == {
-        "speed/samples_per_s", "speed/tokens_per_s", "speed/peak_memory_mb"
+        "speed/samples_per_s", "speed/tokens_per_s", "speed/elapsed_s", "speed/peak_memory_mb"
     }  # fmt: skip
     tokens = float(whole_batch().mask.sum())
     assert figures["speed/tokens_per_s"] / figures["speed/samples_per_s"] == pytest.approx(tokens / 8)

@@ -32,7 +32,8 @@ def test_the_users_checkpoints_and_velms_of_one_run(config: Path, capsys: pytest
     printed = capsys.readouterr().out
     assert "velm evaluate runs/tiny/best.ckpt" in printed
     written = {path.name for path in Path("runs/tiny").iterdir()} - {"alarms.txt"}
-    assert written == {"config.yaml", "panel.txt", "best.ckpt", "last.ckpt"}
+    assert {"config.yaml", "panel.txt", "best.ckpt", "last.ckpt", "metrics.csv"} <= written
+    assert list(Path("logs").rglob("metrics.csv"))
     assert len(list(Path("own").glob("*.ckpt"))) == 1
     for command, name in (("validate", "best"), ("test", "last")):
         assert cli.main([command, "--config", str(config), f"--ckpt_path={name}"]) == 0

@@ -17,6 +17,8 @@ from velm.metrics.diversity import distinct_captions
 from velm.metrics.retrieval import effective_rank
 from velm.outputs import Batch
 from velm.training.monitor.loggers import is_logged, log_metrics
+from velm.training.tracking.guard import show
+from velm.util import warn_on_oserror
 
 if TYPE_CHECKING:
     from velm.training.validation import SplitScores
@@ -28,7 +30,7 @@ BLIND_READINGS = 2
 
 
 class Alarms(Callback):
-    """Warns, and writes a line to `alarms.txt` in the run folder, when an alarm starts; writes another when it ends.
+    """Warns, and tells `alarms.txt` in the run folder and the loggers, when an alarm starts and when it ends.
 
     Alarms start after the warm-up of the learning rate. `WatchConfig` holds the thresholds.
     """
@@ -138,10 +140,13 @@ class Alarms(Callback):
             warnings.warn(f"Alarm: {message}", stacklevel=2)
         else:
             self.active.discard(name)
-        self.file.parent.mkdir(parents=True, exist_ok=True)
         text = message if bad else f"{name}: well again."
-        with self.file.open("a", encoding="utf-8") as file:
-            file.write(f"epoch {trainer.current_epoch} step {trainer.global_step}: {text}\n")
+        with warn_on_oserror(self.file):
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            with self.file.open("a", encoding="utf-8") as file:
+                file.write(f"epoch {trainer.current_epoch} step {trainer.global_step}: {text}\n")
+        step = max(trainer.global_step - 1, 0)
+        show(trainer, lambda tracker: tracker.log_alarm(name, text, step, active=bad))
 
 
 def uninformed(image_ids: Tensor, devices: int = 1) -> float:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import csv
 import os
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import lightning
 from lightning.pytorch.callbacks import Callback
@@ -16,7 +17,12 @@ from lightning.pytorch.utilities import rank_zero_only
 from velm import _compat
 from velm.data.base import Record
 from velm.data.images.transforms import EvalTransform
+from velm.training.tracking.guard import show
+from velm.training.tracking.trackers import PanelRow
 from velm.util import warn_on_oserror
+
+if TYPE_CHECKING:
+    from velm.training.validation import SplitScores
 
 
 def logging_interval(trainer: lightning.Trainer) -> int:
@@ -40,7 +46,7 @@ def log_metrics(trainer: lightning.Trainer, metrics: dict[str, float], step: int
 class CaptionPanel(Callback):
     """Writes captions of the same few validation images after every validation, so that a collapse is visible.
 
-    They go to `panel.txt` in the run's folder and, with the images, to TensorBoard.
+    They go to `panel.txt` in the run's folder and, with the images, to the loggers (`velm.training.tracking`).
 
     Args:
         folder: of the run.
@@ -62,23 +68,21 @@ class CaptionPanel(Callback):
             self.file.parent.mkdir(parents=True, exist_ok=True)
             with self.file.open("a", encoding="utf-8") as file:
                 file.write("\n".join([head, *lines, "", ""]))
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                with warn_on_oserror(str(logger.log_dir)):
-                    self._to_tensorboard(logger, scores.records, rows, scores.captions, trainer.global_step)
+        if rows:
+            shown, step = panel_of(scores, rows), trainer.global_step
+            show(trainer, lambda tracker: tracker.log_panel(shown, step))
 
-    @staticmethod
-    def _to_tensorboard(
-        logger: TensorBoardLogger, records: Any, rows: list[int], captions: dict[int, str], step: int
-    ) -> None:
-        shown = EvalTransform(image_size=128, resize="crop")
-        text = []
-        for row in rows:
-            record: Record = records[row]
-            text.append(f"**{record.image_id}** {captions[row]}")
-            if record.image is not None:
-                logger.experiment.add_image(f"panel/{record.image_id}", shown(record.image), step)
-        logger.experiment.add_text("panel", "  \n".join(text), step)
+
+def panel_of(scores: SplitScores, rows: Sequence[int]) -> list[PanelRow]:
+    """The captions of some records with small images."""
+    transform = EvalTransform(image_size=128, resize="crop")
+    panel = []
+    for row in rows:
+        record: Record = scores.records[row]
+        references = record.targets or record.texts
+        image = None if record.image is None else transform(record.image)
+        panel.append(PanelRow(record.image_id, scores.captions[row], references[0] if references else "", image))
+    return panel
 
 
 class DeferredLogger:

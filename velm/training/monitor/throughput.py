@@ -40,17 +40,28 @@ class Speed(Callback):
     """
 
     def __init__(self) -> None:
-        self.since = self.paused = self.waited = 0.0
+        self.since = self.paused = self.waited = self.begun = self.before = 0.0
         self.samples, self.tokens = 0, torch.zeros(())
         self.step = -1
         self.peak: float | None = None
         self.counter: ModelFlops | None = None
         self.per_sample: float | None = None
 
+    @property
+    def elapsed(self) -> float:
+        """Seconds of training and validation, those before a resumption included."""
+        return self.before + (perf_counter() - self.begun if self.begun else 0.0)
+
+    def state_dict(self) -> dict[str, float]:
+        return {"elapsed": self.elapsed}
+
+    def load_state_dict(self, state_dict: dict[str, float]) -> None:
+        self.before = state_dict["elapsed"]
+
     def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         """Count FLOPs if the peak of the device is known and nothing is compiled: compiled code is not dispatched."""
         self.step, self.counter, self.per_sample = trainer.global_step, None, None
-        self.first = True
+        self.first, self.begun = True, perf_counter()
         counts_flops = trainer.is_global_zero and trainer.loggers and not pl_module.compiled
         self.peak = peak_flops(pl_module.device, str(trainer.precision)) if counts_flops else None
 
@@ -101,6 +112,7 @@ class Speed(Callback):
         metrics = {
             "speed/samples_per_s": devices * self.samples / seconds,
             "speed/tokens_per_s": devices * tokens / seconds,
+            "speed/elapsed_s": self.elapsed,
         }
         waited = _waited(trainer)
         if waited is not None:

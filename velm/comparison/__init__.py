@@ -1,0 +1,1 @@
+"""Runs side by side: configs, metrics, curves, and paired differences of their evaluations."""
