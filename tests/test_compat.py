@@ -14,7 +14,7 @@ import lightning
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.loggers import CSVLogger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy
 from PIL import Image
@@ -207,3 +207,30 @@ def test_torchvision_decodes_jpeg_to_the_pixels_of_pil() -> None:
     pixels = _compat.decode_jpeg(buffer.getvalue())
     expected = np.asarray(Image.open(io.BytesIO(buffer.getvalue())))
     assert np.array_equal(pixels.permute(1, 2, 0).numpy(), expected)
+
+
+def test_loggers_of_trackers_name_their_runs(tmp_path: Path) -> None:
+    board = TensorBoardLogger(tmp_path, name="boards")
+    assert _compat.tensorboard_folder(board) == str(tmp_path / "boards")
+    assert _compat.logger_run(board) is None
+    _compat.set_logger_run(board, "version_3")
+    assert board.version == _compat.logger_run(board) == "version_3"
+    assert _compat.log_model_of(board) is False
+    assert _compat.logger_run(CSVLogger(tmp_path)) is None
+
+
+def test_a_wandb_logger_has_options_and_a_run() -> None:
+    pytest.importorskip("wandb", reason="the extra 'tracking' is not installed")
+    logger = WandbLogger(project="x", log_model="all")
+    assert _compat.wandb_options(logger)["project"] == "x"
+    assert _compat.log_model_of(logger) == "all"
+    _compat.set_logger_run(logger, "r1")
+    assert _compat.wandb_options(logger)["id"] == _compat.logger_run(logger) == "r1"
+
+
+def test_an_mlflow_logger_has_a_server_and_a_run() -> None:
+    pytest.importorskip("mlflow", reason="the extra 'tracking' is not installed")
+    logger = MLFlowLogger(tracking_uri="http://127.0.0.1:9")
+    assert _compat.mlflow_uri(logger) == "http://127.0.0.1:9"
+    _compat.set_logger_run(logger, "r1")
+    assert _compat.logger_run(logger) == "r1"
