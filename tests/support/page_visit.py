@@ -19,14 +19,21 @@ TEXT = "document.getElementById('{}').textContent"
 
 
 class Visit:
-    """One visit of the page."""
+    """One visit of the page.
 
-    def __init__(self, browser: Browser, server: PageServer, folder: Path) -> None:
-        self.browser, self.server, self.folder = browser, server, folder
+    Args:
+        browser: shows it.
+        origin: URL of its server.
+        folder: for the files that the user has.
+        server: with fixed answers, which `open` changes; None: the server of `origin` is another.
+    """
+
+    def __init__(self, browser: Browser, origin: str, folder: Path, server: PageServer | None = None) -> None:
+        self.browser, self.origin, self.folder, self.server = browser, origin, folder, server
         self.run, self.wait, self.press = browser.run, browser.wait, browser.press
 
     def visit(self) -> None:
-        self.browser.visit(self.server.origin + "/")
+        self.browser.visit(self.origin + "/")
         self.run("""window.said = []; for (const id of ['status', 'alert', 'map-text'])
             new MutationObserver(() => said.push([id, document.getElementById(id).textContent]))
             .observe(document.getElementById(id), {childList: true, subtree: true, characterData: true})""")

@@ -25,7 +25,7 @@ def window(server, tmp_path_factory):
 @pytest.fixture
 def page(window, server, tmp_path):
     window.emulate(width=1400)
-    page = Visit(window, server, tmp_path)
+    page = Visit(window, server.origin, tmp_path, server)
     page.open()
     yield page
     page.run("sessionStorage.clear()")
