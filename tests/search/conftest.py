@@ -2,28 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from PIL import Image
+from photos import write_image
 
 from velm.search import Index, Updated, update
 from velm.search.sources import folder_source
-
-PAST = 1_700_000_000  # seconds; a time that the file system's clock has passed
-
-
-def write_image(path: Path, seed: int, width: int = 24, height: int = 20, **options: Any) -> Path:
-    """An image that differs from those of other seeds, written long ago."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    corners = np.random.default_rng(seed).integers(0, 256, (3, 3, 3), dtype=np.uint8)
-    Image.fromarray(corners).resize((width, height), Image.Resampling.BICUBIC).save(path, **options)
-    os.utime(path, (PAST, PAST + seed))
-    return path
 
 
 @pytest.fixture
@@ -41,6 +28,7 @@ def follow(pipeline: Any, photos: Path, tmp_path: Path) -> Callable[..., Updated
     def run(exclude: tuple[str, ...] = (), **options: Any) -> Updated:
         return update(pipeline, folder_source(photos, exclude), tmp_path / "index", checkpoint="tiny.ckpt", **options)
 
+    run.pipeline = pipeline  # type: ignore[attr-defined]
     return run
 
 

@@ -5,6 +5,6 @@ from __future__ import annotations
 from velm.errors import SearchError
 from velm.search.identity import model_hash
 from velm.search.index import Index, Match
-from velm.search.update import Updated, update
+from velm.search.updates import Updated, update
 
 __all__ = ["Index", "Match", "SearchError", "Updated", "model_hash", "update"]

@@ -51,6 +51,7 @@ class Index:
     """
 
     def __init__(self, folder: Path, about: dict[str, Any], vectors: list[np.ndarray], tables: list[Any]) -> None:
+        self._approximate: Any = None
         self.folder, self.about, self.vectors = folder, about, vectors
         self.model: str = about["model"]
         self.dim: int = about["dim"]
@@ -92,6 +93,12 @@ class Index:
             raise SearchError(f"The index {self.folder} has no row {row}; it has {self.rows}, from 0.")
         part = int(np.searchsorted(self._starts, row, side="right")) - 1
         return str(self._paths[part][row - int(self._starts[part])].as_py())
+
+    def vector(self, row: int) -> np.ndarray:
+        """float16 (E,) of a row that exists."""
+        part = int(np.searchsorted(self._starts, row, side="right")) - 1
+        vector: np.ndarray = self.vectors[part][row - int(self._starts[part])]
+        return vector
 
     def path(self, row: int) -> str:
         """The file of a row; SearchError if there is no such row. The name, where the dataset has no files."""
@@ -146,20 +153,29 @@ class Index:
             )
         return functional.normalize(total, dim=0)
 
-    def search(self, queries: Tensor, k: int = 20) -> list[list[Match]]:
+    def search(self, queries: Tensor, k: int = 20, *, ann: str | None = None) -> list[list[Match]]:
         """The k images with the largest cosines to each query, best first; ties in the order of the rows.
 
         Args:
             queries: float (Q, E), L2-normalised; a single (E,) counts as one.
             k: at least 1; fewer are found in a smaller index.
+            ann: 'hnsw' or 'ivfpq', to search in what `velm index --ann` wrote: faster, and not all of the nearest are
+                found. None: exact.
 
         Raises:
-            SearchError: k or the width of the queries cannot be used.
+            SearchError: k or the width of the queries cannot be used, or there is no such approximate index.
+            MissingPackageError: faiss is not installed.
         """
-        queries = self.checked(queries, k)
-        return self.matches(top_k(self.vectors, self.live, queries, k))
+        queries = self._checked(queries, k)
+        if ann is None:
+            return self._matches(top_k(self.vectors, self.live, queries, k))
+        if self._approximate is None or self._approximate.kind != ann:
+            from velm.search.approximate import Approximate
 
-    def checked(self, queries: Tensor, k: int) -> Tensor:
+            self._approximate = Approximate.open(self.folder, ann, self.about, self.vectors, self.live)
+        return self._matches(self._approximate.search(queries, k))
+
+    def _checked(self, queries: Tensor, k: int) -> Tensor:
         """The queries as float (Q, E); SearchError if they or k cannot be used."""
         if k < 1:
             raise SearchError(f"k {k} is too small; it is at least 1.")
@@ -170,7 +186,7 @@ class Index:
             )
         return queries
 
-    def matches(self, found: Sequence[Sequence[tuple[int, float]]]) -> list[list[Match]]:
+    def _matches(self, found: Sequence[Sequence[tuple[int, float]]]) -> list[list[Match]]:
         """(row, score) of each query as `Match`."""
         return [[Match(self.name(row), score, row) for row, score in of_query] for of_query in found]
 
