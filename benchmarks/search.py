@@ -6,9 +6,9 @@
 
 `index` takes turns between `velm.search.update` and a loop as in rclip 3.3 (one thread decodes and resizes with Pillow,
 onnxruntime encodes batches of 8 with the same tower, sqlite keeps a row per image with its hash and vector), and gives
-the medians of images a second and their ratio. `latency` writes random unit vectors and runs each system in a process of
-its own: milliseconds of a single query for its 10 nearest (p50, p99), recall@10 against the exact result, and the peak
-of its memory without the memory-mapped file, above what the imports take.
+the medians of images a second and their ratio. `latency` writes random unit vectors and runs each system in a process
+of its own: milliseconds of a single query for its 10 nearest (p50, p99), recall@10 against the exact result, and the
+peak of its memory without the memory-mapped file, above what the imports take.
 """
 
 from __future__ import annotations
@@ -130,9 +130,8 @@ def as_rclip(exported: Any, photographs: Path, database: Path) -> int:
 
 def compare_latency(args: argparse.Namespace) -> None:
     """Print a row of the table for each size and system."""
-    print(
-        "| rows | system | p50 ms | p99 ms | recall@10 | memory MB | built in s |\n| --- | --- | --- | --- | --- | --- | --- |"
-    )
+    print("| rows | system | p50 ms | p99 ms | recall@10 | memory MB | built in s |")
+    print("| --- | --- | --- | --- | --- | --- | --- |")
     for rows in args.rows:
         with tempfile.TemporaryDirectory() as place:
             folder = Path(place)
