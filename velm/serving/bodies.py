@@ -116,7 +116,8 @@ def request_error(problems: Sequence[Mapping[str, Any]]) -> RequestError:
     Of the alternatives of a union, that which came closest: the longest path.
     """
     problem = max(problems, key=lambda each: len(each["loc"]))
-    place = [part for part in problem["loc"][1:] if isinstance(part, int) or part in _FIELDS]
+    named = [part for part in problem["loc"][1:] if isinstance(part, int) or part in _FIELDS]
+    place = [part for i, part in enumerate(named) if i == 0 or part != named[i - 1]]  # a tag of a union and its field
     param = ".".join(map(str, place)) or None
     if problem["type"] == "extra_forbidden":
         return RequestError(f"Unknown field {problem['loc'][-1]!r:.100}.", param=param)
