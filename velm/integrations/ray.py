@@ -54,7 +54,7 @@ class _Mapped(ABC):
             PipelineError: it has no column of images.
         """
         name = self.column or next((each for each in COLUMNS if each in batch), None)
-        if name not in batch:
+        if name is None or name not in batch:
             wanted = repr(name) if name else f"any of {', '.join(COLUMNS)}"
             raise PipelineError(f"The batch has no column {wanted}, but {', '.join(batch)}. Name one: column='...'.")
         images = [_image(value, f"{name} of row {row} of a batch") for row, value in enumerate(batch[name])]
