@@ -86,6 +86,14 @@ def test_an_option_that_a_run_lacks_differs(tmp_path: Path) -> None:
     assert config_differences(runs) == {"plugins": [["x"], None]}
 
 
+def test_the_options_of_loggers_are_not_shown(tmp_path: Path) -> None:
+    options = {"logger": {"class_path": "x.Logger", "init_args": {"tracking_uri": "https://user:password@host"}}}
+    runs = [write_run(tmp_path / "a", trainer={**options, "max_epochs": 3}), write_run(tmp_path / "b")]
+    page = page_of(runs, tmp_path)
+    assert "trainer.max_epochs" in page
+    assert "password" not in page
+
+
 def test_losses_and_ranks_are_better_when_lower(tmp_path: Path) -> None:
     runs = read_runs([write_run(tmp_path / "a"), write_run(tmp_path / "b")])
     directions = {name: lower_is_better(name, runs) for name in CURVES}

@@ -75,7 +75,8 @@ def read_runs(paths: Sequence[str]) -> list[Run]:
 def config_differences(runs: Sequence[Run]) -> dict[str, list[Any]]:
     """The value in each run of every option that is not the same in all; None where a run has no such option."""
     names = dict.fromkeys(name for run in runs for name in run.config)
-    values = {name: [run.config.get(name) for run in runs] for name in names if name not in OWN}
+    kept = [name for name in names if name not in OWN and not name.startswith("trainer.logger")]  # may hold a token
+    values = {name: [run.config.get(name) for run in runs] for name in kept}
     return {name: row for name, row in values.items() if any(value != row[0] for value in row)}
 
 
