@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import os
 import sqlite3
 import statistics
 import subprocess
@@ -69,6 +70,7 @@ def compare_indexing(args: argparse.Namespace) -> None:
     from velm.search import Index, update
     from velm.search.sources import folder_source
 
+    photographs = Path(os.path.abspath(args.photographs))
     torch.set_num_threads(args.threads)
     pipeline, exported = velm.load(args.checkpoint), velm.onnx.load(args.onnx, threads=args.threads)
     seconds: dict[str, list[float]] = {"velm": [], RCLIP: []}
@@ -76,10 +78,10 @@ def compare_indexing(args: argparse.Namespace) -> None:
         for number in range(args.rounds):
             folder, database = Path(place) / f"index{number}", Path(place) / f"{number}.sqlite"
             began = time.perf_counter()
-            update(pipeline, folder_source(args.photographs), folder)
+            update(pipeline, folder_source(photographs), folder)
             seconds["velm"].append(time.perf_counter() - began)
             began = time.perf_counter()
-            count = as_rclip(exported, args.photographs, database)
+            count = as_rclip(exported, photographs, database)
             seconds[RCLIP].append(time.perf_counter() - began)
         index, rows = (
             Index.open(folder),
@@ -88,7 +90,7 @@ def compare_indexing(args: argparse.Namespace) -> None:
         theirs = {path: np.frombuffer(vector, np.float32) for path, vector in rows}
         cosines = [float(index.vector(row).astype(np.float32) @ theirs[index.path(row)]) for row in range(len(index))]
         began = time.perf_counter()
-        update(pipeline, folder_source(args.photographs), folder)
+        update(pipeline, folder_source(photographs), folder)
         again = time.perf_counter() - began
     medians = {name: statistics.median(each) for name, each in seconds.items()}
     for name, each in medians.items():
