@@ -6,10 +6,10 @@ import hashlib
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import nn
@@ -18,7 +18,9 @@ __all__ = [
     "Progress",
     "describe_error",
     "did_you_mean",
+    "durable",
     "evaluating",
+    "flat_options",
     "progress_bar",
     "sha256_of",
     "warn_on_oserror",
@@ -41,6 +43,15 @@ def describe_error(error: BaseException) -> str:
     """The type and the first line of the message of an exception: 'OSError: disk full'."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+def flat_options(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The options of a nested config by dotted names: ('model.optimizer.lr', 0.001); an empty mapping is a value."""
+    for name, value in config.items():
+        if isinstance(value, Mapping) and value:
+            yield from flat_options(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
 
 
 @contextmanager
@@ -71,6 +82,46 @@ def write_atomically(path: str | os.PathLike[str]) -> Iterator[Path]:
         with suppress(OSError):
             partial.unlink()
         raise
+
+
+class durable:
+    """A binary file that takes its name when it is complete and on the disk; nothing remains if the block raises.
+
+    The rename survives a power cut, too, where the system can sync folders.
+
+    Args:
+        path: of the file.
+        partial: its name until then, in the same folder; None: `path` with '.part'.
+    """
+
+    def __init__(self, path: Path, partial: Path | None = None) -> None:
+        self.path, self.partial = path, path.with_name(f"{path.name}.part") if partial is None else partial
+
+    def __enter__(self) -> IO[bytes]:
+        self.file = self.partial.open("wb")
+        return self.file
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            with self.file:
+                if kind is None:
+                    self.file.flush()
+                    os.fsync(self.file.fileno())
+            if kind is None:
+                os.replace(self.partial, self.path)
+                _sync_folder(self.path.parent)
+        finally:
+            with suppress(OSError):
+                self.partial.unlink()
+
+
+def _sync_folder(folder: Path) -> None:
+    with suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 _warned_files: set[str] = set()

@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from velm.errors import DataError, RunFailedError
-from velm.util import write_atomically
+from velm.util import durable, write_atomically
 from velm.version import __version__
 
 __all__ = ["MANIFEST", "Output", "PartState"]
@@ -139,17 +139,8 @@ class Output:
         path = self.path(number)
         partial = self.folder / f"_{path.name}.{socket.gethostname()}.{os.getpid()}"
         try:
-            try:
-                with open(partial, "wb") as file:
-                    pq.write_table(table, file, compression="zstd", use_dictionary=False, write_page_checksum=True)
-                    file.flush()
-                    os.fsync(file.fileno())
-                os.replace(partial, path)
-                _sync_folder(self.folder)
-            except BaseException:
-                with suppress(OSError):
-                    partial.unlink()
-                raise
+            with durable(path, partial) as file:
+                pq.write_table(table, file, compression="zstd", use_dictionary=False, write_page_checksum=True)
         except OSError as error:
             raise RunFailedError(
                 f"{str(path)!r} cannot be written: {error.strerror or error}. The parts that are finished stay; free "
@@ -171,13 +162,3 @@ def _differences(there: Any, now: Any) -> str:
         names = [name for name in {**there, **now} if there.get(name) != now.get(name)]
         there, now = ({name: each.get(name) for name in names} for each in (there, now))
     return f"there {json.dumps(there, ensure_ascii=False)}, now {json.dumps(now, ensure_ascii=False)}"
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a rename survive a power cut, where the system can sync folders."""
-    with suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)

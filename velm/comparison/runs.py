@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import yaml
 
 from velm.errors import ComparisonError
 from velm.report.curves import Points, read_curves
+from velm.util import flat_options
 
 __all__ = ["Run", "config_differences", "read_runs"]
 
@@ -101,7 +102,7 @@ def _read(folder: Path, name: str) -> Run:
     return Run(
         name,
         folder,
-        dict(_flat(config)),
+        dict(flat_options(config)),
         curves,
         int(max(epochs)) + 1 if epochs else None,
         int(steps) + 1,
@@ -120,11 +121,3 @@ def _is_run(folder: Path) -> bool:
 
 def _runs_in(folder: Path) -> list[Path]:
     return [path for path in sorted(folder.iterdir()) if path.is_dir() and _is_run(path)]
-
-
-def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in config.items():
-        if isinstance(value, Mapping) and value:
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from velm.errors import MissingPackageError, SearchError
 from velm.search.exact import blocks, top_k
-from velm.search.store import durable
+from velm.util import durable
 
 __all__ = ["KINDS", "Approximate", "build"]
 

@@ -13,7 +13,6 @@ sorted order.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from velm.errors import SearchError
+from velm.util import durable
 from velm.version import __version__
 
 __all__ = ["BAD", "DELETED", "FORMAT", "OK", "Part", "Row", "create", "read_about", "read_parts", "read_rows"]
@@ -164,27 +164,6 @@ def write_vectors(path: Path, vectors: np.ndarray) -> None:
     """Write a part's vectors, float16 (n, E)."""
     with durable(path) as file:
         np.save(file, vectors)
-
-
-class durable:
-    """A file to write that takes its name when it is whole and on the disk; nothing remains if the block raises."""
-
-    def __init__(self, path: Path) -> None:
-        self.path, self.partial = path, path.with_name(f"{path.name}.part")
-
-    def __enter__(self) -> Any:
-        self.file = self.partial.open("wb")
-        return self.file
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is None:
-            self.file.flush()
-            os.fsync(self.file.fileno())
-        self.file.close()
-        if kind is None:
-            os.replace(self.partial, self.path)
-        else:
-            self.partial.unlink(missing_ok=True)
 
 
 def strays(folder: Path, about: dict[str, Any]) -> Iterator[Path]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import lightning
@@ -20,6 +20,7 @@ from velm.data.text.base import Tokenizer
 from velm.errors import CheckpointError
 from velm.training.optim import parameter_groups
 from velm.training.recovery.resume import run_seed
+from velm.util import flat_options
 
 GROUP_OPTIONS = ("initial_lr", "weight_decay", "betas")
 """Options of a parameter group that a config sets."""
@@ -117,17 +118,9 @@ def _describe(trainer: lightning.Trainer, changes: list[str]) -> str:
 
 def changed_options(stored: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
     """'model.optimizer.lr 0.01 -> 0.0001' for every option of `given` that has another value in `stored`."""
-    before, after = dict(_flat(stored)), dict(_flat(given))
+    before, after = ({n: _plain(v) for n, v in flat_options(each)} for each in (stored, given))
     names = [name for name in {**after, **before} if name not in WITHOUT_EFFECT]
     return [f"{name} {before.get(name)} -> {after.get(name)}" for name in names if before.get(name) != after.get(name)]
-
-
-def _flat(options: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in options.items():
-        if isinstance(value, Mapping) and value:
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", _plain(value)
 
 
 def _plain(value: Any) -> Any:

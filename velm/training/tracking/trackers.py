@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from velm import _compat
-from velm.util import describe_error
+from velm.util import describe_error, flat_options
 
 __all__ = ["Panel", "PanelRow", "Tracker", "tracker_of"]
 
@@ -219,7 +219,8 @@ class MlflowTracker(Tracker):
         client, run_id = self.logger.experiment, self.logger.run_id
         client.log_text(run_id, text, "config.yaml")
         known = client.get_run(run_id).data.params
-        self.logger.log_hyperparams({name: value for name, value in _flat(config).items() if name not in known})
+        options = {re.sub(r"[^A-Za-z0-9_. /-]", "_", name): value for name, value in flat_options(config)}  # MLflow's
+        self.logger.log_hyperparams({name: value for name, value in options.items() if name not in known})
 
     def log_panel(self, panel: Panel, step: int) -> None:
         self.logger.experiment.log_text(self.logger.run_id, _html(panel), f"panel/step_{step:07d}.html")
@@ -254,15 +255,6 @@ KINDS: dict[type[Logger], type[Tracker]] = {
 def tracker_of(logger: Any) -> Tracker:
     """The tracker of a logger's kind."""
     return next((kind for cls, kind in KINDS.items() if isinstance(logger, cls)), Tracker)(logger)
-
-
-def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{'model.optimizer.lr': 0.001}; characters that MLflow refuses in names are '_'."""
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        name = f"{prefix}{re.sub(r'[^A-Za-z0-9_. /-]', '_', str(key))}"
-        flat |= _flat(value, f"{name}.") if isinstance(value, Mapping) and value else {name: value}
-    return flat
 
 
 def _html(panel: Panel) -> str:
