@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from importlib.resources import files
 
 __all__ = ["asset"]
 
 
 def asset(name: str, **values: str) -> str:
-    """A file of the page with `{{ key }}` replaced by values."""
+    """A file of the page with `{{ key }}` replaced by values, in which nothing is replaced: they may hold any text."""
     text = (files("velm.report") / "page" / name).read_text(encoding="utf-8")
-    for key, value in values.items():
-        text = text.replace(f"{{{{ {key} }}}}", value)
-    return text
+    return re.sub(r"\{\{ (\w+) \}\}", lambda match: values[match[1]], text) if values else text

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from html import escape
-from importlib.resources import files
 from typing import NamedTuple
 
 from velm.data.base import Record
+from velm.report.assets import asset
 from velm.report.thumbnails import Thumbnails
 from velm.version import __version__
 
@@ -50,10 +49,14 @@ def gallery(title: str, facts: str, sections: Sequence[Section]) -> str:
         + "</div></section>\n"
         for section in sections
     )
-    page = (files("velm.report") / "page" / "gallery.html").read_text(encoding="utf-8")
-    style = (files("velm.report") / "page" / "report.css").read_text(encoding="utf-8")
-    parts = {"title": escape(title), "facts": escape(facts), "sections": bodies, "style": style, "version": __version__}
-    return re.sub(r"\{\{ (\w+) \}\}", lambda match: parts[match[1]], page)
+    return asset(
+        "gallery.html",
+        title=escape(title),
+        facts=escape(facts),
+        sections=bodies,
+        style=asset("report.css"),
+        version=escape(__version__),
+    )
 
 
 def _figure(item: Item, uri: str | None) -> str:

@@ -7,7 +7,6 @@ data is JSON without '<', and a content security policy forbids everything outsi
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -103,7 +102,7 @@ def render(
         "style": asset("report.css"),
         "script": asset("report.js"),
     }
-    return re.sub(r"\{\{ (\w+) \}\}", lambda match: parts[match[1]], asset("report.html"))
+    return asset("report.html", **parts)
 
 
 def _sections(

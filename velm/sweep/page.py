@@ -5,39 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from html import escape
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from velm.report.assets import asset
 from velm.report.curves import Points, drawn
 from velm.sweep.results import ordered
 from velm.sweep.study import short_names, shown
 from velm.version import __version__
 
 __all__ = ["write_page"]
-
-STYLE = (
-    ".chart .line0,.chart circle{stroke:none}.chart circle.line0{fill:var(--accent)}.chart circle.line1{fill:none}"
-    "main.wide{padding-top:28px}td{font-family:var(--mono);font-size:.82rem}"
-)
-PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
-<meta name="color-scheme" content="light dark">
-<title>{title} – VELM</title>
-<style>{style}</style>
-</head>
-<body>
-<header><div class="wide"><p class="eyebrow">Sweep</p><h1>{title}</h1><p class="facts">{facts}</p></div></header>
-<main class="wide"><div class="charts">{charts}</div>
-<section><h2>Trials</h2><div class="scroll"><table>{rows}</table></div></section></main>
-<footer class="wide">VELM {version}</footer>
-</body>
-</html>
-"""
 
 
 def write_page(folder: Path, results: Mapping[str, Any]) -> Path:
@@ -46,9 +23,10 @@ def write_page(folder: Path, results: Mapping[str, Any]) -> Path:
     facts = f"{len(results['trials'])} trials, {results['direction']} <b>{escape(results['metric'])}</b>"
     if best is not None:
         facts += f" · best <b>{best['value']:.4f}</b> by trial {best['number']}"
-    page = PAGE.format(
+    page = asset(
+        "sweep.html",
         title=escape(folder.name),
-        style=(files("velm.report") / "page" / "report.css").read_text(encoding="utf-8") + STYLE,
+        style=asset("report.css"),
         facts=facts,
         charts="".join(_charts(results)),
         rows=_rows(results),
