@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from math import isfinite
 from typing import Any, Literal
 
 import numpy as np
@@ -117,15 +116,11 @@ class Captions(Task):
             for row, captions in zip(batch.rows, written, strict=True):
                 found[row] = captions
         texts = [None if each is None else [caption.text for caption in each] for each in found]
-        scores = [None if each is None else [_finite(caption.score) for caption in each] for each in found]
+        scores = [None if each is None else [caption.numbers["score"] for caption in each] for each in found]
         return {
             "captions": pa.array(texts, pa.list_(pa.string())),
             "scores": pa.array(scores, pa.list_(pa.float32())),
         }, errors
-
-
-def _finite(number: float) -> float | None:
-    return number if isfinite(number) else None
 
 
 def _plain(value: Any) -> Any:

@@ -6,7 +6,6 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator, Sequence
-from math import isfinite
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from velm.commands.bulk import add_bulk, refuse_bulk_options, run_bulk
@@ -94,11 +93,8 @@ def _lines(source: Source, captions: list[Caption], as_json: bool) -> list[str]:
 
 
 def _as_json(caption: Caption) -> dict[str, Any]:
-    """A caption for JSON; infinite numbers become null: no caption was found."""
-    numbers = {"score": caption.score, "log_prob": caption.log_prob}
-    if caption.cosine is not None:
-        numbers["cosine"] = caption.cosine
-    return {"caption": caption.text, **{k: round(v, 6) if isfinite(v) else None for k, v in numbers.items()}}
+    """A caption for JSON, six digits after the point."""
+    return {"caption": caption.text, **{k: None if v is None else round(v, 6) for k, v in caption.numbers.items()}}
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "add_computing",
+    "add_device",
     "add_extras",
     "add_loading",
     "add_prompts",
@@ -61,15 +62,20 @@ def add_loading(parser: argparse.ArgumentParser) -> None:
 
 def add_computing(parser: argparse.ArgumentParser) -> None:
     """--device, --precision, --batch_size, --image_size, --plugins."""
+    add_device(parser)
+    parser.add_argument(
+        "--batch_size", type=at_least_one, default=32, metavar="N", help="images per batch (default 32)"
+    )
+
+
+def add_device(parser: argparse._ActionsContainer) -> None:
+    """--device, --precision, --image_size, --plugins."""
     parser.add_argument("--device", default="cpu", help="where to compute, e.g. cuda (default cpu)")
     parser.add_argument(
         "--precision",
         choices=["32", "bf16"],
         default="32",
         help="bf16: half the memory, and about half the time where the hardware multiplies it (default 32)",
-    )
-    parser.add_argument(
-        "--batch_size", type=at_least_one, default=32, metavar="N", help="images per batch (default 32)"
     )
     parser.add_argument(
         "--image_size",

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from velm.commands.options import at_least_one
+from velm.commands.options import add_device, at_least_one, load_pipeline
 from velm.errors import MissingPackageError
 from velm.serving.settings import Settings
 
@@ -58,24 +58,20 @@ def name_of(checkpoint: str) -> str:
 def _load(args: argparse.Namespace) -> Loaded:
     import torch
 
-    from velm.pipeline import load
     from velm.search import Index, model_hash
     from velm.serving.engine import Engine
     from velm.serving.service import Loaded
 
     if args.threads is not None:
         torch.set_num_threads(args.threads)
-    plugins = args.plugins.split(",") if args.plugins else ()
-    pipeline = load(
-        args.checkpoint, device=args.device, plugins=plugins, image_size=args.image_size, precision=args.precision
-    )
+    pipeline = load_pipeline(args)
     engine = Engine(pipeline)
     index = None
     if args.index is not None:
         index = Index.open(args.index)
         index.check_model(pipeline)
     engine.warm_up()
-    return Loaded(engine, model_hash(pipeline), index)
+    return Loaded(engine, model_hash(pipeline) if index is None else index.model, index)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -92,7 +88,7 @@ def _parser() -> argparse.ArgumentParser:
     access.add_argument("--host", default="127.0.0.1", metavar="HOST", help="to listen on (default 127.0.0.1)")
     access.add_argument("--port", type=int, default=8000, metavar="N", help="to listen on; 0 takes a free one")
     access.add_argument("--token", metavar="TEXT", help="that requests have to bear (default: VELM_TOKEN, if set)")
-    access.add_argument("--no_token", action="store_true", help="whoever reaches the port may use the model")
+    access.add_argument("--no_token", action="store_true", help="serve without a token")
     limits = parser.add_argument_group("limits")
     for name, default, text in (
         ("max_body", 32 << 20, "bytes of a request"),
@@ -106,9 +102,7 @@ def _parser() -> argparse.ArgumentParser:
         "--max_wait_ms", type=float, default=5.0, metavar="X", help="longest wait for inputs that are being decoded (5)"
     )
     computing = parser.add_argument_group("computing")
-    computing.add_argument("--device", default="cpu", help="where to compute, e.g. cuda (default cpu)")
-    computing.add_argument("--precision", choices=["32", "bf16"], default="32", help="bf16: half the memory")
+    add_device(computing)
     computing.add_argument("--threads", type=at_least_one, metavar="N", help="of torch on the CPU (default: its own)")
-    computing.add_argument("--image_size", type=at_least_one, metavar="N", help="side of the resized image, in pixels")
-    computing.add_argument("--plugins", metavar="A,B.py", help="modules or .py files whose decorators register parts")
+    parser.set_defaults(seed=None)
     return parser

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from math import isfinite
 from typing import Any
 
 import torch
@@ -32,6 +33,14 @@ class Caption:
     score: float
     log_prob: float = -torch.inf
     cosine: float | None = None
+
+    @property
+    def numbers(self) -> dict[str, float | None]:
+        """score, log_prob and, if it has one, cosine, for JSON; None for an infinite one: no caption was found."""
+        numbers = {"score": self.score, "log_prob": self.log_prob}
+        if self.cosine is not None:
+            numbers["cosine"] = self.cosine
+        return {name: value if isfinite(value) else None for name, value in numbers.items()}
 
 
 class Captioner:

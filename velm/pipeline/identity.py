@@ -1,4 +1,4 @@
-"""The identity of a model: a hash that tells whether embeddings and captions come from the same one."""
+"""The identity of a model: a hash of everything that its embeddings and captions depend on."""
 
 from __future__ import annotations
 
@@ -14,18 +14,21 @@ __all__ = ["model_hash"]
 
 
 def model_hash(pipeline: Pipeline) -> str:
-    """SHA-256 of the weights, the tokenizer and the image transform, in hexadecimal digits.
+    """64 hexadecimal digits: the modules' classes, the weights, the tokenizer, the image transform, the text length.
 
-    Equal for the precisions '32' and 'bf16' and on every device: weights count as rounded to bfloat16.
+    Weights are rounded to bfloat16 first, so that a model has one hash in each precision and on each device.
     """
-    read = {"transform": vars(pipeline.transform), "tokenizer": pipeline.tokenizer.state(), "to": pipeline.max_length}
-    digest = hashlib.sha256(json.dumps(read, sort_keys=True, default=repr).encode())
+    digest = hashlib.sha256()
+    for name, module in pipeline.model.named_modules():
+        digest.update(f"{name}:{type(module).__module__}.{type(module).__qualname__}\n".encode())
     for name, value in sorted(pipeline.model.state_dict().items()):
-        digest.update(name.encode())
         if isinstance(value, Tensor):
-            rounded = value.detach().to(torch.bfloat16) if value.is_floating_point() else value.detach()
-            digest.update(str(tuple(value.shape)).encode())
-            digest.update(rounded.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+            stored = value.detach().to(torch.bfloat16) if value.is_floating_point() else value.detach()
+            digest.update(f"{name} {stored.dtype} {tuple(stored.shape)}\n".encode())
+            digest.update(stored.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
         else:
-            digest.update(repr(value).encode())
+            digest.update(f"{name} {value!r}\n".encode())
+    options = {"transform": pipeline.transform.config(), "length": pipeline.max_length}
+    digest.update(json.dumps(options, sort_keys=True, default=str).encode())
+    digest.update(json.dumps(pipeline.tokenizer.state(), sort_keys=True, default=str).encode())
     return digest.hexdigest()

@@ -209,9 +209,12 @@ class Pipeline:
             transform: image to uint8 (3, H, W); None: the pipeline's own.
         """
         for pixels in read_batches(images, transform or self.transform, checked_batch_size(batch_size)):
-            with torch.inference_mode():
-                encoded = self.model.encode_image(pixels.to(self.device))
-            yield encoded
+            yield self.encode_pixels(pixels)
+
+    @torch.inference_mode()
+    def encode_pixels(self, pixels: Tensor) -> EncoderOutput:
+        """The image encoder's output of images that the transform has read, uint8 (B, 3, H, W)."""
+        return self.model.encode_image(pixels.to(self.device))
 
     def tokenize(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Tokens int64 (B, T) and mask bool (B, T) on the device; texts beyond `max_length` are cut, with a warning."""

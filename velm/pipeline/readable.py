@@ -59,9 +59,6 @@ def encode_readable(
     for batch in read_batches(images, attempt, checked_batch_size(batch_size), stack=list):
         pixels = {row: each for row, each in enumerate(batch, start) if isinstance(each, Tensor)}
         errors = {row: each for row, each in enumerate(batch, start) if isinstance(each, DataError)}
-        encoded = None
-        if pixels:
-            with torch.inference_mode():
-                encoded = pipeline.model.encode_image(torch.stack(list(pixels.values())).to(pipeline.device))
+        encoded = pipeline.encode_pixels(torch.stack(list(pixels.values()))) if pixels else None
         yield ReadableBatch(list(pixels), encoded, errors)
         start += len(batch)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from velm.errors import SearchError
-from velm.search.identity import model_hash
+from velm.pipeline import model_hash
 from velm.search.index import Index, Match
 from velm.search.updates import Updated, update
 

@@ -14,9 +14,8 @@ from torch.nn import functional
 
 from velm.errors import SearchError
 from velm.inputs import ImageInput
-from velm.pipeline import Pipeline
+from velm.pipeline import Pipeline, model_hash
 from velm.search.exact import top_k
-from velm.search.identity import model_hash
 from velm.search.store import OK, read_about, read_parts, read_rows
 
 __all__ = ["Index", "Match"]
@@ -45,7 +44,7 @@ class Index:
     Attributes:
         folder: of the index.
         about: the content of index.json.
-        model: the hash of the model that made the vectors, see `velm.search.model_hash`.
+        model: the hash of the model that made the vectors, see `velm.pipeline.model_hash`.
         dim: of the vectors.
         root: the folder that was indexed; '' where rows have paths of their own.
     """

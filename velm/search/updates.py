@@ -15,8 +15,7 @@ from filelock import FileLock, Timeout
 from torch.nn import functional
 
 from velm.errors import DataError, SearchError
-from velm.pipeline import Pipeline
-from velm.search.identity import model_hash
+from velm.pipeline import Pipeline, model_hash
 from velm.search.reading import Reading, read_images
 from velm.search.sources import Source, nothing
 from velm.search.store import ABOUT, BAD, DELETED, OK, Row, create
@@ -228,8 +227,7 @@ class _Update:
         if not batch:
             return
         pixels = torch.stack([reading.pixels for reading in batch if reading.pixels is not None])
-        with torch.inference_mode():
-            encoded = self.pipeline.model.encode_image(pixels.to(self.pipeline.device))
+        encoded = self.pipeline.encode_pixels(pixels)
         vectors = functional.normalize(self.pipeline.embed_image(encoded).float(), dim=-1).half().numpy()
         for reading, vector in zip(batch, vectors, strict=True):
             if not np.isfinite(vector).all():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator, Iterator
-from math import isfinite
 from typing import Any
 
 from fastapi import FastAPI, Response
@@ -12,7 +11,7 @@ from fastapi.responses import JSONResponse, StreamingResponse
 
 from velm.errors import PipelineError, RequestError, VelmError
 from velm.generation import GenerationConfig
-from velm.pipeline import Caption, Pipeline
+from velm.pipeline import Pipeline
 from velm.serving.batcher import Place
 from velm.serving.bodies import Captions, error_content
 from velm.serving.describe import MAX_BEAMS, MAX_PHRASES, check_model, check_text
@@ -42,7 +41,7 @@ def add_routes(app: FastAPI, service: Service) -> None:
             if body.stream:
                 return _Events(service, source, config, body.maps)
             [found] = await place.submit([(caption_kind(config), source)])
-            captions = [_as_json(each) for each in found]
+            captions: list[dict[str, Any]] = [{"text": each.text, **each.numbers} for each in found]
             if body.maps:
                 for each in captions:
                     each["parts"] = await _parts(service, place, source, each["text"])
@@ -92,14 +91,6 @@ async def _parts(service: Service, place: Place, source: Source, text: str) -> l
 
 def _event(content: dict[str, Any]) -> str:
     return f"data: {json.dumps(content, ensure_ascii=False, allow_nan=False)}\n\n"
-
-
-def _as_json(caption: Caption) -> dict[str, Any]:
-    """A caption for JSON; infinite numbers become null: no caption was found."""
-    numbers = {"score": caption.score, "log_prob": caption.log_prob}
-    if caption.cosine is not None:
-        numbers["cosine"] = caption.cosine
-    return {"text": caption.text, **{key: value if isfinite(value) else None for key, value in numbers.items()}}
 
 
 def _config(service: Service, body: Captions) -> GenerationConfig:

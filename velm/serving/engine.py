@@ -114,8 +114,7 @@ class Engine:
         return self.pipeline.read_texts(None if source.text is None else [source.text])
 
     def _encoded(self, pixels: list[Tensor]) -> EncoderOutput:
-        with torch.inference_mode():
-            return self.pipeline.model.encode_image(torch.stack(pixels).to(self.pipeline.device))
+        return self.pipeline.encode_pixels(torch.stack(pixels))
 
     def _captions(self, sources: list[Source], config: GenerationConfig) -> list[list[Caption]]:
         pixels = [each.pixels for each in sources if each.pixels is not None]

@@ -48,7 +48,7 @@ def run(settings: Settings, load: Callable[[], Loaded]) -> None:
     """Serve until SIGTERM or SIGINT; then accepted requests are answered first.
 
     Args:
-        load: opens the model; the server listens meanwhile and answers 503.
+        load: opens the model; until it has returned, requests are answered 503.
 
     Raises:
         ServingError: the port cannot be used.
