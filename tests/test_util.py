@@ -20,9 +20,14 @@ def test_a_durable_file_replaces_the_old_one_when_the_block_ends(tmp_path):
 def test_a_block_that_raises_leaves_the_old_file_and_nothing_else(tmp_path):
     path = tmp_path / "a"
     path.write_bytes(b"old")
-    with pytest.raises(RuntimeError), durable(path, tmp_path / "_a.1") as file:
-        file.write(b"new")
-        raise RuntimeError
+
+    def write() -> None:
+        with durable(path, tmp_path / "_a.1") as file:
+            file.write(b"new")
+            raise RuntimeError("disk full")
+
+    with pytest.raises(RuntimeError, match="disk full"):
+        write()
     assert path.read_bytes() == b"old"
     assert [each.name for each in tmp_path.iterdir()] == ["a"]
 
