@@ -113,7 +113,10 @@ def alarms_of(folder, losses: list[tuple[float, float]], **options) -> list[str]
     task = SimpleNamespace(losses={"captioning": None}, watch_config=WatchConfig(**options))
     for step, (value, blind) in enumerate(losses):
         metrics = {"val/captioning": torch.tensor(value), "val/blind/captioning": torch.tensor(blind)}
-        alarms._judge_blind(SimpleNamespace(callback_metrics=metrics, current_epoch=step, global_step=step), task)
+        trainer = SimpleNamespace(
+            callback_metrics=metrics, current_epoch=step, global_step=step, is_global_zero=True, loggers=[]
+        )
+        alarms._judge_blind(trainer, task)
     return alarms.file.read_text(encoding="utf-8").splitlines() if alarms.file.exists() else []
 
 
