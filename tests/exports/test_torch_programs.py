@@ -52,6 +52,7 @@ def require_same(pipeline: velm.Pipeline, folder: Path) -> None:
         assert programs.caption(*given, batch_size=1, num_beams=2) == pipeline.caption(*given, num_beams=2)
 
 
+@pytest.mark.slow
 def test_a_folder_of_programs(
     write_checkpoint: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

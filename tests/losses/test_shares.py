@@ -130,6 +130,7 @@ def of_processes(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[dic
     return {size: [torch.load(folder / f"{size}_{rank}.pt") for rank in range(4)] for size in (2, 4)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ids", IDS)
 @pytest.mark.parametrize("kind", DTYPES)
 @pytest.mark.parametrize("name", CASES)
@@ -151,6 +152,7 @@ def _split(found: list[Tensor]) -> list[Any]:
     return [*found[:3], found[3:]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in CASES if name != "distillation_maps"])
 @pytest.mark.parametrize("size", [2, 4])
 def test_what_moves_is_what_the_docs_say(size: int, name: str, of_processes: dict) -> None:

@@ -58,6 +58,7 @@ def java(module: str) -> Path:
     return Path(found.__file__).parent
 
 
+@pytest.mark.slow
 def test_meteor_is_high_for_a_paraphrase_and_low_for_something_else() -> None:
     java("meteor.meteor")
     references = [["a brown dog runs over the grass"], ["two children play in the sand"]]

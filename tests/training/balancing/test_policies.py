@@ -409,6 +409,7 @@ def of_two_processes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", range(len(CASES)), ids=["-".join(map(str, case)) for case in CASES])
 def test_two_devices_take_the_step_of_one(number: int, of_two_processes: Path) -> None:
     balance = CASES[number][0]

@@ -160,7 +160,11 @@ FEW += [("distillation", 5, 2), ("distillation", 1, None), ("gathered_teacher", 
 
 @pytest.mark.parametrize(
     ("world", "cases"),
-    [(2, FEW), pytest.param(2, ALL, marks=pytest.mark.slow), pytest.param(3, ALL, marks=pytest.mark.slow)],
+    [
+        pytest.param(2, FEW, marks=pytest.mark.slow),
+        pytest.param(2, ALL, marks=pytest.mark.slow),
+        pytest.param(3, ALL, marks=pytest.mark.slow),
+    ],
     ids=["a few on 2", "all on 2", "all on 3"],
 )
 @pytest.mark.filterwarnings("ignore")

@@ -52,6 +52,7 @@ def test_lengths_that_vary_are_one_graph(name: str) -> None:
     assert compiled.state_dict().keys() == plain.state_dict().keys()
 
 
+@pytest.mark.slow
 def test_gradients_are_the_same() -> None:
     for name, plain in towers().items():
         compiled = towers()[name]

@@ -306,6 +306,7 @@ class Killed(Squares):
         return super().forward(images)
 
 
+@pytest.mark.slow
 def test_killed_while_encoding(table: Path, tmp_path: Path) -> None:
     """Half a cache is never read, and is removed by whoever comes next."""
     option = {"cache_features": str(tmp_path / "kept")}
