@@ -153,27 +153,17 @@ def assert_gradients(found: dict[str, Tensor], expected: dict[str, Tensor], case
 
 
 ALL = [(name, size, micro) for name in LOSSES for size in SIZES for micro in (None, 2)]
-FEW = [("contrastive", 3, None), ("sigmoid", 1, None), ("triplet", 3, None), ("joint", 1, None), ("uncertainty", 5, 2)]
-FEW += [("adapted", 5, 2)]
-FEW += [("distillation", 5, 2), ("distillation", 1, None), ("gathered_teacher", 3, None)]
 
 
-@pytest.mark.parametrize(
-    ("world", "cases"),
-    [
-        pytest.param(2, FEW, marks=pytest.mark.slow),
-        pytest.param(2, ALL, marks=pytest.mark.slow),
-        pytest.param(3, ALL, marks=pytest.mark.slow),
-    ],
-    ids=["a few on 2", "all on 2", "all on 3"],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("world", [2, 3])
 @pytest.mark.filterwarnings("ignore")
-def test_processes_give_the_gradients_of_one(world: int, cases: list, tmp_path: Path) -> None:
-    spawn(worker, world, cases, tmp_path)
-    whole = {case[:2]: gradients_of_step(case[0], whole_batch(case[1])) for case in cases}
+def test_processes_give_the_gradients_of_one(world: int, tmp_path: Path) -> None:
+    spawn(worker, world, ALL, tmp_path)
+    whole = {case[:2]: gradients_of_step(case[0], whole_batch(case[1])) for case in ALL}
     for rank in range(world):
         found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
-        for case in cases:
+        for case in ALL:
             exact = 1e-10 if world == 2 else 1e-7  # a third of a number of tokens, in float32
             assert_gradients(found[case], whole[case[:2]], (rank, *case), exact)
 
