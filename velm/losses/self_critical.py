@@ -58,8 +58,9 @@ class SelfCriticalLoss(CaptioningLoss):
         self.check(output)
         predicted = output.labels != IGNORE
         projection = output.output_projection
-        weight, bias = projection.weight, projection.bias
-        bias = weight.new_zeros(len(weight)) if bias is None else bias / self.temperature
+        weight = projection.weight
+        # nn.Linear's annotation says that there is always a bias
+        bias: Tensor = torch.zeros_like(weight[:, 0]) if projection.bias is None else projection.bias / self.temperature
         suppressed = torch.tensor(sampled.suppressed, dtype=torch.int64, device=bias.device)
         return linear_cross_entropy(
             output.decoder.hidden[predicted] / self.temperature, weight, bias.index_fill(0, suppressed, -torch.inf),
