@@ -14,6 +14,7 @@ from torch import Tensor
 
 from velm.data.base import Record
 from velm.errors import ConfigError, DataError
+from velm.losses.self_critical import SelfCriticalLoss
 from velm.metrics.captioning import caption_scores
 from velm.outputs import Batch, SampledCaptions
 from velm.training.config import OptimizerConfig, ValidationConfig
@@ -59,7 +60,7 @@ def attached(task: VisionLanguageTask, data: VisionLanguageData) -> SelfCritic:
 
 
 def first_batch(data: VisionLanguageData) -> Batch:
-    batch: Batch = next(iter(data.train_dataloader())).batch
+    batch: Batch = next(iter(data.train_dataloader()))
     return batch
 
 
@@ -291,13 +292,18 @@ def test_validation_is_the_cross_entropy_of_the_references() -> None:
     [
         ({"samples": 1}, "samples 1 is below 2, the least with baseline: mean .*baseline: greedy"),
         ({"samples": 0, "baseline": "greedy"}, "samples 0 is below 1, the least with baseline: greedy"),
-        ({"baseline": "none"}, "baseline is one of mean, greedy; got 'none'"),
+        ({"baseline": "none"}, r"'baseline' of the loss 'scst' takes .*'mean', 'greedy'.*; got 'none'"),
         ({"temperature": 0.0}, "temperature 0.0 is not above 0"),
     ],
 )
 def test_bad_options(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         make_task(options)
+
+
+def test_a_baseline_that_there_is_not() -> None:
+    with pytest.raises(ValueError, match="baseline is one of mean, greedy; got 'none'"):
+        SelfCriticalLoss(baseline="none")  # type: ignore[arg-type]
 
 
 def test_a_model_without_a_decoder_is_refused() -> None:

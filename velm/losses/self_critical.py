@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -10,9 +10,9 @@ from torch import Tensor
 from velm.losses.captioning import CaptioningLoss, linear_cross_entropy
 from velm.outputs import IGNORE, Batch, VisionLanguageOutput
 
-__all__ = ["Baseline", "SelfCriticalLoss"]
+__all__ = ["SelfCriticalLoss"]
 
-Baseline = Literal["mean", "greedy"]
+BASELINES = ("mean", "greedy")
 
 
 class SelfCriticalLoss(CaptioningLoss):
@@ -37,11 +37,16 @@ class SelfCriticalLoss(CaptioningLoss):
     """
 
     def __init__(
-        self, *, samples: int = 5, baseline: Baseline = "mean", temperature: float = 1.0, chunk_size: int = 512
+        self,
+        *,
+        samples: int = 5,
+        baseline: Literal["mean", "greedy"] = "mean",
+        temperature: float = 1.0,
+        chunk_size: int = 512,
     ) -> None:
         super().__init__(chunk_size=chunk_size)
-        if baseline not in get_args(Baseline):
-            raise ValueError(f"baseline is one of {', '.join(get_args(Baseline))}; got {baseline!r}.")
+        if baseline not in BASELINES:
+            raise ValueError(f"baseline is one of {', '.join(BASELINES)}; got {baseline!r}.")
         least = 2 if baseline == "mean" else 1
         if samples < least:
             cure = " (the mean of the other samples); take more samples, or baseline: greedy" if least == 2 else ""

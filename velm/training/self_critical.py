@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import lightning
@@ -199,16 +198,16 @@ class SelfCritic:
     @torch.no_grad()
     def _write(self, batch: Batch) -> tuple[list[list[list[int]]], list[list[list[int]]] | None]:
         """Sampled captions of each image, and its greedy one if that is the baseline: lists of token ids."""
-        model, device = self.captioner.model, batch.image_ids.device.type
+        model = self.captioner.model
         options = {"temperature": self.loss.temperature, "num_return": self.loss.samples}
         configs = [self.captioner.config(**options)]
         if self.loss.baseline == "greedy":
             configs.append(self.captioner.config())
-        # a weight that autocast has cast here, without gradient, would be read from its cache in the training forward
-        precision = partial(torch.autocast, device, torch.get_autocast_dtype(device))
-        with evaluating(model), precision(enabled=torch.is_autocast_enabled(device), cache_enabled=False):
+        with evaluating(model):
             memory = model.memory(_encode(model, batch), None)
             written = [self._generate(*memory, config) for config in configs]
+        # weights cast without gradient must not be read by the training forward: pytorch/pytorch#65766
+        torch.clear_autocast_cache()
         return written[0], written[1] if len(written) > 1 else None
 
     def _generate(self, memory: Tensor, mask: Tensor | None, config: GenerationConfig) -> list[list[list[int]]]:

@@ -158,7 +158,7 @@ def assert_gradients(found: dict[str, Tensor], expected: dict[str, Tensor], case
 
 ALL = [(name, size, micro) for name in LOSSES for size in SIZES for micro in (None, 2)]
 FEW = [("contrastive", 3, None), ("sigmoid", 1, None), ("triplet", 3, None), ("joint", 1, None), ("uncertainty", 5, 2)]
-FEW += [("adapted", 5, 2)]
+FEW += [("adapted", 5, 2), ("scst", 5, 2), ("scst", 1, None)]
 FEW += [("distillation", 5, 2), ("distillation", 1, None), ("gathered_teacher", 3, None)]
 
 
