@@ -92,6 +92,24 @@ class TeacherEmbeddings:
 
 
 @dataclass
+class SampledCaptions:
+    """Says that the captions of a batch are samples of the model, and how good each is (self-critical training).
+
+    Attributes:
+        advantages: float (B,), (reward - baseline) of each caption, divided by the number of captions of the step (with
+            several ranks, the mean of their numbers).
+        suppressed: ids of tokens that are never sampled.
+    """
+
+    advantages: Tensor
+    suppressed: tuple[int, ...] = ()
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> SampledCaptions:
+        """A copy with `function` applied to the advantages."""
+        return SampledCaptions(function(self.advantages), self.suppressed)
+
+
+@dataclass
 class DecoderOutput:
     """The output of a decoder for a whole caption under teacher forcing.
 
@@ -128,6 +146,7 @@ class Batch:
         prompt: what a decoder with a template reads around the image; None: it has none.
         target_learnt: bool (B, S), the target's tokens that the captioning loss is on (the answers of a conversation);
             None: all of them.
+        sampled: of captions that the model has sampled; None: they are of the data.
         stand_in: this rank has no share of the step's batch: the samples are computed, so that the rank takes part in
             the step, and `drop_stand_in` takes them out before the losses.
     """
@@ -145,6 +164,7 @@ class Batch:
     teacher: TeacherEmbeddings | None = None
     prompt: Prompt | None = None
     target_learnt: Tensor | None = None
+    sampled: SampledCaptions | None = None
     stand_in: bool = False
 
     def __len__(self) -> int:
@@ -153,7 +173,7 @@ class Batch:
     def _map(self, function: Any) -> Batch:
         tensors = {f.name: getattr(self, f.name) for f in fields(self) if isinstance(getattr(self, f.name), Tensor)}
         changed = {name: function(tensor) for name, tensor in tensors.items()}
-        for name in ("encoded", "teacher", "prompt"):
+        for name in ("encoded", "teacher", "prompt", "sampled"):
             inner = getattr(self, name)
             changed[name] = None if inner is None else inner.map(function)
         return replace(self, **changed)
@@ -191,6 +211,7 @@ class Batch:
             image_rows=image_rows,
             image_ids=self.image_ids[rows],
             teacher=None if self.teacher is None else self.teacher.map(lambda tensor: tensor[rows]),
+            sampled=None if self.sampled is None else self.sampled.map(lambda tensor: tensor[rows]),
         )
         result.tokens, result.mask = _trim(self.tokens, self.mask, rows)
         result.target_learnt, _ = _trim(self.target_learnt, self.target_mask, rows)

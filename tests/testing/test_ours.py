@@ -59,7 +59,7 @@ OURS: list[tuple[Registry, dict[str, Any]]] = [
     ),
     *((decoders, {"name": "rnn", "dim": 16, **options}) for options in RNN_DECODERS),
     *((decoders, {**TINY_TRANSFORMER, **options}) for options in TRANSFORMER_DECODERS),
-    *((losses, {"name": name}) for name in ("contrastive", "sigmoid", "triplet", "captioning")),
+    *((losses, {"name": name}) for name in ("contrastive", "sigmoid", "triplet", "captioning", "scst")),
     *((losses, {"name": "distillation", "teacher": "a.ckpt", "teacher_dim": d}) for d in (None, 8)),
     *((tokenizers, {"name": name}) for name in ("word", "bpe", "byte")),
     (datasets, {"name": "shapes"}),

@@ -68,6 +68,7 @@ def linear_cross_entropy(
     labels: Tensor,
     label_smoothing: float = 0.0,
     chunk_size: int = 512,
+    factors: Tensor | None = None,
 ) -> Tensor:
     """`cross_entropy(hidden @ weight.T + bias, labels, reduction="sum")`, with the logits in chunks.
 
@@ -78,10 +79,11 @@ def linear_cross_entropy(
         labels: int64 (n,), each in [0, V).
         label_smoothing: as in `CaptioningLoss`.
         chunk_size: rows of `hidden` multiplied at a time.
+        factors: float (n,), by which the cross-entropy of each row is multiplied, without gradient; None: 1.
     """
     if not torch.is_grad_enabled():  # the forward pass computes gradients: skip that
         hidden, weight, bias = hidden.detach(), weight.detach(), None if bias is None else bias.detach()
-    result: Tensor = _LinearCrossEntropy.apply(hidden, weight, bias, labels, label_smoothing, chunk_size)
+    result: Tensor = _LinearCrossEntropy.apply(hidden, weight, bias, labels, label_smoothing, chunk_size, factors)
     return result
 
 
@@ -101,6 +103,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         labels: Tensor,
         smooth: float,
         size: int,
+        factors: Tensor | None,
     ) -> Tensor:
         kind = hidden.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
@@ -114,12 +117,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
         with torch.autocast(kind, enabled=False):
             matrix = weight.to(dtype)
             for start in range(0, len(hidden), size):
-                rows = hidden[start : start + size].to(dtype)
-                loss, gradient = _chunk(rows, matrix, bias, labels[start : start + size], smooth)
+                part = slice(start, start + size)
+                rows, factor = hidden[part].to(dtype), None if factors is None else factors[part]
+                loss, gradient = _chunk(rows, matrix, bias, labels[part], smooth, factor)
                 total += loss
                 gradient = gradient.to(dtype)
                 if d_hidden is not None:
-                    d_hidden[start : start + size] = gradient @ matrix
+                    d_hidden[part] = gradient @ matrix
                 if d_weight is not None:
                     d_weight += gradient.T @ rows
                 if d_bias is not None:
@@ -132,10 +136,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:
         scaled = (g if g is None else g * scale.to(g.dtype) for g in ctx.saved_tensors)
-        return (*scaled, None, None, None)
+        return (*scaled, None, None, None, None)
 
 
-def _chunk(rows: Tensor, matrix: Tensor, bias: Tensor | None, labels: Tensor, smooth: float) -> tuple[Tensor, Tensor]:
+def _chunk(
+    rows: Tensor, matrix: Tensor, bias: Tensor | None, labels: Tensor, smooth: float, factors: Tensor | None
+) -> tuple[Tensor, Tensor]:
     """The summed loss of a few rows, and its gradient by their logits: softmax minus smoothed target."""
     logits = full_precision(rows @ matrix.T)
     if bias is not None:
@@ -146,9 +152,12 @@ def _chunk(rows: Tensor, matrix: Tensor, bias: Tensor | None, labels: Tensor, sm
     target = (1 - smooth) * of_label + (smooth * logits.mean(1) if smooth else 0)
     exponentials = logits.exp_()  # in place: torch's logsumexp would hold a second (rows, V)
     norm = exponentials.sum(1)
-    loss = (norm.log() - target).sum()
+    losses = norm.log() - target
     gradient = exponentials.div_(norm[:, None])
     if smooth:
         gradient -= smooth / logits.shape[1]
     gradient[torch.arange(len(labels), device=labels.device), labels] -= 1 - smooth
-    return loss, gradient
+    if factors is None:
+        return losses.sum(), gradient
+    factors = factors.to(losses.dtype)
+    return (losses * factors).sum(), gradient.mul_(factors[:, None])

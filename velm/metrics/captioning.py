@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from velm.metrics.cider import Counts, DocumentFrequencies, Words, ngrams
 from velm.metrics.diversity import diversity_of_words
 from velm.metrics.tokenization import Tokenize, tokenize_by
 
@@ -27,9 +28,6 @@ __all__ = [
     "exact_match",
     "rouge_l",
 ]
-
-Words = list[str]
-Counts = Counter[tuple[str, ...]]
 
 
 @dataclass(frozen=True)
@@ -63,7 +61,7 @@ def caption_scores(
         words,
         [_bleu_counts(*pair) for pair in pairs],
         [_rouge_l(*pair) for pair in pairs],
-        _cider_scores(words, right, d=True),
+        DocumentFrequencies(right).scores(words, right, d=True),
         [caption in references for caption, references in pairs],
     )
 
@@ -120,14 +118,16 @@ def cider(
 
     Document frequencies are those of the given references, so a single image scores 0. Words are not stemmed.
     """
-    return _mean(_cider_scores(*_tokenize(hypotheses, references, tokenize), d=False))
+    words, right = _tokenize(hypotheses, references, tokenize)
+    return _mean(DocumentFrequencies(right).scores(words, right, d=False))
 
 
 def cider_d(
     hypotheses: Sequence[str], references: Sequence[Sequence[str]], *, tokenize: str | Tokenize = "auto"
 ) -> float:
     """CIDEr-D, the variant that papers report: `cider` with clipped counts and a length penalty, sigma 6."""
-    return _mean(_cider_scores(*_tokenize(hypotheses, references, tokenize), d=True))
+    words, right = _tokenize(hypotheses, references, tokenize)
+    return _mean(DocumentFrequencies(right).scores(words, right, d=True))
 
 
 def exact_match(
@@ -142,9 +142,9 @@ def _bleu_counts(caption: Words, references: list[Words]) -> list[int]:
     """See `CaptionScores.bleu_counts`."""
     most: Counts = Counter()
     for reference in references:
-        most |= _ngrams(reference)
+        most |= ngrams(reference)
     correct, guessed = [0] * 4, [0] * 4
-    for ngram, count in _ngrams(caption).items():
+    for ngram, count in ngrams(caption).items():
         correct[len(ngram) - 1] += min(count, most[ngram])
         guessed[len(ngram) - 1] += count
     closest = min((abs(len(reference) - len(caption)), len(reference)) for reference in references)[1]
@@ -169,49 +169,6 @@ def _longest_common_subsequence(first: Words, second: Words) -> int:
             lengths[j] = diagonal + 1 if word == other else max(above, lengths[j - 1])
             diagonal = above
     return lengths[-1]
-
-
-class _Vectors:
-    """The tf-idf vectors of one caption, for n = 1 ... 4; document frequencies are of the references."""
-
-    def __init__(self, caption: Words, frequency: Counts, log_images: float) -> None:
-        self.length = len(caption)
-        self.weights: list[dict[tuple[str, ...], float]] = [{}, {}, {}, {}]
-        for ngram, count in _ngrams(caption).items():
-            idf = log_images - math.log(max(1, frequency[ngram]))
-            self.weights[len(ngram) - 1][ngram] = count * idf
-        self.norms = [math.sqrt(sum(w * w for w in weights.values())) for weights in self.weights]
-
-    def similarity(self, reference: _Vectors, d: bool, sigma: float = 6.0) -> float:
-        """Mean over n of the cosine; with `d`, weights are clipped at the reference's and lengths penalised."""
-        total = 0.0
-        for n in range(4):
-            theirs = reference.weights[n]
-            shared = ((w, theirs[ngram]) for ngram, w in self.weights[n].items() if ngram in theirs)
-            dot = sum((min(ours, their) if d else ours) * their for ours, their in shared)
-            norm = self.norms[n] * reference.norms[n]
-            total += dot / norm if norm else dot
-        # the reference implementation measures lengths in bigrams; an empty caption has none
-        difference = max(self.length - 1, 0) - max(reference.length - 1, 0)
-        return total / 4 * (math.exp(-(difference**2) / (2 * sigma**2)) if d else 1.0)
-
-
-def _cider_scores(words: list[Words], references: list[list[Words]], *, d: bool) -> list[float]:
-    """CIDEr, or CIDEr-D with `d`, of each caption; document frequencies are of all references."""
-    frequency: Counts = Counter()
-    for right in references:
-        frequency.update({ngram for reference in right for ngram in _ngrams(reference)})
-    log_images = math.log(len(words))
-    scores = []
-    for caption, right in zip(words, references, strict=True):
-        ours = _Vectors(caption, frequency, log_images)
-        theirs = (_Vectors(reference, frequency, log_images) for reference in right)
-        scores.append(10 * sum(ours.similarity(vectors, d) for vectors in theirs) / len(right))
-    return scores
-
-
-def _ngrams(words: Words) -> Counts:
-    return Counter(tuple(words[i : i + n]) for n in range(1, 5) for i in range(len(words) - n + 1))
 
 
 def _mean(scores: Sequence[float]) -> float:

@@ -48,6 +48,7 @@ losses = Registry(
         "sigmoid": "velm.losses.alignment:SigmoidLoss",
         "triplet": "velm.losses.alignment:TripletLoss",
         "captioning": "velm.losses.captioning:CaptioningLoss",
+        "scst": "velm.losses.self_critical:SelfCriticalLoss",
         "distillation": "velm.losses.distillation:DistillationLoss",
     },
     example="my_pkg.my_module:MyLoss",

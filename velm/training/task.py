@@ -40,6 +40,7 @@ from velm.training.pretrained import start_from
 from velm.training.recovery.changes import ResumeOptions, require_same_run
 from velm.training.recovery.nonfinite import Averaging
 from velm.training.recovery.resume import seed_step
+from velm.training.self_critical import SelfCritic, build_critic, require_self_critical
 
 TOWERS = ("image_encoder", "text_encoder", "decoder")
 
@@ -76,8 +77,7 @@ class VisionLanguageTask(EvaluationSteps):
         pretrained: a checkpoint, `runs/a/best.ckpt`, from whose weights a new run starts, as far as they fit (see
             `velm.training.pretrained`); a resumed run ignores it.
         plugins: modules or .py files whose decorators register parts.
-        vocab_size: V; set by the data module.
-        pad_id: id of the padding token; set by the data module.
+        vocab_size, pad_id: V and the id of the padding token; set by the data module.
 
     Raises:
         ConfigError: there is no loss, or parts, losses and options do not fit together.
@@ -136,10 +136,11 @@ class VisionLanguageTask(EvaluationSteps):
             "patch_dropout_tail": patch_dropout_tail or None,
         }  # fmt: skip
         self.frozen, self.train_last = tuple(freeze or ()), dict(train_last or {})
-        self.compiled, self.sharded = compile, False
+        self.compiled, self.sharded, self.patch_dropout_tail = compile, False, patch_dropout_tail
         self.weighted_losses: dict[str, Tensor] = {}
         self.found_lr: float | None = None
-        self.patch_dropout_tail = patch_dropout_tail
+        self.critic: SelfCritic | None = None
+        require_self_critical(self.losses, self.model)
         require_patch_dropout(self.model, patch_dropout_tail)
         self._prepare_towers(checkpoint_blocks)
 
@@ -216,11 +217,13 @@ class VisionLanguageTask(EvaluationSteps):
         prepare_teacher(self.trainer, self.losses, self.model_config["embed_dim"])
         warn_about_negatives(self.losses, self.trainer.accumulate_grad_batches)
         warn_about_norms(self.model, self.micro_batch_size)
+        self.critic = build_critic(self)
 
     def on_train_batch_start(self, batch: Batch, batch_index: int) -> None:
         seed_step(self.current_epoch, batch_index, self.global_rank)
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
+        batch = batch if self.critic is None else self.critic(batch, self)
         _, parts = self.compute_losses(batch)
         self.weighted_losses = {name: self.losses.weights[name] * part for name, part in parts.items()}
         total = self.balance(self.weighted_losses)

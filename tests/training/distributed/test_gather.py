@@ -25,7 +25,7 @@ from torch.nn.parallel import DistributedDataParallel
 from velm.losses.alignment import ContrastiveLoss
 from velm.losses.base import Loss
 from velm.losses.tiled import tiles
-from velm.outputs import Batch, TeacherEmbeddings
+from velm.outputs import Batch, SampledCaptions, TeacherEmbeddings
 from velm.training.distributed.fsdp import FSDP2Strategy
 from velm.training.task import VisionLanguageTask
 
@@ -37,6 +37,7 @@ LOSSES: dict[str, dict[str, Any]] = {
     "triplet": {"triplet": {}},
     "all_negatives": {"triplet": {"hardest": False}},
     "captioning": {"captioning": {}},
+    "scst": {"scst": {}},
     "joint": JOINT,
     "uncertainty": JOINT,
     "gathered": {"contrastive": {}, "sigmoid": {}},
@@ -68,6 +69,7 @@ def whole_batch(size: int) -> Batch:
     tokens[torch.arange(size), lengths - 1] = 2
     batch = Batch(images=images[image_ids], tokens=tokens.where(mask, 0), mask=mask, image_ids=image_ids)
     batch.teacher = TeacherEmbeddings(*torch.randn(2, 9, 6, generator=generator)[:, :size], scale=10.0)
+    batch.sampled = SampledCaptions(torch.randn(9, generator=generator)[:size] / size, suppressed=(0, 1, 3))
     return batch
 
 
@@ -76,6 +78,8 @@ def share_of(batch: Batch, rank: int, world: int) -> Batch:
     rows = np.array_split(np.arange(len(batch)), world)[rank]
     share = batch[rows[0] : rows[-1] + 1] if len(rows) else batch[:1]
     share.stand_in = not len(rows)
+    assert share.sampled is not None
+    share.sampled = share.sampled.map(lambda advantages: advantages * world)  # divided by the mean over ranks
     return share
 
 

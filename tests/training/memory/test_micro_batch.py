@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from velm.losses.base import Loss
-from velm.outputs import Batch, TeacherEmbeddings
+from velm.outputs import Batch, SampledCaptions, TeacherEmbeddings
 from velm.training.memory import micro_batch as micro
 from velm.training.task import VisionLanguageTask
 
@@ -21,6 +21,7 @@ LOSSES: dict[str, dict[str, Any]] = {
     "sigmoid": {"sigmoid": {"weight": 0.5}},
     "triplet": {"triplet": {}},
     "captioning": {"captioning": {"label_smoothing": 0.1}},
+    "scst": {"scst": {}},
     "joint": {"contrastive": {}, "captioning": {"weight": 2.0, "label_smoothing": 0.1}},
     "distillation": {"distillation": {"teacher": "a.ckpt", "feature": 20.0}, "captioning": {}},
     "three": {"sigmoid": {}, "triplet": {"weight": 0.3}, "captioning": {}},
@@ -39,7 +40,10 @@ def whole_batch(shared: bool = False, size: int = 7) -> Batch:
     tokens[torch.arange(size), lengths - 1] = 2
     shown = {"images": images, "image_rows": image_ids} if shared else {"images": images[image_ids]}
     teacher = TeacherEmbeddings(*torch.randn(2, size, 8, generator=generator), scale=10.0)
-    return Batch(tokens=tokens.where(mask, 0), mask=mask, image_ids=image_ids, teacher=teacher, **shown)
+    sampled = SampledCaptions(torch.randn(size, generator=generator), suppressed=(0, 1, 3))
+    return Batch(
+        tokens=tokens.where(mask, 0), mask=mask, image_ids=image_ids, teacher=teacher, sampled=sampled, **shown
+    )
 
 
 def make_task(losses: dict[str, Any], micro_batch_size: int | None = None, **changes: Any) -> VisionLanguageTask:

@@ -1,0 +1,255 @@
+"""Self-critical sequence training: the model samples captions of a batch's images, and CIDEr-D rewards them.
+
+    images ── eval mode, no gradient ──> samples, greedy ──> CIDEr-D ──> advantages
+       └───── train mode, teacher forcing over the samples ──> log p ──> loss `scst`
+
+The samples take the place of the batch's captions, so that micro-batches, DDP and precision work as for captioning.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import lightning
+import torch
+from torch import Tensor
+
+from velm.data.base import Record, first_records, image_name, text_only
+from velm.data.batches.collate import pad_tokens
+from velm.errors import ConfigError, DataError
+from velm.generation import GenerationConfig, generate
+from velm.losses.self_critical import SelfCriticalLoss
+from velm.losses.weighted import WeightedLosses
+from velm.metrics.cider import DocumentFrequencies, Words
+from velm.metrics.tokenization import Tokenize, tokenize_by
+from velm.model import VisionLanguageModel
+from velm.outputs import Batch, EncoderOutput, SampledCaptions
+from velm.pipeline.captioner import Captioner
+from velm.training.distributed.gather import Gather
+from velm.util import evaluating
+
+__all__ = ["CaptionRewards", "SelfCritic", "advantages", "build_critic", "require_self_critical"]
+
+END = "\n"
+"""The word after the last one of a complete caption; no tokenization has a word of white space."""
+
+
+def require_self_critical(losses: WeightedLosses, model: VisionLanguageModel) -> None:
+    """Check that a model can be trained on the loss `scst`, if that is listed.
+
+    Raises:
+        ConfigError: another loss is listed, or the decoder reads a text or has a template.
+    """
+    name = next((name for name, loss in losses.named().items() if isinstance(loss, SelfCriticalLoss)), None)
+    if name is None:
+        return
+    others = [other for other in losses.named() if other != name]
+    if others:
+        raise ConfigError(
+            f"The loss {name!r} trains on captions that the model samples, and {' and '.join(others)} on those of the "
+            f"data: list {name!r} alone, in a second run with model.pretrained=<checkpoint of the first>."
+        )
+    if "text" in model.reads or (model.decoder is not None and model.decoder.template is not None):
+        raise ConfigError(
+            f"The loss {name!r} rewards captions of images, and this decoder also reads a text or a template: train it "
+            f"with captioning, or take 'text' out of model.memory and decoder.template."
+        )
+
+
+def build_critic(task: Any) -> SelfCritic | None:
+    """What samples and rewards captions in the fit of a `VisionLanguageTask`; None without the loss `scst`.
+
+    Raises:
+        ConfigError: there is no data module with captions, or FSDP2 has sharded the weights.
+        DataError: an image of the training split has no caption.
+    """
+    loss = next((loss for loss in task.losses.values() if isinstance(loss, SelfCriticalLoss)), None)
+    if loss is None:
+        return None
+    data: Any = getattr(task.trainer, "datamodule", None)
+    if not hasattr(data, "records"):
+        raise ConfigError(
+            "The loss 'scst' rewards captions by the references of their images, and the Trainer has no data module "
+            "that has them: fit with a VisionLanguageData, as `velm fit` does."
+        )
+    if task.sharded:
+        raise ConfigError(
+            "The loss 'scst' samples captions with complete weights, and fsdp2 shards them: take "
+            "--trainer.strategy=ddp."
+        )
+    rewards = CaptionRewards(data.records("train"), task.validation_config.tokenize)
+    return SelfCritic(loss, Captioner(task.model, data.tokenizer, data.max_length), rewards)
+
+
+class CaptionRewards:
+    """CIDEr-D of captions, with the document frequencies of a split.
+
+    The end of a caption counts as a word, of the references too (as in Luo's code, arXiv 2003.09971): without it,
+    captions that break off ("a dog with a") score as well as complete ones.
+
+    Args:
+        records: of the split.
+        tokenize: splits captions into words, see `velm.metrics.tokenization`.
+
+    Raises:
+        DataError: an image has no caption.
+    """
+
+    def __init__(self, records: Sequence[Record], tokenize: str | Tokenize = "auto") -> None:
+        self.records, self.split = records, tokenize_by(tokenize)
+        first = first_records(records)
+        self._order = first.argsort(kind="stable")  # records of an image are adjacent
+        self._first = first[self._order]
+        self.frequencies = DocumentFrequencies(self._references_of_all())
+
+    def _references_of_all(self) -> Iterator[list[Words]]:
+        end = len(self._first)
+        for position in range(end):
+            if position == 0 or self._first[position] != self._first[position - 1]:
+                yield self.references(int(self._first[position]))
+
+    def words(self, caption: str, *, ended: bool = True) -> Words:
+        """The words of a caption; `ended`: it was not cut at the greatest length."""
+        return self.split(caption) + [END] * ended
+
+    def references(self, image_id: int) -> list[Words]:
+        """The references of an image: the targets, or else the texts, of all records that show it.
+
+        Args:
+            image_id: as in `Batch.image_ids`, the index of the first of these records.
+        """
+        start, end = self._first.searchsorted(image_id, "left"), self._first.searchsorted(image_id, "right")
+        records = [text_only(self.records, int(index)) for index in self._order[start:end]]
+        captions = [caption for record in records for caption in record.targets or record.texts]
+        if not captions:
+            raise DataError(
+                f"The image {image_name(self.records[image_id])!r} of the training split has no caption, and the loss "
+                f"'scst' rewards by references: give each image one, or train with captioning."
+            )
+        return [self.words(caption) for caption in captions]
+
+    def __call__(self, captions: Sequence[Sequence[Words]], image_ids: Sequence[int]) -> Tensor:
+        """CIDEr-D in [0, 10], float64 (n, K), of K captions of each of n images.
+
+        Args:
+            captions: (n, K), results of `words`.
+            image_ids: (n,), see `references`.
+        """
+        references = [self.references(image_id) for image_id in image_ids]
+        pairs = [(words, right) for row, right in zip(captions, references, strict=True) for words in row]
+        words, right = zip(*pairs, strict=True)
+        scores = self.frequencies.scores(words, right, d=True)
+        return torch.tensor(scores, dtype=torch.float64).reshape(len(captions), -1)
+
+
+def advantages(rewards: Tensor, greedy: Tensor | None = None) -> Tensor:
+    """Reward minus baseline, float (n, K); zero where all captions of an image have the same reward.
+
+    Args:
+        rewards: float (n, K), of K samples of each image.
+        greedy: float (n, 1), of its greedy caption (Rennie et al., arXiv 1612.00563, eq. 7-9); None: the baseline is
+            the mean of the other samples (Luo, arXiv 2003.09971), K at least 2.
+    """
+    if greedy is not None:
+        return rewards - greedy
+    return (rewards[:, :, None] - rewards[:, None, :]).sum(2) / (rewards.shape[1] - 1)
+
+
+@dataclass(frozen=True)
+class SelfCritic:
+    """Samples captions of a batch's images, and rewards them.
+
+    The samples come from torch's generator, which `seed_step` seeds: a resumed run draws the same ones.
+
+    Args:
+        loss: its options; it logs the mean rewards.
+        captioner: of the model that is trained.
+        rewards: of captions.
+    """
+
+    loss: SelfCriticalLoss
+    captioner: Captioner
+    rewards: CaptionRewards
+
+    def __call__(self, batch: Batch, module: lightning.LightningModule) -> Batch:
+        """The batch with `loss.samples` sampled captions of each image in place of its captions.
+
+        Args:
+            batch: of this rank; images that samples share are captioned once.
+            module: attached to the trainer that knows the ranks.
+        """
+        ids = _image_ids(batch)
+        sampled, greedy = self._write(batch)
+        rewards = self._reward(sampled, ids)
+        of_greedy = None if greedy is None else self._reward(greedy, ids)
+        gained = advantages(rewards, of_greedy)
+        reward = float(rewards.mean())
+        baseline = reward if of_greedy is None else float(of_greedy.mean())
+        self.loss.mean_rewards = {"reward": reward, "baseline": baseline}
+        batch = self._teacher_forced(batch, ids, sampled)
+        scale = Gather(module, batch).fraction(1)  # 1 / captions of a rank, on average
+        factors = (gained.flatten() * scale).to(batch.image_ids.device, torch.float32)
+        suppressed = tuple(self.captioner.token_ids()["suppress"])
+        batch.sampled = SampledCaptions(factors, suppressed)
+        return batch
+
+    @torch.no_grad()
+    def _write(self, batch: Batch) -> tuple[list[list[list[int]]], list[list[list[int]]] | None]:
+        """Sampled captions of each image, and its greedy one if that is the baseline: lists of token ids."""
+        model = self.captioner.model
+        options = {"temperature": self.loss.temperature, "num_return": self.loss.samples}
+        configs = [self.captioner.config(**options)]
+        if self.loss.baseline == "greedy":
+            configs.append(self.captioner.config())
+        with evaluating(model):
+            memory = model.memory(_encode(model, batch), None)
+            written = [self._generate(*memory, config) for config in configs]
+        # weights cast without gradient must not be read by the training forward: pytorch/pytorch#65766
+        torch.clear_autocast_cache()
+        return written[0], written[1] if len(written) > 1 else None
+
+    def _generate(self, memory: Tensor, mask: Tensor | None, config: GenerationConfig) -> list[list[list[int]]]:
+        """Captions of each memory as token ids, without bos, with eos unless cut, without padding."""
+        assert self.captioner.model.decoder is not None
+        ids = self.captioner.token_ids()
+        tokens = generate(self.captioner.model.decoder, memory, mask, config=config, **ids).tokens.tolist()
+        eos = ids["eos_id"]
+        return [[row[: row.index(eos) + 1] if eos in row else row for row in rows] for rows in tokens]
+
+    def _reward(self, captions: list[list[list[int]]], ids: list[int]) -> Tensor:
+        tokenizer = self.captioner.tokenizer
+        words = [
+            [self.rewards.words(tokenizer.decode(row), ended=tokenizer.eos_id in row) for row in rows]
+            for rows in captions
+        ]
+        return self.rewards(words, ids)
+
+    def _teacher_forced(self, batch: Batch, ids: list[int], captions: list[list[list[int]]]) -> Batch:
+        """A batch whose rows are the sampled captions, (image 0, sample 0), (image 0, sample 1), ..."""
+        tokenizer, count, device = self.captioner.tokenizer, self.loss.samples, batch.image_ids.device
+        rows = [[tokenizer.bos_id, *caption] for of_image in captions for caption in of_image]
+        tokens, mask = pad_tokens(rows, tokenizer.pad_id)
+        return Batch(
+            images=batch.images, encoded=batch.encoded, tokens=tokens.to(device), mask=mask.to(device),
+            image_ids=torch.tensor(ids, device=device).repeat_interleave(count),
+            image_rows=torch.arange(len(ids), device=device).repeat_interleave(count), sharing=count,
+            stand_in=batch.stand_in,
+        )  # fmt: skip
+
+
+def _encode(model: VisionLanguageModel, batch: Batch) -> EncoderOutput:
+    """The features of a batch's images, each encoded once."""
+    if batch.encoded is not None:
+        return batch.encoded.output()
+    assert batch.images is not None
+    return model.encode_image(batch.images)
+
+
+def _image_ids(batch: Batch) -> list[int]:
+    """The id of each image of a batch, in the order of its images."""
+    if batch.image_rows is None:
+        return batch.image_ids.tolist()
+    pairs = dict(zip(batch.image_rows.tolist(), batch.image_ids.tolist(), strict=True))
+    return [pairs[row] for row in range(len(pairs))]
