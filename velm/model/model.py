@@ -116,7 +116,7 @@ class VisionLanguageModel(nn.Module):
         if negatives is None:
             return None
         text = self.embed_text(self.encode_text(negatives.tokens.flatten(0, 1), negatives.mask.flatten(0, 1)))
-        return NegativeEmbeddings(text.view(*negatives.valid.shape, -1), negatives.valid)
+        return NegativeEmbeddings(text.view(*negatives.valid.shape, text.shape[1]), negatives.valid)
 
     def _images(self, batch: Batch) -> EncoderOutput | None:
         """Features of a batch's images, each encoded once."""

@@ -137,9 +137,8 @@ def costs_of(
     model, data = config["model"], config["data"]
     tokenizer: Tokenizer = ByteTokenizer()
     has_target = model["decoder"] is not None and "text" in (model["memory"] or ())
-    negatives = max(
-        ((options or {}).get("hard_negatives", 0) for options in (model["losses"] or {}).values()), default=0
-    )
+    losses = [options or {} for options in (model["losses"] or {}).values()]
+    negatives = max((options.get("hard_negatives", 0) for options in losses), default=0)
     return measure(
         lambda: build_task({**model, "compile": False}, vocab_size=vocab_size, pad_id=tokenizer.pad_id),
         lambda samples: probe(
