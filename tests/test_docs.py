@@ -381,7 +381,7 @@ def test_every_option_for_more_figures_is_described() -> None:
     from argparse import ArgumentParser
 
     from velm.commands.options import add_extras
-    from velm.evaluation.hard_negatives import KINDS
+    from velm.data.text.hard_negatives import KINDS
 
     parser = ArgumentParser()
     add_extras(parser)

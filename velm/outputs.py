@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from velm.errors import MissingOutputError
+from velm.negatives import HardNegatives, NegativeEmbeddings
 from velm.prompt import Prompt
 
 
@@ -149,6 +150,7 @@ class Batch:
         sampled: of captions that the model has sampled; None: they are of the data.
         stand_in: this rank has no share of the step's batch: the samples are computed, so that the rank takes part in
             the step, and `drop_stand_in` takes them out before the losses.
+        hard_negatives: captions that are false of the images; None: there are none.
     """
 
     images: Tensor | None
@@ -166,6 +168,7 @@ class Batch:
     target_learnt: Tensor | None = None
     sampled: SampledCaptions | None = None
     stand_in: bool = False
+    hard_negatives: HardNegatives | None = None
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -173,7 +176,7 @@ class Batch:
     def _map(self, function: Any) -> Batch:
         tensors = {f.name: getattr(self, f.name) for f in fields(self) if isinstance(getattr(self, f.name), Tensor)}
         changed = {name: function(tensor) for name, tensor in tensors.items()}
-        for name in ("encoded", "teacher", "prompt", "sampled"):
+        for name in ("encoded", "teacher", "prompt", "sampled", "hard_negatives"):
             inner = getattr(self, name)
             changed[name] = None if inner is None else inner.map(function)
         return replace(self, **changed)
@@ -217,6 +220,8 @@ class Batch:
         result.target_learnt, _ = _trim(self.target_learnt, self.target_mask, rows)
         result.target_tokens, result.target_mask = _trim(self.target_tokens, self.target_mask, rows)
         result.prompt = None if self.prompt is None else self.prompt.map(lambda tensor: tensor[rows]).trim()
+        negatives = self.hard_negatives
+        result.hard_negatives = None if negatives is None else negatives.map(lambda tensor: tensor[rows]).trim()
         return result
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
@@ -241,10 +246,12 @@ class JointEmbeddings:
     Attributes:
         image: float (B, E), L2-normalised.
         text: float (B, E), L2-normalised.
+        hard_negatives: of captions that are false of the images; None without them.
     """
 
     image: Tensor
     text: Tensor
+    hard_negatives: NegativeEmbeddings | None = None
 
 
 @dataclass

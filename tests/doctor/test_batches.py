@@ -94,6 +94,31 @@ def test_first_loss_is_that_of_the_loss() -> None:
     assert loss.item() == pytest.approx(finding.value["contrastive"])
 
 
+def test_first_loss_counts_the_hard_negatives_of_images() -> None:
+    """Of embeddings that are all the same, and of the alarm that knows which negatives are missing."""
+    import torch
+
+    from velm.losses.alignment import ContrastiveLoss
+    from velm.negatives import NegativeEmbeddings
+    from velm.outputs import Batch, JointEmbeddings, VisionLanguageOutput
+    from velm.training.monitor.alarms import uninformed
+
+    batch = Batch(images=None, tokens=None, mask=None, image_ids=torch.arange(6).repeat_interleave(2))
+    same, valid = torch.ones(12, 1), torch.ones(12, 3, dtype=torch.bool)
+
+    def loss() -> float:
+        embeddings = JointEmbeddings(same, same, NegativeEmbeddings(torch.ones(12, 3, 1), valid))
+        return float(ContrastiveLoss(hard_negatives=3)(VisionLanguageOutput(embeddings=embeddings), batch))
+
+    finding = first_loss(["contrastive"], rows=12, per_image=2, vocab_size=9, hard_negatives=3)
+    assert finding is not None
+    assert loss() == pytest.approx(finding.value["contrastive"])
+    assert "contrastive 2.52 = the mean of ln(1 + 12 - 2) and of ln(14) nats" in finding.message
+    valid[:5, 1:] = False
+    assert loss() == pytest.approx(uninformed(batch.image_ids, 1, valid.sum(1)))
+    assert loss() < finding.value["contrastive"]
+
+
 @pytest.mark.parametrize(
     "options",
     [

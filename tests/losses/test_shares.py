@@ -19,6 +19,7 @@ from velm.losses.captioning import CaptioningLoss
 from velm.losses.distillation import DistillationLoss
 from velm.losses.tiled import tiles
 from velm.losses.weighted import WeightedLosses
+from velm.negatives import NegativeEmbeddings
 from velm.outputs import Batch, JointEmbeddings, TeacherEmbeddings, VisionLanguageOutput
 
 WIDTH = 5
@@ -32,6 +33,7 @@ def distillation_with_maps() -> DistillationLoss:
 CASES: dict[str, Any] = {
     "contrastive": ContrastiveLoss,
     "contrastive_100": lambda: ContrastiveLoss(temperature=0.01),
+    "contrastive_hard": lambda: ContrastiveLoss(hard_negatives=2),
     "sigmoid": SigmoidLoss,
     "distillation": lambda: DistillationLoss(teacher="a.ckpt"),
     "distillation_maps": distillation_with_maps,
@@ -41,7 +43,7 @@ IDS = {"distinct": list(range(24)), "shared": [i % 9 for i in range(24)], "one":
 
 
 def result(loss: Loss, dtype: torch.dtype, ids: list[int], rows: slice, group: Any = None) -> list[Tensor]:
-    """The value and the gradients of image, text and the loss's scalars, from some rows of the batch."""
+    """The value and the gradients of images, texts, hard negatives and the loss's scalars, from some rows."""
     generator = torch.Generator().manual_seed(0)
     whole = (normalize(torch.randn(24, WIDTH, generator=generator, dtype=torch.float64), dim=1) for _ in range(2))
     image, text = (each.to(dtype)[rows].requires_grad_() for each in whole)
@@ -49,12 +51,14 @@ def result(loss: Loss, dtype: torch.dtype, ids: list[int], rows: slice, group: A
         lambda each: each[rows]
     )
     batch = Batch(images=None, tokens=None, mask=None, image_ids=torch.tensor(ids)[rows], teacher=teacher)
-    value = loss.to(dtype)(VisionLanguageOutput(embeddings=JointEmbeddings(image, text)), batch, group)
+    negative = torch.randn(24, 2, WIDTH, generator=generator).to(dtype)[rows].requires_grad_()
+    valid = (torch.arange(48).view(24, 2) % 5 > 0)[rows]  # one of five is missing
+    output = VisionLanguageOutput(embeddings=JointEmbeddings(image, text, NegativeEmbeddings(negative, valid)))
+    value = loss.to(dtype)(output, batch, group)
     with torch.no_grad():
-        output = VisionLanguageOutput(embeddings=JointEmbeddings(image, text))
         torch.testing.assert_close(loss(output, batch, group), value)
-    inputs = [image, text, *loss.parameters()]
-    return [value.detach(), *torch.autograd.grad(value, inputs)]
+    inputs = [image, text, negative, *loss.parameters()]
+    return [value.detach(), *torch.autograd.grad(value, inputs, allow_unused=True, materialize_grads=True)]
 
 
 class Counted:
@@ -149,7 +153,7 @@ def test_shares_are_the_whole(size: int, name: str, kind: str, ids: str, of_proc
 
 
 def _split(found: list[Tensor]) -> list[Any]:
-    return [*found[:3], found[3:]]
+    return [*found[:4], found[4:]]
 
 
 @pytest.mark.slow

@@ -108,17 +108,22 @@ def false_negatives(counts: Sequence[int] | np.ndarray, *, rows: int, repeated_i
     return Finding("false_negatives", "info", message, value=value)
 
 
-def first_loss(losses: Collection[str], *, rows: int, per_image: int, vocab_size: int) -> Finding | None:
+def first_loss(
+    losses: Collection[str], *, rows: int, per_image: int, vocab_size: int, hard_negatives: int = 0
+) -> Finding | None:
     """The losses of uniform predictions; None without a contrastive or captioning loss.
 
     Args:
         rows: texts per step, on all devices.
         per_image: texts per image, which are not negatives of each other.
+        hard_negatives: further negatives of each image.
     """
     parts, value = [], {}
     if "contrastive" in losses and rows > per_image:
-        value["contrastive"] = math.log(1 + rows - per_image)
+        value["contrastive"] = (math.log(1 + rows - per_image) + math.log(1 + rows - per_image + hard_negatives)) / 2
         formula = f"ln({rows:,})" if per_image == 1 else f"ln(1 + {rows:,} - {per_image})"
+        if hard_negatives:
+            formula = f"the mean of {formula} and of ln({1 + rows - per_image + hard_negatives:,})"
         parts.append(f"contrastive {value['contrastive']:.2f} = {formula} nats")
     if "captioning" in losses:
         value["captioning"] = math.log(vocab_size)

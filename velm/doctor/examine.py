@@ -190,7 +190,10 @@ class _Examination:
                 images = np.unique(first_records(records)).tolist()
                 repeated = len(images) - len({text_only(records, i).image_id for i in images})
                 optional.append(batches.false_negatives(counts, rows=rows, repeated_ids=repeated))
-            optional.append(batches.first_loss(losses, rows=rows, per_image=per_image, vocab_size=vocab_size))
+            first = batches.first_loss(
+                losses, rows=rows, per_image=per_image, vocab_size=vocab_size, hard_negatives=task.losses.hard_negatives
+            )
+            optional.append(first)
         self.findings += [finding for finding in optional if finding is not None]
 
     def check_parts(self, task: VisionLanguageTask) -> None:

@@ -1,7 +1,7 @@
 """Accuracy of a model that compares captions with hard negatives: objects, attributes, relations, word order.
 
-For each kind, an image's first caption with a hard negative (`hard_negatives.py`) is compared with it. The model is
-right if the true caption scores higher; ties count against it, so chance is at most 0.5.
+For each kind, an image's first caption with a hard negative (`velm.data.text.hard_negatives`) is compared with it. The
+model is right if the true caption scores higher; ties count against it, so chance is at most 0.5.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from velm.data.base import Record
-from velm.evaluation.hard_negatives import KINDS, make_hard_negative
+from velm.data.text.hard_negatives import KINDS, make_hard_negative
 from velm.evaluation.predictions import Retrieval
 from velm.evaluation.reranking import image_likelihoods
 from velm.metrics.ptb import ptb_tokenize

@@ -43,6 +43,12 @@ class _AlignmentLoss(Loss):
             MissingOutputError: an embedding is missing.
             ValueError: embeddings and image ids differ in length.
         """
+        image, text = self.embeddings(output, batch)
+        with torch.autocast(image.device.type, enabled=False):
+            return self.of_pairs(image, text, batch.image_ids, group)
+
+    def embeddings(self, output: VisionLanguageOutput, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Of image and text, float (B, E), in one dtype, float32 at least; raises as `forward` does."""
         self.check(output)
         image, text, ids = output.image_embeds, output.text_embeds, batch.image_ids
         if not len(image) == len(text) == len(ids):
@@ -53,8 +59,7 @@ class _AlignmentLoss(Loss):
         # bfloat16 similarities differ in steps of 0.004, which a scale of 100 turns into 0.4 nats
         image, text = full_precision(image), full_precision(text)
         dtype = torch.promote_types(image.dtype, text.dtype)
-        with torch.autocast(image.device.type, enabled=False):
-            return self.of_pairs(image.to(dtype), text.to(dtype), ids, group)
+        return image.to(dtype), text.to(dtype)
 
     def of_pairs(self, image: Tensor, text: Tensor, ids: Tensor, group: dist.ProcessGroup | None) -> Tensor:
         raise NotImplementedError
@@ -82,17 +87,33 @@ class ContrastiveLoss(_AlignmentLoss):
     In nats: log(B) when the embeddings carry no information and the images are distinct; in general the
     mean of log(1 + |N(i)|).
 
+    With `hard_negatives`, N(i) of image i holds K more texts, made false of it by one change of its own caption i, as
+    in NegCLIP (Yuksekgonul et al. 2023, arXiv 2210.01936). There all images of a batch share all hard negatives; here
+    each image has its own, since those of others are easy. Texts have no further negatives. A batch without them, as
+    in validation, gives the loss without them, which compares with that of other runs.
+
     Args:
         temperature: initial value of 1 / scale, > 0.
         learnable: train the scale.
         max_scale: upper bound of the scale. As in CLIP, the parameter itself is clamped before use, so that at the
             bound it still has a gradient and can decrease.
+        hard_negatives: K, >= 0, hard negatives per caption in training; each costs a pass of the text encoder.
     """
 
     shares = True
 
-    def __init__(self, *, temperature: float = 0.07, learnable: bool = True, max_scale: float = 100.0) -> None:
+    def __init__(
+        self,
+        *,
+        temperature: float = 0.07,
+        learnable: bool = True,
+        max_scale: float = 100.0,
+        hard_negatives: int = 0,
+    ) -> None:
         super().__init__()
+        if hard_negatives < 0:
+            raise ValueError(f"hard_negatives {hard_negatives} is below 0: it is a number of captions; 0 adds none.")
+        self.hard_negatives = hard_negatives
         if not max_scale > 0:
             raise ValueError(f"max_scale {max_scale} is not above 0.")
         if temperature > 0 and 1 / temperature > max_scale * (1 + 1e-6):
@@ -107,10 +128,34 @@ class ContrastiveLoss(_AlignmentLoss):
     def logit_scale(self) -> Tensor:
         return full_precision(self.log_scale).exp()
 
-    def of_pairs(self, image: Tensor, text: Tensor, ids: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+    def forward(self, output: VisionLanguageOutput, batch: Batch, group: dist.ProcessGroup | None = None) -> Tensor:
+        image, text = self.embeddings(output, batch)
+        negatives = output.embeddings.hard_negatives if self.hard_negatives and output.embeddings else None
+        with torch.autocast(image.device.type, enabled=False):
+            if negatives is None:
+                return self.of_pairs(image, text, batch.image_ids, group)
+            own = torch.bmm(full_precision(negatives.text).to(image.dtype), image.unsqueeze(2)).squeeze(2)
+            return self.of_pairs(image, text, batch.image_ids, group, own, negatives.valid)
+
+    def of_pairs(
+        self,
+        image: Tensor,
+        text: Tensor,
+        ids: Tensor,
+        group: dist.ProcessGroup | None,
+        own: Tensor | None = None,
+        valid: Tensor | None = None,
+    ) -> Tensor:
+        """The loss, float ().
+
+        Args:
+            own: float (B, K), similarities of each image with its own hard negatives; None: there are none.
+            valid: bool (B, K), which of them count.
+        """
         with torch.no_grad():
             self.log_scale.clamp_(max=math.log(self.max_scale))
-        return with_gradient(partial(contrastive, ids=ids, group=group), image, text, self.logit_scale)
+        inputs = (image, text, self.logit_scale, *(() if own is None else (own,)))
+        return with_gradient(partial(contrastive, ids=ids, valid=valid, group=group), *inputs)
 
     def logged(self) -> dict[str, Tensor | float]:
         return {"logit_scale": self.logit_scale.detach()}

@@ -26,6 +26,8 @@ class Loss(nn.Module, ABC):
         requires: the outputs that the loss reads, among `image_embeds`, `text_embeds` and `decoder`.
             On several devices a loss of `decoder` alone sees the samples of one rank; the mean over the ranks weighs
             each by its number of samples unless the loss is `additive`.
+        hard_negatives: K, captions per pair that are false of its image and whose embeddings the loss reads from
+            `output.embeddings.hard_negatives`, where the batch has them; 0: it reads none.
         additive: the loss of a batch is the sum over its micro-batches, given the `target_count` of the batch; with
             `micro_batch_size` such a loss sees micro-batches only.
         teacher: the pipeline whose embeddings of the batch the loss reads from `batch.teacher`: a checkpoint or another
@@ -38,6 +40,7 @@ class Loss(nn.Module, ABC):
 
     requires: frozenset[str] = frozenset()
     teacher: str | None = None
+    hard_negatives: int = 0
     additive: bool = False
     shares: bool = False
 

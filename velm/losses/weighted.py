@@ -57,6 +57,11 @@ class WeightedLosses(nn.ModuleDict):
             raise ConfigError(f"`losses:` lists several with a teacher, {' and '.join(found)}; one is possible.")
         return next(iter(found.values()), None)
 
+    @property
+    def hard_negatives(self) -> int:
+        """K, the hard negatives per pair that a loss reads; 0: none does."""
+        return max((getattr(loss, "hard_negatives", 0) for loss in self.named().values()), default=0)
+
     def without_teacher(self) -> WeightedLosses:
         """The losses that read no teacher's embeddings; it shares their parameters."""
         kept = {name: loss for name, loss in self.named().items() if getattr(loss, "teacher", None) is None}

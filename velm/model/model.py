@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from velm.decoders.base import Decoder
 from velm.encoders.base import ImageEncoder, TextEncoder
 from velm.errors import ConfigError, PipelineError
+from velm.negatives import NegativeEmbeddings
 from velm.outputs import (
     EMBEDS,
     IGNORE,
@@ -102,12 +103,20 @@ class VisionLanguageModel(nn.Module):
             assert batch.mask is not None
             output.text = self.encode_text(batch.tokens, batch.mask)
         if align and output.image is not None and output.text is not None:
-            output.embeddings = JointEmbeddings(self.embed_image(output.image), self.embed_text(output.text))
+            image, text = self.embed_image(output.image), self.embed_text(output.text)
+            output.embeddings = JointEmbeddings(image, text, self._embed_hard_negatives(batch))
         if predict:
             inputs, labels = self._shift(batch)
             decoded = self._decode(batch, inputs, images, output)
             output.prediction = NextTokenPrediction(decoded, labels, self._decoder().output_projection)
         return output
+
+    def _embed_hard_negatives(self, batch: Batch) -> NegativeEmbeddings | None:
+        negatives = batch.hard_negatives
+        if negatives is None:
+            return None
+        text = self.embed_text(self.encode_text(negatives.tokens.flatten(0, 1), negatives.mask.flatten(0, 1)))
+        return NegativeEmbeddings(text.view(*negatives.valid.shape, text.shape[1]), negatives.valid)
 
     def _images(self, batch: Batch) -> EncoderOutput | None:
         """Features of a batch's images, each encoded once."""

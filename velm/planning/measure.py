@@ -26,6 +26,7 @@ from velm._compat import FakeTensorMode, TorchDispatchMode
 from velm.data.text.base import Tokenizer
 from velm.errors import ConfigError
 from velm.losses.weighted import build_losses
+from velm.negatives import HardNegatives
 from velm.outputs import Batch, JointEmbeddings, VisionLanguageOutput
 from velm.planning.step import Costs
 from velm.pretrained.weights import skip_pretrained
@@ -96,6 +97,7 @@ def probe(
     per_image: int = 1,
     has_target: bool = False,
     has_prompt: bool = False,
+    hard_negatives: int = 0,
 ) -> Batch:
     """A batch of black images and of texts that repeat one token.
 
@@ -104,6 +106,7 @@ def probe(
         image_size: pixels; None: no images.
         has_target: whether texts are to be generated from texts.
         has_prompt: whether half of the `length` tokens are a prompt, and the others the target (`decoder.template`).
+        hard_negatives: K, hard negatives per text.
 
     Returns:
         images uint8 (count, 3, image_size, image_size), tokens int64 (count * per_image, T) without padding.
@@ -120,6 +123,11 @@ def probe(
         read = length // 2
         prompt = Prompt(tokens[:, :0], mask[:, :0], tokens[:, :read], mask[:, :read])
         target, target_mask = torch.cat([tokens[:, :1], tokens[:, read + 1 :]], dim=1), mask[:, read:]
+    negatives = None
+    if hard_negatives:
+        shape = (len(rows), hard_negatives, length)
+        valid = torch.ones(shape[:2], dtype=torch.bool)
+        negatives = HardNegatives(tokens[:, None].expand(shape), mask[:, None].expand(shape), valid)
     return Batch(
         images=images,
         tokens=tokens,
@@ -128,6 +136,7 @@ def probe(
         target_tokens=target,
         target_mask=target_mask,
         prompt=prompt,
+        hard_negatives=negatives,
         image_rows=rows if per_image > 1 and images is not None else None,
         sharing=per_image,
     )
@@ -231,6 +240,8 @@ def _step(task: VisionLanguageTask, batch: Batch, precision: str, fake: bool) ->
         parts = [loss(output, batch) for loss in task.losses.named().values() if not _is_alignment(loss)]
         embeds = [] if output.embeddings is None else [output.image_embeds, output.text_embeds]
         size = sum(e.numel() * e.element_size() for e in embeds)
+        if output.embeddings is not None and output.embeddings.hard_negatives is not None:
+            embeds.append(output.embeddings.hard_negatives.text)  # not sent to other devices
         total = torch.stack([*parts, *(e.sum() for e in embeds)]).sum()
         del output, parts, embeds
         forward = flops.get_total_flops()
@@ -255,10 +266,10 @@ def _alignment_costs(task: VisionLanguageTask, rows: int) -> tuple[Any, Any]:
     rows = max(1, min(rows, PAIRS))
     sizes, measured = [rows, rows + -(-rows // 4), rows + 2 * -(-rows // 4)], []
     for size in sizes:
-        embeds = [F.normalize(torch.randn(size, width), dim=1).requires_grad_() for _ in range(2)]
+        image, text = (F.normalize(torch.randn(size, width), dim=1).requires_grad_() for _ in range(2))
         batch = Batch(images=None, tokens=None, mask=None, image_ids=torch.arange(size))
         batch.teacher = losses.stand_in_teacher(size, width)
-        output = VisionLanguageOutput(embeddings=JointEmbeddings(*embeds))
+        output = VisionLanguageOutput(embeddings=JointEmbeddings(image, text))
         with FlopCounterMode(display=False) as flops, PeakMemory() as peak:
             losses(output, batch)[0].backward()
         measured.append((peak.peak, flops.get_total_flops()))

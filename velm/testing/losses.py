@@ -109,8 +109,8 @@ def _case(module: Any, rows: Any, dtype: torch.dtype) -> tuple[VisionLanguageOut
         raise ValueError(f"requires names {unknown}; expected some of {sorted(leaves)}")
     output = _RequiredOutput(required)
     if aligns(required):
-        embeds = [normalize(leaves[name], dim=-1) for name in ("image_embeds", "text_embeds")]
-        output.embeddings = JointEmbeddings(*embeds)
+        image_embeds, text_embeds = (normalize(leaves[name], dim=-1) for name in ("image_embeds", "text_embeds"))
+        output.embeddings = JointEmbeddings(image_embeds, text_embeds)
     if "decoder" in required:
         output.prediction = NextTokenPrediction(DecoderOutput(leaves["decoder"]), labels, projection)
     image, text = torch.randn(2, BATCH, WIDTH, generator=generator)

@@ -19,6 +19,7 @@ from velm.data.batches.buckets import LengthBatchSampler, sample_lengths
 from velm.data.batches.collate import Collate
 from velm.data.batches.lengths import check_lengths
 from velm.data.batches.loader import Loader, ResumableLoader
+from velm.data.batches.negatives import NegativeDraws
 from velm.data.batches.samplers import ImageBatchSampler, ShareSampler
 from velm.data.batches.samples import RANDOM_CAPTIONS, Captions, CaptionSamples
 from velm.data.feature_cache.store import FeatureReader
@@ -121,7 +122,9 @@ class VisionLanguageData(lightning.LightningDataModule):
         self._records: dict[str, Sequence[Record]] = {}
         self._features: dict[str, FeatureReader] = {}
         self.distils = False
+        self.hard_negatives = 0
         self._teachers: dict[str, TeacherReader] = {}
+        self._draws: NegativeDraws | None = None
         self._train_loader: ResumableLoader | None = None
         self._place: dict[str, int] | None = None
 
@@ -143,6 +146,19 @@ class VisionLanguageData(lightning.LightningDataModule):
     def prompts(self) -> Template | None:
         """Makes the prompts of the texts; None without a template."""
         return None if self.template is None else Template(self.template, self.tokenizer)
+
+    @property
+    def negative_draws(self) -> NegativeDraws | None:
+        """Draws the hard negatives of training captions; None unless a loss reads them (`hard_negatives` above 0).
+
+        Raises:
+            DataError: no training caption has words to exchange or to replace.
+        """
+        if not self.hard_negatives:
+            return None
+        if self._draws is None or self._draws.count != self.hard_negatives:
+            self._draws = NegativeDraws.of_records(self.records("train"), self.hard_negatives)
+        return self._draws
 
     @property
     def vocab_size(self) -> int:
@@ -293,7 +309,7 @@ class VisionLanguageData(lightning.LightningDataModule):
             captions=self.captions if train else "first", max_length=self.max_length,
             captions_per_image=self.captions_per_image if train else 1, replace=train,
             features=self.features(split) if self._encoded() else None, teacher=self.teacher(split),
-            template=self.prompts, all_turns=train,
+            template=self.prompts, all_turns=train, negatives=self.negative_draws if train else None,
         )  # fmt: skip
 
     def _encoded(self) -> bool:

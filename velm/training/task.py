@@ -29,6 +29,7 @@ from velm.training.distributed.gather import Gather
 from velm.training.evaluation_steps import EvaluationSteps
 from velm.training.fine_tuning.patch_dropout_tail import PatchDropoutTail, require_patch_dropout
 from velm.training.fine_tuning.train_last import eval_frozen_layers, freeze_all_but_last
+from velm.training.hard_negatives import announce_hard_negatives
 from velm.training.matching_data import require_matching_data
 from velm.training.memory.compile import compile_tower
 from velm.training.memory.feature_cache import prepare_features
@@ -210,6 +211,8 @@ class VisionLanguageTask(EvaluationSteps):
         if data is not None:
             require_matching_data(self.model, self.needs, data)
             announce_teacher(self.losses, data)
+            if stage == "fit":
+                announce_hard_negatives(self.losses, data)
 
     def on_fit_start(self) -> None:
         """Runs after a checkpoint's weights are loaded, so features are cached with the weights that will be used."""

@@ -25,6 +25,7 @@ from torch.nn.parallel import DistributedDataParallel
 from velm.losses.alignment import ContrastiveLoss
 from velm.losses.base import Loss
 from velm.losses.tiled import tiles
+from velm.negatives import HardNegatives
 from velm.outputs import Batch, SampledCaptions, TeacherEmbeddings
 from velm.training.distributed.fsdp import FSDP2Strategy
 from velm.training.task import VisionLanguageTask
@@ -44,6 +45,8 @@ LOSSES: dict[str, dict[str, Any]] = {
     "adapted": JOINT,
     "distillation": {"distillation": {"teacher": "a.ckpt", "teacher_dim": 6, "feature": 20.0}, "captioning": {}},
     "gathered_teacher": {"triplet": {}, "distillation": {"teacher": "a.ckpt", "teacher_dim": 6, "feature": 20.0}},
+    "hard_negatives": {"contrastive": {"hard_negatives": 2}},
+    "hard_negatives_gathered": {"contrastive": {"hard_negatives": 2}, "triplet": {}},
     "of_samples": {f"{__name__}:MeanOverSamples": {}},
 }
 
@@ -57,8 +60,8 @@ class MeanOverSamples(Loss):
         return output.output_projection(output.decoder.hidden[:, :3]).square().mean()
 
 
-def whole_batch(size: int) -> Batch:
-    """Pairs of five images, captions of unequal lengths."""
+def whole_batch(size: int, name: str = "") -> Batch:
+    """Pairs of five images, captions of unequal lengths; with 0 to 2 hard negatives each if the losses read them."""
     generator = torch.Generator().manual_seed(1)
     images = torch.randint(0, 256, (9, 3, 16, 16), dtype=torch.uint8, generator=generator)
     image_ids = torch.tensor([0, 1, 2, 3, 0, 1, 4, 4, 0])[:size]
@@ -70,6 +73,11 @@ def whole_batch(size: int) -> Batch:
     batch = Batch(images=images[image_ids], tokens=tokens.where(mask, 0), mask=mask, image_ids=image_ids)
     batch.teacher = TeacherEmbeddings(*torch.randn(2, 9, 6, generator=generator)[:, :size], scale=10.0)
     batch.sampled = SampledCaptions(torch.randn(9, generator=generator)[:size] / size, suppressed=(0, 1, 3))
+    if name.startswith("hard_negatives"):
+        texts = torch.randint(4, 20, (9, 2, 7), generator=generator)[:size]
+        content = torch.arange(7) < torch.tensor([[3, 7], [5, 4], [6, 3]]).repeat(3, 1)[:size, :, None]
+        valid = torch.tensor([[True, False], [True, True], [False, False]]).repeat(3, 1)[:size]
+        batch.hard_negatives = HardNegatives(texts.where(content, 0), content, valid)
     return batch
 
 
@@ -134,7 +142,8 @@ def worker(rank: int, world: int, port: int, cases: list[tuple[str, int, int | N
     tiles.tile_size = lambda _: (2, 3)
     distributed.init_process_group("gloo")
     found = {
-        case: gradients_of_step(case[0], share_of(whole_batch(case[1]), rank, world), case[2], world) for case in cases
+        case: gradients_of_step(case[0], share_of(whole_batch(case[1], case[0]), rank, world), case[2], world)
+        for case in cases
     }
     torch.save(found, folder / f"{rank}.pt")
     distributed.destroy_process_group()
@@ -164,7 +173,7 @@ ALL = [(name, size, micro) for name in LOSSES for size in SIZES for micro in (No
 @pytest.mark.filterwarnings("ignore")
 def test_processes_give_the_gradients_of_one(world: int, tmp_path: Path) -> None:
     spawn(worker, world, ALL, tmp_path)
-    whole = {case[:2]: gradients_of_step(case[0], whole_batch(case[1])) for case in ALL}
+    whole = {case[:2]: gradients_of_step(case[0], whole_batch(case[1], case[0])) for case in ALL}
     for rank in range(world):
         found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
         for case in ALL:

@@ -12,6 +12,7 @@ from torch import Tensor
 from velm.data.bad_samples import BadSample
 from velm.data.batches.samples import Sample
 from velm.data.text.template import PromptIds
+from velm.negatives import HardNegatives
 from velm.outputs import Batch
 from velm.prompt import Prompt
 
@@ -57,8 +58,20 @@ class Collate:
             teacher=None if self.teacher is None else self.teacher.read([s.teacher for s in readable if s.teacher]),
             prompt=pad_prompts([sample.prompt for sample in readable if sample.prompt is not None], self.pad_id),
             target_learnt=_learnt(readable),
+            hard_negatives=self._hard_negatives(readable),
             stand_in=any(sample.stand_in for sample in readable),
         )
+
+    def _hard_negatives(self, samples: Sequence[Sample]) -> HardNegatives | None:
+        """The samples' hard negatives, with the caption in the place of missing ones; None if samples have none."""
+        drawn = [(sample, sample.hard_negatives) for sample in samples if sample.hard_negatives is not None]
+        if not drawn:
+            return None
+        texts = [sample.tokens if ids is None else ids for sample, negatives in drawn for ids in negatives]
+        tokens, mask = pad_tokens(texts, self.pad_id)
+        shape = (len(drawn), len(drawn[0][1]), -1)
+        valid = torch.tensor([[ids is not None for ids in negatives] for _, negatives in drawn])
+        return HardNegatives(tokens.view(shape), mask.view(shape), valid)
 
 
 def pad_prompts(prompts: Sequence[PromptIds], pad_id: int) -> Prompt | None:

@@ -14,6 +14,7 @@ from torch.utils.data import Dataset as TorchDataset
 from velm.data.bad_samples import BadSample, text_problem
 from velm.data.base import Record, first_records, image_name, index_dtype, text_counts
 from velm.data.batches.lengths import fit_answer, truncate
+from velm.data.batches.negatives import NegativeDraws
 from velm.data.text.base import Tokenizer
 from velm.data.text.template import PromptIds, Template
 from velm.errors import DataError
@@ -46,6 +47,7 @@ class Sample:
         text_index: index of the caption among the record's texts.
         teacher: rows of its image and its text in the `TeacherReader`; None without a teacher.
         stand_in: in place of a rank's empty share of a batch.
+        hard_negatives: K captions that are false of the image, bos ... eos; None where the caption has fewer.
     """
 
     image: Tensor | None
@@ -57,6 +59,7 @@ class Sample:
     prompt: PromptIds | None = None
     learnt: list[bool] | None = None
     stand_in: bool = False
+    hard_negatives: list[list[int] | None] | None = None
 
 
 class CaptionSamples(TorchDataset):
@@ -85,6 +88,8 @@ class CaptionSamples(TorchDataset):
         template: makes a prompt of the text, and a target of what is to be written; prompt and target together have
             `max_length` tokens. A sample whose prompt leaves no room for an answer is bad.
         all_turns: a conversation is one sample, all of whose answers are learnt; else the last answer alone is.
+        negatives: draws hard negatives of the captions, a function of (seed, epoch, record, caption); None: there are
+            none.
 
     Raises:
         ValueError: an option is out of range.
@@ -106,6 +111,7 @@ class CaptionSamples(TorchDataset):
         teacher: TeacherReader | None = None,
         template: Template | None = None,
         all_turns: bool = False,
+        negatives: NegativeDraws | None = None,
     ) -> None:
         if captions not in get_args(Captions):
             raise ValueError(f"captions must be one of {', '.join(get_args(Captions))}; got {captions!r}.")
@@ -120,7 +126,7 @@ class CaptionSamples(TorchDataset):
         self.captions, self.seed, self.max_length, self.has_target = captions, seed, max_length, has_target
         self.captions_per_image, self.replace = captions_per_image, replace
         self.features, self.teacher = features, teacher
-        self.template, self.all_turns = template, all_turns
+        self.template, self.all_turns, self.negatives = template, all_turns, negatives
         self._record_index = np.arange(len(records), dtype=index_dtype(len(records)))  # by sample
         if captions == "all":
             counts = text_counts(records)
@@ -203,6 +209,7 @@ class CaptionSamples(TorchDataset):
                 image_id=image_id,
                 text_index=text_index,
                 teacher=None if self.teacher is None else self.teacher.rows(image_id, index, text_index),
+                hard_negatives=self._hard_negatives(record.texts, text_index, epoch, index),
                 **self._target(record, text_index),
             )
             for text_index in text_indices
@@ -228,6 +235,17 @@ class CaptionSamples(TorchDataset):
             count, self.captions_per_image, replace=repeat, p=weights / weights.sum()
         ).tolist()
         return drawn
+
+    def _hard_negatives(
+        self, texts: Sequence[str], text_index: int, epoch: int, index: int
+    ) -> list[list[int] | None] | None:
+        if self.negatives is None:
+            return None
+        rng = np.random.default_rng((self.seed, 5, epoch, index, text_index))
+        own = self._encode(texts[text_index])
+        encoded = [self._encode(text) for text in self.negatives(texts, text_index, rng)]
+        drawn = [ids for ids in encoded if ids != own]  # equal where `max_length` truncates the changed words
+        return [*drawn, *[None] * (self.negatives.count - len(drawn))]
 
     def _image(self, record: Record, epoch: int, sample: int, index: int) -> Tensor | None:
         if self.transform is None or record.image is None:

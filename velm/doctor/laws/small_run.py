@@ -24,6 +24,7 @@ from velm.data.batches.samples import CaptionSamples, Sample
 from velm.outputs import Batch
 from velm.training.build import build_data, build_task
 from velm.training.data import VisionLanguageData
+from velm.training.hard_negatives import announce_hard_negatives
 from velm.training.matching_data import require_matching_data
 from velm.training.recovery.resume import run_seed
 from velm.training.task import VisionLanguageTask
@@ -72,6 +73,7 @@ class SmallRun:
         torch.manual_seed(run_seed())
         task = build_task(self.model, **self.vocabulary)
         require_matching_data(task.model, task.needs, self.data)
+        announce_hard_negatives(task.losses, self.data)
         return task
 
     def task(self) -> VisionLanguageTask:

@@ -7,7 +7,8 @@ With logits l = t s, negatives' log-normalisers n_i = log sum_{j outside P(i)} e
     dL/dl_ip = -1 / 2B (sigmoid(n_i - l_ip) / |P(i)| + sigmoid(n'_p - l_ip) / |P(p)|)        at a match
     dL/dl_ij =  1 / 2B (exp(l_ij - a_i) + exp(l_ij - a'_j))                                  elsewhere
 
-where a_i = n_i - log w_i, and w_i is the mean of sigmoid(n_i - l_ip) over P(i).
+where a_i = n_i - log w_i, and w_i is the mean of sigmoid(n_i - l_ip) over P(i). Hard negatives h_ik of image i are
+columns that row i alone has: n_i sums over them too, and dL/dl_ik = 1 / 2B exp(l_ik - a_i).
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ __all__ = ["contrastive"]
 
 
 def contrastive(
-    image: Tensor, text: Tensor, scale: Tensor, *, ids: Tensor, group: dist.ProcessGroup | None = None,
-    needs_grad: tuple[bool, ...],
+    image: Tensor, text: Tensor, scale: Tensor, own: Tensor | None = None, *, ids: Tensor,
+    valid: Tensor | None = None, group: dist.ProcessGroup | None = None, needs_grad: tuple[bool, ...],
 ) -> tuple[Tensor, tuple[Tensor | None, ...]]:  # fmt: skip
     """`velm.losses.ContrastiveLoss` and its gradients. Texts are gathered; each rank scores its own images.
 
@@ -35,30 +36,37 @@ def contrastive(
         image: float (b, E), rows of this rank; b may differ between ranks and may be 0.
         text: float (b, E), rows of this rank.
         scale: float (), t.
+        own: float (b, K), similarities of each image with its own hard negatives; None: there are none.
         ids: int (b,), image ids of this rank.
+        valid: bool (b, K), which of `own` count.
         group: the ranks that share the batch; None if this process holds all of it.
         needs_grad: whether to compute the gradient of image, text and scale.
 
     Returns:
-        L of the whole batch, float (), and its gradients; those of image and text are of the sum of L over ranks, as a
-        gather with gradient gives them.
+        L of the whole batch, float (), and its gradients; those of image, text and own are of the sum of L over ranks,
+        as a gather with gradient gives them.
     """
     ranks = RankGroup(group, image)
     texts, all_ids = ranks.gather(text), ranks.gather(ids)
     scores, t, factor = TiledScores(image, texts, ids, all_ids), float(scale), 1 / (2 * len(all_ids))
-    value, shifts, pull = _terms(scores, t, _match_weights(all_ids, image.dtype), ranks)
+    logits = None if own is None else (t * own).masked_fill(~valid, -math.inf)  # type: ignore[operator]
+    value, shifts, pull = _terms(scores, t, logits, _match_weights(all_ids, image.dtype), ranks)
     if not any(needs_grad):
-        return value * factor, (None, None, None)
+        return value * factor, (None,) * len(needs_grad)
     d_image, d_texts = _gradients(scores, t, shifts, pull, (needs_grad[0] or needs_grad[2], needs_grad[1]), t * factor)
+    d_own = None if logits is None else torch.exp(logits - shifts[0][:, None]).mul_(t * factor)
     d_scale = None
     if needs_grad[2]:
         assert d_image is not None
-        d_scale = ranks.sum(torch.dot(image.flatten(), d_image.flatten()) / t).to(scale.dtype)
+        by_scale = torch.dot(image.flatten(), d_image.flatten()) / t
+        if d_own is not None and own is not None:
+            by_scale = by_scale + torch.dot(own.flatten(), d_own.flatten()) / t
+        d_scale = ranks.sum(by_scale).to(scale.dtype)
     d_text = None if d_texts is None else ranks.reduce_scatter(d_texts)
     d_image = d_image if needs_grad[0] else None
     if ranks.size > 1:
-        d_image, d_text = (g if g is None else g.mul_(ranks.size) for g in (d_image, d_text))
-    return value * factor, (d_image, d_text, d_scale)
+        d_image, d_text, d_own = (g if g is None else g.mul_(ranks.size) for g in (d_image, d_text, d_own))
+    return value * factor, (d_image, d_text, d_scale, d_own)[: len(needs_grad)]
 
 
 def _match_weights(ids: Tensor, dtype: torch.dtype) -> Tensor:
@@ -69,10 +77,12 @@ def _match_weights(ids: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _terms(
-    scores: TiledScores, scale: float, weights: Tensor, ranks: RankGroup
+    scores: TiledScores, scale: float, own: Tensor | None, weights: Tensor, ranks: RankGroup
 ) -> tuple[Tensor, tuple[Tensor, Tensor], Tensor]:
     """2B L; the shifts a (b,) of rows and a' (B,) of columns; 2B dL/dl of the matches (M,)."""
     rows, columns, logits = _norms(scores, scale)
+    if own is not None:
+        rows = torch.logaddexp(rows, own.logsumexp(1))
     columns = ranks.logsumexp(columns)
     i, j = scores.matches.rows, scores.matches.columns
     by_row, by_column = rows[i] - logits, columns[j] - logits

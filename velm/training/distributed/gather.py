@@ -11,6 +11,7 @@ from torch import Tensor
 from torch import distributed as dist
 
 from velm.losses.tiled.ranks import RankGroup
+from velm.negatives import NegativeEmbeddings
 from velm.outputs import IGNORE, Batch, DecoderOutput, JointEmbeddings, VisionLanguageOutput
 
 __all__ = ["Gather", "drop_stand_in", "gather_list", "weigh_penalty"]
@@ -71,7 +72,14 @@ class Gather:
         image, text = (_GatherRows.apply(each, self.ranks) for each in (output.image_embeds, output.text_embeds))
         ids = self.ranks.gather(batch.image_ids)
         teacher = None if batch.teacher is None else batch.teacher.map(self.ranks.gather)
-        return replace(output, embeddings=JointEmbeddings(image, text)), replace(batch, image_ids=ids, teacher=teacher)
+        embeddings = JointEmbeddings(image, text, self._negatives(output.embeddings.hard_negatives))
+        return replace(output, embeddings=embeddings), replace(batch, image_ids=ids, teacher=teacher)
+
+    def _negatives(self, own: NegativeEmbeddings | None) -> NegativeEmbeddings | None:
+        if own is None:
+            return None
+        valid = self.ranks.gather(own.valid.long()).bool()  # not all backends send bool
+        return NegativeEmbeddings(_GatherRows.apply(own.text, self.ranks), valid)
 
 
 class _GatherRows(torch.autograd.Function):
@@ -93,7 +101,12 @@ def drop_stand_in(output: VisionLanguageOutput, batch: Batch) -> tuple[VisionLan
         return output, batch
     result = VisionLanguageOutput()
     if output.embeddings is not None:
-        result.embeddings = JointEmbeddings(output.image_embeds[:0], output.text_embeds[:0])
+        negatives = output.embeddings.hard_negatives
+        result.embeddings = JointEmbeddings(
+            output.image_embeds[:0],
+            output.text_embeds[:0],
+            None if negatives is None else negatives.map(lambda tensor: tensor[:0]),
+        )
     if output.prediction is not None:
         decoder = DecoderOutput(output.decoder.hidden[:0], penalty=output.decoder.penalty)
         result.prediction = replace(output.prediction, decoder=decoder, labels=output.labels[:0])

@@ -24,6 +24,7 @@ from torch.utils.checkpoint import checkpoint
 from velm import _compat
 from velm.losses.weighted import WeightedLosses
 from velm.model import VisionLanguageModel
+from velm.negatives import NegativeEmbeddings
 from velm.outputs import IGNORE, Batch, DecoderOutput, JointEmbeddings, VisionLanguageOutput
 from velm.training.distributed.gather import Gather, drop_stand_in, weigh_penalty
 from velm.training.memory.recompute import recompute_contexts
@@ -96,7 +97,8 @@ def _concatenate(outputs: list[VisionLanguageOutput]) -> VisionLanguageOutput:
     embeddings = [output.embeddings for output in outputs if output.embeddings is not None]
     if embeddings:
         image, text = torch.cat([each.image for each in embeddings]), torch.cat([each.text for each in embeddings])
-        result.embeddings = JointEmbeddings(image, text)
+        negatives = [each.hard_negatives for each in embeddings if each.hard_negatives is not None]
+        result.embeddings = JointEmbeddings(image, text, _concatenate_negatives(negatives))
     predictions = [output.prediction for output in outputs if output.prediction is not None]
     if predictions:
         longest = max(each.labels.shape[1] for each in predictions)
@@ -107,6 +109,12 @@ def _concatenate(outputs: list[VisionLanguageOutput]) -> VisionLanguageOutput:
         labels = [F.pad(each.labels, (0, longest - each.labels.shape[1]), value=IGNORE) for each in predictions]
         result.prediction = replace(predictions[0], decoder=decoder, labels=torch.cat(labels))
     return result
+
+
+def _concatenate_negatives(parts: list[NegativeEmbeddings]) -> NegativeEmbeddings | None:
+    if not parts:
+        return None
+    return NegativeEmbeddings(torch.cat([each.text for each in parts]), torch.cat([each.valid for each in parts]))
 
 
 def warn_about_negatives(losses: WeightedLosses, accumulate: int) -> None:

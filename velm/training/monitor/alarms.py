@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import lightning
-import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
@@ -54,7 +53,8 @@ class Alarms(Callback):
             if isinstance(loss, ContrastiveLoss):
                 known = self.readings.setdefault(name, deque(maxlen=READINGS))
                 value = float(trainer.callback_metrics[f"train/{name}"])
-                known.append((value, uninformed(batch.image_ids, trainer.world_size)))
+                extra = batch.hard_negatives.valid.sum(1) if batch.hard_negatives and loss.hard_negatives else 0
+                known.append((value, uninformed(batch.image_ids, trainer.world_size, extra)))
                 if len(known) == READINGS:
                     self._judge_loss(trainer, name, known, limit)
 
@@ -149,15 +149,17 @@ class Alarms(Callback):
         show(trainer, lambda tracker: tracker.log_alarm(name, text, step, active=bad))
 
 
-def uninformed(image_ids: Tensor, devices: int = 1) -> float:
+def uninformed(image_ids: Tensor, devices: int = 1, hard_negatives: Tensor | int = 0) -> float:
     """The contrastive loss when all similarities are equal: mean of ln(1 + negatives); ln B without duplicates.
 
     Args:
         image_ids: int64 (B,) of one device's batch; other devices are assumed to hold as many samples of other images.
         devices: number of devices.
+        hard_negatives: int64 (B,), further negatives of each image, which its caption has not.
     """
     matches = (image_ids[:, None] == image_ids).sum(1)
-    return float(torch.log1p((devices * len(image_ids) - matches).double()).mean())
+    negatives = (devices * len(image_ids) - matches).double()
+    return float((negatives.log1p() + (negatives + hard_negatives).log1p()).mean() / 2)
 
 
 def collapse_metrics(scores: SplitScores) -> dict[str, float]:

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from velm.data.synthetic.scenes import Scenes, describe
-from velm.evaluation.hard_negatives import EXCHANGED, KINDS, OPPOSITES, make_hard_negative
+from velm.data.text.hard_negatives import EXCHANGED, KINDS, OPPOSITES, make_hard_negative
 
 KNOWN = {"red", "green", "black", "small", "large", "circle", "star"}
 DRAWN = "there is a small red circle to the left of a large blue square"

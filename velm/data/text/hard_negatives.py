@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from velm.data.synthetic.scenes import COLOURS as DRAWN_COLOURS
 from velm.data.synthetic.scenes import SHAPES
@@ -100,7 +100,7 @@ Span = tuple[int, int]
 
 
 def make_hard_negative(caption: str, kind: str, known: Collection[str] = ()) -> str | None:
-    """The caption made false in one way; None if it has no words for this kind.
+    """The first of `all_hard_negatives`; None if the caption has no words for this kind.
 
     Args:
         known: lower-case words that replacements are taken from, e.g. those of the training captions.
@@ -108,20 +108,38 @@ def make_hard_negative(caption: str, kind: str, known: Collection[str] = ()) -> 
     Raises:
         ValueError: unknown kind.
     """
+    return next(all_hard_negatives(caption, kind, known), None)
+
+
+def all_hard_negatives(caption: str, kind: str, known: Collection[str] = ()) -> Iterator[str]:
+    """Every way to make a caption false by one exchange or replacement of a kind, in the order of its words.
+
+    Args:
+        known: lower-case words that replacements are taken from.
+
+    Raises:
+        ValueError: unknown kind.
+    """
     if kind not in KINDS:
         raise ValueError(f"Unknown kind {kind!r} of hard negative. Available: {', '.join(KINDS)}.")
     if kind == "relation":
-        match = _RELATION.search(caption)
-        return match and caption[: match.start()] + OPPOSITES[match[0].lower()] + caption[match.end() :]
+        return (
+            caption[: m.start()] + OPPOSITES[m[0].lower()] + caption[m.end() :] for m in _RELATION.finditer(caption)
+        )
     words = [match.span() for match in _WORD.finditer(caption)]
     lower = [caption[start:end].lower() for start, end in words]
     if kind == "order":
-        return _exchange(caption, words, lower, _noun_phrases(lower))
+        return _exchanges(caption, words, lower, _noun_phrases(lower))
     lexicon = REPLACED[kind] if kind in REPLACED else EXCHANGED[kind]
     indices = [i for i, word in enumerate(lower) if word in lexicon and (word not in SHAPES or _is_noun(lower, i))]
     if kind in REPLACED:
-        return _replace(caption, words, lower, indices, [word for word in REPLACED[kind] if word in known])
-    return _exchange(caption, words, lower, [(i, i + 1) for i in indices])
+        return _replacements(caption, words, lower, indices, [word for word in REPLACED[kind] if word in known])
+    return _exchanges(caption, words, lower, [(i, i + 1) for i in indices])
+
+
+def words_of(text: str) -> tuple[str, ...]:
+    """The lower-case words of a text, without punctuation."""
+    return tuple(_WORD.findall(text.lower()))
 
 
 def _is_noun(lower: Sequence[str], index: int) -> bool:
@@ -143,16 +161,15 @@ def _noun_phrases(lower: Sequence[str]) -> list[Span]:
     return spans
 
 
-def _exchange(caption: str, words: Sequence[Span], lower: Sequence[str], spans: Sequence[Span]) -> str | None:
-    """Exchange the first two spans that differ in meaning, agree in number and are not interchangeable."""
+def _exchanges(caption: str, words: Sequence[Span], lower: Sequence[str], spans: Sequence[Span]) -> Iterator[str]:
+    """Exchange two spans that differ in meaning, agree in number and are not interchangeable."""
     for first, second in itertools.combinations(spans, 2):
         one, other = (lower[start:end] for start, end in (first, second))
         if _meanings(one) == _meanings(other) or NOUNS.get(one[-1], "singular") != NOUNS.get(other[-1], "singular"):
             continue
         if not _interchangeable(lower, first, second):
             (a, b), (c, d) = ((words[start][0], words[end - 1][1]) for start, end in (first, second))
-            return _append(_append(caption[:a], caption[c:d]) + caption[b:c], caption[a:b]) + caption[d:]
-    return None
+            yield _append(_append(caption[:a], caption[c:d]) + caption[b:c], caption[a:b]) + caption[d:]
 
 
 def _interchangeable(lower: Sequence[str], first: Span, second: Span) -> bool:
@@ -170,18 +187,17 @@ def _meanings(words: Sequence[str]) -> list[str]:
     return [SYNONYMS.get(word, word) for word in words]
 
 
-def _replace(
+def _replacements(
     caption: str, words: Sequence[Span], lower: Sequence[str], indices: Sequence[int], pool: Sequence[str]
-) -> str | None:
-    """Replace the first possible word by the next word of the pool whose meaning the caption does not contain."""
+) -> Iterator[str]:
+    """Replace a word by one of the pool whose meaning the caption does not contain, beginning with the next."""
     present = _meanings(lower)
     for index in indices:
         after = pool.index(lower[index]) + 1 if lower[index] in pool else 0
-        new = next((w for w in [*pool[after:], *pool[:after]] if SYNONYMS.get(w, w) not in present), None)
-        if new is not None:
-            start, end = words[index]
-            return _append(caption[:start], new) + caption[end:]
-    return None
+        for new in [*pool[after:], *pool[:after]]:
+            if SYNONYMS.get(new, new) not in present:
+                start, end = words[index]
+                yield _append(caption[:start], new) + caption[end:]
 
 
 def _append(before: str, text: str) -> str:
