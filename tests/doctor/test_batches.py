@@ -108,7 +108,7 @@ def test_first_loss_counts_the_hard_negatives_of_images() -> None:
 
     def loss() -> float:
         embeddings = JointEmbeddings(same, same, NegativeEmbeddings(torch.ones(12, 3, 1), valid))
-        return float(ContrastiveLoss(hard_negatives=3)(VisionLanguageOutput(embeddings=embeddings), batch))
+        return ContrastiveLoss(hard_negatives=3)(VisionLanguageOutput(embeddings=embeddings), batch).item()
 
     finding = first_loss(["contrastive"], rows=12, per_image=2, vocab_size=9, hard_negatives=3)
     assert finding is not None
