@@ -37,6 +37,7 @@ def main(argv: Sequence[str]) -> int:
     from velm.report.results import write_results
     from velm.report.thumbnails import count_images
 
+    loggers = _loggers(args)
     pipelines = [_load(args, path) for path in (args.checkpoint, args.compare) if path is not None]
     dataset = open_dataset(args.checkpoint, pipelines[0].data, changes)
     dataset.max_bad = max_bad_of(args.max_bad, pipelines[0].data)
@@ -58,12 +59,26 @@ def main(argv: Sequence[str]) -> int:
     models = [evaluated_model(*each) for each in zip((args.checkpoint, args.compare), evaluations, strict=False)]
     resize, causes = pipelines[0].transform.resize, [sample.cause for sample in unreadable]
     write_report(args.output, models, first.records, split=args.split, resize=resize, unreadable=causes)
+    if loggers:
+        from velm.evaluation.bootstrap import intervals
+        from velm.training.tracking.evaluations import log_evaluation
+
+        log_evaluation(loggers, Path(args.checkpoint), args.split, first.metrics, intervals(models[0].draws))
     print(_table(first.metrics | first.signature))
     retrieval = first.predictions.retrieval
     texts = "" if retrieval is None else f" and {len(retrieval.texts)} texts"
     print(f"\n{count_images(first.records)}{texts} of the split {args.split!r}; results are in {args.output}")
     print(f"Report: {args.output / 'report.html'}")
     return _report_unreadable(unreadable, args.output / "unreadable.jsonl")
+
+
+def _loggers(args: argparse.Namespace) -> list[Any]:
+    """The loggers of `--track`."""
+    if not args.track:
+        return []
+    from velm.training.tracking.evaluations import loggers_of_run
+
+    return loggers_of_run(Path(args.checkpoint))
 
 
 def _load(args: argparse.Namespace, checkpoint: str) -> Pipeline:
@@ -123,6 +138,9 @@ def _parser() -> argparse.ArgumentParser:
         type=int,
         metavar="K",
         help="also: retrieval with the K nearest candidates reordered by the captioner's likelihood",
+    )
+    parser.add_argument(
+        "--track", action="store_true", help="also: send the metrics and their intervals to the loggers of the run"
     )
     add_max_bad(parser)
     parser.add_argument(

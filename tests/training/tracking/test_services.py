@@ -53,7 +53,7 @@ def test_wandb_shows_the_run_and_continues_it(config: Path, monkeypatch: pytest.
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
     monkeypatch.setenv("WANDB_DATA_DIR", "data")
-    with_logger(config, "WandbLogger", project="x", log_model=True)
+    with_logger(config, "WandbLogger", project="x", log_model=True, save_dir=str(Path.cwd()))
     assert fit(config, ALARM) == 0
     assert fit(config, "--resume", "--trainer.max_epochs=2", "--trainer.logger.log_model=false") == 0
     first, second = (WandbRun(folder) for folder in sorted(Path("wandb").glob("offline-run-*")))
@@ -137,6 +137,57 @@ def test_a_server_that_is_down_ends_no_training(config: Path, monkeypatch: pytes
     assert len(curve("train/loss")) == 4
     assert not Path("runs/tiny/tracking.json").exists()
     assert os.path.isfile("runs/tiny/best.ckpt")
+
+
+def evaluate_with_track() -> dict[str, float]:
+    """What `velm evaluate --track` should have sent."""
+    assert cli.main(["evaluate", "runs/tiny/best.ckpt", "--output", "found", "--track", "--max_length", "6"]) == 0
+    metrics, intervals = (json.loads(Path("found", f"{name}.json").read_text()) for name in ("metrics", "intervals"))
+    assert intervals
+    sent = {name: value for name, value in metrics.items() if not name.startswith("signature/")}
+    for name, (low, high) in intervals.items():
+        sent |= {f"{name}/low": low, f"{name}/high": high}
+    return {f"evaluation/test/{name}": value for name, value in sent.items()}
+
+
+def test_an_evaluation_with_intervals_joins_the_run_of_wandb(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("wandb", reason="the extra 'tracking' is not installed")
+    from wandb_files import WandbRun
+
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    with_logger(config, "WandbLogger", project="x", save_dir=str(Path.cwd()))  # its service keeps an older one
+    assert fit(config) == 0
+    sent = evaluate_with_track()
+    first, second = (WandbRun(folder) for folder in sorted(Path("wandb").glob("offline-run-*")))
+    assert first.id == second.id
+    assert {name: second.curve(name)[4] for name in sent} == pytest.approx(sent, rel=1e-6)
+
+
+def test_an_evaluation_with_intervals_joins_the_run_of_mlflow(config: Path) -> None:
+    pytest.importorskip("mlflow", reason="the extra 'tracking' is not installed")
+    pytest.importorskip("sqlalchemy", reason="the extra 'tracking' is not installed")
+    from mlflow.tracking import MlflowClient
+
+    with_logger(config, "MLFlowLogger", experiment_name="e", tracking_uri="sqlite:///evaluated.db")
+    assert fit(config) == 0
+    sent = evaluate_with_track()
+    client = MlflowClient("sqlite:///evaluated.db")
+    (run,) = client.search_runs([client.get_experiment_by_name("e").experiment_id])
+    assert run.info.status == "FINISHED"
+    got = {name: run.data.metrics[name.replace("@", "_at_")] for name in sent}
+    assert got == pytest.approx(sent, rel=1e-6)
+
+
+def test_track_says_what_a_run_lacks(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert fit(config) == 0
+    evaluate = ["evaluate", "runs/tiny/best.ckpt", "--output", "found", "--track"]
+    assert cli.main(evaluate) == 2
+    assert "config.yaml has none in trainer.logger: train with one" in capsys.readouterr().err
+    Path("runs/tiny/config.yaml").rename("config.yaml.old")
+    assert cli.main(evaluate) == 2
+    assert "there is no runs/tiny/config.yaml: name a checkpoint in the folder" in capsys.readouterr().err
+    assert not Path("found").exists()
 
 
 @pytest.mark.parametrize(("name", "module"), [("WandbLogger", "wandb"), ("MLFlowLogger", "mlflow")])
