@@ -121,7 +121,7 @@ def test_every_kind_is_public_and_each_has_the_builtin_names() -> None:
         "image_encoders": ["attentional", "cnn", "hf/*", "timm/*", "torchvision/*", "vit"],
         "text_encoders": ["decoder", "hf/*", "rnn", "transformer"],
         "decoders": ["git", "hf/*", "llm/*", "rnn", "transformer"],
-        "losses": ["captioning", "contrastive", "distillation", "sigmoid", "triplet"],
+        "losses": ["captioning", "contrastive", "distillation", "scst", "sigmoid", "triplet"],
         "datasets": [
             "chinese_clip",
             "coco",

@@ -13,8 +13,8 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from velm.metrics.cider import Counts, DocumentFrequencies, Words, ngrams
 from velm.metrics.diversity import diversity_of_words
+from velm.metrics.document_frequency import Counts, DocumentFrequencies, Words, ngrams
 from velm.metrics.tokenization import Tokenize, tokenize_by
 
 __all__ = [

@@ -22,7 +22,7 @@ from velm.errors import ConfigError, DataError
 from velm.generation import GenerationConfig, generate
 from velm.losses.self_critical import SelfCriticalLoss
 from velm.losses.weighted import WeightedLosses
-from velm.metrics.cider import DocumentFrequencies, Words
+from velm.metrics.document_frequency import DocumentFrequencies, Words
 from velm.metrics.tokenization import Tokenize, tokenize_by
 from velm.model import VisionLanguageModel
 from velm.outputs import Batch, EncoderOutput, SampledCaptions

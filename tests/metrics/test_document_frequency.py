@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from velm.metrics.captioning import caption_scores
-from velm.metrics.cider import DocumentFrequencies
+from velm.metrics.document_frequency import DocumentFrequencies
 
 REFERENCES = [
     ["a dog runs on the grass .", "a brown dog runs ."],
