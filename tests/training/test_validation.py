@@ -137,7 +137,8 @@ def update_with(data: VisionLanguageData, images: Sequence[int], blind: bool = F
     return scores
 
 
-@pytest.mark.parametrize("world_size", [pytest.param(2, marks=pytest.mark.slow), 3])
+@pytest.mark.slow
+@pytest.mark.parametrize("world_size", [2, 3])
 def test_ranks_change_no_bit(data: VisionLanguageData, tmp_path: Path, world_size: int) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
