@@ -70,6 +70,21 @@ def test_the_prediction_is_the_peak_of_a_real_step() -> None:
     assert predicted["batch"] == batch.images.numel() + 8 * batch.tokens.numel()
 
 
+def test_hard_negatives_of_the_loss_are_counted() -> None:
+    """K more texts per text: the cost of a forward pass is linear in K."""
+
+    def forward(count: int) -> float:
+        losses = {"contrastive": {"hard_negatives": count}}
+        task = partial(VisionLanguageTask, text_encoder={"name": "transformer", "dim": 64, "depth": 2, "heads": 2},
+                       image_encoder={"name": "vit", "dim": 64, "depth": 2, "heads": 2, "patch_size": 8},
+                       losses=losses, embed_dim=32, vocab_size=ByteTokenizer().vocab_size, pad_id=0)  # fmt: skip
+        return measure(task, make_batch, "32-true", rows=8).forward_flops[0]
+
+    none, one, three = forward(0), forward(1), forward(3)
+    assert one > none
+    assert three - none == pytest.approx(3 * (one - none), rel=1e-6)
+
+
 LLAMA = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 128}
 
 

@@ -96,7 +96,7 @@ class VisionLanguageModel(nn.Module):
         align = self.aligned and aligns(needs)
         predict = self.decoder is not None and "decoder" in needs
         output = VisionLanguageOutput()
-        images = self._images(batch) if align or (predict and "image" in self.memory_sources) else None
+        images = self.encode_images_of(batch) if align or (predict and "image" in self.memory_sources) else None
         if images is not None:
             output.image = images if batch.image_rows is None else images.select(batch.image_rows)
         if batch.tokens is not None and (align or (predict and "text" in self.memory_sources)):
@@ -118,8 +118,8 @@ class VisionLanguageModel(nn.Module):
         text = self.embed_text(self.encode_text(negatives.tokens.flatten(0, 1), negatives.mask.flatten(0, 1)))
         return NegativeEmbeddings(text.view(*negatives.valid.shape, text.shape[1]), negatives.valid)
 
-    def _images(self, batch: Batch) -> EncoderOutput | None:
-        """Features of a batch's images, each encoded once."""
+    def encode_images_of(self, batch: Batch) -> EncoderOutput | None:
+        """Features of a batch's images, each encoded once; None without images."""
         if batch.encoded is not None:
             return batch.encoded.output()
         return None if batch.images is None else self.encode_image(batch.images)

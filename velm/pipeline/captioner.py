@@ -101,8 +101,12 @@ class Captioner:
     @torch.inference_mode()
     def captions(self, memory: Tensor, mask: Tensor | None, config: GenerationConfig) -> list[list[Caption]]:
         """Captions of a decoder's memories, `config.num_return` each, best first; '' where none was found."""
+        return self._decoded(self.generate(memory, mask, config))
+
+    def generate(self, memory: Tensor, mask: Tensor | None, config: GenerationConfig) -> Generated:
+        """The tokens of a decoder's memories, see `velm.generation.generate`."""
         assert self.model.decoder is not None
-        return self._decoded(generate(self.model.decoder, memory, mask, **self._search_options(config)))
+        return generate(self.model.decoder, memory, mask, **self._search_options(config))
 
     @torch.inference_mode()
     def stream(self, memory: Tensor, mask: Tensor | None, config: GenerationConfig) -> Iterator[str]:

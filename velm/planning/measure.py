@@ -97,7 +97,6 @@ def probe(
     per_image: int = 1,
     has_target: bool = False,
     has_prompt: bool = False,
-    hard_negatives: int = 0,
 ) -> Batch:
     """A batch of black images and of texts that repeat one token.
 
@@ -106,7 +105,6 @@ def probe(
         image_size: pixels; None: no images.
         has_target: whether texts are to be generated from texts.
         has_prompt: whether half of the `length` tokens are a prompt, and the others the target (`decoder.template`).
-        hard_negatives: K, hard negatives per text.
 
     Returns:
         images uint8 (count, 3, image_size, image_size), tokens int64 (count * per_image, T) without padding.
@@ -123,11 +121,6 @@ def probe(
         read = length // 2
         prompt = Prompt(tokens[:, :0], mask[:, :0], tokens[:, :read], mask[:, :read])
         target, target_mask = torch.cat([tokens[:, :1], tokens[:, read + 1 :]], dim=1), mask[:, read:]
-    negatives = None
-    if hard_negatives:
-        shape = (len(rows), hard_negatives, length)
-        valid = torch.ones(shape[:2], dtype=torch.bool)
-        negatives = HardNegatives(tokens[:, None].expand(shape), mask[:, None].expand(shape), valid)
     return Batch(
         images=images,
         tokens=tokens,
@@ -136,10 +129,19 @@ def probe(
         target_tokens=target,
         target_mask=target_mask,
         prompt=prompt,
-        hard_negatives=negatives,
         image_rows=rows if per_image > 1 and images is not None else None,
         sharing=per_image,
     )
+
+
+def _with_hard_negatives(batch: Batch, count: int) -> Batch:
+    """The batch of a `probe` with `count` hard negatives per text, as long as the text."""
+    if count and batch.tokens is not None and batch.mask is not None:
+        rows, length = batch.tokens.shape
+        valid = torch.ones(rows, count, dtype=torch.bool)
+        tokens, mask = (each[:, None].expand(rows, count, length) for each in (batch.tokens, batch.mask))
+        batch.hard_negatives = HardNegatives(tokens, mask, valid)
+    return batch
 
 
 @dataclass
@@ -188,8 +190,10 @@ def _measure(
         task.train()
         if precision.endswith("-true") and not precision.startswith("32"):
             task.to(torch.bfloat16)
-        sizes = _sizes(task, probe(1), sizes) if isinstance(mode, FakeTensorMode) else sizes
-        batches = [probe(number) for number in sizes]
+        negatives = task.losses.hard_negatives
+        first = _with_hard_negatives(probe(1), negatives)
+        sizes = _sizes(task, first, sizes) if isinstance(mode, FakeTensorMode) else sizes
+        batches = [_with_hard_negatives(probe(number), negatives) for number in sizes]
         steps = [_step(task, batch, precision, isinstance(mode, FakeTensorMode)) for batch in batches]
         lines = {n: _line(sizes, [getattr(step, n) for step in steps]) for n in ("bytes", "forward", "backward")}
         sample = sum(t.numel() * t.element_size() for t in (batches[0].images, batches[0].tokens) if t is not None)

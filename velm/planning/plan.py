@@ -137,15 +137,12 @@ def costs_of(
     model, data = config["model"], config["data"]
     tokenizer: Tokenizer = ByteTokenizer()
     has_target = model["decoder"] is not None and "text" in (model["memory"] or ())
-    losses = [options or {} for options in (model["losses"] or {}).values()]
-    negatives = max((options.get("hard_negatives", 0) for options in losses), default=0)
     return measure(
         lambda: build_task({**model, "compile": False}, vocab_size=vocab_size, pad_id=tokenizer.pad_id),
         lambda samples: probe(
             samples, tokenizer=tokenizer, length=length or data["max_length"],
             image_size=data["image_size"] if has_images else None,
             per_image=data["captions_per_image"], has_target=has_target, has_prompt=data.get("template") is not None,
-            hard_negatives=negatives,
         ),
         str(config["trainer"]["precision"] or "32-true"), rows,
     )  # fmt: skip

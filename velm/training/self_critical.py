@@ -19,13 +19,13 @@ from torch import Tensor
 from velm.data.base import Record, first_records, image_name, text_only
 from velm.data.batches.collate import pad_tokens
 from velm.errors import ConfigError, DataError
-from velm.generation import GenerationConfig, generate
+from velm.generation import GenerationConfig
 from velm.losses.self_critical import SelfCriticalLoss
 from velm.losses.weighted import WeightedLosses
 from velm.metrics.document_frequency import DocumentFrequencies, Words
 from velm.metrics.tokenization import Tokenize, tokenize_by
 from velm.model import VisionLanguageModel
-from velm.outputs import Batch, EncoderOutput, SampledCaptions
+from velm.outputs import Batch, SampledCaptions
 from velm.pipeline.captioner import Captioner
 from velm.training.distributed.gather import Gather
 from velm.util import evaluating
@@ -204,7 +204,7 @@ class SelfCritic:
         if self.loss.baseline == "greedy":
             configs.append(self.captioner.config())
         with evaluating(model):
-            memory = model.memory(_encode(model, batch), None)
+            memory = model.memory(model.encode_images_of(batch), None)
             written = [self._generate(*memory, config) for config in configs]
         # weights cast without gradient must not be read by the training forward: pytorch/pytorch#65766
         torch.clear_autocast_cache()
@@ -212,10 +212,7 @@ class SelfCritic:
 
     def _generate(self, memory: Tensor, mask: Tensor | None, config: GenerationConfig) -> list[list[list[int]]]:
         """Captions of each memory as token ids, without bos, with eos unless cut, without padding."""
-        assert self.captioner.model.decoder is not None
-        ids = self.captioner.token_ids()
-        tokens = generate(self.captioner.model.decoder, memory, mask, config=config, **ids).tokens.tolist()
-        eos = ids["eos_id"]
+        tokens, eos = self.captioner.generate(memory, mask, config).tokens.tolist(), self.captioner.tokenizer.eos_id
         return [[row[: row.index(eos) + 1] if eos in row else row for row in rows] for rows in tokens]
 
     def _reward(self, captions: list[list[list[int]]], ids: list[int]) -> Tensor:
@@ -237,14 +234,6 @@ class SelfCritic:
             image_rows=torch.arange(len(ids), device=device).repeat_interleave(count), sharing=count,
             stand_in=batch.stand_in,
         )  # fmt: skip
-
-
-def _encode(model: VisionLanguageModel, batch: Batch) -> EncoderOutput:
-    """The features of a batch's images, each encoded once."""
-    if batch.encoded is not None:
-        return batch.encoded.output()
-    assert batch.images is not None
-    return model.encode_image(batch.images)
 
 
 def _image_ids(batch: Batch) -> list[int]:

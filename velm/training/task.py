@@ -78,7 +78,8 @@ class VisionLanguageTask(EvaluationSteps):
         pretrained: a checkpoint, `runs/a/best.ckpt`, from whose weights a new run starts, as far as they fit (see
             `velm.training.pretrained`); a resumed run ignores it.
         plugins: modules or .py files whose decorators register parts.
-        vocab_size, pad_id: V and the id of the padding token; set by the data module.
+        vocab_size: V; set by the data module.
+        pad_id: id of the padding token; set by the data module.
 
     Raises:
         ConfigError: there is no loss, or parts, losses and options do not fit together.
@@ -137,7 +138,8 @@ class VisionLanguageTask(EvaluationSteps):
             "patch_dropout_tail": patch_dropout_tail or None,
         }  # fmt: skip
         self.frozen, self.train_last = tuple(freeze or ()), dict(train_last or {})
-        self.compiled, self.sharded, self.patch_dropout_tail = compile, False, patch_dropout_tail
+        self.compiled, self.sharded = compile, False
+        self.patch_dropout_tail = patch_dropout_tail
         self.weighted_losses: dict[str, Tensor] = {}
         self.found_lr: float | None = None
         self.critic: SelfCritic | None = None

@@ -184,6 +184,8 @@ def test_track_says_what_a_run_lacks(config: Path, capsys: pytest.CaptureFixture
     evaluate = ["evaluate", "runs/tiny/best.ckpt", "--output", "found", "--track"]
     assert cli.main(evaluate) == 2
     assert "config.yaml has none in trainer.logger: train with one" in capsys.readouterr().err
+    assert cli.main([evaluate[0], "runs/tiny/other.ckpt", *evaluate[2:]]) == 2
+    assert "there is no runs/tiny/other.ckpt: name a checkpoint in the folder" in capsys.readouterr().err
     Path("runs/tiny/config.yaml").rename("config.yaml.old")
     assert cli.main(evaluate) == 2
     assert "there is no runs/tiny/config.yaml: name a checkpoint in the folder" in capsys.readouterr().err

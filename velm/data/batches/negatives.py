@@ -1,4 +1,4 @@
-"""Hard negatives of training captions, drawn anew for each sample and epoch."""
+"""Hard negatives of training captions, drawn at random for each sample and epoch."""
 
 from __future__ import annotations
 

@@ -11,8 +11,7 @@ import yaml
 from lightning.pytorch.cli import instantiate_class
 
 from velm.errors import ConfigError
-from velm.training.tracking.callback import continue_runs
-from velm.training.tracking.guard import guard
+from velm.training.tracking.run_loggers import run_loggers
 from velm.util import describe_error
 
 __all__ = ["log_evaluation", "loggers_of_run"]
@@ -26,11 +25,12 @@ def loggers_of_run(checkpoint: Path) -> list[Any]:
     Raises:
         ConfigError: there is no config beside the checkpoint, it names no logger, or a logger cannot be made.
     """
-    file = checkpoint.expanduser().parent / "config.yaml"
-    if not file.is_file():
+    checkpoint = checkpoint.expanduser()
+    file = checkpoint.parent / "config.yaml"
+    if not (checkpoint.is_file() and file.is_file()):
         raise ConfigError(
-            f"--track sends metrics to the loggers of a run, and there is no {file}: name a checkpoint in the folder "
-            f"of its run, or leave --track out."
+            f"--track sends metrics to the loggers of a run, and there is no {checkpoint if file.is_file() else file}: "
+            f"name a checkpoint in the folder of its run, or leave --track out."
         )
     given = yaml.safe_load(file.read_text(encoding="utf-8")).get("trainer", {}).get("logger")
     listed = [each for each in (given if isinstance(given, list) else [given]) if isinstance(each, dict)]
@@ -40,11 +40,11 @@ def loggers_of_run(checkpoint: Path) -> list[Any]:
             f"(docs/tracking.md), or leave --track out."
         )
     try:
-        loggers = [guard(instantiate_class((), each)) for each in listed]
+        made = [instantiate_class((), each) for each in listed]
     except Exception as error:  # of any logger: an option, a package that is missing
         raise ConfigError(f"A logger of {file} cannot be made: {describe_error(error).rstrip('.')}.") from error
-    continue_runs(file.parent, loggers)
-    return loggers
+    loggers = run_loggers(file.parent, made, keep=None)
+    return loggers if isinstance(loggers, list) else []
 
 
 def log_evaluation(
