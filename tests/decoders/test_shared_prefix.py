@@ -8,6 +8,7 @@ from itertools import product
 import pytest
 import torch
 import transformers
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.decoders.test_llm import CONFIGS, build
 from velm.decoders import llm, views
@@ -210,3 +211,26 @@ def test_matrix_products_attend_as_the_fused_kernel(name, case, monkeypatch):
     expected = decoder(tokens, memory, mask)
     monkeypatch.setattr(views, "matmul_is_faster", lambda query, keys: True)
     torch.testing.assert_close(decoder(tokens, memory, mask), expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_training_in_bfloat16_on_a_cpu_attends_by_matrix_products(name):
+    """Also where norms of queries and rotary positions return float32 under autocast."""
+    decoder, tokens = build(name), torch.randint(4, 32, (3, 7))
+    memory, _ = read(decoder, "whole")
+    with Operators() as operators, torch.autocast("cpu", torch.bfloat16):
+        decoder(tokens, memory).sum().backward()
+    assert torch.ops.aten.bmm.default in operators.seen
+    assert not [each for each in operators.seen if "scaled_dot_product" in str(each)]
+
+
+class Operators(TorchDispatchMode):
+    """The operators of ATen that are called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen = set()
+
+    def __torch_dispatch__(self, operator, types, args=(), options=None):
+        self.seen.add(operator)
+        return operator(*args, **(options or {}))

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from velm.layers.attention import matmul_is_faster
+from velm.layers.attention import cast_for_autocast, matmul_is_faster
 
 __all__ = ["Sequence", "View", "show_views"]
 
@@ -236,4 +236,6 @@ def _attention(
         )[0]
         return attended, None
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    # rotary positions and norms of queries return float32 under autocast: cast them before `matmul_is_faster` is asked
+    query, key, value = (cast_for_autocast(x) for x in (query, key, value))
     return view.attend(module, query, key, value, scaling, sliding_window, dropout), None
