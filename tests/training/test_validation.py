@@ -221,6 +221,25 @@ def test_an_answer_is_right_for_its_own_question_only(data: VisionLanguageData) 
     assert scores._captioning()["caption/exact_match"] == 1.0
 
 
+def test_a_validation_has_all_kinds_of_questions_though_each_image_lists_them_in_the_same_order() -> None:
+    sizes = {**SIZES, "val_size": 20}
+    data = VisionLanguageData(dataset={"name": "shapes_questions", "image_size": 32, **sizes}, image_size=16)
+    scores, records = make_scores(data, "captioning"), data.records("val")
+    scores.pipeline.model.memory_sources = ("image", "text")
+    samples = list(data._items("val", train=False))
+    kinds = [{" ".join(text.split()[:2]) for text in texts} for texts in (
+        [record.texts[0] for record in records], [records[s.image_id].texts[s.text_index] for s in samples]
+    )]  # fmt: skip
+    assert kinds == [{"what colour", "what shape"}, {"what colour", "what shape", "what size", "is there"}]
+    for sample in samples:
+        assert records[sample.image_id].targets[sample.text_index] in scores.references_of(sample.image_id)
+        assert sample.tokens == data.tokenizer.encode(records[sample.image_id].texts[sample.text_index])
+
+
+def test_a_validation_without_targets_has_first_captions(data: VisionLanguageData) -> None:
+    assert {sample.text_index for sample in data._items("val", train=False)} == {0}
+
+
 def test_every_image_of_a_batch_is_captioned_on_demand(data: VisionLanguageData) -> None:
     _, scores = measure(data, "contrastive", "captioning", captions=0)
     data.eval_batch_size = 5

@@ -84,6 +84,15 @@ def questions(record: Record) -> dict[tuple[str, tuple[Turn, ...]], tuple[str, .
     return joined
 
 
+def validation_text(record: Record, number: int) -> int:
+    """Index of the text of record `number` of a split that a validation reads: the first one.
+
+    Of texts with targets it is another one from record to record, because data often list the kinds of questions in the
+    same order for all images, and a validation of the first one would measure one kind.
+    """
+    return number % len(record.texts) if record.targets is not None else 0
+
+
 class Records(Sequence[Record]):
     """Records that are built on access. A subclass implements `__len__` and `record`."""
 

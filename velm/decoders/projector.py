@@ -117,7 +117,7 @@ class Projector(nn.Module):
             self.norm = nn.LayerNorm(dim)
         for module in self.map.modules():
             if isinstance(module, nn.Linear):
-                nn.init.normal_(module.weight, std=INIT_STD)
+                nn.init.normal_(module.weight, std=INIT_STD if norm is None else module.in_features**-0.5)
 
     def forward(self, memory: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """The prefix, and which of its vectors are content.

@@ -306,7 +306,7 @@ class VisionLanguageData(lightning.LightningDataModule):
             transform = self.eval_transform
         return CaptionSamples(
             self.records(split), tokenizer=self.tokenizer, transform=transform, seed=self._seed(),
-            captions=self.captions if train else "first", max_length=self.max_length,
+            captions=self.captions if train else "validation", max_length=self.max_length,
             captions_per_image=self.captions_per_image if train else 1, replace=train,
             features=self.features(split) if self._encoded() else None, teacher=self.teacher(split),
             template=self.prompts, all_turns=train, negatives=self.negative_draws if train else None,

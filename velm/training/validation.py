@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from velm.data.base import Record, questions
+from velm.data.base import Record, questions, validation_text
 from velm.errors import DataError
 from velm.generation import GenerationConfig
 from velm.losses.weighted import WeightedLosses
@@ -48,7 +48,7 @@ class SplitScores:
 
     @torch.no_grad()
     def update(self, batch: Batch) -> None:
-        """Add a batch that holds each image once, with its first caption."""
+        """Add a batch that holds each image once, with the caption that `validation_text` names."""
         output = self.pipeline.model(batch, self.requires)
         total, parts = self.losses(output, batch)
         self.image_ids += batch.image_ids.tolist()
@@ -125,15 +125,17 @@ class SplitScores:
         self.embeds = {"image": retrieval.image_embeds.cpu(), "text": retrieval.text_embeds.cpu()}
         return metrics
 
-    def _references(self, record: Record) -> list[str]:
-        """References of a record; a decoder that attends to the first text has the targets of that text only."""
+    def references_of(self, row: int) -> list[str]:
+        """References of record `row`; a decoder that reads the text has the targets of that text only."""
+        record = self.records[row]
         if record.targets is None or "text" not in self.pipeline.model.reads:
             return list(record.targets or record.texts)
-        return list(next(iter(questions(record).values())))
+        read = validation_text(record, row)
+        return list(questions(record)[record.texts[read], record.history(read)])
 
     def references(self) -> list[list[str]]:
         """The references of each caption, in the order of `sorted(captions)`."""
-        return [self._references(self.records[row]) for row in sorted(self.captions)]
+        return [self.references_of(row) for row in sorted(self.captions)]
 
     def _captioning(self) -> dict[str, float]:
         """Metrics of the captions of all ranks."""

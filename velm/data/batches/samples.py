@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
 
 from velm.data.bad_samples import BadSample, text_problem
-from velm.data.base import Record, first_records, image_name, index_dtype, text_counts
+from velm.data.base import Record, first_records, image_name, index_dtype, text_counts, validation_text
 from velm.data.batches.lengths import fit_answer, truncate
 from velm.data.batches.negatives import NegativeDraws
 from velm.data.text.base import Tokenizer
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["RANDOM_CAPTIONS", "CaptionSamples", "Captions", "Sample"]
 
 Captions = Literal["random", "weighted", "all", "first"]
+SampleCaptions = Literal[Captions, "validation"]
 RANDOM_CAPTIONS = ("random", "weighted")
 """Modes with one sample per image whose caption differs from epoch to epoch."""
 ATTEMPTS = 100  # replacements tried for one bad sample; all fail only if nearly every sample is bad
@@ -75,7 +76,8 @@ class CaptionSamples(TorchDataset):
         transform: `transform(image, rng) -> uint8 (3, H, W)`; None: samples have no images.
         captions: 'random': one sample per image with a new caption each epoch until all have been used; 'weighted':
             one sample per image, its caption drawn each epoch by the record's weights (uniform without weights);
-            'all': one sample per caption; 'first': one sample per image with its first caption.
+            'all': one sample per caption; 'first': one sample per image with its first caption; 'validation': with the
+            one that `velm.data.base.validation_text` names.
         seed: of captions and crops.
         max_length: tokens, bos and eos included; longer captions are truncated before eos. None: no limit.
         has_target: whether samples have targets; None: if the record has them.
@@ -101,7 +103,7 @@ class CaptionSamples(TorchDataset):
         *,
         tokenizer: Tokenizer,
         transform: Callable[[Any, np.random.Generator], Tensor] | None,
-        captions: Captions = "random",
+        captions: SampleCaptions = "random",
         seed: int = 0,
         max_length: int | None = None,
         has_target: bool | None = None,
@@ -113,7 +115,7 @@ class CaptionSamples(TorchDataset):
         all_turns: bool = False,
         negatives: NegativeDraws | None = None,
     ) -> None:
-        if captions not in get_args(Captions):
+        if captions not in get_args(SampleCaptions):
             raise ValueError(f"captions must be one of {', '.join(get_args(Captions))}; got {captions!r}.")
         if captions_per_image < 1 or (captions_per_image > 1 and captions not in RANDOM_CAPTIONS):
             raise ValueError(
@@ -195,8 +197,7 @@ class CaptionSamples(TorchDataset):
         if self.captions == "weighted":
             text_indices = self._draw_by_weight(record, epoch, index)
         else:
-            count = len(record.texts)
-            text_indices = [self._text_index(count, epoch, n, sample, index) for n in range(self.captions_per_image)]
+            text_indices = [self._text_index(record, epoch, n, sample, index) for n in range(self.captions_per_image)]
         for text_index in text_indices:
             problem = text_problem(record.texts[text_index])
             if problem is not None:  # only in datasets that do not check their captions
@@ -215,10 +216,13 @@ class CaptionSamples(TorchDataset):
             for text_index in text_indices
         ]
 
-    def _text_index(self, count: int, epoch: int, number: int, sample: int, index: int) -> int:
-        """Index of the sample's `number`-th caption of the epoch, out of `count`."""
+    def _text_index(self, record: Record, epoch: int, number: int, sample: int, index: int) -> int:
+        """Index of the sample's `number`-th caption of the epoch."""
+        count = len(record.texts)
         if self.captions == "all":
             return sample - int(self._first_sample[index])
+        if self.captions == "validation":
+            return validation_text(record, int(self._image_index[index]))
         if self.captions == "first" or count == 1:
             return 0
         lap, turn = divmod(epoch * self.captions_per_image + number, count)  # each caption occurs once per lap

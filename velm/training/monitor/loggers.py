@@ -79,7 +79,7 @@ def panel_of(scores: SplitScores, rows: Sequence[int]) -> list[PanelRow]:
     panel = []
     for row in rows:
         record: Record = scores.records[row]
-        references = record.targets or record.texts
+        references = scores.references_of(row)
         image = None if record.image is None else transform(record.image)
         panel.append(PanelRow(record.image_id, scores.captions[row], references[0] if references else "", image))
     return panel
