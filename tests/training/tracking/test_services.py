@@ -179,6 +179,17 @@ def test_an_evaluation_with_intervals_joins_the_run_of_mlflow(config: Path) -> N
     assert got == pytest.approx(sent, rel=1e-6)
 
 
+def test_an_evaluation_with_intervals_is_in_the_events_of_tensorboard(config: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    with_logger(config, "TensorBoardLogger", save_dir="events", version="")
+    assert fit(config) == 0
+    sent = evaluate_with_track()
+    events = EventAccumulator("events/lightning_logs").Reload()
+    got = {name: [(each.step, each.value) for each in events.Scalars(name)] for name in sent}
+    assert got == {name: [(4, pytest.approx(value, rel=1e-6))] for name, value in sent.items()}
+
+
 def test_track_says_what_a_run_lacks(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert fit(config) == 0
     evaluate = ["evaluate", "runs/tiny/best.ckpt", "--output", "found", "--track"]
