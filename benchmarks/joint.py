@@ -92,12 +92,12 @@ def overrides(fit: Sequence[str]) -> dict[str, list[str]]:
             f"The losses of the config are {', '.join(losses) or 'none'}, and joint training has an alignment loss and "
             f"a captioning loss: --model.losses='{{contrastive: {{}}, captioning: {{}}}}'."
         )
-    needs_text = "text" in (model["memory"] or ())
+    without_text = [] if "text" in (model["memory"] or ()) else ["--model.text_encoder=null"]
     return {
         "contrastive": ["--model.decoder=null", f"--model.losses={json.dumps(aligning)}"],
-        "captioning": [f"--model.losses={json.dumps(captioning)}", *([] if needs_text else ["--model.text_encoder=null"])],
+        "captioning": [f"--model.losses={json.dumps(captioning)}", *without_text],
         JOINT: [],
-    }  # fmt: skip
+    }
 
 
 def train(folder: Path, fit: Sequence[str], evaluate: Sequence[str]) -> None:
@@ -199,9 +199,7 @@ def _costs(output: Path, seeds: Sequence[int], kind: str) -> str:
         minutes.append(json.loads((folder.parent / f"{kind}_fit.json").read_text())["processor_seconds"] / 60)
         last.append(scores[-1][1])
         earlier.append([score for step, score in scores if step + 1 <= 0.75 * steps[-1]][-1:] or [float("nan")])
-    return (
-        f"| {kind} | {np.mean(steps):,.0f} | {np.mean(minutes):.1f} | {np.mean(last):.3f} | {np.mean(earlier):.3f} |"
-    )
+    return f"| {kind} | {np.mean(steps):,.0f} | {np.mean(minutes):.1f} | {np.mean(last):.3f} | {np.mean(earlier):.3f} |"
 
 
 def _run(output: Path, seed: int, kind: str) -> Path:
