@@ -7,7 +7,7 @@
 Each run is `velm fit` and `velm evaluate` of its best.ckpt in processes of their own. Alignment alone has no decoder,
 captioning alone has no text encoder; data, seed, optimizer, schedule and steps are those of the config. Other options
 are passed to `velm fit`: --trainer.max_epochs=24. Started again, it skips finished runs and resumes the one that was
-interrupted; `--table` prints the table of the runs that are there. Writes DIR/table.md and DIR/seedN/LOSSES/.
+interrupted; `--table` prints the table of the seeds whose runs are there. Writes DIR/table.md and DIR/seedN/LOSSES/.
 
 An interval is of 95%, by a bootstrap of two levels: a draw has seeds and images of the test split, drawn with
 replacement, the same for both models (Efron and Tibshirani 1993). Three seeds are few: a win is said only where
@@ -136,6 +136,24 @@ def _processor_seconds() -> float:
     return times.children_user + times.children_system
 
 
+def complete(output: Path, seeds: Sequence[int]) -> list[int]:
+    """The seeds whose three runs are evaluated.
+
+    Raises:
+        SystemExit: there is none.
+    """
+    kinds = (*SINGLES, JOINT)
+    found = [
+        s for s in seeds if all((_run(output, s, kind) / "evaluation" / "metrics.json").is_file() for kind in kinds)
+    ]
+    if not found:
+        raise SystemExit(
+            f"No seed of {', '.join(map(str, seeds))} in {output} has all of {', '.join(kinds)} evaluated: run this "
+            f"without --table, which trains what is missing."
+        )
+    return found
+
+
 def rows(output: Path, seeds: Sequence[int]) -> list[Row]:
     """The rows of the table.
 
@@ -223,12 +241,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args, fit = parser.parse_known_args(arguments)
     fit = ["--config", args.config, *fit]
     if not args.table:
+        runs = overrides(fit)
         for seed in args.seeds:
-            for kind, options in overrides(fit).items():
+            for kind, options in runs.items():
                 rerank = [] if args.rerank is None or kind != JOINT else ["--rerank", str(args.rerank)]
                 command = [*fit, *options, f"--seed_everything={seed}"]
                 train(_run(args.output, seed, kind), command, [*shlex.split(args.evaluate), *rerank])
-    table = markdown(args.output, args.seeds)
+    table = markdown(args.output, complete(args.output, args.seeds))
     (args.output / "table.md").write_text(table, encoding="utf-8")
     print(table)
     return 0
