@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import pytest
@@ -21,6 +22,7 @@ from velm.training.task import VisionLanguageTask
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 BATCH, LENGTH = 24, 16
+EIGHT = {"samples": 8}
 VIT = {"name": "vit", "dim": 64, "depth": 2, "heads": 2, "patch_size": 8}
 DECODERS: dict[str, dict[str, Any]] = {
     "transformer": {"name": "transformer", "dim": 64, "depth": 2, "heads": 2},
@@ -39,6 +41,7 @@ def make_batch(count: int) -> Batch:
     return probe(count, tokenizer=ByteTokenizer(), length=LENGTH, image_size=32)
 
 
+@cache
 def costs_of(**options: Any) -> Costs:
     return measure(lambda: make_task(**options), make_batch, "32-true", rows=BATCH)
 
@@ -89,7 +92,7 @@ def test_the_prediction_is_the_peak_of_a_real_step(decoder: str, freeze: bool) -
 
 
 def test_more_samples_take_more_and_a_greedy_baseline_more_operations() -> None:
-    few, many, greedy = (costs_of(samples=k, baseline=b) for k, b in ((2, "mean"), (8, "mean"), (8, "greedy")))
+    few, many, greedy = (costs_of(**options) for options in ({"samples": 2}, EIGHT, {**EIGHT, "baseline": "greedy"}))
     setup = Setup(gpus=1, batch=BATCH)
     assert memory(many, setup)["sampling"] > 2 * memory(few, setup)["sampling"]
     assert memory(many, setup)["activations"] > 2 * memory(few, setup)["activations"]
@@ -99,10 +102,10 @@ def test_more_samples_take_more_and_a_greedy_baseline_more_operations() -> None:
 
 
 def test_a_micro_batch_counts_samples_and_does_not_split_sampling() -> None:
-    costs, setup = costs_of(samples=4), Setup(gpus=1, batch=BATCH)
+    costs, setup = costs_of(**EIGHT), Setup(gpus=1, batch=BATCH)
     whole = memory(costs, setup)
     assert whole["activations"] > whole["sampling"]
     advice = advise(costs, setup, whole["total"] - 1, lambda: None)
     assert advice is not None
-    assert advice.flags == (f"--model.micro_batch_size={4 * 16}",)
+    assert advice.flags == (f"--model.micro_batch_size={8 * 16}",)
     assert memory(costs, advice.setup)["sampling"] == whole["sampling"]
