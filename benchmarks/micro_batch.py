@@ -57,7 +57,7 @@ def measure(samples: int, size: int | None) -> dict[str, float]:
     import torch
 
     from velm.outputs import Batch
-    from velm.planning.measure import PeakMemory
+    from velm.planning.counting import PeakMemory
     from velm.training.task import VisionLanguageTask
 
     warnings.filterwarnings("ignore")

@@ -84,6 +84,16 @@ def test_a_tensor_of_fake_mode_is_fake() -> None:
     assert not _compat.is_fake(torch.ones(4))
 
 
+def test_without_fake_mode_tensors_have_data() -> None:
+    with _compat.FakeTensorMode():
+        fake = torch.ones(2)
+        with _compat.without_fake_mode():
+            real = torch.ones(2)
+    assert real.tolist() == [1, 1]
+    assert _compat.is_fake(fake)
+    assert not _compat.is_fake(real)
+
+
 def test_a_product_has_a_formula_and_a_sum_has_none() -> None:
     calls = {}
 

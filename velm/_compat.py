@@ -12,6 +12,8 @@ from multiprocessing import connection
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     from torch import Tensor
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.utils._python_dispatch import TorchDispatchMode
@@ -44,6 +46,7 @@ __all__ = [
     "storage_key",
     "tensorboard_folder",
     "wandb_options",
+    "without_fake_mode",
     "worker_exit_codes",
 ]
 
@@ -97,6 +100,13 @@ def is_fake(tensor: object) -> bool:
     """Whether a tensor has no data, since it was made under `FakeTensorMode`."""
     module = sys.modules.get("torch._subclasses.fake_tensor")  # not imported: there are none
     return module is not None and isinstance(tensor, module.FakeTensor)
+
+
+def without_fake_mode() -> AbstractContextManager[Any]:
+    """Tensors made inside a `FakeTensorMode` have data; fake ones stay fake."""
+    from torch._subclasses.fake_tensor import unset_fake_temporarily
+
+    return unset_fake_temporarily()
 
 
 def is_recomputing() -> bool:

@@ -46,11 +46,11 @@ class EncoderOutput:
 
 @dataclass
 class EncodedImages:
-    """Cached output of a frozen image encoder, in half precision.
+    """Output of a frozen image encoder: from a cache in half precision, or `of` the encoder as it is.
 
     Attributes:
-        features: float16 (B, N, D); N is 0 if only `pooled` is needed.
-        pooled: float16 (B, D).
+        features: float16 from a cache (B, N, D); N is 0 if only `pooled` is needed.
+        pooled: float16 from a cache (B, D).
         mask: bool (B, N) or None, as of `EncoderOutput`.
         grid: (H', W') or None, as of `EncoderOutput`.
         dtypes: the encoder's dtypes of `features` and `pooled`.
@@ -62,8 +62,15 @@ class EncodedImages:
     grid: tuple[int, int] | None = None
     dtypes: tuple[torch.dtype, torch.dtype] = (torch.float32, torch.float32)
 
+    @classmethod
+    def of(cls, output: EncoderOutput) -> EncodedImages:
+        """Of an output that is not rounded; `output()` gives it back."""
+        return cls(
+            output.features, output.pooled, output.mask, output.grid, (output.features.dtype, output.pooled.dtype)
+        )
+
     def output(self) -> EncoderOutput:
-        """The encoder's output in its dtypes, rounded to half precision."""
+        """The encoder's output in its dtypes; from a cache, rounded to half precision."""
         features, pooled = self.features.to(self.dtypes[0]), self.pooled.to(self.dtypes[1])
         return EncoderOutput(features, pooled, self.mask, self.grid)
 
@@ -142,7 +149,7 @@ class Batch:
         image_rows: int64 (B,), the row of `images` or `encoded` of each sample, if samples share images; None: row i is
             that of sample i.
         sharing: at least the number of samples that share an image.
-        encoded: cached encoder outputs in place of `images`.
+        encoded: outputs of a frozen encoder in place of `images`.
         teacher: a teacher's embeddings of the samples, for distillation.
         prompt: what a decoder with a template reads around the image; None: it has none.
         target_learnt: bool (B, S), the target's tokens that the captioning loss is on (the answers of a conversation);

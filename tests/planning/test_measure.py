@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import cache, partial
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from allocator import allocated_peak
 from torch.nn import functional as F
 
 from velm.data.text.bpe import ByteTokenizer
@@ -41,18 +41,6 @@ def costs_of_a_step() -> Costs:
 
 def make_batch(count: int) -> Batch:
     return probe(count, tokenizer=ByteTokenizer(), length=16, image_size=32)
-
-
-def allocated_peak(step: Callable[[], Tensor]) -> int:
-    """Bytes that torch's CPU allocator held at most in a forward and backward pass, beyond what it held before."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        step().backward()
-    now = peak = 0
-    for event in profile.profiler.kineto_results.events():  # type: ignore[union-attr]
-        if event.name() == "[memory]":
-            now += event.nbytes()
-            peak = max(peak, now)
-    return peak
 
 
 def test_the_prediction_is_the_peak_of_a_real_step() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise, product
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,6 +18,7 @@ from velm.errors import ConfigError, DataError
 from velm.losses.self_critical import SelfCriticalLoss
 from velm.metrics.captioning import caption_scores
 from velm.outputs import Batch, SampledCaptions
+from velm.training import self_critical
 from velm.training.config import OptimizerConfig, ValidationConfig
 from velm.training.data import VisionLanguageData
 from velm.training.recovery.resume import seed_step
@@ -198,6 +200,27 @@ def test_references_are_those_of_all_records_of_an_image() -> None:
     assert rewards.frequencies.images == 2
 
 
+def test_references_are_split_once_and_the_rewards_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However few references are kept."""
+    split: list[str] = []
+
+    def words(text: str) -> list[str]:
+        split.append(text)
+        return text.split()
+
+    captions, ids = [[["a", "dog", "runs"]], [["a", "man"]], [["two", "dogs"]]], [0, 2, 1]
+    kept = CaptionRewards(records(), words)
+    found = [kept(captions, ids) for _ in range(2)]
+    assert sorted(split) == sorted(text for record in records() for text in record.texts)
+    monkeypatch.setattr(self_critical, "CACHED", 1)
+    split.clear()
+    forgetful = CaptionRewards(records(), words)
+    assert torch.equal(forgetful(captions, ids), found[0])
+    assert torch.equal(found[0], found[1])
+    assert len(split) > 4
+    assert forgetful.references.cache_info().currsize == 1
+
+
 def test_an_image_without_a_caption_is_refused() -> None:
     with pytest.raises(DataError, match=r"The image '9' of the training split has no caption.*train with captioning"):
         CaptionRewards([*records(), Record(image=None, image_id="9", texts=())], str.split)
@@ -245,6 +268,55 @@ def test_the_samples_of_a_step_depend_on_the_step_alone() -> None:
     first = tokens(0)
     assert tokens(1) != first
     assert tokens(0) == first
+
+
+def gradients(task: VisionLanguageTask, batch: Batch) -> dict[str, Tensor]:
+    task.zero_grad()
+    task.compute_losses(batch)[0].backward()
+    return {name: p.grad.clone() for name, p in task.model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("micro_batch_size", [None, 5])
+def test_a_frozen_image_encoder_runs_once_and_the_gradients_are_the_same(
+    precision: torch.dtype, micro_batch_size: int | None
+) -> None:
+    data = make_data()
+    decoder = {**TINY, "dropout": 0.3}
+    task = make_task(
+        {"samples": 3}, decoder=decoder, vocab_size=data.vocab_size, freeze=["image_encoder"],
+        micro_batch_size=micro_batch_size,
+    )  # fmt: skip
+    critic, batch = attached(task, data), first_batch(data)
+    calls: list[int] = []
+    task.model.image_encoder.register_forward_hook(lambda *_: calls.append(1))
+    with torch.autocast("cpu", precision, enabled=precision is torch.bfloat16):
+        seed_step(0, 0, 0)
+        once = critic(batch, task.train())
+        state = torch.get_rng_state()
+        found = gradients(task, once)
+        assert len(calls) == 1
+        twice = replace(once, images=batch.images, encoded=None)
+        torch.set_rng_state(state)
+        expected = gradients(task, twice)
+    assert len(calls) > 1
+    assert found.keys() == expected.keys() == {n for n, p in task.model.named_parameters() if p.requires_grad}
+    assert any(gradient.any() for gradient in found.values())
+    exact = {"rtol": 0, "atol": 0} if micro_batch_size is None else {"rtol": 1e-2, "atol": 1e-4}  # other batch sizes
+    for name, gradient in found.items():
+        torch.testing.assert_close(gradient, expected[name], **exact, msg=lambda m, n=name: n + m)
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_an_image_encoder_that_changes_encodes_again(frozen: bool) -> None:
+    """One that is trained, and one whose weights are frozen while its dropout draws."""
+    data = make_data()
+    vit = {"name": "vit", "dim": 16, "depth": 1, "heads": 2, "patch_size": 8, "dropout": 0.5}
+    task = make_task({"samples": 2}, image_encoder=vit, vocab_size=data.vocab_size)
+    task.model.image_encoder.requires_grad_(not frozen)
+    batch = attached(task, data)(first_batch(data), task.train())
+    assert batch.encoded is None
+    assert batch.images is not None
 
 
 @pytest.mark.parametrize("baseline", ["mean", "greedy"])

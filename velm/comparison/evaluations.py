@@ -12,9 +12,9 @@ from velm.comparison.runs import Run
 from velm.errors import ComparisonError
 
 if TYPE_CHECKING:
-    import numpy as np
+    from velm.evaluation.bootstrap import Draws
 
-__all__ = ["EvaluationPair", "evaluation_pairs"]
+__all__ = ["EvaluationPair", "evaluation_pairs", "paired_draws"]
 
 METRICS, RANKS, CAPTIONS = "metrics.json", "ranks.jsonl", "captions.jsonl"
 
@@ -61,8 +61,30 @@ def _pair(name: str, first: Run, second: Run) -> EvaluationPair:
     folders = (first.folder / name, second.folder / name)
     one, two = (_json(folder / METRICS) for folder in folders)
     metrics = {key: (one[key], two[key]) for key in one if key in two and not key.startswith("signature/")}
-    words = [_tokenization(each) for each in (one, two)]
-    draws: list[dict[str, np.ndarray]] = [{}, {}]
+    draws, notes = paired_draws(*folders)
+    from velm.evaluation.bootstrap import differences
+
+    intervals = {key: value for key, value in differences(*draws).items() if key in metrics}
+    if not intervals and not notes:
+        notes.append(f"Neither has {RANKS} or {CAPTIONS}: run velm evaluate again for intervals.")
+    return EvaluationPair(name, first, second, metrics, intervals, " ".join(notes))
+
+
+def paired_draws(first: Path, second: Path) -> tuple[tuple[Draws, Draws], list[str]]:
+    """Bootstrap draws of two evaluations; draw i has the same images in both, see `velm.evaluation.bootstrap`.
+
+    Args:
+        first, second: folders that `velm evaluate` wrote.
+
+    Returns:
+        metric -> float64 (RESAMPLES,) of each, of what both can be resampled for; and why something cannot.
+
+    Raises:
+        ComparisonError: a file cannot be read.
+    """
+    folders = (first, second)
+    words = [_tokenization(_json(folder / METRICS)) for folder in folders]
+    draws: tuple[Draws, Draws] = ({}, {})
     notes = []
     for file, draw in ((RANKS, _rank_draws), (CAPTIONS, _caption_draws)):
         rows = [_lines(folder / file) for folder in folders]
@@ -74,13 +96,8 @@ def _pair(name: str, first: Run, second: Run) -> EvaluationPair:
             notes.append(f"The words of captions are those of {words[0]!r} and of {words[1]!r}.")
         else:
             for number, each in enumerate(rows):
-                draws[number] |= draw(each or [], words[0])
-    from velm.evaluation.bootstrap import differences
-
-    intervals = {key: value for key, value in differences(*draws).items() if key in metrics}
-    if not intervals and not notes:
-        notes.append(f"Neither has {RANKS} or {CAPTIONS}: run velm evaluate again for intervals.")
-    return EvaluationPair(name, first, second, metrics, intervals, " ".join(notes))
+                draws[number].update(draw(each or [], words[0]))
+    return draws, notes
 
 
 def _key(row: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -89,7 +106,7 @@ def _key(row: Mapping[str, Any]) -> tuple[Any, ...]:
     return row["image_id"], row.get("text"), row.get("references"), None if texts is None else len(texts)
 
 
-def _rank_draws(rows: Sequence[Mapping[str, Any]], tokenize: str) -> dict[str, np.ndarray]:
+def _rank_draws(rows: Sequence[Mapping[str, Any]], tokenize: str) -> Draws:
     import torch
 
     from velm.evaluation.bootstrap import resample
@@ -105,7 +122,7 @@ def _rank_draws(rows: Sequence[Mapping[str, Any]], tokenize: str) -> dict[str, n
     return resample(Predictions(Retrieval(none, none, owner, ())), {"": ranks}, None)
 
 
-def _caption_draws(rows: Sequence[Mapping[str, Any]], tokenize: str) -> dict[str, np.ndarray]:
+def _caption_draws(rows: Sequence[Mapping[str, Any]], tokenize: str) -> Draws:
     from velm.evaluation.bootstrap import resample
     from velm.evaluation.predictions import Captions, GeneratedCaption, Predictions
     from velm.metrics.captioning import caption_scores

@@ -82,6 +82,19 @@ class Search:
         unfinished = ~torch.tensor(done, dtype=torch.bool, device=self.device)
         finished.add(live, (live.totals > -torch.inf) & unfinished[:, None], ended=False)
 
+    def rollout(self, state: DecoderState, searches: int) -> LiveHypotheses:
+        """The operations of `run` of samples, all as long as allowed, eos or not: no value is read, so that the tensors
+        may be fake.
+        """
+        live = LiveHypotheses.start(searches, self.device)
+        token = torch.full((searches,), self.bos_id, device=self.device)
+        active = torch.ones(searches, dtype=torch.bool, device=self.device)
+        for _ in range(self.constraints.limit):
+            logits, state = self.decoder.step(token, state)
+            live, _ = self._candidates(live, logits, active, state)
+            token = live.last_tokens.flatten()
+        return live
+
     def _ended(self, candidates: LiveHypotheses, active: Tensor) -> tuple[Tensor, list[bool]]:
         """Which candidates end now, bool (b, C) on the CPU, and which searches have no possible candidate.
 

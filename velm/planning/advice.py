@@ -45,7 +45,7 @@ def advise(costs: Costs, setup: Setup, limit: float, checkpointed: Callable[[], 
         for variant, flags in ((lambda: costs, ()), (checkpointed, (CHECKPOINT,))):
             layout = _first_layout(variant(), smaller, limit)
             if layout is not None:
-                return Advice((*_flags(setup, layout[0]), *flags), *layout)
+                return Advice((*_flags(setup, layout[0], costs.rows), *flags), *layout)
         batch //= 2
     return None
 
@@ -67,13 +67,13 @@ def _layouts(setup: Setup, costs: Costs) -> Iterator[Setup]:
             yield replace(setup, sharded=sharded, micro_batch=size)
 
 
-def _flags(before: Setup, after: Setup) -> list[str]:
-    """The options that change `before` into `after`."""
+def _flags(before: Setup, after: Setup, rows: int) -> list[str]:
+    """The options that change `before` into `after`; `micro_batch_size` counts the `rows` texts of each sample."""
     flags = []
     if after.batch != before.batch:
         flags.append(f"--data.batch_size={after.batch}")
-    if after.micro_batch != before.micro_batch:
-        flags.append(f"--model.micro_batch_size={after.micro_batch}")
+    if after.micro_batch is not None and after.micro_batch != before.micro_batch:
+        flags.append(f"--model.micro_batch_size={after.micro_batch * rows}")
     if after.sharded and not before.sharded:
         flags.append("--trainer.strategy=fsdp2")
     return flags

@@ -7,27 +7,24 @@ alone. A model that needs data (an RNN packs by lengths) is built and run for re
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+from torch.utils.flop_counter import FlopCounterMode
 
-from velm import _compat
-from velm._compat import FakeTensorMode, TorchDispatchMode
+from velm._compat import FakeTensorMode
 from velm.data.text.base import Tokenizer
 from velm.errors import ConfigError
 from velm.losses.weighted import build_losses
 from velm.negatives import HardNegatives
 from velm.outputs import Batch, JointEmbeddings, VisionLanguageOutput
+from velm.planning.counting import PeakMemory, counting
+from velm.planning.sampling import sample, with_samples
 from velm.planning.step import Costs
 from velm.pretrained.weights import skip_pretrained
 from velm.prompt import Prompt
@@ -37,55 +34,6 @@ from velm.training.task import VisionLanguageTask
 FAKE = (32, 64)  # samples; enough for the activations to dominate the peak over the gradient of a large weight
 REAL = (4, 8)  # samples
 PAIRS = 4096  # rows of an alignment loss at most; more than the tiles of the tiled losses have
-
-
-class PeakMemory(TorchDispatchMode):
-    """Counts the bytes of tensors created inside; fake tensors count like real ones.
-
-    Attributes:
-        now: bytes alive.
-        peak: largest value of `now`.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = self.peak = 0
-        self._known: set[int] = set()
-
-    def ignore(self, tensors: Sequence[Tensor]) -> None:
-        """Do not count these tensors."""
-        self._known |= {_compat.storage_key(tensor.untyped_storage()) for tensor in tensors}
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(result):
-            if isinstance(tensor, Tensor):
-                self._count(tensor.untyped_storage())
-        return result
-
-    def _count(self, storage: torch.UntypedStorage) -> None:
-        key, size = _compat.storage_key(storage), storage.nbytes()
-        if key in self._known:
-            return
-        self._known.add(key)
-        self.now += size
-        self.peak = max(self.peak, self.now)
-        weakref.finalize(storage, self._free, key, size)
-
-    def _free(self, key: int, size: int) -> None:
-        self._known.discard(key)
-        self.now -= size
-
-
-class _AllContent(TorchFunctionMode):
-    """A bool mask holds True everywhere, as the masks of a `probe` do: fake tensors hold no values."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is Tensor.__getitem__ and isinstance(args[1], Tensor) and args[1].dtype == torch.bool:
-            return args[0].flatten(0, args[1].dim() - 1)
-        if func is Tensor.all and args[0].dtype == torch.bool and len(args) == 1 and not kwargs:
-            return True
-        return func(*args, **(kwargs or {}))
 
 
 def probe(
@@ -170,7 +118,7 @@ def measure(
         Exception: the error of a step on real tensors.
     """
     try:
-        return _measure(build, probe, precision, rows, FakeTensorMode(), FAKE)
+        return _measure(build, probe, precision, rows, FakeTensorMode(allow_non_fake_inputs=True), FAKE)
     except ConfigError:
         raise
     except Exception:  # the model reads values of a tensor; other errors are raised again on real tensors
@@ -191,12 +139,19 @@ def _measure(
         if precision.endswith("-true") and not precision.startswith("32"):
             task.to(torch.bfloat16)
         negatives = task.losses.hard_negatives
-        first = _with_hard_negatives(probe(1), negatives)
-        sizes = _sizes(task, first, sizes) if isinstance(mode, FakeTensorMode) else sizes
-        batches = [_with_hard_negatives(probe(number), negatives) for number in sizes]
-        steps = [_step(task, batch, precision, isinstance(mode, FakeTensorMode)) for batch in batches]
+        fake = isinstance(mode, FakeTensorMode)
+
+        def batch_of(count: int) -> Batch:
+            return with_samples(task, _with_hard_negatives(probe(count), negatives))
+
+        sizes = _sizes(task, batch_of(1), sizes) if fake else sizes
+        batches = [batch_of(number) for number in sizes]
+        sampled = [sample(task, batch, precision, fake) for batch in batches]
+        steps = [_step(task, each.batch, precision, fake) for each in sampled]
         lines = {n: _line(sizes, [getattr(step, n) for step in steps]) for n in ("bytes", "forward", "backward")}
-        sample = sum(t.numel() * t.element_size() for t in (batches[0].images, batches[0].tokens) if t is not None)
+        sampling = {n: _line(sizes, [getattr(each, n) for each in sampled]) for n in ("bytes", "flops")}
+        held = (batches[0].images, batches[0].tokens, *sampled[0].features)
+        held_bytes = sum(tensor.numel() * tensor.element_size() for tensor in held if tensor is not None)
         weights = _weights(task)
     loss_bytes, loss_flops = _alignment_costs(task, rows) if steps[0].embeds else ((0.0,) * 3, (0.0,) * 3)
     return Costs(
@@ -204,13 +159,15 @@ def _measure(
         activations=lines["bytes"],
         forward_flops=lines["forward"],
         backward_flops=lines["backward"],
-        sample_bytes=sample // sizes[0],
+        sample_bytes=held_bytes // sizes[0],
         embed_bytes=steps[0].embeds // len(batches[0]),
         rows=len(batches[0]) // sizes[0],
         captions="decoder" in task.needs,
         shared=task.losses.share,
         loss_bytes=loss_bytes,
         loss_flops=loss_flops,
+        sampling_bytes=sampling["bytes"],
+        sampling_flops=sampling["flops"],
     )
 
 
@@ -232,14 +189,7 @@ def _step(task: VisionLanguageTask, batch: Batch, precision: str, fake: bool) ->
     """A forward and a backward pass without the alignment losses; see `_alignment_costs`."""
     for parameter in task.parameters():
         parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
-    peak, flops = PeakMemory(), FlopCounterMode(display=False, custom_mapping=_ATTENTION)
-    peak.ignore([*task.parameters(), *task.buffers(), *(p.grad for p in task.parameters() if p.grad is not None)])
-    # the batch is counted by sample_bytes
-    peak.ignore([t for t in (batch.images, batch.tokens, batch.mask, batch.image_ids) if t is not None])
-    with ExitStack() as stack:
-        modes: list[AbstractContextManager] = [flops, peak, *([_AllContent()] if fake else []), _autocast(precision)]
-        for mode in modes:
-            stack.enter_context(mode)
+    with counting(task, batch, precision, fake) as (peak, flops):
         output = task.model(batch, task.needs)
         parts = [loss(output, batch) for loss in task.losses.named().values() if not _is_alignment(loss)]
         embeds = [] if output.embeddings is None else [output.image_embeds, output.text_embeds]
@@ -303,21 +253,3 @@ def _weights(task: VisionLanguageTask) -> dict[str, int]:
         "in_losses": size(task.losses.parameters()),
         "average": size(task.parameters()) if task.ema is not None else 0,
     }
-
-
-def _autocast(precision: str) -> AbstractContextManager:
-    return torch.autocast("cpu", dtype=torch.bfloat16) if "mixed" in precision else nullcontext()
-
-
-def _attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
-    return int(sdpa_flop_count(query, key, value))
-
-
-def _attention_backward(gradient: Any, query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
-    return int(sdpa_backward_flop_count(gradient, query, key, value))
-
-
-_ATTENTION = {  # torch's counter lacks the CPU kernels
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
-}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -10,6 +11,8 @@ from velm import registry
 from velm.data.text.base import Tokenizer
 from velm.data.text.bpe import ByteTokenizer
 from velm.errors import ConfigError, DataError
+from velm.losses.self_critical import SelfCriticalLoss
+from velm.losses.weighted import build_losses
 from velm.planning.advice import Advice, advise
 from velm.planning.measure import PAIRS, measure, probe
 from velm.planning.step import Costs, Machine, Setup, collectives, flops, memory, seconds
@@ -101,17 +104,28 @@ def make_plan(
 
 
 def setup_of(config: Mapping[str, Any], gpus: int) -> Setup:
-    """The setup of a config on `gpus` devices."""
+    """The setup of a config on `gpus` devices.
+
+    `micro_batch_size` counts texts; a sample of the setup is an image with its captions, those that `scst` samples too.
+    """
     data, trainer = config["data"], config["trainer"]
+    micro_batch = config["model"]["micro_batch_size"]
     batch = data["batch_size"] if data["max_tokens"] is None else max(1, data["max_tokens"] // data["max_length"])
     return Setup(
         gpus=gpus,
         batch=batch,
-        micro_batch=config["model"]["micro_batch_size"],
+        micro_batch=None if micro_batch is None else math.ceil(micro_batch / _rows(config)),
         sharded=trainer["strategy"] == "fsdp2",
         workers=data["num_workers"],
         precision=str(trainer["precision"] or "32-true"),
     )
+
+
+def _rows(config: Mapping[str, Any]) -> int:
+    """Texts of a sample."""
+    losses = build_losses(config["model"]["losses"] or {}).named().values()
+    sampled = [loss.samples for loss in losses if isinstance(loss, SelfCriticalLoss)]
+    return int(sampled[0] if sampled else config["data"]["captions_per_image"])
 
 
 def costs_of(

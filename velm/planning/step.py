@@ -31,6 +31,8 @@ class Costs:
         shared: whether each device compares its own images with the texts of all (`Loss.shares`); else the embeddings
             of all are gathered, and every device compares all of them.
         loss_bytes, loss_flops: coefficients (n^2, n, 1) of the alignment losses of n rows.
+        sampling_bytes, sampling_flops: (per sample, constant), of the captions that the model samples before the
+            forward pass (`scst`); 0 without them.
     """
 
     weights: int
@@ -49,6 +51,8 @@ class Costs:
     shared: bool
     loss_bytes: tuple[float, float, float]
     loss_flops: tuple[float, float, float]
+    sampling_bytes: tuple[float, float] = (0.0, 0.0)
+    sampling_flops: tuple[float, float] = (0.0, 0.0)
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,7 @@ class Setup:
     Attributes:
         gpus: W, data-parallel devices.
         batch: B, samples per step and device.
-        micro_batch: samples whose activations exist at the same time; None: all.
+        micro_batch: samples, each an image with its texts, whose activations exist at the same time; None: all.
         sharded: FSDP2 instead of DDP.
         workers: DataLoader workers per device.
         precision: of the Trainer.
@@ -128,7 +132,8 @@ class Collective:
 def memory(costs: Costs, setup: Setup) -> dict[str, int]:
     """Peak bytes of a step on a device, by part, and `total`.
 
-    Activations and the similarities of the alignment losses coexist unless the batch is split into micro-batches.
+    Activations and the similarities of the alignment losses coexist unless the batch is split into micro-batches. The
+    memory of sampling is free again when the forward pass begins, and sampling does not use micro-batches.
     """
     shards = setup.gpus if setup.sharded else 1
     samples = min(setup.batch, setup.micro_batch or setup.batch)
@@ -143,11 +148,13 @@ def memory(costs: Costs, setup: Setup) -> dict[str, int]:
         "embeddings": _embeddings(costs, setup),
         "activations": costs.activations[0] * samples + costs.activations[1],
         "similarities": max(_pairs(costs.loss_bytes, costs, setup), 0),
+        "sampling": costs.sampling_bytes[0] * setup.batch + costs.sampling_bytes[1],
     }
     counted = {name: round(number) for name, number in parts.items()}
     total = sum(counted.values())
     if setup.micro_batches > 1:
         total -= min(counted["activations"], counted["similarities"])
+    total -= min(counted["sampling"], counted["activations"])
     return {**counted, "total": total}
 
 
@@ -173,11 +180,13 @@ def _unsharded(costs: Costs, setup: Setup) -> int:
 
 
 def flops(costs: Costs, setup: Setup) -> dict[str, float]:
-    """Floating-point operations of a step on a device; micro-batches run the forward pass twice."""
+    """Floating-point operations of a step on a device; micro-batches run the forward pass twice, sampling once."""
     forward = setup.batch * costs.forward_flops[0] + setup.micro_batches * costs.forward_flops[1]
     backward = setup.batch * costs.backward_flops[0] + setup.micro_batches * costs.backward_flops[1]
     losses = max(_pairs(costs.loss_flops, costs, setup), 0.0)
-    return {"forward": forward * (2 if setup.micro_batches > 1 else 1), "backward": backward, "losses": losses}
+    sampling = setup.batch * costs.sampling_flops[0] + costs.sampling_flops[1]
+    forward *= 2 if setup.micro_batches > 1 else 1
+    return {"forward": forward + sampling, "backward": backward, "losses": losses}
 
 
 def _pairs(factors: tuple[float, float, float], costs: Costs, setup: Setup) -> float:

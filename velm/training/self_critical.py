@@ -3,13 +3,16 @@
     images ── eval mode, no gradient ──> samples, greedy ──> CIDEr-D ──> advantages
        └───── train mode, teacher forcing over the samples ──> log p ──> loss `scst`
 
-The samples take the place of the batch's captions, so that micro-batches, DDP and precision work as for captioning.
+The samples take the place of the batch's captions, so that micro-batches, DDP and precision work as for captioning. A
+frozen image encoder gives both passes the same features, which are computed once.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import lightning
@@ -25,15 +28,18 @@ from velm.losses.weighted import WeightedLosses
 from velm.metrics.document_frequency import DocumentFrequencies, Words
 from velm.metrics.tokenization import Tokenize, tokenize_by
 from velm.model import VisionLanguageModel
-from velm.outputs import Batch, SampledCaptions
+from velm.outputs import Batch, EncodedImages, SampledCaptions
 from velm.pipeline.captioner import Captioner
 from velm.training.distributed.gather import Gather
+from velm.training.memory.feature_cache import is_frozen
 from velm.util import evaluating
 
 __all__ = ["CaptionRewards", "SelfCritic", "advantages", "build_critic", "require_self_critical"]
 
 END = "\n"
 """The word after the last one of a complete caption; no tokenization has a word of white space."""
+CACHED = 65_536
+"""Images whose references stay split into words, those read last; five captions of an image take about 1 kB."""
 
 
 def require_self_critical(losses: WeightedLosses, model: VisionLanguageModel) -> None:
@@ -93,6 +99,10 @@ class CaptionRewards:
         records: of the split.
         tokenize: splits captions into words, see `velm.metrics.tokenization`.
 
+    Attributes:
+        references: image id -> the words of its references, split once for each of the `CACHED` images read last; not
+            to be modified.
+
     Raises:
         DataError: an image has no caption.
     """
@@ -102,6 +112,7 @@ class CaptionRewards:
         first = first_records(records)
         self._order = first.argsort(kind="stable")  # records of an image are adjacent
         self._first = first[self._order]
+        self.references = lru_cache(maxsize=CACHED)(self._read_references)
         self.frequencies = DocumentFrequencies(self._references_of_all())
 
     def _references_of_all(self) -> Iterator[list[Words]]:
@@ -114,7 +125,7 @@ class CaptionRewards:
         """The words of a caption; `ended`: it was not cut at the greatest length."""
         return self.split(caption) + [END] * ended
 
-    def references(self, image_id: int) -> list[Words]:
+    def _read_references(self, image_id: int) -> list[Words]:
         """The references of an image: the targets, or else the texts, of all records that show it.
 
         Args:
@@ -128,14 +139,15 @@ class CaptionRewards:
                 f"The image {image_name(self.records[image_id])!r} of the training split has no caption, and the loss "
                 f"'scst' rewards by references: give each image one, or train with captioning."
             )
-        return [self.words(caption) for caption in captions]
+        # equal words of all references are one object
+        return [[sys.intern(str(word)) for word in self.words(caption)] for caption in captions]
 
     def __call__(self, captions: Sequence[Sequence[Words]], image_ids: Sequence[int]) -> Tensor:
         """CIDEr-D in [0, 10], float64 (n, K), of K captions of each of n images.
 
         Args:
             captions: (n, K), results of `words`.
-            image_ids: (n,), see `references`.
+            image_ids: (n,), as in `Batch.image_ids`.
         """
         references = [self.references(image_id) for image_id in image_ids]
         pairs = [(words, right) for row, right in zip(captions, references, strict=True) for words in row]
@@ -181,7 +193,7 @@ class SelfCritic:
             module: attached to the trainer that knows the ranks.
         """
         ids = _image_ids(batch)
-        sampled, greedy = self._write(batch)
+        batch, sampled, greedy = self._write(batch)
         rewards = self._reward(sampled, ids)
         of_greedy = None if greedy is None else self._reward(greedy, ids)
         gained = advantages(rewards, of_greedy)
@@ -196,19 +208,26 @@ class SelfCritic:
         return batch
 
     @torch.no_grad()
-    def _write(self, batch: Batch) -> tuple[list[list[list[int]]], list[list[list[int]]] | None]:
-        """Sampled captions of each image, and its greedy one if that is the baseline: lists of token ids."""
+    def _write(self, batch: Batch) -> tuple[Batch, list[list[list[int]]], list[list[list[int]]] | None]:
+        """Sampled captions of each image, and its greedy one if that is the baseline: lists of token ids.
+
+        The batch comes back with the features in place of images, if they are those of the training forward too.
+        """
         model = self.captioner.model
         options = {"temperature": self.loss.temperature, "num_return": self.loss.samples}
         configs = [self.captioner.config(**options)]
         if self.loss.baseline == "greedy":
             configs.append(self.captioner.config())
+        same = is_frozen(model.image_encoder)  # in the modes of training
         with evaluating(model):
-            memory = model.memory(model.encode_images_of(batch), None)
+            images = model.encode_images_of(batch)
+            memory = model.memory(images, None)
             written = [self._generate(*memory, config) for config in configs]
+        if same and images is not None:
+            batch = replace(batch, images=None, encoded=EncodedImages.of(images))
         # weights cast without gradient must not be read by the training forward: pytorch/pytorch#65766
         torch.clear_autocast_cache()
-        return written[0], written[1] if len(written) > 1 else None
+        return batch, written[0], written[1] if len(written) > 1 else None
 
     def _generate(self, memory: Tensor, mask: Tensor | None, config: GenerationConfig) -> list[list[list[int]]]:
         """Captions of each memory as token ids, without bos, with eos unless cut, without padding."""

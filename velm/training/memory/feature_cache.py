@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from velm.data.images.transforms import EvalTransform
     from velm.model import VisionLanguageModel
 
-__all__ = ["cache_folder", "prepare_features", "require_frozen"]
+__all__ = ["cache_folder", "is_frozen", "prepare_features", "require_frozen"]
 
 CHECKED = 3  # images encoded again before a cache is used
 TOLERANCE = 0.02  # of the largest feature: bfloat16 has 8 bits, and the order of sums depends on the batch size
@@ -62,6 +62,15 @@ def require_frozen(encoder: nn.Module | None) -> None:
                 f"({type(module).__name__}) is in training mode: set model.freeze: [image_encoder], which puts it into "
                 f"eval mode, or cache_features: false."
             )
+
+
+def is_frozen(encoder: nn.Module | None) -> bool:
+    """Whether `require_frozen` accepts an image encoder, in the modes in which it is now."""
+    try:
+        require_frozen(encoder)
+    except ConfigError:
+        return False
+    return True
 
 
 def _random(module: nn.Module) -> bool:

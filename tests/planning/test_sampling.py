@@ -1,0 +1,111 @@
+"""The predicted memory of captions that the loss `scst` samples against the allocator of a real step."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from allocator import allocated, allocated_peak
+
+from velm.data.text.bpe import ByteTokenizer
+from velm.generation import GenerationConfig, generate
+from velm.outputs import Batch, EncodedImages
+from velm.planning.advice import advise
+from velm.planning.measure import measure, probe
+from velm.planning.sampling import with_samples
+from velm.planning.step import Costs, Setup, flops, memory
+from velm.training.task import VisionLanguageTask
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+BATCH, LENGTH = 24, 16
+EIGHT = {"samples": 8}
+VIT = {"name": "vit", "dim": 64, "depth": 2, "heads": 2, "patch_size": 8}
+DECODERS: dict[str, dict[str, Any]] = {
+    "transformer": {"name": "transformer", "dim": 64, "depth": 2, "heads": 2},
+    "rnn": {"name": "rnn", "cell": "lstm", "dim": 64, "embed_dim": 32},
+}
+
+
+def make_task(decoder: str = "transformer", freeze: bool = False, **loss: Any) -> VisionLanguageTask:
+    return VisionLanguageTask(
+        image_encoder=VIT, decoder=DECODERS[decoder], losses={"scst": {"chunk_size": 64, **loss}},
+        vocab_size=ByteTokenizer().vocab_size, freeze=["image_encoder"] if freeze else None,
+    )  # fmt: skip
+
+
+def make_batch(count: int) -> Batch:
+    return probe(count, tokenizer=ByteTokenizer(), length=LENGTH, image_size=32)
+
+
+@cache
+def costs_of(**options: Any) -> Costs:
+    return measure(lambda: make_task(**options), make_batch, "32-true", rows=BATCH)
+
+
+def sampled_peak(task: VisionLanguageTask, batch: Batch, samples: int) -> int:
+    """Of the captions of a batch, as long as allowed."""
+    config = GenerationConfig(
+        max_length=LENGTH - 1, min_length=LENGTH - 1, temperature=1.0, num_return=samples
+    )  # fmt: skip
+    decoder = task.model.decoder
+    assert decoder is not None
+
+    def write() -> None:
+        with torch.no_grad():
+            memory = task.model.memory(task.model.encode_images_of(batch), None)
+            generate(decoder, *memory, bos_id=1, eos_id=2, pad_id=0, suppress=(0, 1, 3), config=config)
+
+    return allocated(write)
+
+
+@pytest.mark.parametrize("freeze", [False, True])
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_the_prediction_is_the_peak_of_a_real_step(decoder: str, freeze: bool) -> None:
+    """Sampling within 5% of the allocator's peak, forward and backward within 3%; the features of a frozen encoder are
+    part of the batch."""
+    predicted = memory(costs_of(decoder=decoder, freeze=freeze, samples=6), Setup(gpus=1, batch=BATCH))
+    task = make_task(decoder, freeze, samples=6).train()
+    batch = with_samples(task, make_batch(BATCH))
+    images, tokens = batch.images, batch.tokens
+    assert images is not None
+    assert tokens is not None
+    assert len(tokens) == 6 * BATCH
+    features = 0
+    if freeze:
+        output = task.model.encode_image(images)
+        features = sum(t.numel() * t.element_size() for t in (output.features, output.pooled))
+    assert predicted["sampling"] == pytest.approx(sampled_peak(task.eval(), batch, 6) - features, rel=0.05)
+    assert predicted["batch"] == images.numel() + 8 * tokens.numel() + features
+    for parameter in task.parameters():
+        parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
+    if freeze:
+        batch = replace(batch, images=None, encoded=EncodedImages.of(output))
+    task.train()
+    peak = allocated_peak(lambda: task.losses(task.model(batch, task.needs), batch)[0])
+    assert predicted["activations"] == pytest.approx(peak, rel=0.03)
+    parts = sum(size for part, size in predicted.items() if part not in ("total", "sampling", "activations"))
+    assert predicted["total"] == parts + max(predicted["sampling"], predicted["activations"])
+
+
+def test_more_samples_take_more_and_a_greedy_baseline_more_operations() -> None:
+    few, many, greedy = (costs_of(**options) for options in ({"samples": 2}, EIGHT, {**EIGHT, "baseline": "greedy"}))
+    setup = Setup(gpus=1, batch=BATCH)
+    assert memory(many, setup)["sampling"] > 2 * memory(few, setup)["sampling"]
+    assert memory(many, setup)["activations"] > 2 * memory(few, setup)["activations"]
+    assert memory(greedy, setup)["sampling"] == pytest.approx(memory(many, setup)["sampling"], rel=0.01)
+    assert flops(greedy, setup)["forward"] > flops(many, setup)["forward"] > flops(few, setup)["forward"]
+    assert few.rows == 2
+
+
+def test_a_micro_batch_counts_samples_and_does_not_split_sampling() -> None:
+    costs, setup = costs_of(**EIGHT), Setup(gpus=1, batch=BATCH)
+    whole = memory(costs, setup)
+    assert whole["activations"] > whole["sampling"]
+    advice = advise(costs, setup, whole["total"] - 1, lambda: None)
+    assert advice is not None
+    assert advice.flags == (f"--model.micro_batch_size={8 * 16}",)
+    assert memory(costs, advice.setup)["sampling"] == whole["sampling"]
