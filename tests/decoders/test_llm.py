@@ -196,6 +196,17 @@ def test_every_vector_of_the_prefix_has_the_norm_that_is_asked_for(projector):
     assert "projector.scale" not in build(projector=projector).state_dict()
 
 
+@pytest.mark.parametrize("name", ["linear", "affine", "mlp"])
+def test_a_map_whose_norm_is_given_keeps_the_size_of_what_it_reads(name):
+    """With 0.02 a step of Adam turned the vectors, which are normalised, several times as far."""
+    read = torch.randn(4, 16, 64, generator=torch.Generator().manual_seed(0))
+    torch.manual_seed(0)
+    for norm, expected in ((1.0, 1.0), (None, 0.02 * 256**0.5)):
+        first = Projector(name, 64, 96, shuffle=2, norm=norm).map
+        first = first[0] if name == "mlp" else first
+        assert first(shuffle(read, 2)).std().item() == pytest.approx(expected, rel=0.1)
+
+
 @pytest.mark.parametrize("norm", [0, -1.0, "large", True])
 def test_a_norm_that_cannot_be_is_refused(norm):
     with pytest.raises(ValueError, match="prefix_norm is null, 'match' or a number above 0"):

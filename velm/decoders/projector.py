@@ -15,7 +15,7 @@ from velm.layers.transformer import TransformerBlock
 __all__ = ["Projector", "ProjectorName", "initial_norm", "shuffle"]
 
 ProjectorName = Literal["linear", "affine", "mlp", "resampler"]
-INIT_STD = 0.02  # as word vectors: larger prefixes drown the words at first
+INIT_STD = 0.02  # as word vectors: larger prefixes drown the words at first. No matter where their norm is given
 
 
 def shuffle(memory: Tensor, side: int) -> Tensor:
@@ -78,7 +78,8 @@ class Projector(nn.Module):
         queries: P, for the resampler.
         depth: blocks of the resampler.
         norm: of every vector of the prefix at the start of training, after which one factor is learnt for all of them;
-            None: the vectors are as the map gives them.
+            the map then starts with weights of variance 1 / inputs, so that the GELU of an mlp is no straight line and
+            a step of the optimizer turns no vector by much. None: the vectors are as the map gives them.
 
     Raises:
         ValueError: an option is out of range.
