@@ -33,6 +33,9 @@ __all__ = [
     "unique_pictures",
 ]
 
+CACHED_ROWS = 64
+"""Rows of scores that are compared at a time, so that they stay in the cache for all three counts."""
+
 
 class Recall(NamedTuple):
     """Fractions of the queries, in [0, 1], with a match among the first k."""
@@ -74,7 +77,7 @@ def retrieval_ranks(image_embeds: Any, text_embeds: Any, image_ids: Any, *, bloc
 
     Args:
         image_embeds, text_embeds, image_ids: see the module docstring; tensors, arrays or lists.
-        block_size: queries scored at a time; memory is twice block_size times the number of texts.
+        block_size: queries scored at a time; memory is block_size times the number of texts.
     """
     image, text, ids = _check(image_embeds, text_embeds, image_ids)
     order = ids.argsort(stable=True)
@@ -86,10 +89,10 @@ def retrieval_ranks(image_embeds: Any, text_embeds: Any, image_ids: Any, *, bloc
     return RetrievalRanks(to_text, to_image)
 
 
-def _not_below(scores: Tensor, best: Tensor, dim: int = 1, out: Tensor | None = None) -> Tensor:
-    """Count along `dim` the scores not below `best`, int64; overwrites `out`, or else the scores."""
+def _not_below(scores: Tensor, best: Tensor, dim: int, buffer: Tensor) -> Tensor:
+    """Count along `dim` the scores not below `best`, int64; overwrites the buffer, as large or larger."""
     exact = torch.float32 if scores.shape[dim] < 2**24 else torch.float64  # of the sum of ones
-    below = torch.lt(scores, best, out=scores if out is None else out)
+    below = torch.lt(scores, best, out=buffer[: len(scores)])
     return scores.shape[dim] - below.sum(dim, dtype=exact).long()
 
 
@@ -98,7 +101,7 @@ def _text_ranks(image: Tensor, text: Tensor, ids: Tensor, block_size: int) -> Te
     ranks = []
     for own, part in zip(ids.split(block_size), text.split(block_size), strict=True):
         scores = part @ image.T
-        ranks.append(_not_below(scores, scores.gather(1, own[:, None])))
+        ranks.append(_not_below(scores, scores.gather(1, own[:, None]), 1, scores))
     return torch.cat(ranks)
 
 
@@ -116,24 +119,27 @@ def _ranks_of_one_product(image: Tensor, text: Tensor, ids: Tensor, block_size: 
         ranks of images, int64 (n,), ranks of texts, int64 (m,), and the texts whose rank is open, int64 (k,).
     """
     bounds = torch.searchsorted(ids, torch.arange(0, len(image) + block_size, block_size).to(ids)).tolist()
-    right = torch.linalg.vecdot(image[ids], text)
+    pairs = zip(ids.split(block_size), text.split(block_size), strict=True)
+    right = torch.cat([torch.linalg.vecdot(image[own], part) for own, part in pairs])
     error = 4 * image.shape[1] ** 0.5 * torch.finfo(image.dtype).eps  # several times that of a sum of random signs
     margin = error * text.norm(dim=1) * image.norm(dim=1).amax()
     at_least, at_most = torch.ones_like(ids), torch.zeros_like(ids)
     found, ranks = torch.empty_like(right), []
-    size = min(block_size, len(image)), len(text)
-    buffers = image.new_empty(size), image.new_empty(size)  # fresh memory for each block takes 7% longer
+    buffer = image.new_empty(min(block_size, len(image)), len(text))  # fresh memory for each block takes 7% longer
+    small = torch.empty_like(buffer[:CACHED_ROWS])
     for start, low, high in zip(range(0, len(image), block_size), bounds, bounds[1:], strict=False):
         part = image[start : start + block_size]
-        scores, other = (buffer[: len(part)] for buffer in buffers)
-        torch.mm(part, text.T, out=scores)
+        scores = torch.mm(part, text.T, out=buffer[: len(part)])
         row = ids[low:high] - start
         own = found[low:high] = scores[row, torch.arange(low, high).to(ids)]
         best = scores.new_full((len(scores),), -torch.inf).scatter_reduce(0, row, own, "amax")
         of_its_own = torch.zeros(len(scores), dtype=ids.dtype).to(ids).index_add(0, row, (~(own < best[row])).long())
-        at_least += _not_below(scores, right + margin, 0, other)
-        at_most += _not_below(scores, right - margin, 0, other)
-        ranks.append(1 + _not_below(scores, best[:, None]) - of_its_own)
+        not_below = []
+        for rows, top in zip(scores.split(CACHED_ROWS), best[:, None].split(CACHED_ROWS), strict=True):
+            at_least += _not_below(rows, right + margin, 0, small)
+            at_most += _not_below(rows, right - margin, 0, small)
+            not_below.append(_not_below(rows, top, 1, small))
+        ranks.append(1 + torch.cat(not_below) - of_its_own)
     close = (at_least != at_most) | ~((found - right).abs() <= margin / 2)
     return torch.cat(ranks), at_most, close.nonzero().squeeze(1)
 
