@@ -47,6 +47,15 @@ def test_norms_and_dropouts_are_recognised_by_their_base_class() -> None:
         assert not any(check(module) for check in (_compat.is_batch_norm, _compat.is_running_norm, _compat.is_dropout))
 
 
+@pytest.mark.skipif(not _compat.packs_linear_weights(), reason="this CPU packs no weights")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_packed_weights_multiply_as_linear_does(dtype: torch.dtype) -> None:
+    weight, bias, x = torch.randn(7, 5, dtype=dtype), torch.randn(7, dtype=dtype), torch.randn(2, 3, 5, dtype=dtype)
+    packed = _compat.pack_linear_weight(weight)
+    for each in (bias, None):
+        torch.testing.assert_close(_compat.packed_linear(x, packed, each), nn.functional.linear(x, weight, each))
+
+
 def test_a_recomputed_forward_pass_is_told_from_the_first() -> None:
     seen = []
 

@@ -39,6 +39,9 @@ __all__ = [
     "logger_run",
     "mlflow_uri",
     "option_type",
+    "pack_linear_weight",
+    "packed_linear",
+    "packs_linear_weights",
     "request_stop",
     "set_data_parallel_size",
     "set_logger_run",
@@ -137,6 +140,33 @@ def flop_formula(function: Any) -> Any | None:
     from torch.utils.flop_counter import flop_registry
 
     return flop_registry.get(getattr(function, "_overloadpacket", function))
+
+
+def packs_linear_weights() -> bool:
+    """Whether torch's own operators pack the weights of linear layers here, and this is faster: CPUs with AVX-512."""
+    import torch
+
+    return torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability() == "AVX512"
+
+
+def pack_linear_weight(weight: Tensor) -> Tensor:
+    """A weight, bfloat16 or float32 (M, N), in the layout of oneDNN's kernels; for `packed_linear` alone.
+
+    What torch.compile's `freezing` calls. The public `torch.utils.mkldnn.to_mkldnn` does not pack: its layers reorder
+    the weight in each call.
+    """
+    import torch
+
+    packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight)
+    return packed
+
+
+def packed_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """`F.linear` with a packed weight, in its dtype: (..., N) to (..., M); without gradient."""
+    import torch
+
+    product: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    return product
 
 
 # --- Lightning

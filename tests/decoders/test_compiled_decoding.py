@@ -67,6 +67,20 @@ def test_one_graph_for_every_position(decoder, beams, most):
     assert torch.equal(tokens, generate(decoder, memory, config=config, **IDS).tokens)
 
 
+@pytest.mark.parametrize("decoder", [1], indirect=True)
+def test_packed_weights_are_not_in_the_graph(decoder):
+    """In float32 `generate` packs the weights, anew in each call; the graph of the first call serves the second."""
+    decoder, memory = decoder.float(), torch.randn(5, 4, 6)
+    torch._dynamo.reset()
+    graphs = []
+    static = StaticDecoder(decoder, length=14, backend=lambda graph, inputs: graphs.append(graph) or graph.forward)
+    config = GenerationConfig(max_length=8, min_length=8)
+    for _ in range(2):
+        tokens = generate(static, memory, config=config, **IDS).tokens
+        assert torch.equal(tokens, generate(decoder, memory, config=config, **IDS).tokens)
+    assert len(graphs) == 1
+
+
 def test_length_is_checked(decoder):
     with pytest.raises(ValueError, match="length 0 is too small; it is at least 1 token"):
         StaticDecoder(decoder, length=0)

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from tests.generation.conftest import small_decoders
+from velm import _compat
 
 PAD, BOS, EOS = 0, 1, 2
 
@@ -128,6 +129,22 @@ def test_the_decoder_is_put_back(write):
     assert decoder.training
     assert not decoder.dropout.training
     assert torch.equal(one.tokens, write(decoder, torch.ones(1, 2, 6).double()).tokens)
+
+
+@pytest.mark.skipif(not _compat.packs_linear_weights(), reason="this CPU packs no weights")
+@pytest.mark.parametrize("config", [{}, {"num_beams": 3}])
+def test_weights_are_packed_while_tokens_are_written(write, config, monkeypatch):
+    decoder = small_decoders(vocab_size=30)["transformer"].bfloat16()
+    memory, linear, found = torch.randn(4, 5, 6).bfloat16(), decoder.output_projection, []
+    hook = linear.register_forward_pre_hook(lambda *_: found.append("forward" in vars(linear)))
+    packed = write(decoder, memory, **config)
+    assert all(found)
+    hook.remove()
+    assert "forward" not in vars(linear)
+    monkeypatch.setattr(_compat, "packs_linear_weights", lambda: False)
+    plain = write(decoder, memory, **config)
+    assert torch.equal(packed.tokens, plain.tokens)
+    assert torch.equal(packed.scores, plain.scores)
 
 
 def test_no_memories_no_texts(write):

@@ -1,7 +1,16 @@
 import pytest
 import torch
 
-from velm.layers.attention import Attention, attention_mask, cast_for_autocast, matmul_attention, matmul_is_faster
+from velm.layers.attention import (
+    Attention,
+    attention_kernel,
+    attention_mask,
+    cached,
+    cast_for_autocast,
+    matmul_attention,
+    matmul_is_faster,
+    mixed_attention,
+)
 
 
 def reference(attention, x, memory, allowed):
@@ -106,10 +115,43 @@ def test_products_are_for_short_sequences_that_are_trained_in_bfloat16():
     assert not matmul_is_faster(short.float(), short)
     assert not matmul_is_faster(short.detach(), short)
     with torch.no_grad():
-        assert not matmul_is_faster(short, short)
+        assert not matmul_is_faster(short, short)  # eight keys: decoded by the fused kernel
     long = torch.randn(1, 1, 300, 4, dtype=torch.bfloat16, requires_grad=True)
     assert not matmul_is_faster(long, long)
     assert not matmul_is_faster(short.to("meta"), short.to("meta"))
+
+
+def test_products_are_for_few_queries_over_many_keys_that_are_decoded_in_bfloat16():
+    query, keys = torch.randn(64, 2, 1, 4, dtype=torch.bfloat16), torch.randn(64, 2, 8, 4, dtype=torch.bfloat16)
+    assert matmul_is_faster(query, keys)
+    assert not matmul_is_faster(query.float(), keys.float())
+    assert not matmul_is_faster(query[:1], keys[:1])
+    assert not matmul_is_faster(keys.expand(64, 2, 8, 4).repeat(1, 1, 3, 1), keys)
+
+
+def test_a_cache_in_float32_attends_as_in_float64():
+    keys_values = torch.randn(3, 6, 16, dtype=torch.bfloat16)
+    query = torch.randn(3, 2, 1, 4, dtype=torch.bfloat16)
+    with torch.no_grad():
+        held = cached(keys_values)
+        assert held.dtype == torch.float32
+        keys, values = (each.unflatten(-1, (2, 4)).transpose(1, 2) for each in held.chunk(2, dim=-1))
+        attend = attention_kernel(query, keys)
+        assert attend is mixed_attention
+        exact = torch.nn.functional.scaled_dot_product_attention(query.double(), keys.double(), values.double())
+        for autocast in (False, True):
+            with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+                attended = attend(query, keys, values)
+            assert attended.dtype == torch.bfloat16
+            torch.testing.assert_close(attended, exact.bfloat16(), rtol=1e-2, atol=1e-3)
+
+
+def test_a_cache_with_gradients_or_in_other_dtypes_is_as_computed():
+    keys_values = torch.randn(2, 4, dtype=torch.bfloat16)
+    assert cached(keys_values) is keys_values
+    with torch.no_grad():
+        for other in (keys_values.float(), keys_values.double(), keys_values.to("meta")):
+            assert cached(other) is other
 
 
 def test_autocast_casts_the_input_once():

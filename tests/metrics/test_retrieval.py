@@ -51,6 +51,33 @@ def test_ranks_equal_a_full_sort(block_size: int) -> None:
     assert ranks.text_to_image.tolist() == to_image
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("block_size", [3, 64])
+def test_exact_ties_are_counted(dtype: torch.dtype, block_size: int) -> None:
+    """Products of small integers are exact, and most of them tie."""
+    image, ids = torch.randint(-1, 2, (30, 5), dtype=dtype), torch.arange(60) // 2
+    text = image[ids] + torch.randint(-1, 2, (60, 5), dtype=dtype)
+    scores = image @ text.T
+    own = scores[ids, torch.arange(60)]
+    best = own.view(30, 2).amax(dim=1)
+    wrong = ids[None] != torch.arange(30)[:, None]
+    ranks = retrieval_ranks(image, text, ids, block_size=block_size)
+    assert torch.equal(ranks.image_to_text, 1 + ((scores >= best[:, None]) & wrong).sum(dim=1))
+    assert torch.equal(ranks.text_to_image, 1 + ((scores >= own) & wrong).sum(dim=0))
+
+
+def test_texts_are_ranked_by_their_own_product_where_the_shared_one_is_coarse(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in TF32, which rounds more than the margin allows for."""
+    product = torch.mm
+
+    def coarse(a: Tensor, b: Tensor, *, out: Tensor) -> Tensor:
+        return out.copy_(product(a.bfloat16(), b.bfloat16()))
+
+    _, to_image = by_sorting(*gallery())
+    monkeypatch.setattr(torch, "mm", coarse)
+    assert retrieval_ranks(*gallery()).text_to_image.tolist() == to_image
+
+
 def test_recall_by_hand() -> None:
     # image 0 finds its second text first; image 1 finds a text of 0 before its own
     image = torch.tensor([[1.0, 0.0], [0.6, 0.8]])

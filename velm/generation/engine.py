@@ -18,6 +18,7 @@ from velm.generation.config import GenerationConfig
 from velm.generation.constraints import Constraints
 from velm.generation.hypotheses import FinishedHypotheses, Hypothesis
 from velm.generation.search import Search
+from velm.layers.packed_linear import packed_linears
 from velm.util import evaluating
 
 
@@ -79,7 +80,7 @@ def generate(
     search = Search(decoder, constraints, bos_id, memory.device, generator, return_attention)
     searches = len(memory) * search.copies
     finished = FinishedHypotheses(searches, search.beams, config.length_penalty)
-    with evaluating(decoder):
+    with evaluating(decoder), packed_linears(decoder, searches):
         state = search.start(memory, memory_mask)
         deque(search.run(state, searches, finished), maxlen=0)
     if config.temperature is None:
@@ -125,7 +126,7 @@ def stream(
 @torch.no_grad()
 def _stream(search: Search, memory: Tensor, memory_mask: Tensor | None, pad_id: int) -> Iterator[Tensor]:
     ended = torch.zeros(len(memory), dtype=torch.bool, device=memory.device)
-    with evaluating(search.decoder):
+    with evaluating(search.decoder), packed_linears(search.decoder, len(memory)):
         state = search.start(memory, memory_mask)
         for live in search.run(state, len(memory), FinishedHypotheses(len(memory), 1, 0.0)):
             tokens = torch.full((len(memory),), pad_id, device=memory.device)

@@ -7,7 +7,7 @@ from typing import Literal, get_args
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from velm.layers.attention import Attention, KeysValues
+from velm.layers.attention import Attention, KeysValues, cached
 from velm.layers.kv_cache import KVCache
 
 Activation = Literal["gelu", "quick_gelu", "gelu_tanh"]
@@ -128,7 +128,7 @@ class TransformerBlock(nn.Module):
             float (B, 1, dim), and the cache with this token appended.
         """
         normed = self.attention_norm(x)
-        new = self.attention.key_value(normed)[:, 0]
+        new = cached(self.attention.key_value(normed)[:, 0])
         past = KVCache.of(new) if past is None else past.append(new)
         keys_values = self.attention.split(past.tensor.transpose(0, 1))
         return x + self.dropout(self.attention.attend(normed, keys_values)), past

@@ -33,6 +33,9 @@ __all__ = [
     "unique_pictures",
 ]
 
+CACHED_ROWS = 64
+"""Rows of scores that are compared at a time, so that they stay in the cache for all three counts."""
+
 
 class Recall(NamedTuple):
     """Fractions of the queries, in [0, 1], with a match among the first k."""
@@ -66,49 +69,79 @@ def unique_images(image_embeds: Any, image_ids: Any) -> tuple[Tensor, Tensor]:
     return embeds[first.to(embeds.device)], rows
 
 
-def retrieval_ranks(image_embeds: Any, text_embeds: Any, image_ids: Any, *, block_size: int = 1024) -> RetrievalRanks:
-    """Rank of the best match of every query, counted in blocks of matrix products.
+def retrieval_ranks(image_embeds: Any, text_embeds: Any, image_ids: Any, *, block_size: int = 512) -> RetrievalRanks:
+    """Rank of the best match of every query, counted in blocks of one matrix product, for both directions.
 
     rank = 1 + the number of wrong candidates that score at least as high as the best match. Ties and nan count
     against the model, so that embeddings collapsed to one point have recall 0.
 
     Args:
         image_embeds, text_embeds, image_ids: see the module docstring; tensors, arrays or lists.
-        block_size: queries scored at a time; memory is block_size times the number of candidates.
+        block_size: queries scored at a time; memory is block_size times the number of texts.
     """
     image, text, ids = _check(image_embeds, text_embeds, image_ids)
     order = ids.argsort(stable=True)
-    to_text = _image_ranks(image, text[order], ids[order], block_size)
-    to_image = [
-        # a text's own image is not below itself, so the count starts at 1
-        _not_below(scores, scores.gather(1, own[:, None]))
-        for own, scores in (
-            (ids[start : start + block_size], text[start : start + block_size] @ image.T)
-            for start in range(0, len(text), block_size)
-        )
-    ]
-    return RetrievalRanks(to_text, torch.cat(to_image))
+    to_text, sorted_ranks, close = _ranks_of_one_product(image, text[order], ids[order], block_size)
+    to_image = torch.empty_like(sorted_ranks).scatter(0, order, sorted_ranks)
+    close = order[close]
+    if len(close):
+        to_image[close] = _text_ranks(image, text[close], ids[close], block_size)
+    return RetrievalRanks(to_text, to_image)
 
 
-def _not_below(scores: Tensor, best: Tensor) -> Tensor:
-    """Count per row of the scores not below `best` (rows, 1), int64 (rows,); overwrites the scores."""
-    exact = torch.float32 if scores.shape[1] < 2**24 else torch.float64  # of the sum of ones
-    return scores.shape[1] - torch.lt(scores, best, out=scores).sum(1, dtype=exact).long()
+def _not_below(scores: Tensor, best: Tensor, dim: int, buffer: Tensor) -> Tensor:
+    """Count along `dim` the scores not below `best`, int64; overwrites the buffer, as large or larger."""
+    exact = torch.float32 if scores.shape[dim] < 2**24 else torch.float64  # of the sum of ones
+    below = torch.lt(scores, best, out=buffer[: len(scores)])
+    return scores.shape[dim] - below.sum(dim, dtype=exact).long()
 
 
-def _image_ranks(image: Tensor, text: Tensor, ids: Tensor, block_size: int) -> Tensor:
-    """Ranks of images; texts are sorted by image, so the texts of a block of images are contiguous."""
-    bounds = torch.searchsorted(ids, torch.arange(0, len(image) + block_size, block_size).to(ids)).tolist()
+def _text_ranks(image: Tensor, text: Tensor, ids: Tensor, block_size: int) -> Tensor:
+    """Ranks of texts; a text's own image is not below itself, so the count starts at 1."""
     ranks = []
-    for start, low, high in zip(range(0, len(image), block_size), bounds, bounds[1:], strict=False):
-        scores = image[start : start + block_size] @ text.T
-        row = ids[low:high] - start
-        right = scores[row, torch.arange(low, high).to(ids)]
-        best = scores.new_full((len(scores),), -torch.inf).scatter_reduce(0, row, right, "amax")
-        not_below = _not_below(scores, best[:, None])
-        of_its_own = torch.zeros_like(not_below).index_add(0, row, (~(right < best[row])).to(not_below))
-        ranks.append(1 + not_below - of_its_own)
+    for own, part in zip(ids.split(block_size), text.split(block_size), strict=True):
+        scores = part @ image.T
+        ranks.append(_not_below(scores, scores.gather(1, own[:, None]), 1, scores))
     return torch.cat(ranks)
+
+
+def _ranks_of_one_product(image: Tensor, text: Tensor, ids: Tensor, block_size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Ranks of images and of texts, from the scores of a block of images with all texts.
+
+    A text's score with its own image is known here only up to rounding, since most of its scores stand in other blocks
+    than that one. Its rank holds where it is the same for the score plus and minus a margin; the others are returned to
+    be counted by `_text_ranks`, texts whose score differs by half a margin in the product too: TF32, for instance.
+
+    Args:
+        text: sorted by image, so that the texts of a block of images are contiguous.
+
+    Returns:
+        ranks of images, int64 (n,), ranks of texts, int64 (m,), and the texts whose rank is open, int64 (k,).
+    """
+    bounds = torch.searchsorted(ids, torch.arange(0, len(image) + block_size, block_size).to(ids)).tolist()
+    pairs = zip(ids.split(block_size), text.split(block_size), strict=True)
+    right = torch.cat([torch.linalg.vecdot(image[own], part) for own, part in pairs])
+    error = 4 * image.shape[1] ** 0.5 * torch.finfo(image.dtype).eps  # several times that of a sum of random signs
+    margin = error * text.norm(dim=1) * image.norm(dim=1).amax()
+    at_least, at_most = torch.ones_like(ids), torch.zeros_like(ids)
+    found, ranks = torch.empty_like(right), []
+    buffer = image.new_empty(min(block_size, len(image)), len(text))  # fresh memory for each block takes 7% longer
+    small = torch.empty_like(buffer[:CACHED_ROWS])
+    for start, low, high in zip(range(0, len(image), block_size), bounds, bounds[1:], strict=False):
+        part = image[start : start + block_size]
+        scores = torch.mm(part, text.T, out=buffer[: len(part)])
+        row = ids[low:high] - start
+        own = found[low:high] = scores[row, torch.arange(low, high).to(ids)]
+        best = scores.new_full((len(scores),), -torch.inf).scatter_reduce(0, row, own, "amax")
+        of_its_own = torch.zeros(len(scores), dtype=ids.dtype).to(ids).index_add(0, row, (~(own < best[row])).long())
+        not_below = []
+        for rows, top in zip(scores.split(CACHED_ROWS), best[:, None].split(CACHED_ROWS), strict=True):
+            at_least += _not_below(rows, right + margin, 0, small)
+            at_most += _not_below(rows, right - margin, 0, small)
+            not_below.append(_not_below(rows, top, 1, small))
+        ranks.append(1 + torch.cat(not_below) - of_its_own)
+    close = (at_least != at_most) | ~((found - right).abs() <= margin / 2)
+    return torch.cat(ranks), at_most, close.nonzero().squeeze(1)
 
 
 def recall_at_k(image_embeds: Any, text_embeds: Any, image_ids: Any, k: int) -> Recall:
