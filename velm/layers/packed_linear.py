@@ -41,7 +41,7 @@ def packed_linears(module: nn.Module, rows: int) -> Iterator[None]:
         left -= linear.weight.numel() * _dtype(linear.weight).itemsize
         if left < 0:
             break
-        linear.forward = _packed(linear)  # type: ignore[method-assign]
+        linear.forward = _packed(linear)  # type: ignore[method-assign,assignment]
     try:
         yield
     finally:
