@@ -83,13 +83,13 @@ def test_a_new_gate_is_a_decoder_of_the_text(inputs, marked, options):
     tokens, memory, mask = marked
     torch.testing.assert_close(step_logits(gated, *marked), plain.output_projection(plain(*inputs)))
     gated(tokens, memory, mask).square().sum().backward()
-    assert all(block.image_gate.grad != 0 for block in gated.blocks[gated.unimodal_depth :])
+    assert all(block.image.alpha.grad != 0 for block in gated.blocks[gated.unimodal_depth :])
 
 
 def test_an_open_gate_shows_the_image(inputs, marked):
     gated = build(image_gate=True)
     with torch.no_grad():
-        gated.blocks[0].image_gate.fill_(1.0)
+        gated.blocks[0].image.alpha.fill_(1.0)
     tokens, memory, mask = marked
     other = torch.cat([memory[:, :2].flip(0), memory[:, 2:]], 1)
     assert not torch.allclose(gated(tokens, memory, mask), gated(tokens, other, mask))

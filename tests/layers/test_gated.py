@@ -37,7 +37,7 @@ def test_a_closed_gate_is_a_block_over_the_text(block, inputs) -> None:
     x, memory, masks = inputs
     plain = TransformerBlock(8, heads=2, memory_dim=6).double().eval()
     unused = plain.load_state_dict(block.state_dict(), strict=False).unexpected_keys
-    assert {key.split(".")[0] for key in unused} == {"image_norm", "image_attention", "image_gate"}
+    assert {key.split(".")[0] for key in unused} == {"image"}
     expected = plain(x, memory=memory[:, 2:, :-1], memory_mask=masks[:, 0, 2:])
     torch.testing.assert_close(block(x, memory=memory, memory_mask=masks), expected)
 
@@ -45,22 +45,22 @@ def test_a_closed_gate_is_a_block_over_the_text(block, inputs) -> None:
 def test_the_gate_learns_before_it_opens(block, inputs) -> None:
     x, memory, masks = inputs
     block(x, memory=memory, memory_mask=masks).square().sum().backward()
-    assert block.image_gate.grad != 0
-    assert block.image_attention.key_value.weight.grad.eq(0).all()  # scaled by the gate, which is 0
+    assert block.image.alpha.grad != 0
+    assert block.image.attention.key_value.weight.grad.eq(0).all()  # scaled by the gate, which is 0
     with torch.no_grad():
-        block.image_gate.add_(0.3)
+        block.image.alpha.add_(0.3)
     block(x, memory=memory, memory_mask=masks).square().sum().backward()
-    assert block.image_attention.key_value.weight.grad.ne(0).any()
+    assert block.image.attention.key_value.weight.grad.ne(0).any()
 
 
 def test_an_open_gate_adds_the_attention_over_the_image(block, inputs) -> None:
     x, memory, masks = inputs
     with torch.no_grad():
-        block.image_gate.fill_(-0.7)
-    image = block.image_attention
+        block.image.alpha.fill_(-0.7)
+    image = block.image.attention
     text = block.memory_attention(block.memory_norm(x), memory[:, 2:, :-1], mask=masks[:, 0, 2:])
     expected = x + text
-    expected = expected + torch.tanh(torch.tensor(-0.7)) * image(block.image_norm(expected), memory[:, :2, :-1])
+    expected = expected + torch.tanh(torch.tensor(-0.7)) * image(block.image.norm(expected), memory[:, :2, :-1])
     attended = block.cross_attend(x, block.memory_keys_values(memory), masks)
     torch.testing.assert_close(attended, expected)
 
@@ -69,7 +69,7 @@ def test_an_open_gate_adds_the_attention_over_the_image(block, inputs) -> None:
 def test_weights_are_the_shares_of_both_attentions(block, inputs, alpha) -> None:
     x, memory, masks = inputs
     with torch.no_grad():
-        block.image_gate.fill_(alpha)
+        block.image.alpha.fill_(alpha)
     weights = block.weights(x, block.memory_keys_values(memory), masks)
     torch.testing.assert_close(weights.sum(-1), torch.ones(3, 4, dtype=torch.float64))
     share = abs(torch.tanh(torch.tensor(alpha, dtype=torch.float64)))

@@ -318,7 +318,7 @@ def test_a_new_image_gate_leaves_the_model_without_the_image(memory: list[str], 
     expected = plain(batch, needs={"decoder"}).prediction
     torch.testing.assert_close(gated(batch, needs={"decoder"}).prediction.decoder.hidden, expected.decoder.hidden)
     for block in gated.decoder.blocks:
-        torch.nn.init.constant_(block.image_gate, 1.0)
+        torch.nn.init.constant_(block.image.alpha, 1.0)
     assert not torch.allclose(gated(batch, needs={"decoder"}).prediction.decoder.hidden, expected.decoder.hidden)
 
 

@@ -28,7 +28,7 @@ def open_gates(decoder: nn.Module, alpha: float = 0.7) -> None:
     """Open the image gates of a decoder, so that its memory's image matters."""
     with torch.no_grad():
         for name, parameter in decoder.named_parameters():
-            if name.endswith("image_gate"):
+            if name.endswith("image.alpha"):
                 parameter.fill_(alpha)
 
 
