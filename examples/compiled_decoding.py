@@ -80,7 +80,7 @@ class StaticDecoder(Decoder):
         if length < 1:
             raise ValueError(f"length {length} is too small; it is at least 1 token.")
         self.decoder, self.output_projection = decoder, decoder.output_projection
-        self.max_length = min(length, decoder.max_length)
+        self.max_length, self.image_gate = min(length, decoder.max_length), decoder.image_gate
         self._run = self._step
         if backend is not None:
             self._run = torch.compile(self._step, fullgraph=True, backend=backend)

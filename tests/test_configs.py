@@ -38,7 +38,7 @@ SMALLER = {
     "quickstart": [],
     "quickstart_zh": [],
     "answer": [],
-    "summarise": ["--model.text_encoder.depth=1", "--model.decoder.depth=1"],
+    "summarise": ["--model.decoder.depth=1"],
     "flickr8k_cnn_rnn": ["--model.image_encoder.weights=null", "--model.text_encoder.dim=16", "--model.decoder.dim=16"],
     "flickr8k_vit_transformer": ["--model.image_encoder.depth=1", "--model.decoder.depth=1"],
     "show_attend_tell": [

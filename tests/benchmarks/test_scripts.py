@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import importlib.util
+import json
 import shutil
 import sys
 from pathlib import Path
@@ -70,6 +71,47 @@ def test_captions_are_compared_where_there_is_java(tmp_path: Path) -> None:
     found = captions.compare(captions.read(str(tmp_path / "captions.csv")))
     assert (found["images"], found["captions"], found["cut otherwise"]) == (3, 5, 0)
     assert all(abs(row["difference"]) < 1e-9 for row in found["metrics"].values())
+
+
+def test_masked_words_are_the_listed_ones(tmp_path: Path) -> None:
+    """Restored, a masked row is the row; what is not masked is in no row of test."""
+    masked_words = benchmark("masked_words")
+    texts = {"train": "A Black dog, a red-haired man in a WHITE t-shirt.", "val": "Two dogs.", "test": "Two run fast."}
+    with open(tmp_path / "all.csv", "w", newline="") as file:
+        csv.writer(file).writerows([["en", "de", "split"], *([text, "x", split] for split, text in texts.items())])
+    arguments = ["table", str(tmp_path / "all.csv"), str(tmp_path / "out.csv"), "--column", "en"]
+    masked_words.main([*arguments, "--words", "colours", "entities", "--originals"])
+    with open(tmp_path / "out.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["split"], row["en"]) for row in rows] == [
+        ("train", texts["train"]),
+        ("train", "A [v] dog, a red-haired man in a [v] t-shirt."),
+        ("train", "A Black [v], a red-haired [v] in a WHITE [v]."),
+        ("val", "Two dogs."),
+        ("val", "Two [v]."),
+    ]
+    for row in rows:
+        restored = row["en"]
+        for word in row["masked"].split():
+            restored = restored.replace("[v]", word, 1)
+        assert restored == texts[row["split"]]
+    with pytest.raises(SystemExit, match="has the columns en, de, split, not text"):
+        masked_words.main([*arguments[:3]])
+
+
+def test_recovered_colours_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    masked_words = benchmark("masked_words")
+    reference = "Ein Mann in rotem Hemd und ein schwarz-weißer Hund."
+    for name, captions in {"a": [reference, "x", reference], "b": ["Ein roter Hund, rot und rot.", "x", "y"]}.items():
+        rows = zip(["A [v]", "A man", "[v] [v]"], captions, strict=True)
+        lines = [json.dumps({"text": text, "caption": c, "references": [reference]}) for text, c in rows]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
+    first, second = (masked_words.read_recovered(tmp_path / f"{name}.jsonl") for name in "ab")
+    assert first.tolist() == [[3, 3], [3, 3]]
+    assert second.tolist() == [[3, 1], [3, 0]]  # a colour counts as often as the reference has it
+    assert masked_words.recovered(first, first) == (0, 0, 0)
+    masked_words.main(["recovered", str(tmp_path / "a.jsonl"), str(tmp_path / "b.jsonl")])
+    assert "difference: 0.833 (0.667 to 1.000)" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", ["contrastive", "sigmoid"])

@@ -31,8 +31,9 @@ def decoder(request):
     return made.double().eval()
 
 
-def test_it_keeps_the_contract():
-    options = {"vocab_size": 32, "memory_dim": 16, "dim": 16, "depth": 2, "heads": 2}
+@pytest.mark.parametrize("image_gate", [False, True])
+def test_it_keeps_the_contract(image_gate):
+    options = {"vocab_size": 32, "memory_dim": 16, "dim": 16, "depth": 2, "heads": 2, "image_gate": image_gate}
     report = check_decoder(lambda: StaticDecoder(TransformerDecoder(**options), length=12, backend=None))
     assert report.ok, str(report)
 

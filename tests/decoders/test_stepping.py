@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from decoding import RNN_DECODERS, TRANSFORMER_DECODERS
+from decoding import RNN_DECODERS, TRANSFORMER_DECODERS, open_gates, with_marks
 
 from velm.registry import decoders
 
@@ -15,16 +15,19 @@ DECODERS = [
 @pytest.fixture(params=DECODERS, ids=str)
 def decoder(request):
     torch.manual_seed(0)
-    return decoders.build(request.param, vocab_size=20, memory_dim=6, pad_id=0).double().eval()
+    decoder = decoders.build(request.param, vocab_size=20, memory_dim=6, pad_id=0).double().eval()
+    open_gates(decoder)
+    return decoder
 
 
 @pytest.fixture
-def inputs():
+def inputs(decoder):
     """Tokens that end with padding; row 1 of the memory is padded."""
     torch.manual_seed(1)
     tokens = torch.randint(1, 20, (4, 7)) * (torch.arange(7) < torch.tensor([5, 7, 2, 5])[:, None])
     mask = torch.arange(9) < torch.tensor([9, 4, 9, 9])[:, None]
-    return tokens, torch.randn(4, 9, 6, dtype=torch.float64), mask
+    memory = torch.randn(4, 9, 6, dtype=torch.float64)
+    return tokens, with_marks(memory) if decoder.image_gate else memory, mask
 
 
 @pytest.mark.parametrize("masked", [False, True])

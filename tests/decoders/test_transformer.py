@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from velm.decoders.transformer import TransformerDecoder
+from velm.testing.decoders import step_logits
 
 
 def build(**options):
@@ -63,3 +64,43 @@ def test_unimodal_blocks_know_no_memory(inputs):
 def test_some_block_looks(depth, unimodal_depth):
     with pytest.raises(ValueError, match=rf"unimodal_depth {unimodal_depth} does not go .*depth {depth}.*{depth - 1}"):
         build(depth=depth, unimodal_depth=unimodal_depth)
+
+
+@pytest.fixture
+def marked(inputs):
+    """The memory of `inputs` with two positions of an image in front of the text."""
+    tokens, text, mask = inputs
+    image = torch.randn(4, 2, 6, dtype=torch.float64)
+    memory = torch.cat([torch.nn.functional.pad(image, (0, 1), value=1.0), torch.nn.functional.pad(text, (0, 1))], 1)
+    return tokens, memory, torch.cat([torch.ones(4, 2, dtype=torch.bool), mask], 1)
+
+
+@pytest.mark.parametrize("options", [{}, {"depth": 3, "unimodal_depth": 1}])
+def test_a_new_gate_is_a_decoder_of_the_text(inputs, marked, options):
+    gated, plain = build(image_gate=True, **options), build(**options)
+    plain.load_state_dict({key: value for key, value in gated.state_dict().items() if key in plain.state_dict()})
+    torch.testing.assert_close(gated(*marked), plain(*inputs))
+    tokens, memory, mask = marked
+    torch.testing.assert_close(step_logits(gated, *marked), plain.output_projection(plain(*inputs)))
+    gated(tokens, memory, mask).square().sum().backward()
+    assert all(block.image.alpha.grad != 0 for block in gated.blocks[gated.unimodal_depth :])
+
+
+def test_an_open_gate_shows_the_image(inputs, marked):
+    gated = build(image_gate=True)
+    with torch.no_grad():
+        gated.blocks[0].image.alpha.fill_(1.0)
+    tokens, memory, mask = marked
+    other = torch.cat([memory[:, :2].flip(0), memory[:, 2:]], 1)
+    assert not torch.allclose(gated(tokens, memory, mask), gated(tokens, other, mask))
+    order = [6, 3, 0, 5, 2, 4, 1]  # the marks tell image from text, not the place
+    torch.testing.assert_close(gated(tokens, memory[:, order], mask[:, order]), gated(tokens, memory, mask))
+
+
+def test_no_gate_no_weights_of_one():
+    assert not [key for key in build().state_dict() if "image" in key]
+
+
+def test_a_gate_does_not_alternate():
+    with pytest.raises(ValueError, match="image_gate does not go with alternating: set one"):
+        build(image_gate=True, alternating=True)

@@ -208,6 +208,8 @@ GPT2 = {"n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 20}
 PARTS: list[dict[str, Any]] = [
     {"image_encoder": {"name": "cnn", "dim": 16}, "text_encoder": {"name": "transformer", "dim": 16, "depth": 1},
      "decoder": {"name": "rnn", "dim": 16, "gate": True}, "memory": ["image", "text"]},
+    {"image_encoder": {"name": "cnn", "dim": 8}, "text_encoder": {"name": "transformer", "dim": 16, "depth": 1},
+     "decoder": {"name": "transformer", "dim": 16, "depth": 2, "image_gate": True}, "memory": ["image", "text"]},
     {"image_encoder": {"name": "torchvision/mobilenet_v2"}, "decoder": {"name": "hf/gpt2", "config": GPT2},
      "text_encoder": {"name": "rnn", "dim": 16, "cell": "lstm", "bidirectional": True, "layers": 2, "pooling": "mean"}},
     {"image_encoder": {"name": "hf/vit", "config": {**BERT, "image_size": 32, "patch_size": 8}},

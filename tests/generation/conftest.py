@@ -2,6 +2,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from decoding import open_gates
 
 from velm.decoders.base import Decoder, DecoderState
 
@@ -50,6 +51,12 @@ def hf_decoder(vocab_size):
     return HFDecoder(model_name="gpt2", config=sizes, vocab_size=vocab_size, memory_dim=6)
 
 
+def _gated(decoder):
+    """An open gate, so that the sign of a random memory's last channel tells image from text."""
+    open_gates(decoder)
+    return decoder
+
+
 def small_decoders(vocab_size=6, kinds=("rnn", "transformer")):
     """Random ones in float64, by name; the bias makes sentences end now and then."""
     from velm.decoders.rnn import RNNDecoder
@@ -62,13 +69,16 @@ def small_decoders(vocab_size=6, kinds=("rnn", "transformer")):
         "gru": RNNDecoder(**options, cell="gru"),
         "transformer": TransformerDecoder(**options, depth=2, heads=2, max_length=16),
         "coca": TransformerDecoder(**options, depth=2, unimodal_depth=1, heads=2, max_length=16),
+        "gated": _gated(
+            TransformerDecoder(**{**options, "memory_dim": 5}, depth=2, heads=2, max_length=16, image_gate=True)
+        ),
     }
     for decoder in found.values():
         torch.nn.init.normal_(decoder.output_projection.weight)
     return {kind: found[kind].double().eval() for kind in kinds}
 
 
-@pytest.fixture(scope="session", params=["rnn", "gru", "transformer", "coca"])
+@pytest.fixture(scope="session", params=["rnn", "gru", "transformer", "coca", "gated"])
 def small_decoder(request):
     return small_decoders(kinds=(request.param,))[request.param]
 

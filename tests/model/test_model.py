@@ -304,6 +304,52 @@ def test_the_builder_hands_over_what_the_parts_want() -> None:
     assert wide.memory_dim == 8
 
 
+GATED = {"name": "transformer", "dim": 8, "depth": 2, "heads": 2, "image_gate": True}
+
+
+@pytest.mark.parametrize("memory", [["image", "text"], ["text", "image"]])
+def test_a_new_image_gate_leaves_the_model_without_the_image(memory: list[str], batch: Batch) -> None:
+    """Flamingo starts from a language model; here from the model of the text, its encoder included."""
+    gated = build(memory=memory, decoder=GATED)
+    plain = build(memory=["text"], decoder={**GATED, "image_gate": False})
+    missing, added = plain.load_state_dict(gated.state_dict(), strict=False)
+    assert not missing
+    assert {key.split(".")[0] for key in added} == {"memory_projections", "decoder"}
+    expected = plain(batch, needs={"decoder"}).prediction
+    torch.testing.assert_close(gated(batch, needs={"decoder"}).prediction.decoder.hidden, expected.decoder.hidden)
+    for block in gated.decoder.blocks:
+        torch.nn.init.constant_(block.image.alpha, 1.0)
+    assert not torch.allclose(gated(batch, needs={"decoder"}).prediction.decoder.hidden, expected.decoder.hidden)
+
+
+def test_the_image_meets_a_gate_at_the_width_of_the_text(batch: Batch) -> None:
+    model = build(memory=["image", "text"], decoder=GATED, image_encoder={"name": "cnn", "dim": 4, "widths": [4]})
+    assert {name: tuple(p.weight.shape) for name, p in model.memory_projections.items()} == {"image": (6, 4)}
+    output = model(batch)
+    memory, mask = model.memory(output.image, output.text)
+    marks = memory[..., -1]
+    positions = output.image.features.shape[1]
+    assert marks[:, :positions].eq(1).all()
+    assert marks[:, positions:].eq(0).all()
+    assert torch.equal(mask[:, positions:], batch.mask)
+    torch.testing.assert_close(memory[:, positions:, :-1], output.text.features)
+
+
+@pytest.mark.parametrize("memory", [["image"], ["text"]])
+def test_a_gate_needs_image_and_text(memory: list[str]) -> None:
+    with pytest.raises(
+        ConfigError, match=rf"image_gate adds the image .* \['{memory[0]}'\] has one .*image_gate: false"
+    ):
+        build(memory=memory, decoder=GATED)
+    with pytest.raises(ConfigError, match="has one of them"):
+        VisionLanguageModel(
+            image_encoder=Pixels(),
+            text_encoder=Ids(),
+            decoder=build(memory=["image", "text"], decoder=GATED).decoder,
+            memory=memory,
+        )
+
+
 @pytest.mark.parametrize(
     ("losses", "memory", "left_out"),
     [

@@ -46,6 +46,9 @@ class Decoder(nn.Module, ABC):
     and `start` take these as `memory` and `memory_mask`. The prompt's last position predicts the first token: bos is
     not read.
 
+    A decoder with `image_gate`, which is an option of its constructor too, attends over image and text separately. Its
+    memory has one channel more than `memory_dim`, the last: 1 on positions of the image, 0 on those of the text.
+
     A decoder with `shares_memory` has `decode_shared`, which a training step calls where samples share images.
     """
 
@@ -53,6 +56,7 @@ class Decoder(nn.Module, ABC):
     max_length: int | None = None
     words_dim: int | None = None
     template: str | None = None
+    image_gate: bool = False
 
     @property
     def shares_memory(self) -> bool:
@@ -69,7 +73,7 @@ class Decoder(nn.Module, ABC):
 
         Args:
             tokens: int64 (B, T), from bos on, padded at the end.
-            memory: float (B, N, memory_dim).
+            memory: float (B, N, memory_dim), or (B, N, memory_dim + 1) with `image_gate`.
             memory_mask: bool (B, N), True on content; None: all positions are content.
 
         Returns:

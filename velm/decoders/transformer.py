@@ -12,6 +12,7 @@ from velm.decoders.base import Decoder, DecoderState
 from velm.layers.alternating import AlternatingBlock
 from velm.layers.attention import KeysValues
 from velm.layers.beam_memory import BeamMemory
+from velm.layers.gated import GatedBlock, memory_masks
 from velm.layers.kv_cache import KVCache
 from velm.layers.positions import LearnedPositions
 from velm.layers.transformer import Activation, TransformerBlock
@@ -65,6 +66,8 @@ class TransformerDecoder(Decoder):
         tie_embeddings: the output projection's weight is the token embedding (Press and Wolf 2017).
         alternating: behind the unimodal blocks, blocks of self-attention and of cross-attention alternate, each with an
             MLP and the latter with a norm of the memory, as in open_clip's CoCa; see `AlternatingBlock`.
+        image_gate: behind the unimodal blocks, an attention over the text and one over the image, which is scaled by a
+            gate that is 0 at first; for a memory of both. See `GatedBlock`.
         activation: of the MLPs: gelu, quick_gelu (OpenAI's CLIP) or gelu_tanh.
     """
 
@@ -85,6 +88,7 @@ class TransformerDecoder(Decoder):
         max_length: int = 128,
         tie_embeddings: bool = True,
         alternating: bool = False,
+        image_gate: bool = False,
         activation: Activation = "gelu",
     ) -> None:
         super().__init__()
@@ -95,14 +99,16 @@ class TransformerDecoder(Decoder):
                 f"unimodal_depth {unimodal_depth} does not go with depth {depth}: it is at least 0 and at most "
                 f"{depth - 1}, so that the last block attends over the memory."
             )
-        self.max_length, self.unimodal_depth = max_length, unimodal_depth
+        if image_gate and alternating:
+            raise ValueError("image_gate does not go with alternating: set one of them to false.")
+        self.max_length, self.unimodal_depth, self.image_gate = max_length, unimodal_depth, image_gate
         self.words_dim = dim if unimodal_depth else None
         self.embedding = nn.Embedding(vocab_size, dim, padding_idx=pad_id)
         self.positions = LearnedPositions(dim, max_length)
         self.memory_norm: nn.Module = nn.Identity() if alternating else nn.LayerNorm(memory_dim)
         self.dropout = nn.Dropout(dropout)
         options: dict[str, Any] = {"heads": heads, "mlp_ratio": mlp_ratio, "dropout": dropout, "activation": activation}
-        multimodal = AlternatingBlock if alternating else TransformerBlock
+        multimodal = AlternatingBlock if alternating else GatedBlock if image_gate else TransformerBlock
         self.blocks = nn.ModuleList(
             TransformerBlock(dim, **options)
             if block < unimodal_depth
@@ -119,7 +125,7 @@ class TransformerDecoder(Decoder):
     def forward(
         self, tokens: Tensor, memory: Tensor, memory_mask: Tensor | None = None, words: Tensor | None = None
     ) -> Tensor:
-        memory = self.memory_norm(memory)
+        memory, memory_mask = self._read_memory(memory, memory_mask)
         x = self._all_but_last(self.read_words(tokens) if words is None else words, memory, memory_mask)
         return self.norm(self._layers()[-1](x, causal=True, memory=memory, memory_mask=memory_mask))
 
@@ -134,7 +140,8 @@ class TransformerDecoder(Decoder):
         """
         if self.training:
             return DecoderOutput(self(tokens, memory, memory_mask, words))
-        memory, last = self.memory_norm(memory), self._layers()[-1]
+        memory, memory_mask = self._read_memory(memory, memory_mask)
+        last = self._layers()[-1]
         words = self.read_words(tokens) if words is None else words
         query = last.self_attend(self._all_but_last(words, memory, memory_mask), causal=True)
         keys_values = last.memory_keys_values(memory)
@@ -157,7 +164,7 @@ class TransformerDecoder(Decoder):
         return x
 
     def start(self, memory: Tensor, memory_mask: Tensor | None = None) -> TransformerState:
-        memory = self.memory_norm(memory)
+        memory, memory_mask = self._read_memory(memory, memory_mask)
         blocks = self._layers()[self.unimodal_depth :]
         keys_values = [tensor for block in blocks for tensor in block.memory_keys_values(memory)]
         keys_values = [tensor.contiguous() for tensor in keys_values]  # read at every step: 1/8 faster over 255 tokens
@@ -190,6 +197,14 @@ class TransformerDecoder(Decoder):
         """Keys and values of one block; `memory` holds them from block `unimodal_depth` on."""
         index = 2 * (block - self.unimodal_depth)
         return memory.tensors[index], memory.tensors[index + 1]
+
+    def _read_memory(self, memory: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """The memory after its norm, and the mask that the blocks take."""
+        if not self.image_gate:
+            return self.memory_norm(memory), mask
+        image = memory[..., -1:]
+        memory = torch.cat([self.memory_norm(memory[..., :-1]), image], dim=-1)
+        return memory, memory_masks(image[..., 0] > 0, mask)
 
     def _layers(self) -> list[TransformerBlock]:
         return cast("list[TransformerBlock]", list(self.blocks))

@@ -61,7 +61,10 @@ class TensorState(ABC):
 
 
 class _Transformer(TensorState):
-    """Keys and values of the memory (R, heads, N, d); of the past (R, t, 2 D), by block."""
+    """Keys and values of the memory (R, heads, N, d); of the past (R, t, 2 D), by block.
+
+    With an image_gate, the masks of text and image, bool (R, 2, N), stand behind those of the memory.
+    """
 
     decoder: TransformerDecoder
     grows = 1
@@ -70,12 +73,15 @@ class _Transformer(TensorState):
         return 2
 
     def start(self, memory: Tensor, mask: Tensor | None) -> tuple[list[Tensor], list[Tensor]]:
-        tensors = self.decoder.start(memory, mask).memory.tensors
+        read = self.decoder.start(memory, mask).memory
+        tensors = [*read.tensors, read.mask] if self.decoder.image_gate and read.mask is not None else [*read.tensors]
         width = 2 * self.decoder.embedding.embedding_dim
-        return list(tensors), [memory.new_zeros(memory.shape[0], 0, width) for _ in self.decoder.blocks]
+        return tensors, [memory.new_zeros(memory.shape[0], 0, width) for _ in self.decoder.blocks]
 
     def state(self, memory: list[Tensor], mask: Tensor | None, past: list[Tensor]) -> TransformerState:
         caches = tuple(KVCache.whole(tensor.transpose(0, 1)) for tensor in past)
+        if self.decoder.image_gate:
+            *memory, mask = memory
         return TransformerState(self.decoder, BeamMemory(tuple(memory), mask), caches, past[0].shape[1])
 
     def past(self, state: TransformerState) -> list[Tensor]:

@@ -9,7 +9,7 @@ from typing import Any
 from velm import registry
 from velm.errors import ConfigError
 from velm.model.adapt import adapt
-from velm.model.model import VisionLanguageModel
+from velm.model.model import VisionLanguageModel, memory_width
 from velm.outputs import aligns
 from velm.util import did_you_mean
 
@@ -50,8 +50,10 @@ def build_model(config: Mapping[str, Any]) -> VisionLanguageModel:
         encoders["text"] = _build_encoder(registry.text_encoders, text_config, context)
     decoder = None
     if decoder_config is not None:
-        widths = [encoders[source].dim for source in memory]
-        decoder = registry.decoders.build(decoder_config, memory_dim=min(widths), **context)
+        widths = {source: encoders[source].dim for source in memory}
+        gate = registry.split_config(decoder_config, "decoder")[1].get("image_gate")
+        width = memory_width(widths, bool(gate))
+        decoder = registry.decoders.build(decoder_config, memory_dim=width, **context)
     if shared:
         require_shared_blocks(decoder, decoder_config, text_config)
         encoders["text"] = _build_encoder(registry.text_encoders, text_config, {**context, "decoder": decoder})

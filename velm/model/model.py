@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Literal, get_args
 
 import torch
@@ -75,10 +75,11 @@ class VisionLanguageModel(nn.Module):
             self.image_projection = build_projection("image", image_projection, image_encoder.dim, embed_dim)
             self.text_projection = build_projection("text", text_projection, text_encoder.dim, embed_dim)
         self.embed_dropout = nn.Dropout(embed_dropout)
-        if decoder is not None and len(self.memory_sources) > 1:
+        if decoder is not None and (len(self.memory_sources) > 1 or decoder.image_gate):
             widths = {source: self._encoder(source).dim for source in self.memory_sources}
-            width = min(widths.values())  # at a CNN's 1,280, text features of width 128 were hardly learnt
-            self.memory_projections = nn.ModuleDict({s: nn.Linear(w, width) for s, w in widths.items()})
+            width = memory_width(widths, decoder.image_gate)
+            projected = ("image",) if decoder.image_gate else self.memory_sources
+            self.memory_projections = nn.ModuleDict({s: nn.Linear(widths[s], width) for s in projected})
 
     def _encoder(self, source: str) -> ImageEncoder | TextEncoder:
         encoder = {"image": self.image_encoder, "text": self.text_encoder}[source]
@@ -193,9 +194,15 @@ class VisionLanguageModel(nn.Module):
             )
         if len(present) == 1:
             return present[0][1].features, present[0][1].mask
-        features = [self.memory_projections[source](output.features) for source, output in present]
+        features = [self._memory_features(source, output.features) for source, output in present]
         masks = [_mask_of(output) for _, output in present]
         return torch.cat(features, dim=1), torch.cat(masks, dim=1)
+
+    def _memory_features(self, source: str, features: Tensor) -> Tensor:
+        """Features of one of several sources at the width of the memory; a decoder with a gate is told the source."""
+        if source in self.memory_projections:
+            features = self.memory_projections[source](features)
+        return F.pad(features, (0, 1), value=float(source == "image")) if self._decoder().image_gate else features
 
     def _decoder(self) -> Decoder:
         if self.decoder is None:
@@ -233,6 +240,23 @@ class VisionLanguageModel(nn.Module):
         memory = self.memory(output.image, output.text, batch.prompt)
         words = None if output.text is None or batch.target_tokens is not None else output.text.words
         return decoder.decode(inputs, *memory, **({} if words is None else {"words": words[:, :-1]}))
+
+
+def memory_width(widths: Mapping[str, int], image_gate: bool) -> int:
+    """The width at which the sources of a memory meet, given the width of each.
+
+    The narrower one: at a CNN's 1,280, text features of width 128 were hardly learnt. The text's if the decoder has an
+    image_gate: the text is not projected then, so that a closed gate leaves the model without the image.
+
+    Raises:
+        ConfigError: there is a gate, and not both image and text.
+    """
+    if image_gate and set(widths) != {"image", "text"}:
+        raise ConfigError(
+            f"model.decoder.image_gate adds the image of a memory to its text, and memory {list(widths)} has one of "
+            "them. Set memory: [image, text], or image_gate: false."
+        )
+    return widths["text"] if image_gate else min(widths.values())
 
 
 def build_projection(source: str, kind: Projection, dim: int, embed_dim: int) -> nn.Module:

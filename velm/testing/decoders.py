@@ -22,13 +22,13 @@ def check_decoder(decoder: Any, *, vocab_size: int = 32, pad_id: int = 0, memory
         decoder: a callable without arguments that builds a fresh instance, or an instance.
         vocab_size: V that it was built with.
         pad_id: id of padding.
-        memory_dim: width D of the memory that it was built with.
+        memory_dim: width D of the memory that it was built with, without the mark of an `image_gate`.
     """
     tested = PartUnderTest.of(decoder, "decoder")
     report, module = tested.report, tested.instance
     if not tested.judge_type(Decoder):
         return report
-    case = _Case(vocab_size, pad_id, memory_dim)
+    case = _Case(vocab_size, pad_id, memory_dim, module.image_gate)
 
     def probe(module: Any, rows: slice = ALL, dtype: torch.dtype = torch.float32) -> Outputs:
         hidden = module(case.tokens[rows].clone(), case.memory[rows].to(dtype, copy=True), case.mask[rows].clone())
@@ -51,13 +51,20 @@ def check_decoder(decoder: Any, *, vocab_size: int = 32, pad_id: int = 0, memory
 
 
 class _Case:
-    """A small batch: tokens (B, T), memory (B, N, D) and its mask; row 1 of the memory is half padding."""
+    """A small batch: tokens (B, T), memory (B, N, D) and its mask; row 1 of the memory is half padding.
 
-    def __init__(self, vocab_size: int, pad_id: int, memory_dim: int) -> None:
+    For a decoder with an `image_gate`, D is one more, and the first position is of an image.
+    """
+
+    def __init__(self, vocab_size: int, pad_id: int, memory_dim: int, image_gate: bool) -> None:
         generator = torch.Generator().manual_seed(0)
         tokens = torch.randint(0, vocab_size - 1, (BATCH, TOKENS), generator=generator)
         self.tokens = tokens + (tokens >= pad_id)
         self.memory = torch.randn(BATCH, POSITIONS, memory_dim, generator=generator)
+        if image_gate:
+            mark = torch.zeros(BATCH, POSITIONS, 1)
+            mark[:, 0] = 1
+            self.memory = torch.cat([self.memory, mark], dim=-1)
         self.mask = torch.ones(BATCH, POSITIONS, dtype=torch.bool)
         self.mask[1, 2:] = False
 
@@ -124,7 +131,7 @@ def _looks_ahead(module: Any, case: _Case) -> str | None:
 def _memory_padding(module: Any, case: _Case) -> str | None:
     tokens, memory, mask = case.inputs()
     module.eval()
-    changed = torch.where(mask[:, :, None], memory, 100 * torch.ones_like(memory))
+    changed = torch.where(mask[:, :, None], memory, 100 * torch.ones_like(memory))  # a mark of padding says nothing
     gap = different({"hidden": module(tokens, memory, mask)}, {"hidden": module(tokens, changed, mask)})
     if gap:
         return (
