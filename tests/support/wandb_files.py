@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import struct
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,8 @@ def records(file: Path) -> Iterator[Any]:
             position += BLOCK - position % BLOCK
             continue
         _, length, kind = struct.unpack("<IHB", content[position : position + HEAD])
+        if position + HEAD + length > len(content):  # is being written
+            return
         parts += content[position + HEAD : position + HEAD + length]
         position += HEAD + length
         if kind in (1, 4):
@@ -36,13 +39,23 @@ def records(file: Path) -> Iterator[Any]:
 
 
 class WandbRun:
-    """A folder offline-run-<time>-<id>: its id, config, rows of history, alerts, and artifacts with their aliases."""
+    """A folder offline-run-<time>-<id>: its id, config, rows of history, alerts, and artifacts with their aliases.
+
+    W&B's service writes the last records after `finish` has returned: they are waited for.
+    """
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.config, self.rows, self.alerts = folder, {}, [], []  # type: ignore[var-annotated]
+        self.folder, self.exit_code = folder, None
+        until = time.monotonic() + 30
+        while self.exit_code is None and time.monotonic() < until:
+            self._read()
+            time.sleep(0.05)
+
+    def _read(self) -> None:
+        self.config, self.rows, self.alerts = {}, [], []  # type: ignore[var-annotated]
         self.artifacts: list[tuple[str, tuple[str, ...]]] = []
         self.id, self.exit_code = "", None
-        (file,) = folder.glob("*.wandb")
+        (file,) = self.folder.glob("*.wandb")
         for record in records(file):
             kind = record.WhichOneof("record_type")
             if kind == "run":
