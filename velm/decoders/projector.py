@@ -15,7 +15,7 @@ from velm.layers.transformer import TransformerBlock
 __all__ = ["Projector", "ProjectorName", "initial_norm", "shuffle"]
 
 ProjectorName = Literal["linear", "affine", "mlp", "resampler"]
-INIT_STD = 0.02  # as word vectors: larger prefixes drown the words at first. No matter where their norm is given
+INIT_STD = 0.02  # as word vectors, where no norm is given: larger prefixes drown the words at first
 
 
 def shuffle(memory: Tensor, side: int) -> Tensor:
