@@ -113,18 +113,18 @@ def train(folder: Path, fit: Sequence[str], evaluate: Sequence[str]) -> None:
     }
     for name, command in commands.items():
         done, log = folder.parent / f"{folder.name}_{name}.json", folder.parent / f"{folder.name}_{name}.log"
-        if json.loads(done.read_text())["finished"] if done.is_file() else False:
+        earlier = json.loads(done.read_text()) if done.is_file() else {"finished": False, "processor_seconds": 0.0}
+        if earlier["finished"]:
             continue
         print(f"{folder} {name} ...", file=sys.stderr, flush=True)
         folder.parent.mkdir(parents=True, exist_ok=True)
         before = _processor_seconds()
-        earlier = json.loads(done.read_text())["processor_seconds"] if done.is_file() else 0.0
         code = -1
         try:
             with open(log, "a", encoding="utf-8") as file:
                 code = subprocess.run([sys.executable, "-m", "velm", *command], stdout=file, stderr=file).returncode
         finally:
-            seconds = earlier + _processor_seconds() - before
+            seconds = earlier["processor_seconds"] + _processor_seconds() - before
             done.write_text(json.dumps({"finished": code == 0, "processor_seconds": seconds}) + "\n", encoding="utf-8")
         if code:
             raise SystemExit(f"velm {name} of {folder} ended with {code}; {log} ends:\n{log.read_text()[-1500:]}")

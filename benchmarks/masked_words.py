@@ -34,6 +34,7 @@ from typing import IO
 import numpy as np
 
 from velm.data.text.hard_negatives import NOUNS
+from velm.evaluation.bootstrap import RESAMPLES, intervals
 
 MASK = "[v]"
 COLOURS = ("black", "white", "red", "green", "yellow", "blue", "brown", "purple", "pink", "orange", "grey", "gray")
@@ -54,7 +55,6 @@ GERMAN = (
     "grau",
 )
 """Beginnings of German words for colours; 'pinkfarbene' and 'rosafarbene' are among them."""
-RESAMPLES = 1000
 
 
 def mask_words(text: str, words: Sequence[str], mask: str = MASK) -> tuple[str, list[str]]:
@@ -135,8 +135,7 @@ def recovered(first: np.ndarray, second: np.ndarray | None = None, *, seed: int 
     value, drawn = share(first, once), share(first, draws)
     if second is not None:
         value, drawn = value - share(second, once), drawn - share(second, draws)
-    low, high = np.percentile(drawn, [2.5, 97.5])
-    return float(value[0]), float(low), float(high)
+    return float(value[0]), *intervals({"": drawn})[""]
 
 
 def _open(path: Path) -> IO[str]:

@@ -36,8 +36,9 @@ def attention_mask(mask: Tensor | None, causal: bool, queries: int) -> Tensor | 
 
 
 def matmul_is_faster(query: Tensor, keys: Tensor) -> bool:
-    """Whether `matmul_attention` is faster than torch's fused kernel: in bfloat16 on a CPU, which packs the keys anew.
+    """Whether `matmul_attention` is faster than torch's fused kernel: in bfloat16 on a CPU.
 
+    There the fused kernel packs all keys in each call.
     In training, of short sequences: the fused kernel's backward pass takes 11 ms a layer; matmul, softmax, matmul take
     3 to 4 ms forward and backward (docs/performance.md; `python -m benchmarks clip_step coca_step`). In decoding, of a
     few queries over many keys: 32 captions over 255 positions take 1.1 ms of 6 (`python -m benchmarks generate`).

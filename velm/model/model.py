@@ -199,7 +199,7 @@ class VisionLanguageModel(nn.Module):
         return torch.cat(features, dim=1), torch.cat(masks, dim=1)
 
     def _memory_features(self, source: str, features: Tensor) -> Tensor:
-        """Features of one of several sources at the width of the memory; a decoder with a gate is told the source."""
+        """Features of one of several sources at the memory's width; with a gate, a last channel marks the image."""
         if source in self.memory_projections:
             features = self.memory_projections[source](features)
         return F.pad(features, (0, 1), value=float(source == "image")) if self._decoder().image_gate else features
