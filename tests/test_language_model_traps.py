@@ -235,8 +235,8 @@ def cut_anyhow(prompt: PromptIds, target: list[int], learnt: list[bool], max_len
     return {"prompt": prompt, "target": target[:room], "learnt": learnt[:room]}
 
 
-def causal(self: PrefixDecoder, x: torch.Tensor, prefix: int, content: Any) -> Sequence:
-    return Sequence(x.shape[1], 0, x.device, 0, content)
+def causal(self: PrefixDecoder, x: torch.Tensor, prefix: int, content: Any, first: int = 0) -> Sequence:
+    return Sequence(x.shape[1], 0, x.device, 0, content, first)
 
 
 def untie(patch: pytest.MonkeyPatch) -> None:

@@ -32,8 +32,8 @@ CONFIGS = {
 
 def build(name: str = "llama", **options) -> LLMDecoder:
     torch.manual_seed(0)
-    given = {"vocab_size": 32, "pad_id": 3, "memory_dim": 12, "config": CONFIGS[name]}
-    return LLMDecoder(model_name=name, **{**given, **options}).eval()
+    given = {"model_name": name, "vocab_size": 32, "pad_id": 3, "memory_dim": 12, "config": CONFIGS[name]}
+    return LLMDecoder(**{**given, **options}).eval()
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -111,7 +111,7 @@ def test_special_tokens_that_the_tokenizer_added_are_read_as_padding():
     assert decoder.output_projection.out_features == 30
     tokens, memory = torch.tensor([[1, 5, 6, 31], [1, 5, 30, 31]]), torch.randn(2, 3, 12)
     hidden = decoder(tokens, memory)
-    assert torch.equal(hidden[0, :3], decoder(tokens[:1, :3], memory[:1])[0])
+    torch.testing.assert_close(hidden[0, :3], decoder(tokens[:1, :3], memory[:1])[0], atol=1e-6, rtol=0)
 
 
 def test_tied_vectors_stay_tied():

@@ -9,12 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from velm.decoders.cache import cache_option
+from velm.decoders.last_block import shorten_last_block
 from velm.decoders.prefix import PrefixDecoder
 from velm.decoders.projector import Projector, ProjectorName, initial_norm
 from velm.decoders.recorded_view import RecordedView
 from velm.decoders.views import Sequence, View, show_views
 from velm.decoders.vocabulary import check_vocabulary
 from velm.errors import ConfigError
+from velm.layers.rms_norm import replace_rms_norms
 from velm.pretrained import hub
 from velm.pretrained.freezing import FrozenPartsInEval
 from velm.prompt import Prompt
@@ -96,6 +98,7 @@ class LLMDecoder(FrozenPartsInEval, PrefixDecoder):
             hub.fit_vocabulary(whole, language, vocab_size, model_name, exact=True)
         self.output_projection = _output_of(whole, model_name)
         self.model = whole.base_model
+        replace_rms_norms(self.model)
         self.embedding = [self.model.get_input_embeddings()]  # a list: the weights are registered once, with the model
         width = int(self.embedding[0].embedding_dim)
         norm = initial_norm(prefix_norm, self.embedding[0])
@@ -104,6 +107,8 @@ class LLMDecoder(FrozenPartsInEval, PrefixDecoder):
         self.counts_positions = "position_ids" in inspect.signature(self.model.forward).parameters
         self.cache_option = cache_option(self.model)
         self.takes_views = self.counts_positions and show_views(self.model)
+        if self.takes_views:
+            shorten_last_block(self.model)
         self.places = getattr(language, "max_position_embeddings", None)
         hub.freeze(self.model, trainable == "all")
         self.output_projection.requires_grad_(trainable == "all")

@@ -109,7 +109,7 @@ class PrefixDecoder(Decoder):
             cache: of the positions before, extended in place by these; None: there are none, and nothing is kept.
 
         Returns:
-            hidden float (B, T, D').
+            hidden float (B, T, D'); those before the `first` of a `Sequence` are not read.
         """
 
     def read_prompt(self, memory: Tensor, memory_mask: Tensor | None, prompt: Prompt) -> tuple[Tensor, Tensor | None]:
@@ -147,6 +147,7 @@ class PrefixDecoder(Decoder):
         self._check_length(tokens.shape[1])
         order = RowOrder.by_memory(rows, len(memory), most)
         prefix, mask = self._common(memory, memory_mask, prompt, order.rows[::most])
+        read_from = self._first(prefix.shape[1], mask)
         own = self.embed_tokens(tokens if prompt is None else tokens[:, 1:], 0).to(prefix.dtype)
         content = torch.ones(own.shape[:2], dtype=torch.bool, device=own.device)
         if prompt is not None:
@@ -159,7 +160,7 @@ class PrefixDecoder(Decoder):
             mask = torch.ones(prefix.shape[:2], dtype=torch.bool, device=own.device) if mask is None else mask
             seen = torch.cat([mask, pack(content, order, len(memory))], dim=1)
         both = length if self.bidirectional else 0
-        view = PackedTexts(length + longest, 0, own.device, both, seen, prefix=length, texts=most)
+        view = PackedTexts(length + longest, 0, own.device, both, seen, read_from, prefix=length, texts=most)
         hidden = self.run(torch.cat([prefix, pack(own, order, len(memory))], dim=1), view, None)
         written = unpack(hidden[:, length:], order)
         if prompt is None:
@@ -186,7 +187,13 @@ class PrefixDecoder(Decoder):
         """A prefix and the tokens behind it, and what they see; behind a prompt bos is not read."""
         read = tokens if self.template is None else tokens[:, 1:]
         x = torch.cat([prefix, self.embed_tokens(read, 0)], dim=1)
-        return x, self._view(x, prefix.shape[1], mask)
+        return x, self._view(x, prefix.shape[1], mask, self._first(prefix.shape[1], mask))
+
+    def _first(self, length: int, mask: Tensor | None) -> int:
+        """The first position whose hidden state predicts a token, behind a prefix of that length; 0: not known."""
+        if self.template is None:
+            return length
+        return length - 1 if mask is None or mask[:, -1].all() else 0
 
     def _predicting(self, x: Tensor, length: int, mask: Tensor | None) -> Tensor:
         """Those positions of a sequence, float (B, length + ..., D), that predict tokens: float (B, T, D)."""
@@ -216,9 +223,9 @@ class PrefixDecoder(Decoder):
         hidden = self.run(x, view, cache)
         return self.output_projection(hidden[:, -1]), replace(state, cache=cache, length=state.length + 1)
 
-    def _view(self, x: Tensor, prefix: int, content: Tensor | None) -> Sequence:
+    def _view(self, x: Tensor, prefix: int, content: Tensor | None, first: int = 0) -> Sequence:
         """Of a whole sequence, of whose first `prefix` positions `content` (B, prefix) is seen."""
-        return Sequence(x.shape[1], 0, x.device, prefix if self.bidirectional else 0, content)
+        return Sequence(x.shape[1], 0, x.device, prefix if self.bidirectional else 0, content, first)
 
     def _check_length(self, length: int) -> None:
         if self.max_length is not None and length > self.max_length:

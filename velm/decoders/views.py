@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from velm.layers.attention import cast_for_autocast, matmul_is_faster
 
-__all__ = ["Sequence", "View", "show_views"]
+__all__ = ["Sequence", "View", "attend", "show_views"]
 
 _NAME = "velm_view"
 
@@ -66,6 +66,7 @@ class Sequence:
         device: of the masks.
         both: positions at the beginning that see each other in both directions.
         content: bool (R, n), n <= total, True on content of the first n positions; None: all.
+        first: position from which on hidden states are asked for; those before are read by others alone.
     """
 
     total: int
@@ -73,6 +74,7 @@ class Sequence:
     device: torch.device
     both: int = 0
     content: Tensor | None = None
+    first: int = 0
     _seen: dict[int | None, Tensor] = field(default_factory=dict, repr=False)
 
     @property
@@ -111,6 +113,11 @@ class Sequence:
             seen = seen & (places[:, None] > places[:, self.past :, None] - window)
         return seen | itself
 
+    def seen_by_last(self, window: int | None = None) -> Tensor:
+        """The rows of `seen` from `first` on."""
+        mask = self.mask(window)
+        return (self.seen(window) if mask is None else mask)[:, self.first :]
+
     def _causal(self) -> Tensor:
         """bool (T, total), what is seen in one direction if all is content; nothing above the diagonal."""
         return torch.ones(self.total - self.past, self.total, dtype=torch.bool, device=self.device).tril(self.past)
@@ -118,18 +125,24 @@ class Sequence:
     def attend(
         self, module: Any, query: Tensor, key: Tensor, value: Tensor, scaling: float, window: int | None, dropout: float
     ) -> Tensor:
-        from transformers.integrations.sdpa_attention import sdpa_attention_forward
+        return attend(module, query, key, value, self.mask(window), scaling, dropout)
 
-        mask = self.mask(window)
-        if query.shape[2] == 1 and not torch.is_grad_enabled():
-            return _one_position(query, key, value, mask, scaling)
-        if matmul_is_faster(query, key):
-            return _by_matmul(query, key, value, mask, scaling, dropout)
-        mask = None if mask is None else mask[:, None]
-        attended: Tensor = sdpa_attention_forward(
-            module, query, key, value, mask, dropout=dropout, scaling=scaling, is_causal=True
-        )[0]
-        return attended
+
+def attend(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float, dropout: float
+) -> Tensor:
+    """As `View.attend`, of the keys that `mask` shows, bool (R or 1, T, n); None: as many as queries, causally."""
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    if query.shape[2] == 1 and not torch.is_grad_enabled():
+        return _one_position(query, key, value, mask, scaling)
+    if matmul_is_faster(query, key):
+        return _by_matmul(query, key, value, mask, scaling, dropout)
+    mask = None if mask is None else mask[:, None]
+    attended: Tensor = sdpa_attention_forward(
+        module, query, key, value, mask, dropout=dropout, scaling=scaling, is_causal=True
+    )[0]
+    return attended
 
 
 def _one_position(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float) -> Tensor:
@@ -150,12 +163,12 @@ def _by_matmul(
     """As `velm.layers.attention.matmul_attention`, with fewer heads of keys than of queries."""
     groups, length = query.shape[1] // key.shape[1], query.shape[2]
     query = (query * scaling).unflatten(1, (-1, groups)).flatten(2, 3)  # (B, H_kv, groups * T, d)
-    scores = (query @ key.mT).unflatten(2, (groups, length))
     if mask is None:
-        mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()[None]
-    weights = scores.masked_fill(~mask[:, None, None], -torch.inf).softmax(dim=-1)
+        mask = torch.ones(length, key.shape[2], dtype=torch.bool, device=query.device).tril()[None]
+    hidden = ~mask if groups == 1 else ~mask.repeat(1, groups, 1)
+    weights = (query @ key.mT).masked_fill_(hidden[:, None], -torch.inf).softmax(dim=-1)
     weights = F.dropout(weights, dropout) if dropout else weights
-    attended = weights.to(value.dtype).flatten(2, 3) @ value
+    attended = weights.to(value.dtype) @ value
     return attended.unflatten(2, (groups, length)).flatten(1, 2).transpose(1, 2).contiguous()
 
 
