@@ -106,7 +106,7 @@ def test_the_prediction_is_the_peak_of_a_language_model_behind_an_image(options:
     for parameter in task.parameters():
         parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
     peak = allocated_peak(lambda: task.losses(task.model(batch, task.needs), batch)[0])
-    assert predicted["activations"] == pytest.approx(peak, rel=0.03)
+    assert predicted["activations"] == pytest.approx(peak, rel=0.04)
     trained = sum(p.numel() * p.element_size() for p in task.parameters() if p.requires_grad)
     assert predicted["gradients"] == predicted["optimizer"] / 2 == trained
     if options.get("trainable"):

@@ -18,6 +18,7 @@ from velm.planning.advice import advise
 from velm.planning.measure import measure, probe
 from velm.planning.sampling import with_samples
 from velm.planning.step import Costs, Setup, flops, memory
+from velm.training.self_critical import split_losses
 from velm.training.task import VisionLanguageTask
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -91,6 +92,37 @@ def test_the_prediction_is_the_peak_of_a_real_step(decoder: str, freeze: bool, m
     assert predicted["activations"] == pytest.approx(peak, rel=0.03)
     parts = sum(size for part, size in predicted.items() if part not in ("total", "sampling", "activations"))
     assert predicted["total"] == parts + max(predicted["sampling"], predicted["activations"])
+
+
+@pytest.mark.parametrize("freeze", [False, True])
+def test_beside_other_losses_both_forward_passes_are_counted(freeze: bool) -> None:
+    def build() -> VisionLanguageTask:
+        losses = {"scst": {"chunk_size": 64, "samples": 3}, "captioning": {"chunk_size": 64}, "contrastive": {}}
+        return VisionLanguageTask(
+            image_encoder=VIT, text_encoder={"name": "transformer", "dim": 64, "depth": 2, "heads": 2},
+            decoder=DECODERS["transformer"], losses=losses, vocab_size=ByteTokenizer().vocab_size,
+            freeze=["image_encoder"] if freeze else None,
+        )  # fmt: skip
+
+    costs = measure(build, make_batch, "32-true", rows=BATCH)
+    assert costs.rows == 1  # of the alignment loss
+    task, own = build().train(), make_batch(BATCH)
+    sampled = with_samples(task, own)
+    for parameter in task.parameters():
+        parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
+    encoded = EncodedImages.of(task.model.encode_image(own.images)) if freeze else None
+    images = None if freeze else own.images
+    passes = [(replace(batch, images=images, encoded=encoded), some)
+              for batch, some in zip((sampled, own), split_losses(task.losses), strict=True)]  # fmt: skip
+
+    def step() -> torch.Tensor:
+        (of_samples, samples), (of_data, data) = passes
+        output = task.model(of_samples, samples.requires)
+        loss = samples(output, of_samples)[0]
+        output = task.model(of_data, data.requires)
+        return loss + data["captioning"](output, of_data) + output.image_embeds.sum() + output.text_embeds.sum()
+
+    assert memory(costs, Setup(gpus=1, batch=BATCH))["activations"] == pytest.approx(allocated_peak(step), rel=0.05)
 
 
 def test_more_samples_take_more_and_a_greedy_baseline_more_operations() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise, product
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import velm
 from velm.data.base import Record
 from velm.errors import ConfigError, DataError
 from velm.losses.self_critical import SelfCriticalLoss
@@ -22,7 +24,7 @@ from velm.training import self_critical
 from velm.training.config import OptimizerConfig, ValidationConfig
 from velm.training.data import VisionLanguageData
 from velm.training.recovery.resume import seed_step
-from velm.training.self_critical import END, CaptionRewards, SelfCritic, advantages, build_critic
+from velm.training.self_critical import END, CaptionRewards, SelfCritic, advantages, build_critic, split_losses
 from velm.training.task import VisionLanguageTask
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -347,6 +349,56 @@ def test_a_fit_trains_every_weight_and_logs_the_reward(options: dict[str, Any], 
     assert without == []
 
 
+JOINT = {"contrastive": {"weight": 0.5}, "captioning": {}}
+TEXT = {"name": "rnn", "dim": 8, "dropout": 0.2}
+
+
+@pytest.mark.parametrize("freeze", [[], ["image_encoder"]])
+@pytest.mark.parametrize("micro_batch_size", [None, 3])
+def test_beside_other_losses_the_gradient_is_the_sum(freeze: list[str], micro_batch_size: int | None) -> None:
+    data = make_data(captions_per_image=2)
+    task = make_task(
+        vocab_size=data.vocab_size, text_encoder=TEXT, losses={**JOINT, "scst": {"samples": 3, "weight": 2.0}},
+        freeze=freeze, micro_batch_size=micro_batch_size, decoder={**TINY, "dropout": 0.3},
+    )  # fmt: skip
+    critic, batch = attached(task, data), first_batch(data)
+
+    def gradients_of(step: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+        task.train().zero_grad()
+        seed_step(0, 0, 0)
+        torch.stack([task.losses.weights[name] * value for name, value in step().items()]).sum().backward()
+        return {name: p.grad.clone() for name, p in task.named_parameters() if p.grad is not None}
+
+    of_samples, of_data = split_losses(task.losses)
+    assert (list(of_samples), list(of_data)) == (["scst"], list(JOINT))
+    together = gradients_of(lambda: critic.losses(batch, task))
+    alone = gradients_of(lambda: task.compute_losses(critic(batch, task), of_samples)[1])
+    torch.manual_seed(0)
+    difference = {name: together[name] - alone.get(name, torch.zeros(())) for name in together}
+    assert set(together) == {name for name, parameter in task.named_parameters() if parameter.requires_grad}
+
+    def second() -> dict[str, Tensor]:
+        task.compute_losses(critic(batch, task), of_samples)  # draws what comes before
+        return task.compute_losses(batch, of_data)[1]
+
+    expected = gradients_of(second)
+    assert set(expected) == set(together)
+    for name, found in difference.items():
+        torch.testing.assert_close(found, expected[name], atol=1e-5, rtol=1e-4)
+
+
+def test_a_joint_fit_gives_a_model_that_captions_and_retrieves(tmp_path: Path) -> None:
+    data = make_data()
+    task = make_task(vocab_size=data.vocab_size, text_encoder=TEXT, losses={**JOINT, "scst": {"samples": 2}})
+    trainer = make_trainer()
+    trainer.fit(task, data)
+    assert {f"train/{name}" for name in (*JOINT, "scst", "scst/reward")} <= set(trainer.callback_metrics)
+    trainer.save_checkpoint(tmp_path / "joint.ckpt")
+    pipeline = velm.load(tmp_path / "joint.ckpt")
+    assert pipeline.aligned
+    assert pipeline.model.decoder is not None
+
+
 def test_validation_is_the_cross_entropy_of_the_references() -> None:
     data = make_data()
     values = []
@@ -381,11 +433,6 @@ def test_a_baseline_that_there_is_not() -> None:
 def test_a_model_without_a_decoder_is_refused() -> None:
     with pytest.raises(ConfigError, match="The loss 'scst' needs a decoder, and the model has none"):
         make_task(decoder=None, text_encoder={"name": "rnn", "dim": 8})
-
-
-def test_other_losses_are_refused() -> None:
-    with pytest.raises(ConfigError, match=r"captioning on those of the data: list 'scst' alone, in a second run"):
-        make_task(losses={"captioning": {}, "scst": {}})
 
 
 def test_a_decoder_that_reads_the_text_is_refused() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, cast
 
 import torch
@@ -64,7 +64,11 @@ class WeightedLosses(nn.ModuleDict):
 
     def without_teacher(self) -> WeightedLosses:
         """The losses that read no teacher's embeddings; it shares their parameters."""
-        kept = {name: loss for name, loss in self.named().items() if getattr(loss, "teacher", None) is None}
+        return self.only(lambda loss: getattr(loss, "teacher", None) is None)
+
+    def only(self, keep: Callable[[Loss], bool]) -> WeightedLosses:
+        """The losses that `keep` chooses; it shares their parameters."""
+        kept = {name: loss for name, loss in self.named().items() if keep(loss)}
         return WeightedLosses(kept, {name: self.weights[name] for name in kept})
 
     def stand_in_teacher(self, rows: int, embed_dim: int) -> TeacherEmbeddings | None:

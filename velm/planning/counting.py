@@ -72,9 +72,9 @@ class _AllContent(TorchFunctionMode):
 
 @contextmanager
 def counting(
-    task: VisionLanguageTask, batch: Batch, precision: str, fake: bool
+    task: VisionLanguageTask, batches: Sequence[Batch], precision: str, fake: bool
 ) -> Iterator[tuple[PeakMemory, FlopCounterMode]]:
-    """Count what operations on a batch hold and compute, without the weights, their gradients and the batch itself.
+    """Count what operations on batches hold and compute, without weights, their gradients and the batches themselves.
 
     Args:
         precision: of the Trainer.
@@ -82,10 +82,10 @@ def counting(
     """
     peak, flops = PeakMemory(), FlopCounterMode(display=False, custom_mapping=_ATTENTION)
     peak.ignore([*task.parameters(), *task.buffers(), *(p.grad for p in task.parameters() if p.grad is not None)])
-    # the batch is counted by sample_bytes
-    encoded = () if batch.encoded is None else (batch.encoded.features, batch.encoded.pooled)
-    tensors = (batch.images, batch.tokens, batch.mask, batch.image_ids, *encoded)
-    peak.ignore([tensor for tensor in tensors if tensor is not None])
+    for batch in batches:  # counted by sample_bytes
+        encoded = () if batch.encoded is None else (batch.encoded.features, batch.encoded.pooled)
+        tensors = (batch.images, batch.tokens, batch.mask, batch.image_ids, *encoded)
+        peak.ignore([tensor for tensor in tensors if tensor is not None])
     with ExitStack() as stack:
         modes: list[AbstractContextManager] = [flops, peak, *([_AllContent()] if fake else []), _autocast(precision)]
         for mode in modes:

@@ -7,7 +7,7 @@ alone. A model that needs data (an RNN packs by lengths) is built and run for re
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -20,11 +20,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from velm._compat import FakeTensorMode
 from velm.data.text.base import Tokenizer
 from velm.errors import ConfigError
-from velm.losses.weighted import build_losses
+from velm.losses.weighted import WeightedLosses, build_losses
 from velm.negatives import HardNegatives
 from velm.outputs import Batch, JointEmbeddings, VisionLanguageOutput
 from velm.planning.counting import PeakMemory, counting
-from velm.planning.sampling import sample, with_samples
+from velm.planning.sampling import passes_of, sample, with_samples
 from velm.planning.step import Costs
 from velm.pretrained.weights import skip_pretrained
 from velm.prompt import Prompt
@@ -142,15 +142,17 @@ def _measure(
         fake = isinstance(mode, FakeTensorMode)
 
         def batch_of(count: int) -> Batch:
-            return with_samples(task, _with_hard_negatives(probe(count), negatives))
+            return _with_hard_negatives(probe(count), negatives)
 
-        sizes = _sizes(task, batch_of(1), sizes) if fake else sizes
+        sizes = _sizes(task, with_samples(task, batch_of(1)), sizes) if fake else sizes
         batches = [batch_of(number) for number in sizes]
-        sampled = [sample(task, batch, precision, fake) for batch in batches]
-        steps = [_step(task, each.batch, precision, fake) for each in sampled]
+        sampled = [sample(task, with_samples(task, batch), precision, fake) for batch in batches]
+        passes = [passes_of(task, each, batch) for each, batch in zip(sampled, batches, strict=True)]
+        steps = [_step(task, each, precision, fake) for each in passes]
         lines = {n: _line(sizes, [getattr(step, n) for step in steps]) for n in ("bytes", "forward", "backward")}
         sampling = {n: _line(sizes, [getattr(each, n) for each in sampled]) for n in ("bytes", "flops")}
-        held = (batches[0].images, batches[0].tokens, *sampled[0].features)
+        held = (batches[0].images, *(batch.tokens for batch, _ in passes[0]), *sampled[0].features)
+        compared = len(passes[0][-1][0])  # rows of the alignment losses
         held_bytes = sum(tensor.numel() * tensor.element_size() for tensor in held if tensor is not None)
         weights = _weights(task)
     loss_bytes, loss_flops = _alignment_costs(task, rows) if steps[0].embeds else ((0.0,) * 3, (0.0,) * 3)
@@ -160,8 +162,8 @@ def _measure(
         forward_flops=lines["forward"],
         backward_flops=lines["backward"],
         sample_bytes=held_bytes // sizes[0],
-        embed_bytes=steps[0].embeds // len(batches[0]),
-        rows=len(batches[0]) // sizes[0],
+        embed_bytes=steps[0].embeds // compared,
+        rows=compared // sizes[0],
         captions="decoder" in task.needs,
         shared=task.losses.share,
         loss_bytes=loss_bytes,
@@ -185,19 +187,25 @@ def _sizes(task: VisionLanguageTask, sample: Batch, sizes: tuple[int, int]) -> t
     return factor * sizes[0], factor * sizes[1]
 
 
-def _step(task: VisionLanguageTask, batch: Batch, precision: str, fake: bool) -> _Step:
-    """A forward and a backward pass without the alignment losses; see `_alignment_costs`."""
+def _step(
+    task: VisionLanguageTask, passes: Sequence[tuple[Batch, WeightedLosses]], precision: str, fake: bool
+) -> _Step:
+    """The forward passes and the backward pass without the alignment losses; see `_alignment_costs`."""
     for parameter in task.parameters():
         parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
-    with counting(task, batch, precision, fake) as (peak, flops):
-        output = task.model(batch, task.needs)
-        parts = [loss(output, batch) for loss in task.losses.named().values() if not _is_alignment(loss)]
-        embeds = [] if output.embeddings is None else [output.image_embeds, output.text_embeds]
-        size = sum(e.numel() * e.element_size() for e in embeds)
-        if output.embeddings is not None and output.embeddings.hard_negatives is not None:
-            embeds.append(output.embeddings.hard_negatives.text)  # not sent to other devices
-        total = torch.stack([*parts, *(e.sum() for e in embeds)]).sum()
-        del output, parts, embeds
+    with counting(task, [batch for batch, _ in passes], precision, fake) as (peak, flops):
+        values, size = [], 0
+        for batch, losses in passes:
+            output = task.model(batch, losses.requires)
+            values += [loss(output, batch) for loss in losses.named().values() if not _is_alignment(loss)]
+            embeds = [] if output.embeddings is None else [output.image_embeds, output.text_embeds]
+            size += sum(e.numel() * e.element_size() for e in embeds)
+            if output.embeddings is not None and output.embeddings.hard_negatives is not None:
+                embeds.append(output.embeddings.hard_negatives.text)  # not sent to other devices
+            values += [e.sum() for e in embeds]
+            del output, embeds
+        total = torch.stack(values).sum()
+        del values
         forward = flops.get_total_flops()
         total.backward()
     aligned = any(_is_alignment(loss) for loss in task.losses.named().values())

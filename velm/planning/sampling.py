@@ -17,13 +17,15 @@ from velm import _compat
 from velm.generation import Constraints, GenerationConfig
 from velm.generation.search import Search
 from velm.losses.self_critical import SelfCriticalLoss
+from velm.losses.weighted import WeightedLosses
 from velm.outputs import Batch, EncodedImages, SampledCaptions
 from velm.planning.counting import counting
 from velm.training.memory.feature_cache import is_frozen
+from velm.training.self_critical import split_losses
 from velm.training.task import VisionLanguageTask
 from velm.util import evaluating
 
-__all__ = ["Sampling", "sample", "with_samples"]
+__all__ = ["Sampling", "passes_of", "sample", "with_samples"]
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,15 @@ def with_samples(task: VisionLanguageTask, batch: Batch) -> Batch:
     )  # fmt: skip
 
 
+def passes_of(task: VisionLanguageTask, sampling: Sampling, own: Batch) -> list[tuple[Batch, WeightedLosses]]:
+    """The batches of a step's forward passes, and the losses of each; `own` is that of the data's captions."""
+    of_samples, of_data = split_losses(task.losses)
+    if not of_samples:
+        return [(own, task.losses)]
+    own = replace(own, images=sampling.batch.images, encoded=sampling.batch.encoded)
+    return [(sampling.batch, of_samples), *([(own, of_data)] if of_data else [])]
+
+
 def sample(task: VisionLanguageTask, batch: Batch, precision: str, fake: bool) -> Sampling:
     """Sample as `velm.training.self_critical.SelfCritic` does, captions of the greatest length.
 
@@ -74,7 +85,7 @@ def sample(task: VisionLanguageTask, batch: Batch, precision: str, fake: bool) -
     configs = [GenerationConfig(max_length=length, temperature=loss.temperature, num_return=loss.samples)]
     if loss.baseline == "greedy":
         configs.append(GenerationConfig(max_length=length))
-    with counting(task, batch, precision, fake) as (peak, flops), _no_gradients(model), evaluating(model):
+    with counting(task, [batch], precision, fake) as (peak, flops), _no_gradients(model), evaluating(model):
         images = model.encode_images_of(batch)
         memory, mask = model.memory(images, None)
         for config in configs:

@@ -1,10 +1,11 @@
 """Self-critical sequence training: the model samples captions of a batch's images, and CIDEr-D rewards them.
 
     images ── eval mode, no gradient ──> samples, greedy ──> CIDEr-D ──> advantages
-       └───── train mode, teacher forcing over the samples ──> log p ──> loss `scst`
+       ├───── train mode, teacher forcing over the samples ──> log p ──> loss `scst`
+       └───── train mode, the batch's own captions ──> the other losses, such as `contrastive`
 
 The samples take the place of the batch's captions, so that micro-batches, DDP and precision work as for captioning. A
-frozen image encoder gives both passes the same features, which are computed once.
+frozen image encoder gives all passes the same features, which are computed once.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from velm.training.distributed.gather import Gather
 from velm.training.memory.feature_cache import is_frozen
 from velm.util import evaluating
 
-__all__ = ["CaptionRewards", "SelfCritic", "advantages", "build_critic", "require_self_critical"]
+__all__ = ["CaptionRewards", "SelfCritic", "advantages", "build_critic", "require_self_critical", "split_losses"]
 
 END = "\n"
 """The word after the last one of a complete caption; no tokenization has a word of white space."""
@@ -46,22 +47,22 @@ def require_self_critical(losses: WeightedLosses, model: VisionLanguageModel) ->
     """Check that a model can be trained on the loss `scst`, if that is listed.
 
     Raises:
-        ConfigError: another loss is listed, or the decoder reads a text or has a template.
+        ConfigError: the decoder reads a text or has a template.
     """
     name = next((name for name, loss in losses.named().items() if isinstance(loss, SelfCriticalLoss)), None)
     if name is None:
         return
-    others = [other for other in losses.named() if other != name]
-    if others:
-        raise ConfigError(
-            f"The loss {name!r} trains on captions that the model samples, and {' and '.join(others)} on those of the "
-            f"data: list {name!r} alone, in a second run with model.pretrained=<checkpoint of the first>."
-        )
     if "text" in model.reads or (model.decoder is not None and model.decoder.template is not None):
         raise ConfigError(
             f"The loss {name!r} rewards captions of images, and this decoder also reads a text or a template: train it "
             f"with captioning, or take 'text' out of model.memory and decoder.template."
         )
+
+
+def split_losses(losses: WeightedLosses) -> tuple[WeightedLosses, WeightedLosses]:
+    """The losses of captions that the model samples, and those of the data's captions."""
+    of_samples = losses.only(lambda loss: isinstance(loss, SelfCriticalLoss))
+    return of_samples, losses.only(lambda loss: not isinstance(loss, SelfCriticalLoss))
 
 
 def build_critic(task: Any) -> SelfCritic | None:
@@ -184,6 +185,16 @@ class SelfCritic:
     loss: SelfCriticalLoss
     captioner: Captioner
     rewards: CaptionRewards
+
+    def losses(self, batch: Batch, task: Any) -> dict[str, Tensor]:
+        """Each loss, unweighted, {name: float ()}: of sampled captions, and of the batch's own."""
+        of_samples, of_data = split_losses(task.losses)
+        sampled = self(batch, task)
+        _, parts = task.compute_losses(sampled, of_samples)
+        if of_data:
+            batch = replace(batch, images=sampled.images, encoded=sampled.encoded)
+            parts |= task.compute_losses(batch, of_data)[1]
+        return {name: parts[name] for name in task.losses}
 
     def __call__(self, batch: Batch, module: lightning.LightningModule) -> Batch:
         """The batch with `loss.samples` sampled captions of each image in place of its captions.

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from velm.checkpoint import logits_of, pack
 from velm.errors import ConfigError
-from velm.losses.weighted import build_losses
+from velm.losses.weighted import WeightedLosses, build_losses
 from velm.metrics.tokenization import tokenize_by
 from velm.model import build_model
 from velm.model.model import Projection
@@ -228,8 +228,7 @@ class VisionLanguageTask(EvaluationSteps):
         seed_step(self.current_epoch, batch_index, self.global_rank)
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
-        batch = batch if self.critic is None else self.critic(batch, self)
-        _, parts = self.compute_losses(batch)
+        parts = self.compute_losses(batch)[1] if self.critic is None else self.critic.losses(batch, self)
         self.weighted_losses = {name: self.losses.weights[name] * part for name, part in parts.items()}
         total = self.balance(self.weighted_losses)
         values = {f"train/{name}": value.detach() for name, value in {"loss": total, **parts}.items()}
@@ -239,14 +238,14 @@ class VisionLanguageTask(EvaluationSteps):
             self.log_dict(scalars, batch_size=len(batch))
         return total
 
-    def compute_losses(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """The weighted sum of the losses over all ranks, float (), and each loss unweighted, {name: float ()}."""
-        gather = Gather(self, batch)
+    def compute_losses(self, batch: Batch, some: WeightedLosses | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+        """The weighted sum of `some` losses or all over all ranks, float (), and each unweighted, {name: float ()}."""
+        losses, gather = self.losses if some is None else some, Gather(self, batch)
         if self.micro_batch_size is not None and max(gather.rows) > self.micro_batch_size:
-            return micro_batch_losses(self.model, self.losses, batch, self.micro_batch_size, gather)
-        share, fraction = self.losses.share, gather.fraction(batch.samples)
-        output, batch = gather.all(self.model(batch, self.needs), batch, share=share)
-        return self.losses(output, batch, gather.group if share else None, fraction)
+            return micro_batch_losses(self.model, losses, batch, self.micro_batch_size, gather)
+        share, fraction = losses.share, gather.fraction(batch.samples)
+        output, batch = gather.all(self.model(batch, losses.requires), batch, share=share)
+        return losses(output, batch, gather.group if share else None, fraction)
 
     def on_after_backward(self) -> None:
         self.weighted_losses = {}  # frees the graph
