@@ -9,7 +9,8 @@ from transformers.models.gemma3.modeling_gemma3 import Gemma3RMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 
-from velm.layers.rms_norm import RMSNorm, replace_rms_norms
+from velm._compat import FakeTensorMode
+from velm.layers.rms_norm import RMSNorm, _is_equal, replace_rms_norms
 
 
 def replaced(norm: nn.Module) -> nn.Module:
@@ -64,6 +65,19 @@ def test_a_frozen_weight_has_no_gradient():
     assert norm.weight.grad is None
 
 
-def test_another_norm_stays():
-    theirs = Gemma3RMSNorm(8)
+class OddRMSNorm(nn.RMSNorm):
+    def __init__(self):
+        super().__init__(8, 1e-6)
+
+
+@pytest.mark.parametrize("norm", [lambda: Gemma3RMSNorm(8), OddRMSNorm])
+def test_another_norm_stays(norm):
+    theirs = norm()
     assert replaced(theirs) is theirs
+
+
+@pytest.mark.parametrize("place", [lambda: torch.device("meta"), lambda: FakeTensorMode(allow_non_fake_inputs=True)])
+def test_norms_without_data_are_replaced(place):
+    _is_equal.cache_clear()
+    with place():
+        assert type(replaced(LlamaRMSNorm(8))) is RMSNorm
