@@ -63,10 +63,12 @@ class TextEncoder(nn.Module, ABC):
     """Tokens to `EncoderOutput`; padding never changes a result.
 
     A constructor with an argument `vocab_size` or `pad_id` receives the tokenizer's from the builder; one with an
-    argument `decoder` receives the model's decoder, which is built first.
+    argument `decoder` receives the model's decoder, which is built first. One with `pads = True` computes every
+    position of a padded batch, each row by itself: on a CPU it is given texts of like length together.
     """
 
     dim: int
+    pads: bool = False
 
     @abstractmethod
     def forward(self, tokens: Tensor, mask: Tensor) -> EncoderOutput:

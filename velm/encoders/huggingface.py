@@ -200,6 +200,7 @@ class HFTextEncoder(FrozenPartsInEval, TextEncoder):
         self.head: nn.Module = nn.Identity()
         hub.freeze(self.model, trainable)
         self.fixed_length = int(text.max_position_embeddings) if siglip else None
+        self.pads = not siglip
         self.fill_id = fill_id or 0
         if siglip:
             self._take_head(pooling is None)

@@ -79,7 +79,7 @@ class TransformerEncoder(TextEncoder):
             raise ValueError(
                 f"fixed_length {fixed_length} is not max_length {max_length}{'' if reads_bos else ' without bos'}."
             )
-        self.max_length = max_length
+        self.max_length, self.pads = max_length, fixed_length is None
         masked = fixed_length is None  # otherwise padding is attended over, and its vector learns
         self.embedding = nn.Embedding(vocab_size, dim, padding_idx=pad_id if masked else None)
         self.positions: nn.Module = LearnedPositions(dim, places) if positions == "learned" else SinePositions(dim)

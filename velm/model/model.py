@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from velm.decoders.base import Decoder
 from velm.encoders.base import ImageEncoder, TextEncoder
+from velm.encoders.length_groups import encode_in_groups
 from velm.errors import ConfigError, PipelineError
 from velm.negatives import NegativeEmbeddings
 from velm.outputs import (
@@ -148,8 +149,7 @@ class VisionLanguageModel(nn.Module):
         Raises:
             PipelineError: the model has no text encoder.
         """
-        output: EncoderOutput = self._encoder("text")(tokens, mask)
-        return output
+        return encode_in_groups(self._encoder("text"), tokens, mask)
 
     def embed_image(self, image: EncoderOutput) -> Tensor:
         """Joint embedding float (B, E), L2-normalised, in float32 at least."""
