@@ -134,3 +134,36 @@ def test_a_plan_knows_every_byte_that_two_processes_send(layout: str) -> None:
     finally:
         sys.path.pop(0)
     assert found["counted"] == found["predicted"]
+
+
+def test_a_trimmed_vocabulary_gives_the_same_vectors(tmp_path: Path) -> None:
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import BertConfig, BertModel
+
+    from velm.data.text.hf import HFTokenizer
+    from velm.encoders.huggingface import HFTextEncoder
+
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "b", "cat", "##s", "a", "dog", "bird", "runs"]
+    backend = Tokenizer(models.WordPiece({word: n for n, word in enumerate(words)}, unk_token="[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    backend.add_special_tokens(words[:4])
+    backend.post_processor = processors.TemplateProcessing("[CLS] $A [SEP]", None, [("[CLS]", 2), ("[SEP]", 3)])
+    model = tmp_path / "model"
+    torch.manual_seed(0)
+    config = BertConfig(vocab_size=len(words), hidden_size=8, num_hidden_layers=1, num_attention_heads=2,
+                        intermediate_size=8)  # fmt: skip
+    BertModel(config).save_pretrained(model)
+    backend.save(str(model / "tokenizer.json"))
+    names = {"pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]", "unk_token": "[UNK]"}
+    (model / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", **names}))
+
+    texts = ["a dog runs", "a dog", "dog runs", "cats"]
+    kept = benchmark("trim_vocabulary").trim(model, tmp_path / "trimmed", texts, 2)
+    assert kept == len({*words[:4], "b", "##s", "a", "dog", "runs"})
+    vectors = []
+    for folder in (model, tmp_path / "trimmed"):
+        tokenizer = HFTokenizer(model_name=str(folder))
+        encoder = HFTextEncoder(model_name=str(folder), vocab_size=tokenizer.vocab_size, pad_id=tokenizer.pad_id).eval()
+        tokens = torch.tensor([tokenizer.encode("a dog runs")])
+        vectors.append(encoder(tokens, torch.ones_like(tokens, dtype=torch.bool)).pooled)
+    assert torch.equal(*vectors)
