@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from velm.layers.attention import cast_for_autocast, matmul_is_faster
+from velm.layers.attention import cast_for_autocast, matmul_attention, matmul_is_faster
 
 __all__ = ["Sequence", "View", "attend", "show_views"]
 
@@ -136,9 +136,10 @@ def attend(
 
     if query.shape[2] == 1 and not torch.is_grad_enabled():
         return _one_position(query, key, value, mask, scaling)
-    if matmul_is_faster(query, key):
-        return _by_matmul(query, key, value, mask, scaling, dropout)
     mask = None if mask is None else mask[:, None]
+    if matmul_is_faster(query, key):
+        options: dict[str, Any] = {"attn_mask": mask, "is_causal": mask is None, "dropout_p": dropout}
+        return matmul_attention(query, key, value, scale=scaling, **options).transpose(1, 2).contiguous()
     attended: Tensor = sdpa_attention_forward(
         module, query, key, value, mask, dropout=dropout, scaling=scaling, is_causal=True
     )[0]
@@ -155,21 +156,6 @@ def _one_position(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None
     mask = None if mask is None else mask[:, None]
     attended = F.scaled_dot_product_attention(grouped, key, value, attn_mask=mask, scale=scaling)
     return attended.flatten(1, 2)[:, None]
-
-
-def _by_matmul(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float, dropout: float
-) -> Tensor:
-    """As `velm.layers.attention.matmul_attention`, with fewer heads of keys than of queries."""
-    groups, length = query.shape[1] // key.shape[1], query.shape[2]
-    query = (query * scaling).unflatten(1, (-1, groups)).flatten(2, 3)  # (B, H_kv, groups * T, d)
-    if mask is None:
-        mask = torch.ones(length, key.shape[2], dtype=torch.bool, device=query.device).tril()[None]
-    hidden = ~mask if groups == 1 else ~mask.repeat(1, groups, 1)
-    weights = (query @ key.mT).masked_fill_(hidden[:, None], -torch.inf).softmax(dim=-1)
-    weights = F.dropout(weights, dropout) if dropout else weights
-    attended = weights.to(value.dtype) @ value
-    return attended.unflatten(2, (groups, length)).flatten(1, 2).transpose(1, 2).contiguous()
 
 
 def show_views(model: Any) -> bool:

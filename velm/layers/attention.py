@@ -51,18 +51,35 @@ def matmul_is_faster(query: Tensor, keys: Tensor) -> bool:
 
 
 def matmul_attention(
-    query: Tensor, keys: Tensor, values: Tensor, *, attn_mask: Tensor | None, dropout_p: float, is_causal: bool
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    *,
+    attn_mask: Tensor | None,
+    dropout_p: float,
+    is_causal: bool,
+    scale: float | None = None,
 ) -> Tensor:
-    """`F.scaled_dot_product_attention` as matmul, softmax, matmul; stores all T x N weights."""
-    scores = (query * query.shape[-1] ** -0.5) @ keys.transpose(-2, -1)
+    """`F.scaled_dot_product_attention` as matmul, softmax, matmul; stores all T x N weights.
+
+    Heads of keys may be fewer than those of queries, as with its `enable_gqa`.
+    """
+    length, groups = query.shape[2], query.shape[1] // keys.shape[1]
+    query = query * (query.shape[-1] ** -0.5 if scale is None else scale)
+    if groups > 1:
+        query = query.unflatten(1, (-1, groups)).flatten(2, 3)  # heads that share a key are positions of one head
+    scores = query @ keys.mT
     if is_causal:
-        attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+        attn_mask = torch.ones(length, keys.shape[2], dtype=torch.bool, device=query.device).tril()
     if attn_mask is not None:
-        scores = scores.masked_fill(~attn_mask, -math.inf)
+        repeated = groups > 1 and attn_mask.shape[-2] > 1
+        seen = torch.cat([attn_mask] * groups, dim=-2) if repeated else attn_mask
+        scores = scores.masked_fill_(~seen, -math.inf)  # in place: the gradient does not need the scores
     weights = scores.softmax(dim=-1)
     if dropout_p:
         weights = F.dropout(weights, dropout_p)
-    return weights.to(values.dtype) @ values
+    attended = weights.to(values.dtype) @ values
+    return attended if groups == 1 else attended.unflatten(2, (groups, length)).flatten(1, 2)
 
 
 def mixed_attention(query: Tensor, keys: Tensor, values: Tensor, **options: Any) -> Tensor:
