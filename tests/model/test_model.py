@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from velm.decoders.base import Decoder, DecoderState
+from velm.decoders.transformer import TransformerDecoder
 from velm.encoders.base import ImageEncoder, TextEncoder
 from velm.errors import ConfigError, MissingOutputError, PipelineError
 from velm.model import ALL_OUTPUTS, VisionLanguageModel, build_model
@@ -333,6 +334,20 @@ def test_the_image_meets_a_gate_at_the_width_of_the_text(batch: Batch) -> None:
     assert marks[:, positions:].eq(0).all()
     assert torch.equal(mask[:, positions:], batch.mask)
     torch.testing.assert_close(memory[:, positions:, :-1], output.text.features)
+
+
+class GatedByDefault(TransformerDecoder):
+    def __init__(self, *, vocab_size: int, memory_dim: int, image_gate: bool = True) -> None:
+        super().__init__(vocab_size=vocab_size, memory_dim=memory_dim, dim=8, depth=1, heads=2, image_gate=image_gate)
+
+
+@pytest.mark.parametrize("options", [{}, {"image_gate": False}])
+def test_the_gate_of_a_plugin_may_be_its_default(options: dict[str, bool], batch: Batch) -> None:
+    decoder = {"name": GatedByDefault, **options}
+    model = build(memory=["image", "text"], decoder=decoder, image_encoder={"name": "cnn", "dim": 4, "widths": [4]})
+    assert model.decoder.image_gate == (not options)
+    assert list(model.memory_projections) == (["image", "text"] if options else ["image"])
+    assert torch.isfinite(model(batch, needs={"decoder"}).prediction.decoder.hidden).all()
 
 
 @pytest.mark.parametrize("memory", [["image"], ["text"]])

@@ -51,8 +51,7 @@ def build_model(config: Mapping[str, Any]) -> VisionLanguageModel:
     decoder = None
     if decoder_config is not None:
         widths = {source: encoders[source].dim for source in memory}
-        gate = registry.split_config(decoder_config, "decoder")[1].get("image_gate")
-        width = memory_width(widths, bool(gate))
+        width = memory_width(widths, _has_image_gate(decoder_config))
         decoder = registry.decoders.build(decoder_config, memory_dim=width, **context)
     if shared:
         require_shared_blocks(decoder, decoder_config, text_config)
@@ -77,6 +76,15 @@ def _build_encoder(encoders: registry.Registry, config: registry.PartConfig, con
     if not isinstance(getattr(encoder, "dim", None), int):
         raise ConfigError(f"The {encoders.kind} {type(encoder).__name__} must set self.dim, its width, to an int.")
     return encoder
+
+
+def _has_image_gate(config: registry.PartConfig) -> bool:
+    """Whether a decoder will have one, by its option or by the default of its constructor or class."""
+    name, options = registry.split_config(config, "decoder")
+    cls = registry.decoders.get(name)
+    default = registry.parameters(cls).get("image_gate")
+    unset = getattr(cls, "image_gate", False) if default is None else default.default
+    return bool(options.get("image_gate", unset))
 
 
 def needs_of(losses: Mapping[str, Any]) -> frozenset[str]:
