@@ -87,7 +87,7 @@ class Trained(Steps):
 
 def trained(config: Mapping[str, Any], settings: Settings, recompute: bool = False) -> Trained:
     """With random weights and the memory settings of `velm fit`."""
-    from velm.training.memory.allocation import keep_freed_memory
+    from velm.allocation import keep_freed_memory
 
     if settings.device == "cpu":
         keep_freed_memory()

@@ -142,6 +142,13 @@ def flop_formula(function: Any) -> Any | None:
     return flop_registry.get(getattr(function, "_overloadpacket", function))
 
 
+def multiplies_bfloat16() -> bool:
+    """Whether oneDNN has kernels for bfloat16 on this CPU; True where torch is built without it, so it is not known."""
+    import torch
+
+    return not torch.backends.mkldnn.is_available() or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
 def packs_linear_weights() -> bool:
     """Whether torch's own operators pack the weights of linear layers here, and this is faster: CPUs with AVX-512."""
     import torch

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 from velm.encoders.base import ImageEncoder, last_of_each_size, three_channels
@@ -69,7 +70,8 @@ class TimmEncoder(FrozenPartsInEval, ImageEncoder):
         if pooling == "class" and self.prefix == 0:
             raise ValueError(f"timm/{model_name} has no class token; pooling is one of mean, max, attention.")
         self.own_pooling, self.patch_size = pooling == "own", _uneven_patch(self.model)
-        self._stage_of, width = _used(self.model, model_name, self._run)
+        self.is_cnn = False
+        self._stage_of, width, self.is_cnn = _used(self.model, model_name, self._run)
         self.used_parameters = {f"model.{name}" for name in self._stage_of}
         self.dim = width if dim is None else dim
         self.projection = nn.Identity() if dim is None else nn.Linear(width, dim)
@@ -125,6 +127,8 @@ class TimmEncoder(FrozenPartsInEval, ImageEncoder):
     def _run(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         """The last feature map, and with pooling 'own' the vector (B, width) that the classifier would read."""
         images = self._whole_patches(images)
+        if self.is_cnn:
+            images = images.contiguous(memory_format=torch.channels_last)
         raw = self.model.forward_features(images)
         return raw, self.model.forward_head(raw, pre_logits=True) if self.own_pooling else None
 
@@ -201,8 +205,9 @@ def _uneven_patch(model: Any) -> int | None:
 
 def _used(
     model: Any, model_name: str, run: Callable[[Tensor], tuple[Tensor, Tensor | None]]
-) -> tuple[dict[str, float], int]:
-    """The stage of each parameter that the output of `run` depends on, and the width of the features."""
+) -> tuple[dict[str, float], int, bool]:
+    """The stage of each parameter that the output of `run` depends on, the width of the features, and whether they are
+    a map with the channels first, as of a CNN."""
     from timm.models import group_parameters
 
     (raw, own), used = trace_shapes(model, run, (1, *model.pretrained_cfg["input_size"]))
@@ -211,13 +216,14 @@ def _used(
     groups: dict[str, float] = {}
     if hasattr(model, "group_matcher"):
         groups = group_parameters(model, model.group_matcher(coarse=True), reverse=True)
-    width = raw.shape[1] if raw.dim() == 4 and getattr(model, "output_fmt", "NCHW") == "NCHW" else raw.shape[-1]
+    is_cnn = raw.dim() == 4 and getattr(model, "output_fmt", "NCHW") == "NCHW"
+    width = raw.shape[1] if is_cnn else raw.shape[-1]
     if own is not None and own.shape[1:] != (width,):
         raise ValueError(
             f"timm/{model_name} pools to {tuple(own.shape[1:])} numbers, but its features have {width}; pooling 'own' "
             f"needs the same width. Choose mean, max or attention."
         )
-    return {name: groups.get(name, 0) for name, _ in model.named_parameters() if name in used}, width
+    return {name: groups.get(name, 0) for name, _ in model.named_parameters() if name in used}, width, is_cnn
 
 
 def _load(model: Any, path: Path, model_name: str) -> None:

@@ -25,6 +25,7 @@ from velm.model import VisionLanguageModel
 from velm.outputs import EncoderOutput
 from velm.pipeline.captioner import Caption, Captioner, reranked
 from velm.pipeline.prompter import Prompter
+from velm.precision import warn_if_emulated
 from velm.prompt import Prompt
 
 
@@ -75,6 +76,7 @@ class Pipeline:
             self.model = model.to(self.device, torch.bfloat16 if precision == "bf16" else None).eval()
         except (RuntimeError, AssertionError) as error:  # torch: no such device, or built without it
             raise PipelineError(f"Cannot compute on the device {device!r}: {str(error).splitlines()[0]}") from error
+        warn_if_emulated(self.device, precision, "precision 32")
         self.tokenizer, self.transform, self.max_length = tokenizer, transform, max_length
         self.aligned = model.aligned if aligned is None else model.aligned and aligned
         self.data, self.tokenization = data or {}, tokenization

@@ -21,12 +21,13 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from velm import _compat
+from velm.allocation import keep_freed_memory
 from velm.errors import BadDataError, ConfigError
+from velm.precision import warn_if_emulated
 from velm.registry.locate import name_places
 from velm.training.balancing.watch import GradientWatch
 from velm.training.data import VisionLanguageData
 from velm.training.distributed.fsdp import register_strategy
-from velm.training.memory.allocation import keep_freed_memory
 from velm.training.mistakes import explain_mistake
 from velm.training.monitor.alarms import Alarms
 from velm.training.monitor.loggers import CaptionPanel
@@ -181,6 +182,7 @@ class VelmCLI(LightningCLI):
         trainer = super().instantiate_trainer(**kwargs)
         if self.subcommand == "fit" and trainer.strategy.root_device.type == "cpu":
             keep_freed_memory()
+        warn_if_emulated(trainer.strategy.root_device, str(config["precision"]), "--trainer.precision=32-true")
         if isinstance(config["strategy"], str):
             _compat.set_process_group_timeout(trainer.strategy, self._get(self.config_init, "process_group_timeout"))
         return trainer

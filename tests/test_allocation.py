@@ -1,0 +1,73 @@
+"""What a step frees, the next one takes: seen by the pages that the kernel has to make."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from velm import allocation
+
+linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's")
+
+START = "from velm.allocation import keep_freed_memory; assert keep_freed_memory() is {expected}"
+FAULTS = """
+import resource, torch
+{start}
+torch.ones(2**24)  # 64 MiB
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(3):
+    torch.ones(2**22)  # 16 MiB, or 4,096 pages
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def faults(environment: dict[str, str], start: str) -> int:
+    """Pages made, after `start`, for tensors that find a larger one's memory."""
+    line = [sys.executable, "-c", FAULTS.format(start=start)]
+    output = subprocess.run(line, env=environment, capture_output=True, text=True, check=True).stdout
+    return int(output.splitlines()[-1])
+
+
+@pytest.fixture
+def untuned(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """The environment without what sets the allocator."""
+    for name in (*allocation.TUNED, "THP_MEM_ALLOC_ENABLE"):
+        monkeypatch.delenv(name, raising=False)
+    return dict(os.environ)
+
+
+@linux
+def test_a_tensor_takes_the_memory_of_those_before(untuned: dict[str, str]) -> None:
+    assert faults(untuned, START.format(expected=True)) < 1_000
+    tuned = {**untuned, "MALLOC_TRIM_THRESHOLD_": "131072", "MALLOC_MMAP_THRESHOLD_": "131072"}
+    assert faults(tuned, START.format(expected=False)) > 10_000
+
+
+@linux
+@pytest.mark.parametrize(("command", "options"), [("caption", []), ("embed", ["--output", "embeddings"])])
+def test_commands_keep_it(
+    untuned: dict[str, str],
+    write_checkpoint: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    command: str,
+    options: list[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (32, 32)).save("a.png")
+    arguments = [command, str(write_checkpoint()), "a.png", *options]
+    assert faults(untuned, f"import velm.cli; assert velm.cli.main({arguments}) == 0") < 1_000
+
+
+def test_another_c_library_is_left_alone(untuned: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(name: None) -> None:
+        raise OSError("no such library")
+
+    monkeypatch.setattr(allocation.ctypes, "CDLL", none)
+    assert not allocation.keep_freed_memory()
