@@ -167,3 +167,9 @@ def test_a_trimmed_vocabulary_gives_the_same_vectors(tmp_path: Path) -> None:
         tokens = torch.tensor([tokenizer.encode("a dog runs")])
         vectors.append(encoder(tokens, torch.ones_like(tokens, dtype=torch.bool)).pooled)
     assert torch.equal(*vectors)
+
+
+def test_a_tower_is_measured_in_both_precisions() -> None:
+    towers = benchmark("image_towers")
+    for precision in ("32", "bf16"):
+        assert towers.measure("torchvision/mobilenet_v2", 1, precision, kept=False) > 0
