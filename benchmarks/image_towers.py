@@ -23,7 +23,7 @@ from velm.allocation import keep_freed_memory
 from velm.registry import image_encoders
 
 TOWERS = ["torchvision/mobilenet_v2", "timm/efficientnet_lite0", "vit"]
-OPTIONS = {"vit": {"image_size": 224, "patch_size": 16, "dim": 384, "depth": 6, "heads": 6}}
+OPTIONS = {"vit": {"patch_size": 16, "dim": 384, "depth": 6, "heads": 6}}
 
 
 def measure(tower: str, batch: int, precision: str, kept: bool) -> float:

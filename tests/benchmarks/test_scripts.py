@@ -173,3 +173,20 @@ def test_a_tower_is_measured_in_both_precisions() -> None:
     towers = benchmark("image_towers")
     for precision in ("32", "bf16"):
         assert towers.measure("torchvision/mobilenet_v2", 1, precision, kept=False) > 0
+
+
+def test_renamed_weights_of_efficientnet_compute_the_same() -> None:
+    timm = pytest.importorskip("timm")
+    script = benchmark("efficientnet_lite0")
+    torch.manual_seed(0)
+    theirs, ours = (timm.create_model("efficientnet_lite0").eval().double() for _ in range(2))
+    for module in theirs.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.eps = script.OWN_EPS
+            torch.nn.init.uniform_(module.running_var, 0.1, 1.0)
+    ours.load_state_dict(script.renamed({f"_{name}": tensor for name, tensor in theirs.state_dict().items()}))
+    image = torch.randn(1, 3, 64, 64, dtype=torch.float64)
+    with torch.inference_mode():
+        torch.testing.assert_close(ours(image), theirs(image))
+    with pytest.raises(SystemExit, match="not the 296 tensors"):
+        script.renamed({"weight": torch.zeros(3)})
