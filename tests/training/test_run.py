@@ -191,6 +191,11 @@ class Mine(velm.ImageEncoder):
     assert velm.load("runs/tiny/last.ckpt").model.image_encoder.dim == 20
 
 
+def test_the_last_epoch_is_validated(config: Path) -> None:
+    assert fit(config, "--trainer.max_epochs=3", "--trainer.check_val_every_n_epoch=2") == 0
+    assert [row["epoch"] for row in rows(Path("runs/tiny")) if row["val/score"]] == ["1", "2"]
+
+
 def test_bf16_and_ema(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_compat, "multiplies_bfloat16", lambda: False)
     with pytest.warns(UserWarning, match="no instructions for bfloat16.*--trainer.precision=32-true"):

@@ -35,7 +35,7 @@ from velm.training.monitor.prefix_norms import PrefixNorms
 from velm.training.monitor.progress import ParameterSummary, PrintResults, ProgressLine
 from velm.training.monitor.throughput import Speed
 from velm.training.monitor.tuning import FoundOptions
-from velm.training.monitor.validate_once import ValidateOnce
+from velm.training.monitor.validate_at_end import ValidateAtEnd
 from velm.training.part_options import (
     YAML_MODE,
     locate_parts,
@@ -194,7 +194,7 @@ class VelmCLI(LightningCLI):
         guard = NonFiniteGuard(folder, self._get(self.config_init, "max_nonfinite_steps"))
         callbacks: list[Callback] = [
             FoundOptions(),
-            ValidateOnce(),
+            ValidateAtEnd(),
             Track(folder, going_on=self.going_on),
             self.run_folder,
             CaptionPanel(folder),

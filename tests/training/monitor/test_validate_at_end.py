@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from velm.training.data import VisionLanguageData
-from velm.training.monitor.validate_once import ValidateOnce
+from velm.training.monitor.validate_at_end import ValidateAtEnd
 
 
 @pytest.mark.parametrize(
@@ -18,7 +18,7 @@ def test_a_short_run_is_validated_at_its_last_step(max_steps: int, accumulate: i
     trainer: Any = SimpleNamespace(
         max_steps=max_steps, accumulate_grad_batches=accumulate, check_val_every_n_epoch=every, val_check_batch=8
     )
-    ValidateOnce().on_train_start(trainer, SimpleNamespace())  # type: ignore[arg-type]
+    ValidateAtEnd().on_train_start(trainer, SimpleNamespace())  # type: ignore[arg-type]
     assert trainer.val_check_batch == expected
 
 
