@@ -86,8 +86,7 @@ class TimmEncoder(FrozenPartsInEval, ImageEncoder):
             positions = self.projection(raw)
             features = positions[:, self.prefix :]
         else:
-            channels_last = getattr(self.model, "output_fmt", "NCHW") == "NHWC"
-            raw = raw if channels_last else raw.permute(0, 2, 3, 1)
+            raw = raw.permute(0, 2, 3, 1) if self.is_cnn else raw
             grid = (raw.shape[1], raw.shape[2])
             features = positions = self.projection(raw.flatten(1, 2))
         if self.pooling is not None:
