@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from velm.encoders.base import ImageEncoder, last_of_each_size, three_channels
 from velm.errors import ConfigError, MissingPackageError
+from velm.layers.depthwise import use_fast_gradients
 from velm.layers.pooling import Pooling
 from velm.outputs import EncoderOutput
 from velm.pretrained.freezing import FrozenPartsInEval, trace_shapes
@@ -64,6 +65,7 @@ class TimmEncoder(FrozenPartsInEval, ImageEncoder):
         self.model = _create(timm, model_name, pretrained and weights is None and pretrained_allowed(), options)
         if weights is not None and pretrained_allowed():
             _load(self.model, Path(weights), model_name)
+        use_fast_gradients(self.model)
         self.image_mean = three_channels(image_mean, self.model.pretrained_cfg["mean"])
         self.image_std = three_channels(image_std, self.model.pretrained_cfg["std"])
         self.prefix = int(getattr(self.model, "num_prefix_tokens", 0))

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torchvision import models
 
 from velm.encoders.base import ImageEncoder, last_of_each_size
+from velm.layers.depthwise import use_fast_gradients
 from velm.layers.pooling import Pooling
 from velm.outputs import EncoderOutput
 from velm.pretrained.folding import FoldedCopy, may_fold
@@ -99,6 +100,7 @@ class Trunk(nn.Module):
         super().__init__()
         if isinstance(model, models.DenseNet):  # its last activation is a function call in `forward`
             model.features.add_module("relu5", nn.ReLU())
+        use_fast_gradients(model)
         self.model = model
         self.steps = _cut(model, list(_steps(model)), features)
         _prune(model, set(self.steps))
