@@ -35,7 +35,7 @@ OPTIONS = {"vit": {"patch_size": 16, "dim": 384, "depth": 6, "heads": 6}}
 def measure(tower: str, batch: int, case: str, train: bool) -> float:
     """Images per second of processor time; `case` is the head of a column."""
     if "kept" in case or train:
-        keep_freed_memory()
+        keep_freed_memory("cpu")
     torch.set_num_threads(1)
     torch.manual_seed(0)
     encoder = image_encoders.build({"name": tower, **OPTIONS.get(tower, {})}).train(train)

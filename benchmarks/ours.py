@@ -89,8 +89,7 @@ def trained(config: Mapping[str, Any], settings: Settings, recompute: bool = Fal
     """With random weights and the memory settings of `velm fit`."""
     from velm.allocation import keep_freed_memory
 
-    if settings.device == "cpu":
-        keep_freed_memory()
+    keep_freed_memory(settings.device)
     torch.manual_seed(0)
     return Trained(config, settings, recompute)
 

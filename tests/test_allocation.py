@@ -15,7 +15,7 @@ from velm import allocation
 
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's")
 
-START = "from velm.allocation import keep_freed_memory; assert keep_freed_memory() is {expected}"
+START = "from velm.allocation import keep_freed_memory; assert keep_freed_memory('cpu') is {expected}"
 FAULTS = """
 import resource, torch
 {start}
@@ -27,9 +27,9 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
-def faults(environment: dict[str, str], start: str) -> int:
+def faults(environment: dict[str, str], start: str, program: str = FAULTS) -> int:
     """Pages made, after `start`, for tensors that find a larger one's memory."""
-    line = [sys.executable, "-c", FAULTS.format(start=start)]
+    line = [sys.executable, "-c", program.format(start=start)]
     output = subprocess.run(line, env=environment, capture_output=True, text=True, check=True).stdout
     return int(output.splitlines()[-1])
 
@@ -47,6 +47,26 @@ def test_a_tensor_takes_the_memory_of_those_before(untuned: dict[str, str]) -> N
     assert faults(untuned, START.format(expected=True)) < 1_000
     tuned = {**untuned, "MALLOC_TRIM_THRESHOLD_": "131072", "MALLOC_MMAP_THRESHOLD_": "131072"}
     assert faults(tuned, START.format(expected=False)) > 10_000
+
+
+@linux
+def test_so_does_one_of_another_thread(untuned: dict[str, str]) -> None:
+    program = FAULTS.replace("torch.ones", "in_a_thread").replace("2**24", "2**25").replace("2**22", "2**24")
+    in_a_thread = """
+import threading, torch
+{start}
+def in_a_thread(count):
+    thread = threading.Thread(target=torch.ones, args=[count])
+    thread.start()
+    thread.join()
+"""
+    program = program.replace("{start}", in_a_thread)  # tensors of 128 and 64 MiB, too large for an arena of a thread
+    assert faults(untuned, START.format(expected=True), program) < 1_000
+    assert faults({**untuned, "MALLOC_ARENA_MAX": "8"}, START.format(expected=False), program) > 10_000
+
+
+def test_another_device_has_an_allocator_of_its_own(untuned: dict[str, str]) -> None:
+    assert not allocation.keep_freed_memory("cuda:0")
 
 
 @linux
@@ -70,4 +90,4 @@ def test_another_c_library_is_left_alone(untuned: dict[str, str], monkeypatch: p
         raise OSError("no such library")
 
     monkeypatch.setattr(allocation.ctypes, "CDLL", none)
-    assert not allocation.keep_freed_memory()
+    assert not allocation.keep_freed_memory("cpu")

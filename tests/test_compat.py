@@ -56,6 +56,19 @@ def test_packed_weights_multiply_as_linear_does(dtype: torch.dtype) -> None:
         torch.testing.assert_close(_compat.packed_linear(x, packed, each), nn.functional.linear(x, weight, each))
 
 
+def test_a_cpu_whose_flags_have_bfloat16_multiplies_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu = Path("/proc/cpuinfo")
+    if not cpu.is_file() or "flags" not in cpu.read_text():
+        pytest.skip("the flags of this CPU cannot be read")
+    flags = set(cpu.read_text().split())
+    if torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512") and not flags & {"avx512bw", "avx_ne_convert"}:
+        assert not _compat.multiplies_bfloat16()
+    if flags & {"avx512_bf16", "amx_bf16"}:
+        assert _compat.multiplies_bfloat16()
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    assert _compat.multiplies_bfloat16()
+
+
 def test_a_recomputed_forward_pass_is_told_from_the_first() -> None:
     seen = []
 

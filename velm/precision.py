@@ -15,7 +15,7 @@ def warn_if_emulated(device: torch.device, precision: str, instead: str) -> None
     """Warn that a precision is slower than float32 on this device.
 
     On a CPU with AVX2 alone torch multiplies bfloat16 number by number: matrix products took 37 times as long as in
-    float32, LSTMs 8 times, an EfficientNet-Lite0 10 times (EPYC of 2021, torch 2.14).
+    float32, LSTMs 8 times, an EfficientNet-Lite0 27 times (`python benchmarks/image_towers.py` on an EPYC, torch 2.14).
 
     Args:
         precision: of Lightning or of a pipeline, such as 'bf16-mixed' or 'bf16'.

@@ -113,8 +113,7 @@ def prepare(job: Job) -> tuple[Task, Output, Input]:
     """
     if re.match(r"\w\w+:/", str(job.output)):  # Path makes one slash of two
         raise ConfigError(f"--output {job.output} is a URL; write to a folder, and copy its parts.")
-    if job.device == "cpu":
-        keep_freed_memory()
+    keep_freed_memory(job.device)
     pipeline = load(job.checkpoint, job.device, plugins=job.plugins, image_size=job.image_size, precision=job.precision)
     task: Task = Captions(pipeline, **job.options) if job.writes == "captions" else Embeddings(pipeline, **job.options)
     input_ = open_input(job.sources, split=job.split, part_size=job.part_size)

@@ -135,8 +135,7 @@ def load_pipeline(args: argparse.Namespace) -> Pipeline:
     from velm.allocation import keep_freed_memory
     from velm.pipeline import load
 
-    if args.device == "cpu":
-        keep_freed_memory()
+    keep_freed_memory(args.device)
     if args.seed is not None:
         import torch
 

@@ -180,8 +180,8 @@ class VelmCLI(LightningCLI):
             *([] if own_io else [self.checkpoints]),
         ]
         trainer = super().instantiate_trainer(**kwargs)
-        if self.subcommand == "fit" and trainer.strategy.root_device.type == "cpu":
-            keep_freed_memory()
+        if self.subcommand == "fit":
+            keep_freed_memory(trainer.strategy.root_device.type)
         warn_if_emulated(trainer.strategy.root_device, str(config["precision"]), "--trainer.precision=32-true")
         if isinstance(config["strategy"], str):
             _compat.set_process_group_timeout(trainer.strategy, self._get(self.config_init, "process_group_timeout"))
