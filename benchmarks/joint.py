@@ -92,12 +92,27 @@ def overrides(fit: Sequence[str]) -> dict[str, list[str]]:
             f"The losses of the config are {', '.join(losses) or 'none'}, and joint training has an alignment loss and "
             f"a captioning loss: --model.losses='{{contrastive: {{}}, captioning: {{}}}}'."
         )
-    without_text = [] if "text" in (model["memory"] or ()) else ["--model.text_encoder=null"]
+    without_text = [] if "text" in (model["memory"] or ()) else _without("text_encoder", model)
     return {
-        "contrastive": ["--model.decoder=null", f"--model.losses={json.dumps(aligning)}"],
+        "contrastive": [*_without("decoder", model), f"--model.losses={json.dumps(aligning)}"],
         "captioning": [f"--model.losses={json.dumps(captioning)}", *without_text],
         JOINT: [],
     }
+
+
+def _without(part: str, model: Mapping[str, Any]) -> list[str]:
+    """Options of a run whose model lacks a part, which `freeze`, `train_last` and `optimizer.lr_scale` may name."""
+    options = [f"--model.{part}=null"]
+    scales = model["optimizer"]["lr_scale"]
+    others = {name: scale for name, scale in scales.items() if name.partition(".")[0] != part}
+    if part in {name.partition(".")[0] for name in scales}:
+        options.append(f"--model.optimizer.lr_scale={json.dumps(others)}")
+    if part in (model["freeze"] or ()):
+        options.append(f"--model.freeze={json.dumps([name for name in model['freeze'] if name != part])}")
+    if part in (model["train_last"] or ()):
+        left = {name: count for name, count in model["train_last"].items() if name != part}
+        options.append(f"--model.train_last={json.dumps(left or None)}")
+    return options
 
 
 def train(folder: Path, fit: Sequence[str], evaluate: Sequence[str]) -> None:

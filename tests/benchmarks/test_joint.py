@@ -106,6 +106,14 @@ def test_the_single_runs_have_the_losses_and_parts_of_one_task(tmp_path: Path) -
     assert runs["joint"] == []
     reads = joint.overrides([*config, '--model.memory=["image", "text"]'])
     assert reads["captioning"] == ['--model.losses={"captioning": {"weight": 2.0}}']
+    tuned = ["--model.train_last={text_encoder: 1, decoder: 1}", "--model.freeze=[image_encoder]",
+             "--model.optimizer.lr_scale={text_encoder: 0.1, image_encoder: 0.5}"]  # fmt: skip
+    without = joint.overrides([*config, *tuned])
+    assert without["captioning"][1:] == [
+        "--model.text_encoder=null", '--model.optimizer.lr_scale={"image_encoder": 0.5}',
+        '--model.train_last={"decoder": 1}',
+    ]  # fmt: skip
+    assert without["contrastive"][:-1] == ["--model.decoder=null", '--model.train_last={"text_encoder": 1}']
     with pytest.raises(SystemExit, match=r"The losses of the config are contrastive, and joint training has an align"):
         joint.overrides([*config, "--model.losses={contrastive: {}}"])
 
