@@ -371,7 +371,7 @@ def test_beside_other_losses_the_gradient_is_the_sum(freeze: list[str], micro_ba
 
     of_samples, of_data = split_losses(task.losses)
     assert (list(of_samples), list(of_data)) == (["scst"], list(JOINT))
-    together = gradients_of(lambda: critic.losses(batch, task))
+    together = gradients_of(lambda: critic.losses(batch, task, task.losses))
     alone = gradients_of(lambda: task.compute_losses(critic(batch, task), of_samples)[1])
     torch.manual_seed(0)
     difference = {name: together[name] - alone.get(name, torch.zeros(())) for name in together}
@@ -385,6 +385,14 @@ def test_beside_other_losses_the_gradient_is_the_sum(freeze: list[str], micro_ba
     assert set(expected) == set(together)
     for name, found in difference.items():
         torch.testing.assert_close(found, expected[name], atol=1e-5, rtol=1e-4)
+
+
+def test_with_weight_0_no_caption_is_sampled(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = make_data()
+    task = make_task(vocab_size=data.vocab_size, text_encoder=TEXT, losses={**JOINT, "scst": {"weight": 0}})
+    critic = attached(task, data)
+    monkeypatch.setattr(type(critic), "__call__", None)
+    assert list(critic.losses(first_batch(data), task, task.losses.trained())) == list(JOINT)
 
 
 def test_a_joint_fit_gives_a_model_that_captions_and_retrieves(tmp_path: Path) -> None:

@@ -114,12 +114,6 @@ def test_the_loss_is_the_weighted_sum(tmp_path: Path) -> None:
     assert figures["train/captioning"] == pytest.approx(torch.tensor(20.0).log().item(), rel=0.5)  # about uniform
 
 
-def test_a_weight_of_nothing_is_a_weight(tmp_path: Path) -> None:
-    figures = fit(make_task({"contrastive": {"weight": 0}, "captioning": {}}), tmp_path)
-    assert figures["train/loss"] == pytest.approx(figures["train/captioning"])
-    assert figures["train/contrastive"] > 0
-
-
 def test_the_learning_rate_ends_where_the_schedule_says(tmp_path: Path) -> None:
     task = make_task(optimizer=OptimizerConfig(lr=0.5, warmup=0.5, min_lr=0.1, lr_scale={"decoder": 0.0}))
     decoder = {name: p.detach().clone() for name, p in task.model.decoder.named_parameters()}
@@ -131,6 +125,36 @@ def test_the_learning_rate_ends_where_the_schedule_says(tmp_path: Path) -> None:
 
 
 # --- freezing
+
+
+def test_a_loss_of_weight_0_is_validated_and_not_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    task = make_task({"contrastive": {"weight": 0}, "captioning": {}})
+    calls: list[bool] = []
+    encode = task.model.text_encoder.forward
+    monkeypatch.setattr(
+        task.model.text_encoder, "forward", lambda *inputs: (calls.append(task.training), encode(*inputs))[1]
+    )
+    before = {name: value.clone() for name, value in task.state_dict().items()}
+    trainer = make_trainer(tmp_path)
+    trainer.fit(task, make_data())
+    assert "val/contrastive" in trainer.callback_metrics
+    assert {"train/captioning", "train/loss"} <= set(trainer.callback_metrics)
+    assert "train/contrastive" not in trainer.callback_metrics
+    assert trainer.callback_metrics["train/loss"] == trainer.callback_metrics["train/captioning"]
+    assert calls
+    assert not any(calls)
+    after = task.state_dict()
+    moved = {name.split(".")[1] for name, value in after.items() if not torch.equal(value, before[name])}
+    assert "decoder" in moved
+    assert not moved & {"text_encoder", "text_projection", "contrastive"}
+
+
+def test_several_devices_compute_a_loss_of_weight_0(monkeypatch: pytest.MonkeyPatch) -> None:
+    task = make_task({"contrastive": {"weight": 0}, "captioning": {}})
+    for devices, names in ((1, ["captioning"]), (2, ["contrastive", "captioning"])):
+        monkeypatch.setattr(VisionLanguageTask, "trainer", SimpleNamespace(world_size=devices))
+        assert list(task._step_losses()) == names
+    assert list(make_task({"captioning": {"weight": 0}}).losses.trained()) == ["captioning"]
 
 
 def test_a_frozen_part_stays_as_it_was(tmp_path: Path) -> None:

@@ -85,6 +85,11 @@ class WeightedLosses(nn.ModuleDict):
         image, text = (normalize(torch.randn(rows, width, generator=generator), dim=1) for _ in range(2))
         return TeacherEmbeddings(image, text, scale=10.0)
 
+    def trained(self) -> WeightedLosses:
+        """The losses of a weight above 0, or all if there is none; it shares their parameters."""
+        kept = {name: loss for name, loss in self.named().items() if self.weights[name] > 0} or self.named()
+        return WeightedLosses(kept, {name: self.weights[name] for name in kept})
+
     def forward(
         self,
         output: VisionLanguageOutput,

@@ -186,15 +186,17 @@ class SelfCritic:
     captioner: Captioner
     rewards: CaptionRewards
 
-    def losses(self, batch: Batch, task: Any) -> dict[str, Tensor]:
-        """Each loss, unweighted, {name: float ()}: of sampled captions, and of the batch's own."""
-        of_samples, of_data = split_losses(task.losses)
+    def losses(self, batch: Batch, task: Any, losses: WeightedLosses) -> dict[str, Tensor]:
+        """Each of `losses`, unweighted, {name: float ()}: of sampled captions, and of the batch's own."""
+        of_samples, of_data = split_losses(losses)
+        if not of_samples:  # its weight is 0
+            return task.compute_losses(batch, of_data)[1]
         sampled = self(batch, task)
         _, parts = task.compute_losses(sampled, of_samples)
         if of_data:
             batch = replace(batch, images=sampled.images, encoded=sampled.encoded)
             parts |= task.compute_losses(batch, of_data)[1]
-        return {name: parts[name] for name in task.losses}
+        return {name: parts[name] for name in losses}
 
     def __call__(self, batch: Batch, module: lightning.LightningModule) -> Batch:
         """The batch with `loss.samples` sampled captions of each image in place of its captions.
