@@ -92,6 +92,10 @@ def test_without_gradients_and_when_compiled_it_is_a_plain_convolution() -> None
     assert type(layer(x).grad_fn).__name__ == "_DepthwiseBackward"
     with torch.no_grad():
         assert layer(x).grad_fn is None
+    with torch.autograd.profiler.profile() as profile:
+        layer.requires_grad_(False)(x)
+        layer.requires_grad_(True)
+    assert "_Depthwise" not in {event.name for event in profile.function_events}
     graph = torch.export.export(layer, (x,)).graph
     assert any("conv2d" in str(node.target) for node in graph.nodes)
 

@@ -25,8 +25,9 @@ class DepthwiseConv2d(nn.Conv2d):
     def forward(self, input: Tensor) -> Tensor:
         autocast = torch.is_autocast_enabled("cpu")
         dtype = torch.get_autocast_dtype("cpu") if autocast else input.dtype
-        learning = torch.is_grad_enabled() and not torch.compiler.is_compiling()
-        if not learning or input.device.type != "cpu" or dtype != torch.bfloat16:
+        learning = torch.is_grad_enabled() and (input.requires_grad or self.weight.requires_grad)
+        plain = torch.compiler.is_compiling() or input.device.type != "cpu" or dtype != torch.bfloat16
+        if plain or not learning:
             return super().forward(input)
         weight, bias = self.weight.to(dtype), None if self.bias is None else self.bias.to(dtype)
         output: Tensor = _Depthwise.apply(input.to(dtype), weight, self.stride, self.padding)
