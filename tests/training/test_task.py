@@ -10,13 +10,16 @@ import lightning
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint, WeightAveraging
+from lightning.pytorch.loggers import CSVLogger
 
 import velm
 from velm.checkpoint import read_checkpoint
 from velm.errors import ConfigError
 from velm.outputs import Batch
+from velm.training.balancing.watch import GradientWatch
 from velm.training.config import OptimizerConfig, ValidationConfig
 from velm.training.data import VisionLanguageData
+from velm.training.monitor.alarms import Alarms
 from velm.training.task import VisionLanguageTask
 
 JOINT: dict[str, Any] = {"contrastive": {"weight": 0.5}, "captioning": {"weight": 2.0}}
@@ -135,7 +138,8 @@ def test_a_loss_of_weight_0_is_validated_and_not_trained(tmp_path: Path, monkeyp
         task.model.text_encoder, "forward", lambda *inputs: (calls.append(task.training), encode(*inputs))[1]
     )
     before = {name: value.clone() for name, value in task.state_dict().items()}
-    trainer = make_trainer(tmp_path)
+    watching = [Alarms(tmp_path), GradientWatch()]
+    trainer = make_trainer(tmp_path, callbacks=watching, logger=CSVLogger(tmp_path), log_every_n_steps=1)
     trainer.fit(task, make_data())
     assert "val/contrastive" in trainer.callback_metrics
     assert {"train/captioning", "train/loss"} <= set(trainer.callback_metrics)

@@ -50,11 +50,11 @@ class Alarms(Callback):
         if not (due and limit and trainer.is_global_zero and _warm(trainer, pl_module)):
             return
         for name, loss in pl_module.losses.items():
-            if isinstance(loss, ContrastiveLoss):
+            value = trainer.callback_metrics.get(f"train/{name}")  # None: its weight is 0
+            if isinstance(loss, ContrastiveLoss) and value is not None:
                 known = self.readings.setdefault(name, deque(maxlen=READINGS))
-                value = float(trainer.callback_metrics[f"train/{name}"])
                 extra = batch.hard_negatives.valid.sum(1) if batch.hard_negatives and loss.hard_negatives else 0
-                known.append((value, uninformed(batch.image_ids, trainer.world_size, extra)))
+                known.append((float(value), uninformed(batch.image_ids, trainer.world_size, extra)))
                 if len(known) == READINGS:
                     self._judge_loss(trainer, name, known, limit)
 
