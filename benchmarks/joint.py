@@ -105,7 +105,7 @@ def _without(part: str, model: Mapping[str, Any]) -> list[str]:
     options = [f"--model.{part}=null"]
     scales = model["optimizer"]["lr_scale"]
     others = {name: scale for name, scale in scales.items() if name.partition(".")[0] != part}
-    if part in {name.partition(".")[0] for name in scales}:
+    if others != scales:
         options.append(f"--model.optimizer.lr_scale={json.dumps(others)}")
     if part in (model["freeze"] or ()):
         options.append(f"--model.freeze={json.dumps([name for name in model['freeze'] if name != part])}")

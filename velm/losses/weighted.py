@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -68,8 +68,10 @@ class WeightedLosses(nn.ModuleDict):
 
     def only(self, keep: Callable[[Loss], bool]) -> WeightedLosses:
         """The losses that `keep` chooses; it shares their parameters."""
-        kept = {name: loss for name, loss in self.named().items() if keep(loss)}
-        return WeightedLosses(kept, {name: self.weights[name] for name in kept})
+        return self._named([name for name, loss in self.named().items() if keep(loss)])
+
+    def _named(self, names: Sequence[str]) -> WeightedLosses:
+        return WeightedLosses({name: self[name] for name in names}, {name: self.weights[name] for name in names})
 
     def stand_in_teacher(self, rows: int, embed_dim: int) -> TeacherEmbeddings | None:
         """Random embeddings of `rows` samples in place of a teacher's, for checks and plans; None without a teacher.
@@ -87,8 +89,8 @@ class WeightedLosses(nn.ModuleDict):
 
     def trained(self) -> WeightedLosses:
         """The losses of a weight above 0, or all if there is none; it shares their parameters."""
-        kept = {name: loss for name, loss in self.named().items() if self.weights[name] > 0} or self.named()
-        return WeightedLosses(kept, {name: self.weights[name] for name in kept})
+        kept = [name for name, weight in self.weights.items() if weight > 0]
+        return self._named(kept) if 0 < len(kept) < len(self) else self
 
     def forward(
         self,
