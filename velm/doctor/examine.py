@@ -218,7 +218,9 @@ class _Examination:
         setup = setup_of(self.config, self.devices)
         rows = setup.batch * setup.gpus * data.captions_per_image
         try:
-            costs = costs_of(self.config, data.vocab_size, rows=rows, length=length, has_images=has_images)
+            costs = costs_of(
+                self.config, data.vocab_size, rows=rows, devices=self.devices, length=length, has_images=has_images
+            )
         except Exception as error:  # of any part
             message = f"A training step fails: {type(error).__name__}: {error}"
             advice = "Check that image_size, patch sizes and lengths fit together."

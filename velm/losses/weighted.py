@@ -87,9 +87,13 @@ class WeightedLosses(nn.ModuleDict):
         image, text = (normalize(torch.randn(rows, width, generator=generator), dim=1) for _ in range(2))
         return TeacherEmbeddings(image, text, scale=10.0)
 
-    def trained(self) -> WeightedLosses:
-        """The losses of a weight above 0, or all if there is none; it shares their parameters."""
-        kept = [name for name, weight in self.weights.items() if weight > 0]
+    def in_steps(self, devices: int) -> WeightedLosses:
+        """The losses that a training step computes; it shares their parameters.
+
+        Those of a weight above 0, or all if there is none; on several devices all, since each device needs a gradient
+        of every parameter.
+        """
+        kept = [name for name, weight in self.weights.items() if weight > 0 or devices > 1]
         return self._named(kept) if 0 < len(kept) < len(self) else self
 
     def forward(

@@ -17,6 +17,7 @@ from velm.planning.advice import Advice, advise
 from velm.planning.measure import PAIRS, measure, probe
 from velm.planning.step import Costs, Machine, Setup, collectives, flops, memory, seconds
 from velm.training.build import build_data, build_task
+from velm.training.task import VisionLanguageTask
 
 RESERVE = 0.1
 """Fraction of a device's memory kept for its context, scratch buffers of libraries and fragmentation."""
@@ -88,14 +89,14 @@ def make_plan(
     vocabulary = vocabulary_of(config["data"]) if vocab_size is None else vocab_size
     setup = setup_of(config, gpus)
     rows = setup.batch * config["data"]["captions_per_image"] * gpus
-    costs = costs_of(config, vocabulary, rows=rows)
+    costs = costs_of(config, vocabulary, rows=rows, devices=gpus)
 
     def checkpointed() -> Costs | None:
         if config["model"]["checkpoint_blocks"]:
             return None
         model = {**config["model"], "checkpoint_blocks": True}
         try:
-            return costs_of({**config, "model": model}, vocabulary, rows=rows)
+            return costs_of({**config, "model": model}, vocabulary, rows=rows, devices=gpus)
         except ConfigError:  # the model has no blocks
             return None
 
@@ -114,17 +115,17 @@ def setup_of(config: Mapping[str, Any], gpus: int) -> Setup:
     return Setup(
         gpus=gpus,
         batch=batch,
-        micro_batch=None if micro_batch is None else math.ceil(micro_batch / _rows(config)),
+        micro_batch=None if micro_batch is None else math.ceil(micro_batch / _rows(config, gpus)),
         sharded=trainer["strategy"] == "fsdp2",
         workers=data["num_workers"],
         precision=str(trainer["precision"] or "32-true"),
     )
 
 
-def _rows(config: Mapping[str, Any]) -> int:
+def _rows(config: Mapping[str, Any], devices: int) -> int:
     """Texts of a sample."""
-    losses = build_losses(config["model"]["losses"] or {}).named().values()
-    sampled = [loss.samples for loss in losses if isinstance(loss, SelfCriticalLoss)]
+    losses = build_losses(config["model"]["losses"] or {}).in_steps(devices)
+    sampled = [loss.samples for loss in losses.values() if isinstance(loss, SelfCriticalLoss)]
     return int(sampled[0] if sampled else config["data"]["captions_per_image"])
 
 
@@ -133,6 +134,7 @@ def costs_of(
     vocab_size: int,
     *,
     rows: int = PAIRS,
+    devices: int = 1,
     length: int | None = None,
     has_images: bool = True,
 ) -> Costs:
@@ -142,6 +144,7 @@ def costs_of(
         config: of `velm.training.run.parse_fit`.
         vocab_size: V.
         rows: as of `measure`.
+        devices: one does not compute losses of weight 0.
         length: tokens per text, bos and eos included; None: `data.max_length`.
 
     Raises:
@@ -151,8 +154,14 @@ def costs_of(
     model, data = config["model"], config["data"]
     tokenizer: Tokenizer = ByteTokenizer()
     has_target = model["decoder"] is not None and "text" in (model["memory"] or ())
+
+    def build() -> VisionLanguageTask:
+        task = build_task({**model, "compile": False}, vocab_size=vocab_size, pad_id=tokenizer.pad_id)
+        task.losses = task.losses.in_steps(devices)
+        return task
+
     return measure(
-        lambda: build_task({**model, "compile": False}, vocab_size=vocab_size, pad_id=tokenizer.pad_id),
+        build,
         lambda samples: probe(
             samples, tokenizer=tokenizer, length=length or data["max_length"],
             image_size=data["image_size"] if has_images else None,

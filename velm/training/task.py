@@ -228,7 +228,7 @@ class VisionLanguageTask(EvaluationSteps):
         seed_step(self.current_epoch, batch_index, self.global_rank)
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
-        losses = self._step_losses()
+        losses = self.losses.in_steps(self.trainer.world_size)
         parts = (
             self.compute_losses(batch, losses)[1] if self.critic is None else self.critic.losses(batch, self, losses)
         )
@@ -240,11 +240,6 @@ class VisionLanguageTask(EvaluationSteps):
             scalars = {f"train/{name}": value for name, value in loss.logged().items()}  # type: ignore[operator]
             self.log_dict(scalars, batch_size=len(batch))
         return total
-
-    def _step_losses(self) -> WeightedLosses:
-        """The losses that a step computes: not those of weight 0, except on several devices, each of which needs a
-        gradient of every parameter."""
-        return self.losses if self.trainer.world_size > 1 else self.losses.trained()
 
     def compute_losses(self, batch: Batch, some: WeightedLosses | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         """The weighted sum of `some` losses or all over all ranks, float (), and each unweighted, {name: float ()}."""
