@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -31,7 +32,7 @@ def table(folders: Sequence[Path], base: Sequence[Path], metrics: Sequence[str])
     """Markdown: of each metric that all evaluations have its mean, interval and values; with `base`, of the gain.
 
     Raises:
-        SystemExit: `base` has not as many folders, or two evaluations of a seed cannot be paired.
+        SystemExit: `base` has not as many folders, or no metric can be paired; what cannot is said on stderr.
         ComparisonError: an evaluation cannot be read.
     """
     if base and len(base) != len(folders):
@@ -39,16 +40,18 @@ def table(folders: Sequence[Path], base: Sequence[Path], metrics: Sequence[str])
     firsts = base or folders
     pairs = [paired_draws(first, second) for first, second in zip(firsts, folders, strict=True)]
     draws = [drawn for drawn, _ in pairs]
-    if notes := [f"{folder}: {note}" for folder, (_, found) in zip(folders, pairs, strict=True) for note in found]:
-        raise SystemExit("\n".join(notes))
+    notes = [f"{folder}: {note}" for folder, (_, found) in zip(folders, pairs, strict=True) for note in found]
     values = [(_metrics(first), _metrics(second)) for first, second in zip(firsts, folders, strict=True)]
     head = "| metric | base | mean | gain | 95% interval | of each seed |" if base else (
         "| metric | mean | 95% interval | of each seed |"
     )  # fmt: skip
     lines = [head, "| --- " * head.count(" |") + "|"]
-    for name in metrics:
-        if not all(name in each for pair in (*draws, *values) for each in pair):
-            continue
+    shared = [name for name in metrics if all(name in each for pair in (*draws, *values) for each in pair)]
+    if not shared:
+        raise SystemExit("\n".join([*notes, "The evaluations share none of the metrics: choose others by --metrics."]))
+    for note in notes:
+        print(note, file=sys.stderr)
+    for name in shared:
         before, after = (np.array([pair[index][name] for pair in values]) for index in (0, 1))
         low, high = interval([pair[1][name] - (pair[0][name] if base else 0) for pair in draws])
         if base:

@@ -52,3 +52,14 @@ def test_what_cannot_be_paired_is_refused(tmp_path: Path) -> None:
         seeds.table([first], [first, second], seeds.METRICS)
     with pytest.raises(SystemExit, match=r"Their ranks.jsonl are of other images or texts"):
         seeds.table([second], [first], seeds.METRICS)
+
+
+def test_captions_are_paired_where_one_model_has_no_alignment(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    alone, joint = write(tmp_path / "0", "a red circle"), write(tmp_path / "1", "a blue circle")
+    (alone / "ranks.jsonl").unlink()
+    text = seeds.table([joint], [alone], ["image_to_text/recall@1", "caption/exact_match"])
+    assert row(text, "caption/exact_match")[3] == "+1.000"
+    assert len(text.splitlines()) == 3
+    assert capsys.readouterr().err == f"{joint}: Only one has ranks.jsonl.\n"

@@ -33,7 +33,7 @@ __all__ = [
     "unique_pictures",
 ]
 
-CACHED_ROWS = 64
+CACHED_ROWS = 32
 """Rows of scores that are compared at a time, so that they stay in the cache for all three counts."""
 
 
