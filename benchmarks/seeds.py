@@ -32,7 +32,7 @@ def table(folders: Sequence[Path], base: Sequence[Path], metrics: Sequence[str])
     """Markdown: of each metric that all evaluations have its mean, interval and values; with `base`, of the gain.
 
     Raises:
-        SystemExit: `base` has not as many folders, or no metric can be paired; what cannot is said on stderr.
+        SystemExit: `base` has not as many folders, a metric of all evaluations cannot be paired, or they share none.
         ComparisonError: an evaluation cannot be read.
     """
     if base and len(base) != len(folders):
@@ -46,9 +46,12 @@ def table(folders: Sequence[Path], base: Sequence[Path], metrics: Sequence[str])
         "| metric | mean | 95% interval | of each seed |"
     )  # fmt: skip
     lines = [head, "| --- " * head.count(" |") + "|"]
-    shared = [name for name in metrics if all(name in each for pair in (*draws, *values) for each in pair)]
+    given = [name for name in metrics if all(name in each for pair in values for each in pair)]
+    shared = [name for name in given if all(name in each for pair in draws for each in pair)]
+    if notes and shared != given:
+        raise SystemExit("\n".join(notes))
     if not shared:
-        raise SystemExit("\n".join([*notes, "The evaluations share none of the metrics: choose others by --metrics."]))
+        raise SystemExit("The evaluations share none of the metrics: choose others by --metrics.")
     for note in notes:
         print(note, file=sys.stderr)
     for name in shared:

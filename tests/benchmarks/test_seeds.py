@@ -14,9 +14,9 @@ from velm.report.results import write_results
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
-def write(folder: Path, caption: str, images: int = 12) -> Path:
+def write(folder: Path, caption: str, images: int = 12, *, aligned: bool = True) -> Path:
     records = noise_records(images)
-    evaluation = make_evaluation(records, caption=caption, aligned=True, writes=True)
+    evaluation = make_evaluation(records, caption=caption, aligned=aligned, writes=True)
     write_results(folder, replace(evaluation, records=records), [])
     return folder
 
@@ -57,9 +57,13 @@ def test_what_cannot_be_paired_is_refused(tmp_path: Path) -> None:
 def test_captions_are_paired_where_one_model_has_no_alignment(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    alone, joint = write(tmp_path / "0", "a red circle"), write(tmp_path / "1", "a blue circle")
-    (alone / "ranks.jsonl").unlink()
+    alone, joint = write(tmp_path / "0", "a red circle", aligned=False), write(tmp_path / "1", "a blue circle")
     text = seeds.table([joint], [alone], ["image_to_text/recall@1", "caption/exact_match"])
     assert row(text, "caption/exact_match")[3] == "+1.000"
     assert len(text.splitlines()) == 3
     assert capsys.readouterr().err == f"{joint}: Only one has ranks.jsonl.\n"
+    with pytest.raises(SystemExit, match="share none of the metrics: choose others by --metrics"):
+        seeds.table([joint], [alone], ["image_to_text/recall@1"])
+    (joint / "ranks.jsonl").unlink()
+    with pytest.raises(SystemExit, match=r"Only one has ranks.jsonl"):
+        seeds.table([write(tmp_path / "2", "a blue circle")], [joint], ["image_to_text/recall@1"])
