@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from velm.planning.plan import costs_of
+from velm.planning.plan import costs_of, setup_of
 from velm.planning.step import Costs
 from velm.training.run import parse_fit
 
 
 def costs(losses: str, devices: int) -> Costs:
     config = parse_fit(["--config", "configs/quickstart.yaml", f"--model.losses={losses}"])
-    return costs_of(config, 60, rows=8, devices=devices)
+    return costs_of(config, 60, setup_of(config, devices))
 
 
 def test_a_loss_of_weight_0_costs_one_device_nothing() -> None:

@@ -216,11 +216,8 @@ class _Examination:
         length = min(data.max_length, max(3, int(np.quantile(lengths, 0.99))))
         has_images = data.records("train")[0].image is not None
         setup = setup_of(self.config, self.devices)
-        rows = setup.batch * setup.gpus * data.captions_per_image
         try:
-            costs = costs_of(
-                self.config, data.vocab_size, rows=rows, devices=self.devices, length=length, has_images=has_images
-            )
+            costs = costs_of(self.config, data.vocab_size, setup, length=length, has_images=has_images)
         except Exception as error:  # of any part
             message = f"A training step fails: {type(error).__name__}: {error}"
             advice = "Check that image_size, patch sizes and lengths fit together."

@@ -14,7 +14,7 @@ from velm.errors import ConfigError, DataError
 from velm.losses.self_critical import SelfCriticalLoss
 from velm.losses.weighted import build_losses
 from velm.planning.advice import Advice, advise
-from velm.planning.measure import PAIRS, measure, probe
+from velm.planning.measure import measure, probe
 from velm.planning.step import Costs, Machine, Setup, collectives, flops, memory, seconds
 from velm.training.build import build_data, build_task
 from velm.training.task import VisionLanguageTask
@@ -88,15 +88,14 @@ def make_plan(
     """
     vocabulary = vocabulary_of(config["data"]) if vocab_size is None else vocab_size
     setup = setup_of(config, gpus)
-    rows = setup.batch * config["data"]["captions_per_image"] * gpus
-    costs = costs_of(config, vocabulary, rows=rows, devices=gpus)
+    costs = costs_of(config, vocabulary, setup)
 
     def checkpointed() -> Costs | None:
         if config["model"]["checkpoint_blocks"]:
             return None
         model = {**config["model"], "checkpoint_blocks": True}
         try:
-            return costs_of({**config, "model": model}, vocabulary, rows=rows, devices=gpus)
+            return costs_of({**config, "model": model}, vocabulary, setup)
         except ConfigError:  # the model has no blocks
             return None
 
@@ -132,9 +131,8 @@ def _rows(config: Mapping[str, Any], devices: int) -> int:
 def costs_of(
     config: Mapping[str, Any],
     vocab_size: int,
+    setup: Setup,
     *,
-    rows: int = PAIRS,
-    devices: int = 1,
     length: int | None = None,
     has_images: bool = True,
 ) -> Costs:
@@ -143,8 +141,8 @@ def costs_of(
     Args:
         config: of `velm.training.run.parse_fit`.
         vocab_size: V.
-        rows: as of `measure`.
-        devices: one does not compute losses of weight 0.
+        setup: of the config; the costs of the alignment losses are exact at its batch, and one device does not compute
+            losses of weight 0.
         length: tokens per text, bos and eos included; None: `data.max_length`.
 
     Raises:
@@ -157,7 +155,7 @@ def costs_of(
 
     def build() -> VisionLanguageTask:
         task = build_task({**model, "compile": False}, vocab_size=vocab_size, pad_id=tokenizer.pad_id)
-        task.losses = task.losses.in_steps(devices)
+        task.losses = task.losses.in_steps(setup.gpus)
         return task
 
     return measure(
@@ -167,7 +165,7 @@ def costs_of(
             image_size=data["image_size"] if has_images else None,
             per_image=data["captions_per_image"], has_target=has_target, has_prompt=data.get("template") is not None,
         ),
-        str(config["trainer"]["precision"] or "32-true"), rows,
+        setup.precision, setup.batch * data["captions_per_image"] * setup.gpus,
     )  # fmt: skip
 
 
